@@ -1,0 +1,9 @@
+"""The one error that a user is meant to read.
+
+It says what was found, what was wanted and what to do. The command line prints it without a traceback
+and exits with 2; in Python it is an ordinary ValueError.
+"""
+
+
+class UserError(ValueError):
+    """The user's input is wrong (a file, a key, a value); the message carries the remedy."""

@@ -1,0 +1,26 @@
+"""Fixtures that every room's tests may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data sets and golden files beside the project; absent on a user's machine."""
+    folder = Path(os.environ.get("ESPALIER_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("the real data sets (a folder `shared` beside the project) are not on this machine")
+    return folder

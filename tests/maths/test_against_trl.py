@@ -1,0 +1,226 @@
+"""The same tensors through TRL's own trainers give the same numbers.
+
+TRL's losses are methods of its trainers. They are called here unbound, on a stand-in that carries only the settings
+which the method reads and on a "model" that returns the log-probabilities that we chose.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+from torch import Tensor
+
+from espalier.maths import advantages as adv
+from espalier.maths import losses
+from espalier.maths.metrics import clip_fraction
+from espalier.maths.reduce import masked_mean, masked_sum
+
+pytest.importorskip("trl", reason="TRL is not installed; the test extra brings it")
+
+P, T = 5, 7
+
+
+def stand_in(**settings: Any) -> MagicMock:
+    """Enough of a trainer: one process, metrics thrown away, and the settings given."""
+    trainer = MagicMock()
+    trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+    trainer._total_train_tokens, trainer._tp_size = 0, 1
+    trainer.aux_loss_enabled = False
+    trainer.model.training = True
+    trainer.accelerator.device = torch.device("cpu")
+    trainer.accelerator.num_processes, trainer.accelerator.process_index = 1, 0
+    for name in ("gather", "gather_for_metrics"):
+        setattr(trainer.accelerator, name, lambda x: x)
+    trainer.accelerator.reduce = lambda x, reduction: x
+    for name, value in settings.items():
+        setattr(trainer, name, value)
+    return trainer
+
+
+@pytest.fixture
+def pairs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(token log-probabilities of policy and reference (2P, T), mask (2P, T), its float); P chosen, then P rejected."""
+    mask = torch.arange(T) < torch.randint(1, T + 1, (2 * P, 1))
+    policy, reference = (-torch.rand(2 * P, T) * 3 for _ in range(2))
+    return policy * mask, reference * mask, mask, mask.long()
+
+
+def trl_dpo(
+    pairs: tuple[Tensor, Tensor, Tensor, Tensor], kind: str, beta: float, smoothing: float = 0.0
+) -> Tensor:
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    policy, reference, _, mask = pairs
+    trainer = stand_in(
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=[kind],
+        loss_weights=[1.0],
+        beta=beta,
+        label_smoothing=smoothing,
+        use_weighting=False,
+    )
+    blank = torch.zeros_like(policy)
+    outputs = SimpleNamespace(log_probs=policy, entropy=blank, mean_logits=blank, is_top1=blank.bool())
+    # One prompt token before the completion: TRL shifts the mask by one.
+    completion_mask = torch.cat([torch.zeros(len(mask), 1, dtype=torch.long), mask], 1)
+    ref_chosen, ref_rejected = reference.sum(1).chunk(2)
+    inputs = {
+        "input_ids": torch.zeros_like(completion_mask),
+        "attention_mask": torch.ones_like(completion_mask),
+        "completion_mask": completion_mask,
+        "ref_chosen_logps": ref_chosen,
+        "ref_rejected_logps": ref_rejected,
+    }
+    return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "hinge", "ipo"])
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+def test_dpo_and_its_relatives(pairs: tuple[Tensor, Tensor, Tensor, Tensor], kind: str, beta: float) -> None:
+    policy, reference, mask, _ = pairs
+    reduce = masked_mean if kind == "ipo" else masked_sum
+    four = [*reduce(policy, mask, 1).chunk(2), *reduce(reference, mask, 1).chunk(2)]
+    ours = {"sigmoid": losses.dpo, "hinge": losses.hinge, "ipo": losses.ipo}[kind]
+    torch.testing.assert_close(ours(*four, beta).mean(), trl_dpo(pairs, kind, beta))
+
+
+def test_label_smoothing(pairs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """TRL smooths labels in "aot" only, whose sorted margins are plain DPO's when there is a single pair."""
+    single = tuple(x[[0, P]] for x in pairs)
+    policy, reference, mask, _ = single
+    four = [*masked_sum(policy, mask, 1).chunk(2), *masked_sum(reference, mask, 1).chunk(2)]
+    ours = losses.dpo(*four, beta=0.3, label_smoothing=0.2)
+    torch.testing.assert_close(ours.mean(), trl_dpo(single, "aot", 0.3, 0.2))  # type: ignore[arg-type]
+
+
+def test_reward_model_loss() -> None:
+    from trl.trainer.reward_trainer import RewardTrainer
+
+    scores = torch.randn(2 * P, 1) * 3
+    trainer = stand_in(args=SimpleNamespace(center_rewards_coefficient=None))
+    inputs = {"attention_mask": torch.ones(2 * P, T)}
+    theirs = RewardTrainer.compute_loss(trainer, lambda **_: SimpleNamespace(logits=scores), inputs)
+    chosen, rejected = scores.squeeze(1).chunk(2)
+    torch.testing.assert_close(losses.pairwise_log_sig(chosen, rejected).mean(), theirs)
+    torch.testing.assert_close(losses.pairwise_log_exp(chosen, rejected).mean(), theirs)
+    assert trainer._metrics["train"]["accuracy"] == [pytest.approx((chosen > rejected).float().mean().item())]
+
+
+def grpo_stand_in(**settings: Any) -> MagicMock:
+    defaults = {
+        "top_entropy_quantile": 1.0,
+        "off_policy_mask_threshold": None,
+        "importance_sampling_level": "token",
+        "use_vllm": False,
+        "current_gradient_accumulation_steps": 1,
+        "max_completion_length": T,
+        "_entropy_bonus_enabled": False,
+    }
+    trainer = stand_in(**{**defaults, **settings})
+    trainer.args.delta = None
+    trainer.args.use_bias_correction_kl = False
+    trainer.args.steps_per_generation = 1
+    return trainer
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo"])
+def test_grpo_loss_with_its_kl(kind: str) -> None:
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    mask = torch.arange(T) < torch.randint(1, T + 1, (P, 1))
+    logprobs, old, reference = (-torch.rand(P, T) for _ in range(3))
+    advantages = torch.randn(P)
+    trainer = grpo_stand_in(loss_type=kind, beta=0.04, epsilon_low=0.2, epsilon_high=0.28)
+    trainer._get_per_token_logps_and_entropies.return_value = (logprobs, torch.zeros(P, T), None)
+    ids = torch.zeros(P, T, dtype=torch.long)
+    inputs = {
+        "prompt_ids": ids[:, :1],
+        "prompt_mask": ids[:, :1] + 1,
+        "completion_ids": ids,
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_per_token_logps": old,
+        "ref_per_token_logps": reference,
+        "num_items_in_batch": mask.sum(),
+    }
+    theirs = GRPOTrainer._compute_loss(trainer, MagicMock(), inputs)
+
+    per_token = losses.clipped_policy(logprobs, old, advantages[:, None], 0.2, 0.28)
+    per_token = per_token + 0.04 * adv.kl_k3(logprobs, reference)
+    ours = {
+        "grpo": masked_mean(per_token, mask, 1).mean(),
+        "dapo": masked_mean(per_token, mask),
+        "dr_grpo": masked_sum(per_token, mask) / (P * T),
+    }[kind]
+    torch.testing.assert_close(ours, theirs)
+    logged = trainer._metrics["train"]
+    clipped = masked_mean(clip_fraction(logprobs, old, advantages[:, None], 0.2, 0.28), mask)
+    assert logged["clip_ratio/region_mean"] == [pytest.approx(clipped.item())]
+    assert logged["kl"] == [pytest.approx(masked_mean(adv.kl_k3(logprobs, reference), mask).item())]
+
+
+def trl_group_advantages(
+    trainer_class: Any, scores: Tensor, group: int, generated: tuple[Any, ...], **settings: Any
+) -> Tensor:
+    """Runs TRL's whole scoring of a rollout with generation and rewards replaced by what we chose."""
+    n = len(scores)
+    trainer = stand_in(
+        environment_factories=None,
+        environments=None,
+        tools=None,
+        num_generations=group,
+        num_generations_eval=group,
+        reward_funcs=[None],
+        reward_func_names=["r"],
+        reward_weights=torch.ones(1),
+        multi_objective_aggregation="sum_then_normalize",
+        mask_truncated_completions=False,
+        pad_to_multiple_of=None,
+        use_vllm=False,
+        beta=0.0,
+        reward_clip_range=None,
+        _is_vlm=False,
+        _pending_extra_logs={},
+        _pending_metrics={},
+        _logs=defaultdict(list, {"rewards": defaultdict(list), "extra": defaultdict(list)}),
+        **settings,
+    )
+    trainer._tokenizer.pad_token_id = 0
+    trainer.args.per_device_train_batch_size = n
+    trainer.args.gradient_accumulation_steps = 1
+    trainer.args.generate_every = trainer.args.steps_per_generation = 1
+    trainer._get_per_token_logps_and_entropies.return_value = (torch.zeros(n, 1), None, None)
+    trainer._generate.return_value = generated
+    trainer._calculate_rewards.return_value = scores[:, None]
+    inputs = [{"prompt": "p"} for _ in range(n)]
+    return trainer_class._generate_and_score_completions(trainer, inputs)["advantages"]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
+def test_group_advantages(kind: str) -> None:
+    from trl.trainer.grpo_trainer import GRPOTrainer
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    scores, tree_id = torch.randn(12), torch.arange(3).repeat_interleave(4)
+    scores[4:8] = 1.0  # a group in which all answers are worth the same
+    prompts, completions, texts = [[1]] * 12, [[2]] * 12, ["x"] * 12
+    if kind == "rloo":
+        generated = (prompts, completions, texts)
+        theirs = trl_group_advantages(RLOOTrainer, scores, 4, generated, normalize_advantages=False)
+    else:
+        long = (prompts, completions, None, texts, None, {}, None, None)
+        scale = "group" if kind == "grpo" else "none"
+        theirs = trl_group_advantages(GRPOTrainer, scores, 4, long, scale_rewards=scale)
+    ours = {
+        "grpo": adv.group_advantages,
+        "dr_grpo": adv.dr_grpo_advantages,
+        "rloo": adv.rloo_advantages,
+    }[kind]
+    torch.testing.assert_close(ours(scores, tree_id), theirs)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+
+from espalier.maths import metrics
+
+
+def test_mean_and_its_error_against_python_statistics() -> None:
+    numbers = torch.randn(50, dtype=torch.float64).tolist()
+    value, stderr, n = metrics.mean_with_stderr(numbers)
+    assert value == pytest.approx(statistics.mean(numbers))
+    assert stderr == pytest.approx(statistics.stdev(numbers) / math.sqrt(50))
+    assert n == 50
+
+
+def test_one_number_has_no_error_bar() -> None:
+    assert metrics.mean_with_stderr([3.0]) == (3.0, None, 1)
+    with pytest.raises(AssertionError):
+        metrics.mean_with_stderr([])
+
+
+def test_accuracy_has_the_binomial_error() -> None:
+    estimate = metrics.accuracy(torch.tensor([True] * 30 + [False] * 10))
+    assert estimate.value == 0.75
+    assert estimate.stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 39))
+
+
+def test_a_tie_is_not_a_right_answer() -> None:
+    assert metrics.pair_accuracy(torch.zeros(8), torch.zeros(8)).value == 0
+    assert metrics.pair_margin(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])).value == 0.5
+
+
+def test_perplexity_and_bits_of_a_uniform_model() -> None:
+    nll = 7 * math.log(256)
+    assert metrics.perplexity(nll, 7) == pytest.approx(256)
+    assert metrics.bits_per_byte(nll, 7) == pytest.approx(8)
+    assert metrics.perplexity(1e9, 1) == math.inf
+
+
+def test_clip_fraction_counts_exactly_the_tokens_whose_gradient_is_stopped() -> None:
+    from espalier.maths.losses import clipped_policy
+
+    logprobs = torch.randn(8, 9, dtype=torch.float64, requires_grad=True)
+    advantages = torch.randn(8, 9, dtype=torch.float64)
+    old = torch.zeros(8, 9, dtype=torch.float64)
+    clipped_policy(logprobs, old, advantages, 0.1, 0.3).sum().backward()
+    assert logprobs.grad is not None
+    fraction = metrics.clip_fraction(logprobs.detach(), old, advantages, 0.1, 0.3)
+    assert torch.equal(fraction, (logprobs.grad == 0).double())
+    assert 0 < fraction.mean() < 1
+
+
+def test_explained_variance_of_perfect_constant_and_harmful_critics() -> None:
+    returns, mask = torch.randn(3, 5), torch.arange(5) < torch.tensor([[5], [2], [4]])
+    dirty = torch.where(mask, returns, float("nan"))
+    assert metrics.explained_variance(dirty, returns, mask).item() == 1
+    assert metrics.explained_variance(torch.ones(3, 5), returns, mask).item() == pytest.approx(0, abs=1e-6)
+    assert metrics.explained_variance(-returns, returns, mask).item() == pytest.approx(-3, abs=1e-5)
+    assert metrics.explained_variance(returns, torch.ones(3, 5), mask).item() == 0
+
+
+def test_pairing_takes_the_difficulty_of_questions_out_of_the_error() -> None:
+    difficulty = torch.randn(400, dtype=torch.float64) * 10
+    noise = torch.randn(400, dtype=torch.float64)
+    difference = metrics.paired_difference(difficulty, difficulty + 0.5 + noise)
+    assert difference.value == pytest.approx(0.5 + noise.mean().item())
+    assert difference.stderr == pytest.approx(noise.std().item() / 20)
+    assert difference.high - difference.value == pytest.approx(1.959964 * difference.stderr, rel=1e-6)
+    assert difference.value - difference.low == pytest.approx(difference.high - difference.value)
+    assert difference.n == 400
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "same"),
+    [
+        ("答案是7。", "答案是７", True),
+        ("The  answer is 7.\n", "the answer is 7", True),
+        ("答案 是 7", "答案是 7", True),
+        ("Ｔｕｅｓｄａｙ", "tuesday", True),
+        ("“蓝色”", "蓝色", True),
+        ("17", "7", False),
+        ("-7", "7", False),
+        ("3.5", "35", False),
+        (".5", "5", False),
+        ("", "7", False),
+    ],
+)
+def test_exact_match(prediction: str, reference: str, same: bool) -> None:
+    assert metrics.exact_match(prediction, ["no", reference]) is same

@@ -1,0 +1,127 @@
+"""Tree attention for Hugging Face models: one attention implementation and the mask that goes with it.
+
+A model runs under the implementation named `NAME`. It takes tree attention when the attention mask is a
+tree's *token*: a (1, 1, T, T) tensor of zeros that is one number in memory, which every architecture
+hands down to its attention layers untouched. Everything else (padded rows, sampling with a cache) takes
+transformers' own SDPA with transformers' own masks. Nothing of the mask itself is ever made.
+
+The pieces of the row are kept in a slot of this module until the next tree is announced, not in a
+context: gradient checkpointing runs the layers once more in the backward, when a context is long closed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from espalier.trees.batch import Batch
+from espalier.trees.mask import additive_mask, block_mask
+from espalier.trees.segments import Piece, plan, tree_attention
+
+NAME = "espalier"
+
+Method = Literal["pieces", "blocks", "dense", "padded"]
+"""How a model is told about a tree: attention in pieces (CPU), a FlexAttention block mask (GPU), a float
+mask over the whole row (any device), or not at all."""
+
+
+@dataclass
+class _Announced:
+    """The row that the next layers work on."""
+
+    pieces: list[Piece]
+    blocks: Any
+    length: int
+
+
+_announced = _Announced([], None, 0)
+_flex: Any = None
+
+
+def attention_mask(batch: Batch, method: Method, dtype: torch.dtype, windows: dict[str, int | None]) -> Any:
+    """What to hand to the model as its attention mask for a batch in the tree layout.
+
+    Args:
+        batch: R = 1.
+        method: how this model takes trees; not "padded".
+        dtype: of the model's activations.
+        windows: sliding window by layer type (None = full attention); ``{"": None}`` for a model with one
+            kind of layer.
+
+    Returns:
+        A (1, 1, T, T) tensor, or one by layer type where the layers differ.
+    """
+    longest = int(batch.position_ids.max()) + 1
+    active = {name: w if w is not None and w < longest else None for name, w in windows.items()}
+    if method == "dense" or any(window is not None for window in active.values()):
+        masks = {
+            name: additive_mask(batch.subtree_end, batch.position_ids, dtype, window)
+            for name, window in active.items()
+        }
+        return masks[""] if "" in masks else masks
+    length = batch.input_ids.shape[1]
+    if method == "blocks":
+        _announced.blocks, _announced.pieces = block_mask(batch.subtree_end, batch.position_ids), []
+    else:
+        _announced.pieces, _announced.blocks = plan(batch.subtree_end[0]), None
+    _announced.length = length
+    return torch.zeros((1, 1, 1, 1), dtype=dtype, device=batch.input_ids.device).expand(1, 1, length, length)
+
+
+def _is_token(mask: Tensor | None) -> bool:
+    return (
+        isinstance(mask, Tensor)
+        and mask.dim() == 4
+        and mask.shape[-1] == _announced.length > 1
+        and mask.stride()[-2:] == (0, 0)
+    )
+
+
+def espalier_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention implementation in transformers' convention: (1, H, T, D) in, (1, T, H, D) out."""
+    if not _is_token(attention_mask):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise NotImplementedError("tree attention in pieces has no soft-cap and no sinks")
+    if dropout:
+        raise NotImplementedError("tree attention has no dropout of attention weights; set it to 0")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if _announced.blocks is not None:
+        out = _flex_attention(query, key, value, scale)
+    else:
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        out = tree_attention(query, key, value, _announced.pieces, scale)
+    return out.transpose(1, 2), None
+
+
+def _flex_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    global _flex
+    if _flex is None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        # Uncompiled it makes the whole score matrix: right, and only of use where there is no compiler.
+        _flex = torch.compile(flex_attention, dynamic=True) if query.is_cuda else flex_attention
+    return _flex(query, key, value, block_mask=_announced.blocks, scale=scale, enable_gqa=True)
+
+
+AttentionInterface.register(NAME, espalier_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,147 @@
+"""THE forward: a Batch in, what is known about its trained tokens and branches out.
+
+R rows, T tokens a row, N trained tokens, B branches, A trained tokens of the longest branch, d hidden.
+
+The language-model head runs on the parents of trained tokens only. A hook on the head's input takes the
+hidden states there, which works for every architecture and both layouts; where the model does something
+to the logits after its head (a soft-cap, a scale), its own head is kept and fed those rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from espalier.models.attention import Method, attention_mask
+from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs
+from espalier.trees.batch import Batch
+
+
+@dataclass(frozen=True)
+class Want:
+    """What to compute; nothing else costs anything.
+
+    Attributes:
+        logprobs: of the trained tokens.
+        entropy: of the distributions that the trained tokens come from.
+        values: of the states before the trained tokens (needs a scalar head).
+        scores: of the branches, read at their leaves (needs a scalar head).
+        temperature: of logprobs and entropy.
+    """
+
+    logprobs: bool = True
+    entropy: bool = False
+    values: bool = False
+    scores: bool = False
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What was asked for, in float32: (B, A) grids with zeros where no token is, and (B,) scores."""
+
+    logprobs: Tensor | None = None
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+    scores: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the probe found out about a model.
+
+    Attributes:
+        method: how it takes trees; "padded" when it cannot.
+        plain_head: whether its logits are its head applied to the hidden states and nothing more.
+        windows: sliding windows by layer type, see `espalier.models.attention.attention_mask`.
+        reason: one line for people.
+    """
+
+    method: Method
+    plain_head: bool
+    windows: dict[str, int | None]
+    reason: str
+
+
+class TreeModel(nn.Module):
+    """A Hugging Face causal language model that takes a Batch, with an optional scalar head.
+
+    Args:
+        lm: the model, wrapped by PEFT or not.
+        traits: from `espalier.models.probe.probe`.
+        scalar_head: for values and scores.
+    """
+
+    def __init__(self, lm: nn.Module, traits: Traits, scalar_head: ScalarHead | None = None) -> None:
+        super().__init__()
+        self.lm = lm
+        self.traits = traits
+        self.scalar_head = scalar_head
+
+    def forward(self, batch: Batch, want: Want) -> Outputs:
+        """Run the model once over the batch.
+
+        Raises:
+            ValueError: values or scores are wanted from a model without a scalar head.
+        """
+        if (want.values or want.scores) and self.scalar_head is None:
+            raise ValueError("values and scores need a scalar head, and this model has none")
+        head = self.lm.get_output_embeddings()  # type: ignore[operator]
+        through_model = want.logprobs and not self.traits.plain_head
+        with _taken(head, batch.read_at if through_model else None) as taken:
+            logits = self._run(batch).logits
+        hidden = taken[0].flatten(0, -2)
+        logprobs = entropy = values = scores = None
+        if want.logprobs and len(batch.labels):
+            if through_model:
+                found = label_logprobs(logits.flatten(0, -2), batch.labels, want.temperature, want.entropy)
+            else:
+                at = hidden[batch.read_at]
+                found = chunked_logprobs(head, at, batch.labels, want.temperature, want.entropy)
+            logprobs = batch.grid(found[0])
+            entropy = None if found[1] is None else batch.grid(found[1])
+        elif want.logprobs:
+            logprobs = hidden.new_zeros(batch.shape)
+        if want.values and self.scalar_head is not None:
+            values = batch.grid(self.scalar_head(hidden[batch.read_at]))
+        if want.scores and self.scalar_head is not None:
+            scores = self.scalar_head(hidden[batch.leaf_at])
+        return Outputs(logprobs, entropy, values, scores)
+
+    def _run(self, batch: Batch) -> Any:
+        if batch.attention_mask is not None:
+            mask: Any = batch.attention_mask.long()
+        else:
+            dtype = torch.get_autocast_dtype(batch.input_ids.device.type)
+            if not torch.is_autocast_enabled(batch.input_ids.device.type):
+                dtype = next(self.lm.parameters()).dtype
+            mask = attention_mask(batch, self.traits.method, dtype, self.traits.windows)
+        return self.lm(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=mask,
+            use_cache=False,
+        )
+
+
+@contextmanager
+def _taken(head: nn.Module, read_at: Tensor | None) -> Iterator[list[Tensor]]:
+    """Take the hidden states (R, T, d) at the head's door; let in only the rows to be read, or just one."""
+    taken: list[Tensor] = []
+
+    def take(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]
+        taken.append(hidden)
+        rows = hidden.flatten(0, -2)
+        return (rows[:1][None] if read_at is None else rows[read_at][None],)
+
+    handle = head.register_forward_pre_hook(take)
+    try:
+        yield taken
+    finally:
+        handle.remove()

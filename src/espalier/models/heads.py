@@ -1,0 +1,72 @@
+"""Scalar heads (reward models, critics) and the log-probabilities of a language-model head.
+
+N rows of hidden states, d hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**27
+"""Logits that are held at once: 512 MiB in float32."""
+
+
+class ScalarHead(nn.Linear):
+    """One number from a hidden state, without bias; weights start at std 1 / (d + 1) (Stiennon et al. 2020).
+
+    Runs in float32 whatever the autocast: a margin between two rewards is small against their size.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, 1, bias=False)
+        nn.init.normal_(self.weight, std=1 / (hidden_size + 1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, d) to (N,)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), self.weight.float())[:, 0]
+
+
+def label_logprobs(
+    logits: Tensor, labels: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Logprob of each label (N,) and, on request, the entropy (N,) in nats of each distribution.
+
+    Args:
+        logits: (N, V).
+        labels: (N,) int64.
+        temperature: of the distribution that is meant, > 0; 1 is the model's own.
+        entropy: whether to compute it; it carries gradients.
+    """
+    logits = logits.float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    if not entropy:
+        return -nn.functional.cross_entropy(logits, labels, reduction="none"), None
+    logprobs = logits.log_softmax(-1)
+    return logprobs.gather(1, labels[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+
+def chunked_logprobs(
+    head: nn.Module, hidden: Tensor, labels: Tensor, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`label_logprobs` of ``head(hidden)`` without ever holding more than `CHUNK_ELEMENTS` logits.
+
+    Several chunks are computed again in the backward instead of being kept.
+    """
+
+    def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        return label_logprobs(head(hidden), labels, temperature, entropy)
+
+    weight = getattr(head, "weight", None)
+    rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[0] if isinstance(weight, Tensor) else 1))
+    if len(hidden) <= rows:
+        return part(hidden, labels)
+    parts = [
+        checkpoint(part, h, t, use_reentrant=False) if torch.is_grad_enabled() else part(h, t)
+        for h, t in zip(hidden.split(rows), labels.split(rows), strict=True)
+    ]
+    entropies = [e for _, e in parts if e is not None]
+    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if entropies else None

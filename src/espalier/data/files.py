@@ -1,0 +1,255 @@
+"""Files -> rows with their places: JSON lines, JSON, CSV, TSV, Parquet and plain text, gzipped or not.
+
+A row's place is "FILE:LINE" (for Parquet the row's number). What cannot be read as a row comes out as a
+`BadRecord` in its place, so that one broken line does not hide the others. A file that is not UTF-8 (or marked
+UTF-16) is an error with the cure: guessing an encoding would train on garbage. Meaning is given by `formats`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from espalier.data.records import BadRecord
+from espalier.errors import UserError
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".parquet", ".txt", ".txt.gz")
+
+# (place, the row or what is wrong with it, the raw text where it is a line)
+Placed = tuple[str, dict[str, Any] | BadRecord, str]
+
+_SPACE = re.compile(r"\s*")
+
+
+def is_data_file(path: Path) -> bool:
+    """Whether a folder's file is data; LLaMA-Factory's `dataset_info.json` describes data and is none."""
+    return path.name.lower().endswith(SUFFIXES) and path.name != "dataset_info.json"
+
+
+def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
+    """The rows of one file in order. `lines`: each line of a .txt file is a document (else the whole file is one).
+
+    Raises `UserError` for a file that cannot be read, is empty, has an unknown suffix or a foreign encoding.
+    """
+    if not path.name.lower().endswith(SUFFIXES):
+        raise UserError(f"{path}: unknown kind of file; wanted one of {', '.join(SUFFIXES)}")
+    name = path.name.lower().removesuffix(".gz")
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(
+                f"{path}: the file is empty; wanted at least one record; fill it or remove it from `dataset`"
+            )
+        if name.endswith(".parquet"):
+            yield from _parquet(path)
+            return
+        with _open_text(path) as stream:
+            if name.endswith(".jsonl"):
+                yield from _json_lines(path, stream)
+            elif name.endswith(".json"):
+                yield from _json(path, stream.read())
+            elif name.endswith((".csv", ".tsv")):
+                yield from _csv(path, stream, "\t" if name.endswith(".tsv") else ",")
+            elif lines:
+                yield from _text_lines(path, stream)
+            else:
+                yield f"{path}:1", {"text": stream.read()}, ""
+    except UnicodeDecodeError:
+        raise _foreign_encoding(path) from None
+    except (OSError, EOFError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); check that the file is whole and may be read"
+        ) from None
+
+
+def _open_bytes(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def _open_text(path: Path) -> TextIO:
+    # newline="\n": only a line feed ends a line; a bare CR or U+2028 inside a JSON string does not.
+    newline = "" if path.name.lower().endswith((".csv", ".tsv")) else "\n"
+    return io.TextIOWrapper(_open_bytes(path), encoding=_encoding(path), newline=newline)
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8 with or without a mark; UTF-16 by its mark, or by the NUL bytes that its Latin characters have."""
+    with _open_bytes(path) as stream:
+        head = stream.read(4)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if len(head) >= 2 and head[1] == 0:
+        return "utf-16-le"
+    if head.startswith(b"\0"):
+        return "utf-16-be"
+    return "utf-8-sig"
+
+
+def _foreign_encoding(path: Path) -> UserError:
+    """Which byte is the first bad one, what the file may be, and how to convert it."""
+    encoding = _encoding(path)
+    with _open_bytes(path) as stream:
+        data = stream.read()
+    start = 0
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        start = error.start
+    line = data.count(b"\n", 0, start) + 1
+    try:
+        data.decode("gb18030")
+        guess, cure = "; it reads as GBK / GB18030", "GB18030"
+    except UnicodeDecodeError:
+        guess, cure = "", "ITS-ENCODING"
+    return UserError(
+        f"{path}:{line}: byte {start} (0x{data[start]:02x}) is not {encoding.removesuffix('-sig').upper()}{guess}; "
+        f"wanted UTF-8: `iconv -f {cure} -t UTF-8 {path.name} > new-{path.name.removesuffix('.gz')}`"
+    )
+
+
+def _json_lines(path: Path, lines: Iterator[str] | TextIO) -> Iterator[Placed]:
+    for number, line in enumerate(lines, start=1):
+        text = line.rstrip("\r\n")
+        if not text.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            yield place, _broken(place, error, error.colno), text
+        else:
+            yield place, _object(place, row), text
+
+
+def _broken(place: str, error: json.JSONDecodeError, column: int) -> BadRecord:
+    return BadRecord(
+        place, "broken JSON", f"broken JSON at column {column} ({error.msg}); repair the line or remove it"
+    )
+
+
+def _object(place: str, row: Any) -> dict[str, Any] | BadRecord:
+    if isinstance(row, dict):
+        return row
+    return BadRecord(
+        place, "not an object", f"a bare {type(row).__name__}, wanted a JSON object with named columns"
+    )
+
+
+def _json(path: Path, text: str) -> Iterator[Placed]:
+    """A .json file: an array of objects, or JSON lines, or one object."""
+    start = _SPACE.match(text).end()  # type: ignore[union-attr]
+    if start == len(text):
+        raise UserError(f"{path}: the file holds nothing but white space; wanted a list of records")
+    if text[start] == "[":
+        yield from _json_array(path, text, start + 1)
+        return
+    first_line = text[start:].split("\n", 1)[0]
+    try:
+        json.loads(first_line)
+    except json.JSONDecodeError:
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError:
+            yield from _json_lines(path, iter(text.split("\n")))
+        else:
+            yield f"{path}:1", _object(f"{path}:1", row), ""
+    else:
+        yield from _json_lines(path, iter(text.split("\n")))
+
+
+def _json_array(path: Path, text: str, at: int) -> Iterator[Placed]:
+    """The objects of an array one by one, each with its line; what follows a break cannot be read."""
+    decoder = json.JSONDecoder()
+    line = text.count("\n", 0, at) + 1
+    counted = at
+    while True:
+        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
+        line += text.count("\n", counted, at)
+        counted = at
+        place = f"{path}:{line}"
+        if text[at : at + 1] == "]":
+            rest = _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
+            if rest != len(text):
+                yield (
+                    place,
+                    BadRecord(place, "broken JSON", "text follows behind the array's end; remove it"),
+                    "",
+                )
+            return
+        try:
+            if at == len(text):
+                raise json.JSONDecodeError("the array is not closed", text, at)
+            row, end = decoder.raw_decode(text, at)
+            after = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+            if text[after : after + 1] not in (",", "]"):
+                raise json.JSONDecodeError(
+                    "the array ends without ]" if after == len(text) else "no comma", text, after
+                )
+        except json.JSONDecodeError as error:
+            where = f"{path}:{error.lineno}"
+            reason = (
+                f"broken JSON at column {error.colno} ({error.msg}), in the record that begins at line {line}; the file "
+                "may be cut off; repair it or fetch it again; nothing behind this place was read"
+            )
+            yield where, BadRecord(where, "broken JSON", reason), text[at : at + 2000]
+            return
+        yield place, _object(place, row), ""
+        at = after + 1 if text[after] == "," else after
+
+
+def _csv(path: Path, stream: TextIO, delimiter: str) -> Iterator[Placed]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.reader(stream, delimiter=delimiter)
+    header = next(reader, None)
+    if not header:
+        raise UserError(
+            f"{path}:1: no header; the first line of a {delimiter!r}-separated file names its columns"
+        )
+    line = reader.line_num + 1
+    while True:
+        place = f"{path}:{line}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield place, BadRecord(place, "broken CSV", f"broken CSV ({error}); check its quotes"), ""
+            line = reader.line_num + 1
+            continue
+        line = reader.line_num + 1
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            reason = f"{len(cells)} cells, but the header names {len(header)} columns; put cells that contain commas in quotes"
+            yield place, BadRecord(place, "broken CSV", reason), delimiter.join(cells)
+            continue
+        yield place, dict(zip(header, cells, strict=True)), ""
+
+
+def _text_lines(path: Path, stream: TextIO) -> Iterator[Placed]:
+    for number, line in enumerate(stream, start=1):
+        text = line.rstrip("\r\n")
+        if text.strip():
+            yield f"{path}:{number}", {"text": text}, text
+
+
+def _parquet(path: Path) -> Iterator[Placed]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        number = 0
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:{number}", row, ""
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{path}: not a whole Parquet file ({error}); write or fetch it again") from None

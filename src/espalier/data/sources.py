@@ -1,0 +1,308 @@
+"""What the config calls `dataset` -> checked records: paths, globs, folders, hub ids; mixing; a validation split.
+
+Every record that does not come through is counted by its cause in `Loaded.left_out`. Bad records are all
+collected before anything is said: one error names the first ten places, how many there are, and the remedy.
+How a file is read is in `files`, what a row means in `formats`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import json
+import math
+import os
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from espalier.data.files import SUFFIXES, Placed, is_data_file, read_rows
+from espalier.data.formats import FORMATS, parse_row
+from espalier.data.records import ASSISTANT, KINDS, BadRecord, Chat, LeftOut, Prompt, Record, Text
+from espalier.errors import UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One entry of `dataset`.
+
+    >>> DatasetSpec("data/*.jsonl", format="alpaca", weight=0.5).weight
+    0.5
+    """
+
+    path: str
+    """A file, a folder (read with all that is below it), a glob, or a hub id `owner/name`."""
+    format: str | None = None
+    """One of `FORMATS`, or `lines` for a .txt file with one document a line; None: found by the columns."""
+    weight: float = 1.0
+    """How many times the source enters an epoch: 2 is twice, 0.5 a seeded half of it."""
+    split: str | None = None
+    """The split of a hub dataset; None is `train`. Files have none."""
+    columns: Mapping[str, str] | None = None
+    """A column's name here -> its name in the file, as in {"prompt": "question_text"}."""
+
+
+@dataclass
+class Loaded:
+    """Records in the order of their sources, and the account of everything else."""
+
+    records: list[Any] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Records that came in, by the spec's path (after weighing)."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many rows did not become records, by cause."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """File -> its sha256, for the run's summary."""
+
+
+def parse_specs(value: Any) -> list[DatasetSpec]:
+    """`dataset` of a config as specs: a path, or a list of paths and mappings {path, format, weight, split, columns}.
+
+    Raises `UserError` for an unknown key or a value of the wrong kind, naming the entry.
+    """
+    if isinstance(value, (str, Path, Mapping, DatasetSpec)):
+        value = [value]
+    if not isinstance(value, Sequence) or not value:
+        raise UserError(
+            f"dataset is {value!r}; wanted a path, or a list of paths or of {{path, format, weight, …}}"
+        )
+    return [_spec(entry, f"dataset, entry {number}") for number, entry in enumerate(value, start=1)]
+
+
+def _spec(entry: Any, what: str) -> DatasetSpec:
+    if isinstance(entry, DatasetSpec):
+        entry = {option.name: getattr(entry, option.name) for option in fields(DatasetSpec)}
+    if isinstance(entry, (str, Path)):
+        entry = {"path": str(entry)}
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{what} is {entry!r}; wanted a path or {{path, format, weight, split, columns}}")
+    known = [option.name for option in fields(DatasetSpec)]
+    for key in entry:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise UserError(f"{what}: unknown key {key!r}; {hint}")
+    path, form, weight, columns = (entry.get(key) for key in ("path", "format", "weight", "columns"))
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise UserError(f"{what}: `path` is {path!r}; wanted a file, a folder, a glob or a hub id")
+    if form is not None and form != "lines" and form not in FORMATS:
+        near = difflib.get_close_matches(str(form), FORMATS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"{what}: unknown format {form!r}{hint}; known are {', '.join(FORMATS)}, lines")
+    weight = 1.0 if weight is None else weight
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+        raise UserError(
+            f"{what}: `weight` is {weight!r}; wanted a number above 0 (0.5: half of it, 2: twice)"
+        )
+    if columns is not None and not (
+        isinstance(columns, Mapping)
+        and all(isinstance(name, str) for pair in columns.items() for name in pair)
+    ):
+        raise UserError(f"{what}: `columns` is {columns!r}; wanted {{name here: name in the file}}")
+    return DatasetSpec(str(path), form, float(weight), entry.get("split"), columns)
+
+
+def load_records(
+    specs: Sequence[DatasetSpec],
+    kind: str,
+    *,
+    skip_bad: bool = False,
+    rejected_path: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """All records of `specs`, of one `kind` (one of `KINDS`), in the order of the sources.
+
+    With `skip_bad`, bad records are counted and written to `rejected_path` (JSON lines: source, reason, row);
+    without it the first ten of them are the error. Raises `UserError` for those, for a source that is missing
+    or empty, and when nothing is left.
+    """
+    assert kind in KINDS, kind
+    loaded = Loaded()
+    rejected: list[tuple[BadRecord, Any]] = []
+    for spec in specs:
+        records: list[Record] = []
+        for place, row, raw in _rows(spec, loaded.hashes):
+            if isinstance(row, BadRecord):
+                outcome: Any = row
+            else:
+                form = None if spec.format == "lines" else spec.format
+                outcome = parse_row(row, place, kind, format=form, columns=spec.columns)
+            if isinstance(outcome, BadRecord):
+                rejected.append((outcome, raw if isinstance(row, BadRecord) else row))
+                loaded.left_out[f"bad record: {outcome.cause}"] += 1
+            elif isinstance(outcome, LeftOut):
+                loaded.left_out[outcome.cause] += 1
+            else:
+                records.append(outcome)
+        weighed = _weighed(records, spec, seed)
+        if spec.weight < 1:
+            loaded.left_out[f"weight {spec.weight:g} of {spec.path}"] += len(records) - len(weighed)
+        loaded.counts[spec.path] = loaded.counts.get(spec.path, 0) + len(weighed)
+        loaded.records += weighed
+    if rejected and not skip_bad:
+        raise _too_bad([bad for bad, _ in rejected], len(loaded.records))
+    if rejected and rejected_path is not None:
+        _write_rejected(Path(rejected_path), rejected)
+    if not loaded.records:
+        causes = (
+            ", ".join(f"{count} {cause}" for cause, count in loaded.left_out.items())
+            or "the sources are empty"
+        )
+        raise UserError(
+            f"no {kind} record in {', '.join(spec.path for spec in specs)} ({causes}); wanted at least one"
+        )
+    return loaded
+
+
+def _too_bad(bad: list[BadRecord], good: int) -> UserError:
+    lines = [str(record) for record in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        lines.append(f"… and {len(bad) - _SHOWN} more")
+    causes = ", ".join(
+        f"{count} {cause}" for cause, count in Counter(record.cause for record in bad).most_common()
+    )
+    lines.append(
+        f"{len(bad)} bad record{'s' if len(bad) > 1 else ''} ({causes}), {good} good; repair them, or go on without "
+        "them: --skip-bad (skip_bad: true) writes them to rejected.jsonl"
+    )
+    return UserError("\n".join(lines))
+
+
+def _write_rejected(path: Path, rejected: list[tuple[BadRecord, Any]]) -> None:
+    """Whole or not at all, so that a run that is killed leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        for bad, row in rejected:
+            line = {"source": bad.source, "cause": bad.cause, "reason": bad.reason, "row": row}
+            stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    partial.replace(path)
+
+
+def _weighed(records: list[Record], spec: DatasetSpec, seed: int) -> list[Record]:
+    """`weight` times the records: whole copies, and a seeded sample (in order) for the rest."""
+    copies, share = divmod(spec.weight, 1.0)
+    picked = random.Random(f"{seed}:{spec.path}").sample(range(len(records)), round(share * len(records)))
+    return records * int(copies) + [records[index] for index in sorted(picked)]
+
+
+def _rows(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
+    files = _files(spec)
+    if files is None:
+        yield from _hub_rows(spec)
+        return
+    for path in files:
+        if path.is_file() and str(path) not in hashes:
+            with path.open("rb") as stream:
+                hashes[str(path)] = hashlib.file_digest(stream, "sha256").hexdigest()
+        yield from read_rows(path, lines=spec.format == "lines")
+
+
+def _files(spec: DatasetSpec) -> list[Path] | None:
+    """The files behind a spec's path in a fixed order; None for a hub id. Raises `UserError` when there are none."""
+    path = Path(spec.path).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file))
+        if not found:
+            raise UserError(f"{path}: no data file in this folder; wanted one of {', '.join(SUFFIXES)}")
+        return found
+    if glob.has_magic(spec.path):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        if not found:
+            raise UserError(
+                f"{spec.path}: no file matches; {_nearby(Path(glob.escape(str(path.parent))), path.name)}"
+            )
+        return found
+    if _HUB_ID.fullmatch(spec.path) and not spec.path.lower().endswith(SUFFIXES) and not path.parent.exists():
+        return None
+    raise UserError(f"{spec.path}: no such file or folder; {_nearby(path.parent, path.name)}")
+
+
+def _nearby(folder: Path, name: str) -> str:
+    """What a missing path's folder holds instead."""
+    if not folder.is_dir():
+        while not folder.is_dir():
+            folder, name = folder.parent, folder.name
+        return f"there is {folder.resolve()}, but no {name} in it; check the path"
+    names = sorted(entry.name for entry in folder.iterdir())
+    near = (
+        difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        or [n for n in names if n.endswith(SUFFIXES)][:5]
+    )
+    if not near:
+        return f"{folder.resolve()} holds no data file; check the path"
+    return f"near it in {folder.resolve()}: {', '.join(near)}"
+
+
+def _hub_rows(spec: DatasetSpec) -> Iterator[Placed]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(spec.path, split=spec.split or "train")
+    except Exception as error:  # the hub's client raises dozens of kinds, all of them the user's to solve
+        raise UserError(
+            f"{spec.path}: no such file here, and as a hub dataset it cannot be had "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            "check the name and the network, or give the path of a file"
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{spec.path}:{number}", dict(row), ""
+
+
+def prompt_key(record: Record) -> str:
+    """What must not stand on both sides of a split: the text up to the first assistant turn."""
+    if isinstance(record, Text):
+        return record.text
+    messages = record.messages if isinstance(record, (Chat, Prompt)) else record.prompt
+    opening = []
+    for message in messages:
+        if message.role == ASSISTANT:
+            break
+        opening.append([message.role, message.content])
+    return json.dumps(opening, ensure_ascii=False)
+
+
+def split_validation(records: Sequence[Any], val_size: float, seed: int = 0) -> tuple[list[Any], list[Any]]:
+    """(training, validation) records, each in their old order; records with one prompt stay on one side.
+
+    `val_size` from 1 is a number of records, below 1 a share. Whole prompts are taken in a seeded order while
+    they fit, so validation never exceeds `val_size`. Raises `UserError` when no prompt fits.
+    """
+    if isinstance(val_size, bool) or not 0 <= val_size < math.inf:
+        raise UserError(
+            f"val_size is {val_size!r}; wanted a number of records (200) or a share below 1 (0.05)"
+        )
+    if val_size == 0:
+        return list(records), []
+    wanted = round(val_size * len(records)) if val_size < 1 else int(val_size)
+    wanted = max(wanted, 1)
+    if wanted >= len(records):
+        raise UserError(
+            f"val_size {val_size:g} leaves nothing to train on: there are {len(records)} records; make it smaller"
+        )
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        groups[prompt_key(record)].append(index)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    for group in order:
+        if len(held) + len(group) <= wanted:
+            held.update(group)
+    if not held:
+        raise UserError(
+            f"val_size {val_size:g} is {wanted} of {len(records)} records, but they share only {len(groups)} prompts and a "
+            "prompt stays on one side; make val_size larger or give an eval_dataset"
+        )
+    train = [record for index, record in enumerate(records) if index not in held]
+    return train, [records[index] for index in sorted(held)]

@@ -1,0 +1,27 @@
+"""Option dataclasses <-> flat YAML <-> command line.
+
+The way in: `load_yaml` (a mapping that knows its lines) -> `split_pipeline` where it has stages -> `stage_of` ->
+`build` (every problem in one message, before anything is loaded); `canonical` gives our names and the notes to show.
+The way back: `dump_yaml` (the run as it ran), `options_hash` (is a stage unchanged?), `describe` (help and docs).
+"""
+
+from espalier.config.build import build, canonical, stage_of
+from espalier.config.file import Placed, load_yaml
+from espalier.config.names import IGNORED, SYNONYMS
+from espalier.config.pipeline import split_pipeline
+from espalier.config.write import Described, describe, dump_yaml, options_hash
+
+__all__ = [
+    "IGNORED",
+    "SYNONYMS",
+    "Described",
+    "Placed",
+    "build",
+    "canonical",
+    "describe",
+    "dump_yaml",
+    "load_yaml",
+    "options_hash",
+    "split_pipeline",
+    "stage_of",
+]

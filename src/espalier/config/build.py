@@ -1,0 +1,208 @@
+"""A flat mapping -> checked option instances, with every problem in one message.
+
+Knows no particular option: the classes say what exists, `names` what other tools call it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, fields
+from functools import cache
+from typing import Any, get_type_hints
+
+from espalier.config.convert import Unfit, convert, found_name
+from espalier.config.file import Placed
+from espalier.config.names import IGNORED, STAGE_SYNONYMS, SWITCHES, SYNONYMS, VALUES
+from espalier.errors import UserError
+from espalier.options import Options
+
+Classes = Sequence[type]
+
+
+def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
+    """Other tools' names and values -> ours, without the keys that Espalier has no use for.
+
+    Works on one stage and on a pipeline (its `stages` too), and changes nothing the second time.
+
+    Returns:
+        The mapping, and one line for each key that is ignored, with what happens instead.
+
+    Raises:
+        UserError: one option is written under two names with different values.
+    """
+    given, out, notes = Placed.of(raw), Placed(), list[str]()
+    stage = VALUES["stage"].get(str(given.get("stage")), given.get("stage"))
+    for key, value in given.items():
+        if key in IGNORED:
+            notes.append(f"{given.where(key)} is not used: {IGNORED[key]}.")
+            continue
+        if key == "stages" and isinstance(value, list):
+            inner = [canonical(item) if isinstance(item, Mapping) else (item, []) for item in value]
+            out[key] = [item for item, _ in inner]
+            notes += [note for _, lines in inner for note in lines]
+            continue
+        name, value, says_something = _translate(given, key, str(stage))
+        if not says_something:
+            continue
+        if name in out and out[name] != value:
+            raise UserError(
+                f"{given.where(key)} and `{out.written[name]}` both set `{name}`, to different values. Keep one."
+            )
+        out[name] = value
+        out.written[name] = given.written.get(key, key)
+        if key in given.places:
+            out.places[name] = given.places[key]
+    return out, list(dict.fromkeys(notes))
+
+
+def _translate(given: Placed, key: str, stage: str) -> tuple[str, Any, bool]:
+    """Our name and value of one key, and whether it says anything (`fp16: false` beside `bf16: true` does not)."""
+    value = given[key]
+    if key in SWITCHES and isinstance(value, bool):
+        name, on, off = SWITCHES[key]
+        others = [other for other, switch in SWITCHES.items() if switch[0] == name and other != key]
+        set_elsewhere = given.get(name) is not None or any(given.get(other) is True for other in others)
+        return name, on if value else off, value or (off is not None and not set_elsewhere)
+    name = STAGE_SYNONYMS.get(stage, {}).get(key) or SYNONYMS.get(key, key)
+    if isinstance(value, str | int) and str(value) in VALUES.get(name, {}):
+        value = VALUES[name][str(value)]
+    return name, value, True
+
+
+def stage_of(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> str:
+    """The stage that `raw` names: a key of `all_classes`.
+
+    Raises:
+        UserError: `stage` is missing or not one of `all_classes`.
+    """
+    values, _ = canonical(raw)
+    stage = values.get("stage")
+    if isinstance(stage, str) and stage in all_classes:
+        return stage
+    choices = ", ".join(all_classes)
+    if stage is None:
+        raise UserError(f"`stage` is missing; wanted one of {choices}, for example `stage: sft`.")
+    raise UserError(
+        f"{values.where('stage')} is {found_name(stage)}; wanted one of {choices}.{_near(stage, all_classes)}"
+    )
+
+
+def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str, Classes]) -> dict[type, Any]:
+    """Makes one instance of each class from the flat mapping, after checking everything.
+
+    A key that is null counts as not written, unless null is a value of its own. Keys that Espalier ignores are left
+    out here; show `canonical(raw)[1]` to the user.
+
+    Args:
+        raw: the keys of one stage, under our names or others'.
+        classes: the option classes of this stage.
+        all_classes: stage -> its option classes, to say where a foreign key belongs.
+
+    Raises:
+        UserError: ONE for all problems: unknown keys (with the nearest name), keys of another stage, wrong types,
+            values out of range, contradictions.
+    """
+    values, _ = canonical(raw)
+    known = known_keys(classes)
+    stage = str(values.get("stage") or "this command")
+    errors = [unknown_key(values, key, stage, known, all_classes) for key in values if key not in known]
+    built: dict[type, Any] = {}
+    for kind in classes:
+        instance, wrong = _instance(values, kind)
+        errors += wrong
+        if instance is not None:
+            built[kind] = instance
+            errors += instance.problems() if isinstance(instance, Options) else []
+    if errors:
+        raise UserError(
+            listed(
+                "One option is wrong:" if len(errors) == 1 else f"{len(errors)} options are wrong:", errors
+            )
+        )
+    return built
+
+
+def _instance(values: Placed, kind: type) -> tuple[Any, list[str]]:
+    arguments: dict[str, Any] = {}
+    errors: list[str] = []
+    for item in fields(kind):
+        given = values.get(item.name)
+        if item.name not in values:
+            continue
+        try:
+            arguments[item.name] = _checked(values, item, _hints(kind)[item.name])
+        except Unfit as unfit:
+            if given is not None:
+                errors.append(str(unfit))
+    return (None if errors else kind(**arguments)), errors
+
+
+def _checked(values: Placed, item: Field[Any], wanted: Any) -> Any:
+    """The value of one field; `Unfit` with the whole message where its type or its range is wrong."""
+    given, where = values[item.name], values.where(item.name)
+    try:
+        value = convert(given, wanted)
+    except Unfit as unfit:
+        words = str(unfit)
+        near = _near(given, words.partition("one of")[2].split())
+        quote = " Put it in quotes." if "a text" in words and isinstance(given, int | float) else ""
+        raise Unfit(f"{where} is {found_name(given)}; wanted {words}.{quote}{near}") from None
+    if wrong := _out_of_range(value, item.metadata):
+        raise Unfit(f"{where} is {given}; wanted {wrong}.")
+    return value
+
+
+_LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "min": ("at least", lambda value, limit: value >= limit),
+    "above": ("more than", lambda value, limit: value > limit),
+    "max": ("at most", lambda value, limit: value <= limit),
+    "below": ("less than", lambda value, limit: value < limit),
+}
+
+
+def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    limits = [(*_LIMITS[name], metadata[name]) for name in _LIMITS if name in metadata]
+    if all(holds(value, limit) for _, holds, limit in limits):
+        return None
+    return "a number of " + " and ".join(f"{words} {limit}" for words, _, limit in limits)
+
+
+def unknown_key(
+    values: Placed, key: str, stage: str, known: Iterable[str], all_classes: Mapping[str, Classes]
+) -> str:
+    """The message about a key that `stage` does not have: whose it is, or the nearest name."""
+    owners = [name for name, classes in all_classes.items() if key in known_keys(classes)]
+    if owners:
+        return f"{values.where(key)} is an option of {' and '.join(owners)}, not of {stage}. Remove it here."
+    if key == "stages":
+        return f"{values.where(key)} makes a pipeline of several stages; start it with `espalier run`."
+    near = _near(key, [*known, *SYNONYMS, *IGNORED])
+    return f"{values.where(key)} is not an option of {stage}.{near or ' No option has a similar name; remove it.'}"
+
+
+def known_keys(classes: Classes) -> list[str]:
+    """The keys of all the classes; no two share one, and none is a synonym of another tool's."""
+    keys = [item.name for kind in classes for item in fields(kind)]
+    assert len(keys) == len(set(keys)), f"a key in two option classes: {keys}"
+    clash = [key for key in keys if key in SYNONYMS or key in IGNORED or key in SWITCHES]
+    assert not clash, f"an option that config/names.py calls a synonym: {clash}"
+    return keys
+
+
+def _near(word: Any, names: Iterable[str]) -> str:
+    """` Did you mean …?` with our name of the nearest one, or nothing."""
+    cleaned = [name.strip(",)") for name in names]
+    near = difflib.get_close_matches(str(word).lower().replace("-", "_"), cleaned, n=1, cutoff=0.6)
+    return f" Did you mean `{SYNONYMS.get(near[0], near[0])}`?" if near else ""
+
+
+def listed(title: str, errors: Iterable[str]) -> str:
+    return "\n".join([title, *(f"  {error}" for error in errors)])
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

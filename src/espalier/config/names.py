@@ -1,0 +1,193 @@
+"""Names that users bring along from LLaMA-Factory, transformers, TRL and axolotl, and what they mean here.
+
+Only tables: `SYNONYMS` has the same meaning under another name, `VALUES` the same value under another name,
+`SWITCHES` a boolean that is one value of another key, `IGNORED` a key that Espalier has no use for, with what it does
+instead. A name that is an option of ours is in none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SYNONYMS: dict[str, str] = {
+    # the model
+    "model": "model_name_or_path",
+    "model_path": "model_name_or_path",
+    "base_model": "model_name_or_path",
+    "pretrained_model_name_or_path": "model_name_or_path",
+    "tokenizer_name": "tokenizer",
+    "tokenizer_name_or_path": "tokenizer",
+    "tokenizer_path": "tokenizer",
+    "adapter_path": "adapter_name_or_path",
+    "lora_model_dir": "adapter_name_or_path",
+    "chat_template": "template",
+    # which weights
+    "lora_r": "lora_rank",
+    "lora_target_modules": "lora_target",
+    "target_modules": "lora_target",
+    # the data
+    "train_file": "dataset",
+    "train_files": "dataset",
+    "dataset_name": "dataset",
+    "datasets": "dataset",
+    "data_path": "dataset",
+    "validation_file": "eval_dataset",
+    "eval_file": "eval_dataset",
+    "test_datasets": "eval_dataset",
+    "val_set_size": "val_size",
+    "max_length": "cutoff_len",
+    "max_seq_length": "cutoff_len",
+    "max_seq_len": "cutoff_len",
+    "sequence_len": "cutoff_len",
+    "block_size": "cutoff_len",
+    "sample_packing": "packing",
+    "neat_packing": "packing",
+    "max_train_samples": "max_samples",
+    # the training
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "gradient_clipping": "max_grad_norm",
+    "clip_grad": "max_grad_norm",
+    "adam_eps": "adam_epsilon",
+    # the machine
+    "use_gradient_checkpointing": "gradient_checkpointing",
+    "torch_compile": "compile",
+    # the run
+    "output": "output_dir",
+    "random_seed": "seed",
+    "resume_from_checkpoint": "resume",
+    # preferences and rewards
+    "beta": "pref_beta",
+    "dpo_beta": "pref_beta",
+    "dpo_loss": "pref_loss",
+    "reward_model_path": "reward_model",
+    # reinforcement learning
+    "init_kl_coef": "kl_coef",
+    "kl_coefficient": "kl_coef",
+    "cliprange": "clip_range",
+    "cliprange_value": "clip_range_value",
+    "gae_lambda": "lam",
+    "num_ppo_epochs": "ppo_epochs",
+    "num_generations": "group_size",
+    "max_completion_length": "max_new_tokens",
+    "response_length": "max_new_tokens",
+}
+
+STAGE_SYNONYMS: dict[str, dict[str, str]] = {
+    # TRL gives these names another meaning in each trainer.
+    "dpo": {"loss_type": "pref_loss"},
+    "grpo": {"beta": "kl_coef", "epsilon": "clip_range"},
+}
+
+VALUES: dict[str, dict[str, Any]] = {
+    "stage": {"pt": "pretrain", "rm": "reward"},
+    "optim": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw"},
+    "quantization_method": {"bitsandbytes": "bnb"},
+    "report_to": {"none": []},
+    "max_steps": {"-1": None},
+    "deepspeed": {"": None},
+}
+
+SWITCHES: dict[str, tuple[str, Any, Any]] = {
+    # name: (key of ours, its value for true, its value for false; None: as if not written)
+    "bf16": ("precision", "bf16", "fp32"),
+    "fp16": ("precision", "fp16", "fp32"),
+    "load_in_4bit": ("quantization_bit", 4, None),
+    "load_in_8bit": ("quantization_bit", 8, None),
+    "disable_gradient_checkpointing": ("gradient_checkpointing", False, True),
+}
+
+_COMMAND = "the command or `stage` says what is done"
+_MEMORY = "tokenised records are not cached on disk"
+_CPU = "the feed reads ahead by itself"
+_NOT_OFFERED = "not offered; trains without it"
+_ATTENTION = "the fastest exact attention for the device is taken; `attn_implementation` chooses another"
+_EVALUATE = "`eval_steps` says how often; null evaluates before and after"
+_SAVE = "`save_steps` says how often, `save_total_limit` how many are kept"
+_HUB = "nothing is pushed to a hub"
+_TRACK = "trackers take the name of the run's folder; set the tracker's own environment variables for more"
+_GENERATE = "an option of `chat`, `serve` and `evaluate`, not of training"
+
+IGNORED: dict[str, str] = {
+    "do_train": _COMMAND,
+    "do_eval": _COMMAND,
+    "do_predict": _COMMAND,
+    "overwrite_cache": _MEMORY,
+    "tokenized_path": _MEMORY,
+    "dataset_prepared_path": _MEMORY,
+    "cache_dir": "set HF_HOME for the hub's cache",
+    "preprocessing_num_workers": _CPU,
+    "preprocessing_batch_size": _CPU,
+    "dataset_num_proc": _CPU,
+    "dataloader_num_workers": _CPU,
+    "dataloader_pin_memory": _CPU,
+    "streaming": "files are read as they are needed",
+    "buffer_size": "records are shuffled as a whole, by `seed`",
+    "group_by_length": "packing fills the rows",
+    "pad_to_sequence_len": "rows are as long as their trees",
+    "remove_unused_columns": "columns that no record format knows are left alone",
+    "mix_strategy": "sources are mixed by `weight` of each data set",
+    "interleave_probs": "sources are mixed by `weight` of each data set",
+    "train_on_prompt": "the assistant's text is trained, the prompt is not",
+    "train_on_inputs": "the assistant's text is trained, the prompt is not",
+    "mask_history": "every assistant turn is trained in one pass",
+    "ignore_pad_token_for_loss": "padding is never trained",
+    "special_tokens": "the tokenizer's own special tokens are used",
+    "use_fast_tokenizer": "the fast tokenizer is always used",
+    "overwrite_output_dir": "a run is continued; `resume: false` starts it again",
+    "save_strategy": _SAVE,
+    "saves_per_epoch": _SAVE,
+    "save_only_model": "a checkpoint holds all that an exact continuation needs",
+    "save_safetensors": "safetensors is the only format",
+    "load_best_model_at_end": "the last weights are kept",
+    "eval_strategy": _EVALUATE,
+    "evaluation_strategy": _EVALUATE,
+    "evals_per_epoch": _EVALUATE,
+    "per_device_eval_batch_size": "evaluation packs as many records into a row as fit",
+    "plot_loss": "the curves are in report.html",
+    "logging_dir": "TensorBoard's files lie in the stage's folder",
+    "logging_strategy": "`logging_steps` says how often",
+    "logging_first_step": "the first step is always logged",
+    "disable_tqdm": "there is one live line on a terminal and plain lines in a log",
+    "include_num_input_tokens_seen": "tokens are always counted",
+    "run_name": _TRACK,
+    "wandb_project": _TRACK,
+    "wandb_entity": _TRACK,
+    "wandb_name": _TRACK,
+    "ddp_timeout": "processes wait for each other as long as torch does by default",
+    "ddp_backend": "nccl on GPUs and gloo on CPUs",
+    "ddp_find_unused_parameters": "every trained parameter takes part in every step",
+    "local_rank": "the launcher sets it",
+    "flash_attn": _ATTENTION,
+    "flash_attention": _ATTENTION,
+    "shift_attn": _ATTENTION,
+    "low_cpu_mem_usage": "weights are read straight from safetensors",
+    "torch_dtype": "`precision` sets the type of the computation",
+    "dtype": "`precision` sets the type of the computation",
+    "pure_bf16": "`precision` sets the type of the computation",
+    "tf32": "`precision` sets the type of the computation",
+    "upcast_layernorm": "norms run in fp32 where autocast wants it",
+    "use_unsloth": _NOT_OFFERED,
+    "enable_liger_kernel": _NOT_OFFERED,
+    "mixture_of_depths": _NOT_OFFERED,
+    "neftune_noise_alpha": _NOT_OFFERED,
+    "use_dora": _NOT_OFFERED,
+    "use_rslora": _NOT_OFFERED,
+    "loraplus_lr_ratio": _NOT_OFFERED,
+    "freeze_trainable_layers": "`freeze_ratio` says which share of the blocks is frozen",
+    "num_layer_trainable": "`freeze_ratio` says which share of the blocks is frozen",
+    "data_seed": "`seed` sets every random choice",
+    "push_to_hub": _HUB,
+    "hub_model_id": _HUB,
+    "hub_token": _HUB,
+    "predict_with_generate": _GENERATE,
+    "infer_backend": _GENERATE,
+    "repetition_penalty": _GENERATE,
+    "num_beams": _GENERATE,
+}

@@ -1,0 +1,114 @@
+"""A pipeline's YAML (shared keys, then `stages:`) -> one flat mapping for each stage."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from espalier.config.build import Classes, canonical, known_keys, listed, stage_of, unknown_key
+from espalier.config.file import Placed
+from espalier.errors import UserError
+
+
+def split_pipeline(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> list[Placed]:
+    """One flat mapping for each stage, in order, the shared keys filled in.
+
+    A shared key goes to the stages that know it; a stage's own key wins over a shared one. ``run:NAME`` stays as it
+    is; only that NAME is an earlier stage is checked here. Keys that are wrong inside one stage are left to `build`.
+
+    Args:
+        raw: ``{"seed": 1, "stages": [{"name": "sft", "stage": "sft", …}, …]}``.
+        all_classes: stage -> its option classes.
+
+    Raises:
+        UserError: ONE for all problems: no stages, a name missing or twice, an unknown stage, a shared key that no
+            stage of this pipeline knows, a reference to a stage that is not earlier.
+    """
+    shared, _ = canonical(raw)
+    stages = shared.pop("stages", None)
+    _check_names(stages)
+    errors = []
+    if "stage" in shared or "name" in shared:
+        errors.append("`stage` or `name` beside `stages`: each stage of the list has its own. Move it there.")
+    known: list[list[str]] = []
+    for stage in stages:
+        try:
+            known.append(known_keys(all_classes[stage_of(stage, all_classes)]))
+        except UserError as error:
+            errors.append(str(error))
+    if len(known) == len(stages):
+        used = {key for keys in known for key in keys} | {"stage", "name"}
+        foreign = [key for key in shared if key not in used]
+        errors += [
+            unknown_key(shared, key, "any stage of this pipeline", used, all_classes) for key in foreign
+        ]
+        split = [_merge(shared, stage, keys) for stage, keys in zip(stages, known, strict=True)]
+        errors += _wrong_references(split)
+    if errors:
+        raise UserError(listed("The pipeline is wrong:", errors))
+    return split
+
+
+def _check_names(stages: Any) -> None:
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, Placed) for stage in stages):
+        raise UserError(
+            "`stages` must be a list of mappings, each with `name` and `stage`: `- {name: sft, stage: sft}`."
+        )
+    errors, seen = [], set[str]()
+    for number, stage in enumerate(stages, start=1):
+        name = stage.get("name")
+        if name is None:
+            errors.append(
+                f"Stage {number} has no `name`; give it one, for example `name: {stage.get('stage', 'sft')}`."
+            )
+        elif not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            errors.append(
+                f"{stage.where('name')} is {name!r}; wanted letters, digits, `_`, `-` and `.` (it is a folder)."
+            )
+        elif name in seen:
+            errors.append(f"{stage.where('name')} {name} is taken by an earlier stage. Choose another.")
+        seen.add(str(name))
+    if errors:
+        raise UserError(listed("The pipeline is wrong:", errors))
+
+
+def _merge(shared: Placed, stage: Placed, known: list[str]) -> Placed:
+    mine = {key: value for key, value in shared.items() if key in known and key not in stage}
+    places = {key: place for key, place in shared.places.items() if key in mine}
+    written = {key: name for key, name in shared.written.items() if key in mine}
+    return Placed({**mine, **stage}, {**places, **stage.places}, {**written, **stage.written})
+
+
+def _wrong_references(split: list[Placed]) -> list[str]:
+    names = [stage["name"] for stage in split]
+    errors = []
+    for number, stage in enumerate(split):
+        for key, value in stage.items():
+            for target in _references(value):
+                if target in names[:number]:
+                    continue
+                near = difflib.get_close_matches(target, names[:number], n=1)
+                hint = (
+                    f" Did you mean run:{near[0]}?"
+                    if near
+                    else f" Earlier: {', '.join(names[:number]) or 'none'}."
+                )
+                why = "is not earlier than this stage" if target in names else "is no stage of this pipeline"
+                errors.append(
+                    f"{stage.where(key)} of stage {names[number]} is run:{target}, but {target} {why}.{hint}"
+                )
+    return errors
+
+
+def _references(value: Any) -> Iterator[str]:
+    """The NAMEs of every ``run:NAME`` or ``run:NAME/file`` in a value."""
+    if isinstance(value, str) and value.startswith("run:"):
+        yield value.removeprefix("run:").split("/")[0]
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)

@@ -1,0 +1,285 @@
+"""What a user may set for any run, as small dataclasses with a sentence under every key.
+
+Each field is one key of the flat YAML file; :mod:`espalier.config` reads, checks and writes them. A stage's own
+options (``pref_beta``, ``clip_range``, …) live beside the stage and are declared in the same way. Options stop at
+the wiring: no other function takes one of these classes, they take the plain values.
+"""
+
+# ruff: noqa: RUF009  (`option` makes a dataclass field, so nothing is shared)
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """One key: its default, its sentence, and its range (``min``/``max`` inclusive, ``above``/``below`` not)."""
+    limits = {"min": min, "max": max, "above": above, "below": below}
+    metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Options:
+    """The base of every option class; overrides `problems` where keys depend on each other."""
+
+    def problems(self) -> list[str]:
+        """Whole sentences, one for each pair of keys that contradict each other, with the remedy."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """The run: which stage, where it writes, how often it saves, logs and evaluates."""
+
+    stage: str = option("", "The training stage: pretrain, sft, reward, dpo, ppo or grpo.")
+    name: str = option("", "The stage's name in a pipeline and its folder's name; else the stage itself.")
+    output_dir: str = option("runs/run", "The run folder; running again with the same folder continues.")
+    seed: int = option(42, "The seed of every random choice.", min=0)
+    save_steps: int = option(500, "Write a checkpoint each so many steps; 0: only at the end.", min=0)
+    save_total_limit: int | None = option(2, "Keep the newest so many checkpoints; null keeps all.", min=1)
+    resume: bool | str = option(
+        True, "Continue from the newest checkpoint of output_dir; false starts again; or a checkpoint's path."
+    )
+    logging_steps: int = option(10, "Log the numbers each so many steps.", min=1)
+    eval_steps: int | None = option(None, "Evaluate each so many steps; null: before and after.", min=1)
+    report_to: list[Literal["tensorboard", "wandb", "swanlab"]] = option(
+        [], "Trackers beside metrics.jsonl: tensorboard, wandb, swanlab."
+    )
+    samples: int = option(4, "How many held-out prompts the model answers at each evaluation.", min=0)
+
+    def problems(self) -> list[str]:
+        return [] if self.output_dir else ["`output_dir` is empty; name the folder that the run writes."]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """The model: an existing one, or a new one from a configuration."""
+
+    model_name_or_path: str | None = option(
+        None, "A model folder, a hub id, or run:NAME for an earlier stage of this pipeline."
+    )
+    model_config: dict[str, Any] | str | None = option(
+        None, "A new model from scratch: a Hugging Face configuration as a mapping or a JSON file's path."
+    )
+    tokenizer: str | None = option(
+        None, "A tokenizer's folder or hub id; else the model's own, or a new one trained on the data."
+    )
+    adapter_name_or_path: str | None = option(
+        None, "A PEFT adapter to load onto the model and go on training."
+    )
+    rope_scaling: dict[str, Any] | str | None = option(
+        None, "Longer context by scaled rotary positions: linear, dynamic, yarn, llama3, or a mapping."
+    )
+    template: str | None = option(None, "The chat template's name; else the tokenizer's own.")
+    layout: Literal["auto", "tree", "padded"] = option(
+        "auto", "How trees become rows; auto takes tree when the model passes the probe, else padded."
+    )
+    attn_implementation: str = option(
+        "auto", "The attention code; auto takes the fastest exact one for the device."
+    )
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the model; only for models you trust."
+    )
+
+    def problems(self) -> list[str]:
+        if self.model_name_or_path is None and self.model_config is None:
+            return [
+                "No model: give `model_name_or_path` (a model) or `model_config` (a new one from scratch)."
+            ]
+        if self.model_name_or_path is not None and self.model_config is not None:
+            return [
+                "`model_name_or_path` and `model_config` contradict each other: the first loads a model, the second "
+                "makes a new one from scratch. Remove one."
+            ]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions(Options):
+    """The new tokenizer of a new model; unused when a tokenizer is loaded."""
+
+    vocab_size: int | None = option(
+        None,
+        "How many tokens a new byte-level BPE tokenizer may have; else model_config's vocab_size.",
+        min=257,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions(Options):
+    """Which weights are trained, and how the others are stored."""
+
+    finetuning_type: Literal["full", "freeze", "lora", "adalora", "prompt", "p_tuning", "prefix"] = option(
+        "full", "Train all weights (full), the upper blocks (freeze), or an adapter."
+    )
+    freeze_ratio: float = option(
+        0.0,
+        "This share of the blocks, from the lowest, runs without gradients (0.7: the lowest 70 %).",
+        min=0,
+        max=1,
+    )
+    lora_rank: int = option(8, "The rank of the LoRA matrices.", min=1)
+    lora_alpha: float | None = option(None, "LoRA's scale is alpha / rank; null: twice the rank.", above=0)
+    lora_dropout: float = option(0.0, "Dropout before the LoRA matrices.", min=0, below=1)
+    lora_target: list[str] = option(
+        ["all"], "Names of the linear layers that get LoRA; all: every one but the head."
+    )
+    lora_bias: Literal["none", "all", "lora_only"] = option("none", "Which biases are trained with LoRA.")
+    quantization_bit: Literal[2, 3, 4, 8] | None = option(None, "Store the frozen weights in so many bits.")
+    quantization_method: str = option("bnb", "How the frozen weights are quantised, for example bnb.")
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.quantization_bit is not None and self.finetuning_type in ("full", "freeze"):
+            found.append(
+                f"`quantization_bit` {self.quantization_bit} and `finetuning_type` {self.finetuning_type} contradict "
+                "each other: quantised weights cannot be trained. Set finetuning_type: lora, or remove quantization_bit."
+            )
+        if self.finetuning_type == "freeze" and self.freeze_ratio == 0:
+            found.append("`finetuning_type` freeze needs `freeze_ratio` above 0, for example 0.7.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """The records to train and to judge on, and how they become rows."""
+
+    dataset: list[str | dict[str, Any]] = option(
+        [], "Files, globs, hub ids, or mappings {path, format, weight, split, columns}."
+    )
+    dataset_dir: str | None = option(
+        None, "A folder whose dataset_info.json gives the names in dataset a meaning."
+    )
+    eval_dataset: list[str | dict[str, Any]] = option([], "Held-out records, in the same forms as dataset.")
+    val_size: float = option(
+        0.0, "Hold out this share (below 1) or number (1 and more) of dataset's records.", min=0
+    )
+    cutoff_len: int = option(2048, "The most tokens in a row, and in any one path of a tree.", min=2)
+    overlong: Literal["error", "drop", "trim"] = option(
+        "error",
+        "What happens to a record of more than cutoff_len tokens; drops and trims are counted and shown.",
+    )
+    packing: bool = option(True, "Several trees share a row without seeing each other (exact, and faster).")
+    skip_bad: bool = option(
+        False, "Go on after a bad record and write it to rejected.jsonl, instead of stopping."
+    )
+    max_samples: int | None = option(None, "Take at most so many records of each source.", min=1)
+
+    def problems(self) -> list[str]:
+        found = (
+            []
+            if self.dataset
+            else ["`dataset` is missing: name the file, the glob or the hub id to train on."]
+        )
+        if self.eval_dataset and self.val_size:
+            found.append("`eval_dataset` and `val_size` both choose the held-out records. Remove one.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """How long, how much at a time, and how fast to learn."""
+
+    learning_rate: float = option(5e-5, "The highest learning rate.", min=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
+        "linear", "How the learning rate falls after the warmup."
+    )
+    warmup_ratio: float = option(
+        0.0, "The share of all steps in which the learning rate rises from 0.", min=0, max=1
+    )
+    warmup_steps: int = option(0, "The same as a number of steps; above 0 it overrides warmup_ratio.", min=0)
+    weight_decay: float = option(0.0, "Decoupled weight decay on matrices (not on biases and norms).", min=0)
+    max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0: no clipping.", min=0)
+    optim: Literal["adamw", "sgd"] = option("adamw", "The optimiser.")
+    num_train_epochs: float = option(3.0, "How often the data is seen; max_steps overrides it.", above=0)
+    max_steps: int | None = option(None, "Stop after so many optimiser steps.", min=1)
+    tokens_per_step: int | None = option(
+        None, "Tokens of one optimiser step over all processes; instead of a batch size.", min=1
+    )
+    per_device_train_batch_size: int | None = option(
+        None, "Records of one micro-batch on one process (8 when tokens_per_step is not given either).", min=1
+    )
+    gradient_accumulation_steps: int = option(1, "Micro-batches of one optimiser step.", min=1)
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_step is None and self.per_device_train_batch_size is None:
+            object.__setattr__(self, "per_device_train_batch_size", 8)
+
+    def problems(self) -> list[str]:
+        if self.tokens_per_step is None:
+            return []
+        found = []
+        if self.per_device_train_batch_size is not None:
+            found.append(
+                "`tokens_per_step` and `per_device_train_batch_size` both set the size of a step. Remove one "
+                "(or write null)."
+            )
+        if self.gradient_accumulation_steps != 1:
+            found.append(
+                "`tokens_per_step` is the whole step, so `gradient_accumulation_steps` has nothing to set. Remove one."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamOptions(Options):
+    """The constants of AdamW (Loshchilov & Hutter 2019)."""
+
+    adam_beta1: float = option(0.9, "Decay of the mean of the gradients.", min=0, below=1)
+    adam_beta2: float = option(0.999, "Decay of the mean of their squares.", min=0, below=1)
+    adam_epsilon: float = option(1e-8, "Added to the root of the squares' mean.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Options):
+    """How the same computation is carried out on this machine."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "The type of the matrix products; auto measures whether bf16 is really faster here."
+    )
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: slower, less memory."
+    )
+    compile: bool = option(False, "Compile the model with torch.compile.")
+    strategy: Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = option(
+        "auto", "How several processes share the work; auto: single for one process, else ddp."
+    )
+    offload: Literal["none", "optimizer", "all"] = option(
+        "none", "What lives in the machine's memory, not the GPU's."
+    )
+    deepspeed: dict[str, Any] | str | None = option(
+        None, "A DeepSpeed configuration of one's own (a JSON file)."
+    )
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.deepspeed is not None and self.strategy in ("single", "ddp", "fsdp"):
+            found.append(f"`deepspeed` and `strategy` {self.strategy} contradict each other. Remove one.")
+        if self.offload != "none" and self.strategy in ("single", "ddp"):
+            found.append(
+                f"`offload` {self.offload} needs `strategy` fsdp, zero2 or zero3, not {self.strategy}. Change one."
+            )
+        return found
+
+
+COMMON: tuple[type[Options], ...] = (
+    RunOptions,
+    ModelOptions,
+    TokenizerOptions,
+    AdapterOptions,
+    DataOptions,
+    TrainOptions,
+    AdamOptions,
+    EngineOptions,
+)
+"""The classes that every training stage takes, in the order of help pages and of config.yaml."""

@@ -1,0 +1,278 @@
+"""Records -> trees: each answer encoded whole with its prompt, one branch each, and the account of what did not fit.
+
+Preference trees hold the chosen answer in branch 0 and the rejected in branch 1; ranking trees one branch an answer,
+best first, with `extras["scores"]` (B,); an unpaired answer has `extras["desirable"]` (1,), 1 or 0. Trees are packed
+into rows elsewhere; here a branch is at most `cutoff_len` tokens long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from espalier.data.encoding import Path, adds_bos, encode_pieces, encode_texts
+from espalier.data.records import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    Chat,
+    Messages,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+    Text,
+    Unpaired,
+)
+from espalier.data.templates import Piece, Template, prompt_text
+from espalier.errors import UserError
+from espalier.trees.tree import Tree
+
+OVERLONG = ("error", "drop", "trim")
+
+_BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, little enough to hold
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How records become trees.
+
+    `cutoff_len` is the most tokens of a branch. `overlong` says what happens to a longer one: "error" names the
+    place, "drop" leaves the record out, "trim" shortens it: a chat loses its oldest exchanges, then the beginning of
+    its prompt down to a quarter of `cutoff_len`, then the end of its answer; all other records lose the beginning of
+    their prompt, the same in every branch, and are left out when that is not enough. A document is never overlong,
+    it is cut into pieces. `answers_trained` False marks no token of a preference or ranking trained (a reward model
+    reads its leaves), so that equal beginnings of answers are shared too.
+    """
+
+    tokenizer: Any
+    template: Template
+    cutoff_len: int
+    overlong: str = "error"
+    answers_trained: bool = True
+
+    @cached_property
+    def bos(self) -> bool:
+        return adds_bos(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt ready for generation, with the record it came from (`reference`, `source`)."""
+
+    tokens: list[int]
+    record: Prompt
+
+
+def encode_all(records: Sequence[Record], encoder: Encoder) -> tuple[list[Tree], Counter[str]]:
+    """Trees of all records but `Prompt`s in order, and how many records were left out or trimmed, by cause.
+
+    A `Text` gives as many trees as it fills; any other record one tree or none. Raises `UserError` with the record's
+    place for one that is too long under `overlong: error`, and where a template or tokenizer cannot serve.
+    """
+    assert encoder.overlong in OVERLONG, encoder.overlong
+    trees: list[Tree] = []
+    account: Counter[str] = Counter()
+    for start in range(0, len(records), _BATCH):
+        trees += _encode_batch(records[start : start + _BATCH], encoder, account)
+    return trees, account
+
+
+def encode(record: Record, encoder: Encoder) -> list[Tree]:
+    """The trees of a single record (see `encode_all`)."""
+    return encode_all([record], encoder)[0]
+
+
+def encode_prompts(
+    records: Sequence[Prompt], encoder: Encoder, *, max_prompt_length: int
+) -> tuple[list[EncodedPrompt], Counter[str]]:
+    """Token ids to generate from, and the account; "trim" cuts the beginning of a prompt and keeps its bos token."""
+    account: Counter[str] = Counter()
+    found: list[EncodedPrompt] = []
+    for start in range(0, len(records), _BATCH):
+        batch = records[start : start + _BATCH]
+        pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
+        for record, (ids, flags) in zip(
+            batch, encode_pieces(encoder.tokenizer, pieces, bos=encoder.bos), strict=True
+        ):
+            if len(ids) > max_prompt_length:
+                if encoder.overlong == "error":
+                    raise _too_long(record.source, len(ids), "max_prompt_length", max_prompt_length)
+                if encoder.overlong == "drop":
+                    account["dropped: prompt longer than max_prompt_length"] += 1
+                    continue
+                account["trimmed: beginning of the prompt"] += 1
+                ids, flags = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
+            found.append(EncodedPrompt(ids, record))
+    return found, account
+
+
+def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Counter[str]) -> Iterator[Tree]:
+    documents = [record.text for record in records if isinstance(record, Text)]
+    document_ids = iter(encode_texts(encoder.tokenizer, documents))
+    rendered = [
+        [] if isinstance(record, Text) else _located(_branches, record, encoder) for record in records
+    ]
+    flat = [pieces for branches in rendered for pieces in branches]
+    paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
+    for record, branches in zip(records, rendered, strict=True):
+        if isinstance(record, Text):
+            yield from _document(record, next(document_ids), encoder, account)
+            continue
+        fitted = _fitted(record, [next(paths) for _ in branches], encoder, account)
+        if fitted is not None:
+            yield _tree(record, fitted, encoder)
+
+
+def _branches(record: Record, encoder: Encoder) -> list[list[Piece]]:
+    """The pieces of each branch of a record; in all but chats only what follows the prompt is trained."""
+    if isinstance(record, Chat):
+        return [encoder.template.render(record.messages, tools=record.tools)]
+    assert not isinstance(record, (Text, Prompt)), (
+        "documents have no turns, prompts go through encode_prompts"
+    )
+    answers: list[Messages]
+    if isinstance(record, Preference):
+        answers = [record.chosen, record.rejected]
+    elif isinstance(record, Ranking):
+        answers = [answer for answer, _ in record.answers]
+    else:
+        answers = [record.completion]
+    return [
+        encoder.template.render((*record.prompt, *answer), tools=record.tools, train_from=len(record.prompt))
+        for answer in answers
+    ]
+
+
+def _prompt_text(record: Prompt, encoder: Encoder) -> str:
+    return prompt_text(encoder.template, record.messages, tools=record.tools, prefix=record.prefix)
+
+
+def _located(render: Any, record: Any, encoder: Encoder) -> Any:
+    """A template's complaint with the record's place in front of it."""
+    try:
+        return render(record, encoder)
+    except UserError as error:
+        raise UserError(f"{record.source}: {error}") from None
+
+
+def _tree(record: Record, paths: list[Path], encoder: Encoder) -> Tree:
+    extras: dict[str, torch.Tensor] = {}
+    if isinstance(record, Ranking):
+        extras["scores"] = torch.tensor([score for _, score in record.answers])
+    if isinstance(record, Unpaired):
+        extras["desirable"] = torch.tensor([float(record.label)])
+    if isinstance(record, (Preference, Ranking)) and not encoder.answers_trained:
+        paths = [(ids, [False] * len(ids)) for ids, _ in paths]
+    return Tree.join(paths, source=record.source, extras=extras)
+
+
+def _document(record: Text, ids: list[int], encoder: Encoder, account: Counter[str]) -> Iterator[Tree]:
+    """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens.
+
+    A piece after the first begins with the last token of the piece before, untrained, so that every token of the
+    document but its first is trained exactly once.
+    """
+    tokenizer = encoder.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{record.source}: the tokenizer names no eos_token to end a document with; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    ids = [*([tokenizer.bos_token_id] if encoder.bos else []), *ids, tokenizer.eos_token_id]
+    if len(ids) < 2:
+        account["dropped: document without a token"] += 1
+        return
+    step = max(encoder.cutoff_len - 1, 1)
+    for start in range(0, len(ids) - 1, step):
+        piece = ids[start : start + step + 1]
+        yield Tree.from_path(piece, [False] + [True] * (len(piece) - 1), source=record.source)
+
+
+def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Counter[str]) -> list[Path] | None:
+    """The branches within `cutoff_len`, or None for a record that is left out; either way it is counted."""
+    longest = max(len(ids) for ids, _ in paths)
+    if longest > encoder.cutoff_len:
+        if encoder.overlong == "error":
+            raise _too_long(record.source, longest, "cutoff_len", encoder.cutoff_len)
+        if encoder.overlong == "drop":
+            account["dropped: longer than cutoff_len"] += 1
+            return None
+        trimmed: list[Path] | None
+        if isinstance(record, Chat):
+            trimmed = _trimmed_chat(record, paths[0], encoder, account)
+        else:
+            trimmed = _trimmed_answers(paths, encoder, account)
+        if trimmed is None:
+            account["dropped: answer longer than cutoff_len"] += 1
+            return None
+        paths = trimmed
+    if not all(any(flags) for _, flags in paths):
+        account["dropped: no trained token"] += 1
+        return None
+    return paths
+
+
+def _too_long(source: str, length: int, key: str, limit: int) -> UserError:
+    return UserError(
+        f"{source}: {length} tokens, but {key} is {limit}; make {key} larger, or say `overlong: trim` (shorten such "
+        "records) or `overlong: drop` (leave them out); both are counted"
+    )
+
+
+def _trimmed_answers(paths: list[Path], encoder: Encoder, account: Counter[str]) -> list[Path] | None:
+    """The same number of tokens cut from the beginning of every branch; answers stay whole."""
+    excess = max(len(ids) for ids, _ in paths) - encoder.cutoff_len
+    prompt = min(_prompt_length(path) for path in paths)
+    if excess > prompt - 1 - encoder.bos:
+        return None
+    account["trimmed: beginning of the prompt"] += 1
+    return [_without_beginning(path, excess, encoder) for path in paths]
+
+
+def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Counter[str]) -> list[Path]:
+    """Without its oldest exchanges, then without the beginning of its prompt, then without the end of its answer."""
+    shorter = _without_oldest(chat)
+    if shorter is not None:
+        account["trimmed: oldest exchanges"] += 1
+    while shorter is not None and len(path[0]) > encoder.cutoff_len:
+        chat = shorter
+        [path] = encode_pieces(encoder.tokenizer, _located(_branches, chat, encoder), bos=encoder.bos)
+        shorter = _without_oldest(chat)
+    excess = len(path[0]) - encoder.cutoff_len
+    if excess > 0:
+        spare = max(_prompt_length(path) - max(encoder.cutoff_len // 4, 2), 0)
+        if spare:
+            account["trimmed: beginning of the prompt"] += 1
+            path = _without_beginning(path, min(excess, spare), encoder)
+    if len(path[0]) > encoder.cutoff_len:
+        account["trimmed: end of the answer, its end token too"] += 1
+        path = (path[0][: encoder.cutoff_len], path[1][: encoder.cutoff_len])
+    return [path]
+
+
+def _without_oldest(chat: Chat) -> Chat | None:
+    """The chat without its first exchange (a user turn and all up to the next); None if it is the only one."""
+    asked = [index for index, message in enumerate(chat.messages) if message.role == USER]
+    if len(asked) < 2 or not any(message.role == ASSISTANT for message in chat.messages[asked[1] :]):
+        return None
+    system = [message for message in chat.messages[:1] if message.role == SYSTEM]
+    return replace(chat, messages=(*system, *chat.messages[asked[1] :]))
+
+
+def _prompt_length(path: Path) -> int:
+    """Tokens before the first trained one."""
+    ids, flags = path
+    return flags.index(True) if True in flags else len(ids)
+
+
+def _without_beginning(path: Path, count: int, encoder: Encoder) -> Path:
+    """`count` tokens cut from the left; a bos token stays."""
+    ids, flags = path
+    kept = 1 if ids[:1] == [encoder.tokenizer.bos_token_id] else 0
+    return ids[:kept] + ids[kept + count :], flags[:kept] + flags[kept + count :]

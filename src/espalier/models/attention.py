@@ -1,9 +1,10 @@
 """Tree attention for Hugging Face models: one attention implementation and the mask that goes with it.
 
 A model runs under the implementation named `NAME`. It takes tree attention when the attention mask is a
-tree's *token*: a (1, 1, T, T) tensor of zeros that is one number in memory, which every architecture
-hands down to its attention layers untouched. Everything else (padded rows, sampling with a cache) takes
-transformers' own SDPA with transformers' own masks. Nothing of the mask itself is ever made.
+*ticket*: a (1, 1, T, T) tensor of zeros that is one number in memory, which every architecture hands down
+to its attention layers untouched. Sampling has a ticket of its own, of one query. Everything else (padded
+rows, generation by others) takes transformers' own SDPA with transformers' own masks. The mask itself is
+never made.
 
 The pieces of the row are kept in a slot of this module until the next tree is announced, not in a
 context: gradient checkpointing runs the layers once more in the backward, when a context is long closed.
@@ -20,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from espalier.models.memory import Memory
 from espalier.trees.batch import Batch
 from espalier.trees.mask import additive_mask, block_mask
 from espalier.trees.segments import Piece, plan, tree_attention
@@ -33,11 +35,12 @@ mask over the whole row (any device), or not at all."""
 
 @dataclass
 class _Announced:
-    """The row that the next layers work on."""
+    """The row, or the step of sampling, that the next layers work on."""
 
     pieces: list[Piece]
     blocks: Any
     length: int
+    memory: Memory | None = None
 
 
 _announced = _Announced([], None, 0)
@@ -64,22 +67,33 @@ def attention_mask(batch: Batch, method: Method, dtype: torch.dtype, windows: di
             name: additive_mask(batch.subtree_end, batch.position_ids, dtype, window)
             for name, window in active.items()
         }
-        return masks[""] if "" in masks else masks
+        return masks.get("", masks)
     length = batch.input_ids.shape[1]
     if method == "blocks":
         _announced.blocks, _announced.pieces = block_mask(batch.subtree_end, batch.position_ids), []
     else:
         _announced.pieces, _announced.blocks = plan(batch.subtree_end[0]), None
     _announced.length = length
-    return torch.zeros((1, 1, 1, 1), dtype=dtype, device=batch.input_ids.device).expand(1, 1, length, length)
+    return _ticket(length, dtype, batch.input_ids.device)
 
 
-def _is_token(mask: Tensor | None) -> bool:
+def decoding_mask(memory: Memory, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What to hand to the model as its attention mask for one new token a row over this memory."""
+    _announced.memory = memory
+    return _ticket(1, dtype, device)
+
+
+def _ticket(queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((1, 1, 1, 1), dtype=dtype, device=device).expand(1, 1, queries, max(2, queries))
+
+
+def _has_ticket(mask: Tensor | None, queries: int) -> bool:
     return (
         isinstance(mask, Tensor)
         and mask.dim() == 4
-        and mask.shape[-1] == _announced.length > 1
-        and mask.stride()[-2:] == (0, 0)
+        and mask.shape[-1] > 1
+        and mask.stride()[-1] == 0
+        and queries in (1, _announced.length)
     )
 
 
@@ -94,7 +108,8 @@ def espalier_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """An attention implementation in transformers' convention: (1, H, T, D) in, (1, T, H, D) out."""
-    if not _is_token(attention_mask):
+    queries = query.shape[2]
+    if not _has_ticket(attention_mask, queries):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -103,6 +118,8 @@ def espalier_attention(
     if dropout:
         raise NotImplementedError("tree attention has no dropout of attention weights; set it to 0")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if queries == 1 and _announced.memory is not None:
+        return _announced.memory.attend(query, key, value, scale).transpose(1, 2), None
     if _announced.blocks is not None:
         out = _flex_attention(query, key, value, scale)
     else:

@@ -93,7 +93,7 @@ class TreeModel(nn.Module):
             raise ValueError("values and scores need a scalar head, and this model has none")
         head = self.lm.get_output_embeddings()  # type: ignore[operator]
         through_model = want.logprobs and not self.traits.plain_head
-        with _taken(head, batch.read_at if through_model else None) as taken:
+        with tapped(head, batch.read_at if through_model else None) as taken:
             logits = self._run(batch).logits
         hidden = taken[0].flatten(0, -2)
         logprobs = entropy = values = scores = None
@@ -130,8 +130,8 @@ class TreeModel(nn.Module):
 
 
 @contextmanager
-def _taken(head: nn.Module, read_at: Tensor | None) -> Iterator[list[Tensor]]:
-    """Take the hidden states (R, T, d) at the head's door; let in only the rows to be read, or just one."""
+def tapped(head: nn.Module, read_at: Tensor | None) -> Iterator[list[Tensor]]:
+    """Take the hidden states (R, T, d) at the door of `head`; let in only the rows `read_at`, or just one."""
     taken: list[Tensor] = []
 
     def take(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

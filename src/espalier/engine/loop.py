@@ -1,0 +1,256 @@
+"""The one loop: micro-batches in, optimiser steps out. It knows no algorithm.
+
+The loss of a step is the sum over all its trained units (tokens, or pairs; the objective says which)
+divided by their number in the WHOLE step over all ranks. So it depends on the trees of the step alone, not
+on how they were cut into micro-batches, accumulated, or spread over processes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from espalier.data.feed import Feed
+from espalier.engine.hardware import memory_bytes
+from espalier.engine.signals import StopSignal
+from espalier.engine.strategy import clip_gradients
+from espalier.engine.track import Meter, Numbers, Tracker
+from espalier.models.forward import Outputs, Want
+from espalier.trees import Batch
+
+
+class Objective(Protocol):
+    """What a stage learns: what it wants of the forward, its loss, and what it counts.
+
+    `loss` returns the SUM over the units of the micro-batch, with numbers to log as (sum, weight).
+    `check` looks at the numbers of the very first step and raises ValueError if they cannot be right.
+    """
+
+    want: Want
+
+    def count(self, batch: Batch) -> float: ...
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]: ...
+
+    def check(self, first: dict[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When things are due, in steps.
+
+    Attributes:
+        learning_rate: of a step (0 is the first).
+        max_grad_norm: gradients are scaled down to it; 0 leaves them alone.
+        logging_steps, save_steps, eval_steps: each so many steps; 0 is never.
+    """
+
+    learning_rate: Callable[[int], float]
+    max_grad_norm: float = 1.0
+    logging_steps: int = 10
+    save_steps: int = 0
+    eval_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the wiring does for the loop, at the steps that are due.
+
+    Attributes:
+        save: write a checkpoint of the step.
+        validate: numbers of the held-out data at this step.
+        after_step: bookkeeping after each optimiser step (a moving average of weights).
+    """
+
+    save: Callable[[int], None]
+    validate: Callable[[int], dict[str, float]]
+    after_step: Callable[[int], None] = lambda step: None
+
+
+@dataclass
+class Progress:
+    """Where the loop is; its sums go into the checkpoint.
+
+    Attributes:
+        step: optimiser steps done.
+        tokens: tokens computed in rows, over all ranks.
+        path_tokens: the same with nothing shared.
+        seconds: in the loop, those before a resume included.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    path_tokens: int = 0
+    seconds: float = 0.0
+    last: dict[str, float] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "path_tokens": self.path_tokens,
+            "seconds": self.seconds,
+        }
+
+
+class Stopped(Exception):
+    """A signal asked for the end; the checkpoint of `step` is written."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.step = step
+
+
+def run_loop(
+    module: nn.Module,
+    objective: Objective,
+    feed: Feed,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    tracker: Tracker,
+    schedule: Schedule,
+    hooks: Hooks,
+    progress: Progress,
+    stop: StopSignal,
+) -> Progress:
+    """Train until the feed ends.
+
+    Args:
+        module: prepared by accelerate; ``module(batch, want)`` gives Outputs.
+        progress: where to begin; changed in place and returned.
+
+    Raises:
+        Stopped: a signal came; a checkpoint was written first.
+        ValueError: a loss or gradient that is not a number, or a first step that cannot be right.
+    """
+    meter = Meter()
+    module.train()
+    clock, first, save_due = time.perf_counter(), progress.step == 0, False
+    seconds_before, tokens_logged, seconds_logged = progress.seconds, progress.tokens, 0.0
+    for batches in feed.steps():
+        totals = _over_ranks(accelerator, _totals(batches, objective, stop.asked))
+        count, tokens, path_tokens, stop_ranks = totals
+        if count == 0:
+            raise ValueError(f"step {progress.step + 1}: nothing in it is trained")
+        rate = schedule.learning_rate(progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            loss = _backward(module, objective, batch, count, accelerator, last, meter)
+            if not math.isfinite(loss):
+                raise ValueError(
+                    f"step {progress.step + 1}, rank {accelerator.process_index}: the loss is {loss}. "
+                    "Lower learning_rate, or look at the data of this step; the last checkpoint is kept."
+                )
+        norm = clip_gradients(accelerator, module, schedule.max_grad_norm)
+        if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":
+            raise ValueError(
+                f"step {progress.step + 1}, rank {accelerator.process_index}: the gradient norm is {norm}. "
+                "Lower learning_rate, or use precision: fp32; the last checkpoint is kept."
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.step += 1
+        progress.tokens += int(tokens)
+        progress.path_tokens += int(path_tokens)
+        progress.seconds = seconds_before + time.perf_counter() - clock
+        hooks.after_step(progress.step)
+        done = progress.step >= feed.total_steps
+        if first or done or _due(progress.step, schedule.logging_steps):
+            progress.last = meter.means(lambda sums: _over_ranks(accelerator, sums))
+            if first:
+                objective.check(progress.last)
+                first = False
+            spent = progress.seconds - seconds_before - seconds_logged
+            tracker.log(
+                {
+                    "step": progress.step,
+                    "epoch": round(feed.epoch, 4),
+                    "tokens": progress.tokens,
+                    **progress.last,
+                    "learning_rate": rate,
+                    "grad_norm": norm,
+                    "tokens_per_second": round((progress.tokens - tokens_logged) / max(spent, 1e-9), 1),
+                    "memory_bytes": memory_bytes(accelerator.device),
+                }
+            )
+            tokens_logged, seconds_logged = progress.tokens, progress.seconds - seconds_before
+        if _due(progress.step, schedule.eval_steps) and not done:
+            with _paused(module):
+                tracker.log({"step": progress.step, **hooks.validate(progress.step)})
+        save_due = save_due or _due(progress.step, schedule.save_steps) or stop_ranks > 0
+        if save_due and not done and feed.resumable:
+            hooks.save(progress.step)
+            save_due = False
+            if stop_ranks > 0:
+                raise Stopped(progress.step)
+    return progress
+
+
+def _backward(
+    module: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    count: float,
+    accelerator: Accelerator,
+    last: bool,
+    meter: Meter,
+) -> float:
+    """One micro-batch; gradients are exchanged between the ranks at the last one only."""
+    sharded = accelerator.distributed_type.value in ("DEEPSPEED", "FSDP")
+    accelerator.gradient_state._set_sync_gradients(last)
+    alone = nullcontext() if last or sharded or accelerator.num_processes == 1 else accelerator.no_sync(module)
+    with alone:
+        outputs = module(batch, objective.want)
+        loss_sum, numbers = objective.loss(outputs, batch)
+        # Gradients are averaged over ranks, so the world's size undoes the average.
+        loss = loss_sum * (batch.weight * accelerator.num_processes / count)
+        accelerator.backward(loss)
+    if batch.weight:
+        meter.add(numbers)
+    return float(loss.detach())
+
+
+def _totals(batches: list[Batch], objective: Objective, stop: bool) -> list[float]:
+    counted = [batch for batch in batches if batch.weight]
+    return [
+        sum(objective.count(batch) for batch in counted),
+        sum(batch.tokens_in_rows for batch in counted),
+        sum(batch.tokens_in_paths for batch in counted),
+        float(stop),
+    ]
+
+
+def _over_ranks(accelerator: Accelerator, sums: list[float]) -> list[float]:
+    if accelerator.num_processes == 1:
+        return sums
+    held = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
+    total = accelerator.reduce(held, reduction="sum")
+    assert isinstance(total, Tensor)
+    return total.tolist()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class _paused:
+    """Evaluation mode inside, training mode after."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __enter__(self) -> None:
+        self._module.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self._module.train()

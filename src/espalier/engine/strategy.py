@@ -1,0 +1,196 @@
+"""One process, DDP, FSDP or ZeRO: the accelerator, clipping, and whole tensors from whatever is sharded.
+
+This is the one door to accelerate and DeepSpeed for everything that differs between strategies.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from torch import Tensor, nn
+
+from espalier.errors import UserError
+
+ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+def make_accelerator(
+    strategy: str,
+    precision: str,
+    *,
+    max_grad_norm: float,
+    offload: str = "none",
+    deepspeed: dict[str, Any] | None = None,
+    cpu: bool | None = None,
+) -> Accelerator:
+    """The accelerator of a strategy.
+
+    Args:
+        strategy: auto, single, ddp, fsdp, zero1, zero2, zero3; auto is ddp under a launcher.
+        precision: "no", "bf16" or "fp16".
+        max_grad_norm: DeepSpeed clips by itself and must know.
+        offload: none, optimizer or all (ZeRO and FSDP only).
+        deepspeed: a configuration of one's own; wins over what is built here.
+        cpu: stay on the CPU; None = when there is no GPU.
+
+    Raises:
+        UserError: DeepSpeed is asked for and not installed.
+    """
+    cpu = not torch.cuda.is_available() if cpu is None else cpu
+    plugins: dict[str, Any] = {}
+    if strategy in ZERO or deepspeed is not None:
+        if cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        try:
+            import deepspeed as _installed  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"strategy: {strategy} needs DeepSpeed. Install it: pip install 'espalier-llm[deepspeed]'"
+            ) from error
+        config = deepspeed or zero_config(ZERO[strategy], precision, max_grad_norm, offload)
+        plugins["deepspeed_plugin"] = DeepSpeedPlugin(hf_ds_config=config)
+    elif strategy == "fsdp":
+        plugins["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            state_dict_type="FULL_STATE_DICT",
+            cpu_offload=offload == "all",
+        )
+    return Accelerator(cpu=cpu, mixed_precision=precision, **plugins)
+
+
+def zero_config(stage: int, precision: str, max_grad_norm: float, offload: str) -> dict[str, Any]:
+    """A DeepSpeed configuration for an optimiser and a loop of our own (Rajbhandari et al. 2020)."""
+    zero: dict[str, Any] = {"stage": stage}
+    if offload in ("optimizer", "all"):
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if offload == "all" and stage == 3:
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
+    }
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type.value == "DEEPSPEED"
+
+
+def is_fsdp(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type.value == "FSDP"
+
+
+def clip_gradients(accelerator: Accelerator, module: nn.Module, max_norm: float) -> float:
+    """Scale the gradients down to `max_norm` (0: leave them) and return the norm before."""
+    if is_deepspeed(accelerator):  # it has clipped and stepped already, inside the backward
+        norm = module.get_global_grad_norm()  # type: ignore[operator]
+        return float(norm) if norm is not None else 0.0
+    limit = max_norm if max_norm > 0 else math.inf
+    trained = [p for p in module.parameters() if p.requires_grad]
+    norm = accelerator.clip_grad_norm_(trained, limit)
+    if norm is None:
+        return 0.0
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def named_trainable(accelerator: Accelerator, module: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters by the names that they have without any wrapper."""
+    inner = accelerator.unwrap_model(module, keep_torch_compile=False)
+    return {name: p for name, p in inner.named_parameters() if p.requires_grad}
+
+
+def whole_parameters(accelerator: Accelerator, module: nn.Module) -> dict[str, Tensor]:
+    """Every trainable parameter in full, in float32 where a master copy exists; on all ranks alike."""
+    return {name: _whole(accelerator, p) for name, p in named_trainable(accelerator, module).items()}
+
+
+def _whole(accelerator: Accelerator, parameter: nn.Parameter) -> Tensor:
+    if is_deepspeed(accelerator):
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        held = safe_get_full_fp32_param(parameter)
+        return (parameter.detach() if held is None else held.detach()).cpu().clone()
+    return _full(parameter.detach()).cpu().clone()
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """A sharded tensor in full; a plain one as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def set_parameters(accelerator: Accelerator, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put whole tensors back into the parameters, sharded or not."""
+    for name, parameter in named_trainable(accelerator, module).items():
+        if is_deepspeed(accelerator):
+            from deepspeed.utils import safe_set_full_fp32_param
+
+            safe_set_full_fp32_param(parameter, tensors[name].to(parameter.device))
+        with torch.no_grad():
+            parameter.copy_(_like(tensors[name], parameter))
+
+
+def _like(tensor: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor sharded (and placed) like another one."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    tensor = tensor.to(model.device)
+    if isinstance(model, DTensor):
+        return distribute_tensor(tensor, model.device_mesh, model.placements)
+    return tensor
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def whole_moments(
+    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """AdamW's state by ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step``, in full on all ranks."""
+    found: dict[str, Tensor] = {}
+    inner: Any = getattr(optimizer, "optimizer", optimizer)
+    for name, parameter in named_trainable(accelerator, module).items():
+        if is_deepspeed(accelerator):
+            from deepspeed.utils import safe_get_full_optimizer_state
+
+            held = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        else:
+            held = dict(inner.state.get(parameter, {}))
+        found.update({f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in held.items() if t is not None})
+    return found
+
+
+def set_moments(
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    step: int,
+) -> None:
+    """The inverse of `whole_moments`; `step` is how often the optimiser has stepped."""
+    inner: Any = getattr(optimizer, "optimizer", optimizer)
+    for name, parameter in named_trainable(accelerator, module).items():
+        if is_deepspeed(accelerator):
+            from deepspeed.utils import safe_set_full_optimizer_state
+
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, tensors[f"{name}.{key}"].to(parameter.device), key)
+        elif f"{name}.exp_avg" in tensors:
+            state = {key: _like(tensors[f"{name}.{key}"], parameter) for key in MOMENTS}
+            inner.state[parameter] = {"step": tensors[f"{name}.step"].clone(), **state}
+    if is_deepspeed(accelerator):
+        for state in getattr(inner, "optimizer", inner).state.values():
+            if "step" in state:
+                held = state["step"]
+                state["step"] = torch.full_like(held, float(step)) if isinstance(held, Tensor) else step

@@ -1,0 +1,279 @@
+"""A run that stops and continues is the run that did not stop, to the last bit, whatever stopped it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from espalier.engine import files
+from espalier.engine.checkpoint import (
+    clear_checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    optimizer_to_tensors,
+    rng_from_tensors,
+    rng_to_tensors,
+    save_checkpoint,
+    tensors_to_optimizer,
+)
+from espalier.errors import UserError
+
+MAKE: dict[str, Callable[..., Optimizer]] = {
+    "adamw": lambda p: AdamW(p, lr=1e-2, betas=(0.8, 0.95)),
+    "amsgrad": lambda p: Adam(p, lr=1e-2, amsgrad=True),
+    "tensor lr": lambda p: AdamW(p, lr=torch.tensor(1e-2)),
+    "fused": lambda p: AdamW(p, lr=1e-2, fused=True),
+    "sgd": lambda p: SGD(p, lr=1e-2),
+    "momentum": lambda p: SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
+}
+
+
+class Net(nn.Module):
+    """Two layers with tied weights and dropout, so that shared tensors and the generator matter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+        self.second.weight = self.first.weight
+        self.unused = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(nn.functional.dropout(torch.tanh(self.first(x)), 0.5))
+
+
+def parts(kind: str, seed: int) -> tuple[Net, Optimizer, dict[nn.Parameter, str]]:
+    torch.manual_seed(seed)
+    net = Net()
+    groups = [
+        {"params": [net.first.weight, net.unused], "weight_decay": 0.1},
+        {"params": [net.first.bias, net.second.bias]},
+    ]
+    return net, MAKE[kind](groups), {parameter: name for name, parameter in net.named_parameters()}
+
+
+def train(net: Net, optimizer: Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        data = torch.randn(3, 5) + random.random() + np.random.rand() + random.gauss(0, 1)
+        net(data).pow(2).mean().backward()
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] *= 0.9
+
+
+def put(folder: Path, step: int, keep: int | None = None, size: int = 3) -> Path:
+    tensors = {"model": {"w": torch.full((size,), float(step))}, "rng-0": rng_to_tensors()}
+    return save_checkpoint(folder, step, tensors, {"step": step, "lr": 0.1 + 0.2, "place": [1, None]}, keep)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_stop_and_continue_is_no_stop(tmp_path: Path, kind: str) -> None:
+    net, optimizer, keys = parts(kind, seed=1)
+    train(net, optimizer, 3)
+    tensors, state = optimizer_to_tensors(optimizer, keys)
+    groups = {"model": net.state_dict(), "optimizer": tensors, "rng-0": rng_to_tensors()}
+    save_checkpoint(tmp_path, 3, groups, {"optimizer": state}, keep=None)
+    train(net, optimizer, 3)
+
+    again, other, keys = parts(kind, seed=2)
+    train(again, other, 1)
+    path = latest_checkpoint(tmp_path)
+    assert path is not None
+    loaded, head = load_checkpoint(path)
+    again.load_state_dict(loaded["model"])
+    tensors_to_optimizer(other, keys, loaded["optimizer"], head["optimizer"])
+    rng_from_tensors(loaded["rng-0"])
+    train(again, other, 3)
+
+    for (name, first), second in zip(net.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(first, second), name
+    assert again.first.weight is again.second.weight
+    for one, two in zip(
+        optimizer.state_dict()["state"].values(), other.state_dict()["state"].values(), strict=True
+    ):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert torch.equal(one[key], two[key]) if isinstance(one[key], Tensor) else one[key] == two[key]
+    for one, two in zip(optimizer.param_groups, other.param_groups, strict=True):
+        assert {k: v for k, v in one.items() if k != "params"} == {
+            k: v for k, v in two.items() if k != "params"
+        }
+        assert {k: type(v) for k, v in one.items()} == {k: type(v) for k, v in two.items()}
+
+
+def test_moments_keep_a_dtype_that_is_not_their_parameters() -> None:
+    """Optimizer.load_state_dict would cast a float32 master copy down to the parameter's bfloat16."""
+    parameter = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = SGD([parameter], lr=0.1)
+    optimizer.state[parameter] = {"master": torch.randn(4), "count": 3, "nothing": None}
+    tensors, state = optimizer_to_tensors(optimizer, {parameter: "w"})
+    assert set(tensors) == {"w.master"} and json.loads(json.dumps(state))["values"] == {
+        "w.count": 3,
+        "w.nothing": None,
+    }
+    other = SGD([parameter], lr=0.5)
+    tensors_to_optimizer(other, {parameter: "w"}, tensors, state)
+    assert other.param_groups[0]["lr"] == 0.1
+    restored = other.state[parameter]
+    assert restored["master"].dtype == torch.float32 and torch.equal(restored["master"], tensors["w.master"])
+    assert (
+        restored["master"] is not tensors["w.master"]
+        and restored["count"] == 3
+        and restored["nothing"] is None
+    )
+
+
+def test_another_optimiser_is_refused_by_name() -> None:
+    net, optimizer, keys = parts("adamw", seed=1)
+    tensors, state = optimizer_to_tensors(optimizer, keys)
+    fewer = AdamW([net.first.weight])
+    with pytest.raises(
+        UserError, match=r"other parameters than this run's: first\.bias, second\.bias, unused\. Use"
+    ):
+        tensors_to_optimizer(fewer, keys, tensors, state)
+
+
+def test_every_generator_continues(tmp_path: Path) -> None:
+    def draw() -> list[Any]:
+        return [
+            torch.rand(3).tolist(),
+            random.random(),
+            random.gauss(0, 1),
+            np.random.rand(),
+            np.random.randn(),
+        ]
+
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        for _ in range(seed):  # an odd number of normal draws leaves a second one waiting in each generator
+            draw()
+        files.write_safetensors(tmp_path / "rng", rng_to_tensors())
+        first = [draw(), draw()]
+        rng_from_tensors(files.read_safetensors(tmp_path / "rng"))
+        assert [draw(), draw()] == first
+
+
+def test_a_checkpoint_is_tensors_and_json_and_no_pickle(tmp_path: Path) -> None:
+    path = put(tmp_path, 7)
+    assert path == tmp_path / "step-7"
+    assert names(path) == ["model.safetensors", "rng-0.safetensors", "state.json"]
+    tensors, state = load_checkpoint(path)
+    assert torch.equal(tensors["model"]["w"], torch.full((3,), 7.0))
+    assert state == {"step": 7, "lr": 0.1 + 0.2, "place": [1, None]}
+
+
+def test_the_oldest_go_and_the_newest_is_by_number(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    for step in (8, 9, 10):
+        put(tmp_path, step, keep=4)
+    assert names(tmp_path) == ["step-10", "step-8", "step-9"]
+    put(tmp_path, 11, keep=2)
+    assert names(tmp_path) == ["step-10", "step-11"]
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-11"
+    put(tmp_path, 11, keep=1)
+    assert names(tmp_path) == ["step-11"]
+    put(tmp_path, 3, keep=1)
+    assert names(tmp_path) == ["step-3"], "what was just written is never the oldest"
+    clear_checkpoints(tmp_path)
+    assert names(tmp_path) == [] and latest_checkpoint(tmp_path) is None
+
+
+def test_temporaries_and_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        put(tmp_path, step)
+    (tmp_path / "step-5" / "state.json").unlink()
+    (tmp_path / "step-4" / "model.safetensors").write_bytes(b"short")
+    (tmp_path / "step-3" / "state.json").write_text('{"format"')
+    (tmp_path / ".step-9.1.tmp").mkdir()
+    (tmp_path / "step-x").mkdir()
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-2"
+    for step, problem in (
+        (5, "missing"),
+        (4, "model.safetensors has another size"),
+        (3, "damaged"),
+        (8, "missing"),
+    ):
+        with pytest.raises(UserError, match=f"not a whole checkpoint .*{problem}.*beside it"):
+            load_checkpoint(tmp_path / f"step-{step}")
+    put(tmp_path, 6)
+    assert not (tmp_path / ".step-9.1.tmp").exists()
+    (tmp_path / "step-6").rename(tmp_path / ".step-6.old")
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-6", "a kill between the two renames is mended"
+
+
+@pytest.mark.parametrize("survives", range(6))
+def test_a_full_disk_at_any_moment_keeps_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survives: int
+) -> None:
+    put(tmp_path, 1)
+    real, calls = files.os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > survives:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    with pytest.raises(
+        UserError, match=r"step-2: could not be written .*free on its disk.*save_total_limit.*untouched"
+    ):
+        put(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step-1"] and latest_checkpoint(tmp_path) == tmp_path / "step-1"
+    monkeypatch.undo()
+    put(tmp_path, 2, keep=1)
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-2"
+
+
+SAVE_FOREVER = """
+import sys
+from pathlib import Path
+import torch
+from espalier.engine.checkpoint import save_checkpoint
+for step in range(int(sys.argv[2]), 10**6):
+    parts = {name: {"w": torch.full((200_000,), float(step))} for name in ("model", "optimizer", "reference")}
+    save_checkpoint(Path(sys.argv[1]), step, parts, {"step": step}, 2)
+    print(step, flush=True)
+"""
+
+
+def test_sigkill_in_the_middle_of_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    reached, caught, attempt = 0, 0, 0
+    while caught < 2 and attempt < 8:
+        attempt += 1
+        command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path), str(reached + 1)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            reached = int(process.stdout.readline())
+            time.sleep(0.003 * attempt)
+            process.kill()
+            reached = max([reached, *map(int, process.stdout.read().split())])
+        caught += any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
+        path = latest_checkpoint(tmp_path)
+        assert path is not None
+        tensors, state = load_checkpoint(path)
+        assert state["step"] >= reached, "what was said to be saved is there"
+        assert all(
+            torch.equal(part["w"], torch.full((200_000,), float(state["step"]))) for part in tensors.values()
+        )
+        reached = state["step"]
+    assert caught, "no kill fell into a save, so nothing was tested"

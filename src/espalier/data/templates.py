@@ -169,18 +169,27 @@ class TokenizerTemplate:
             if messages[index].role != ASSISTANT:
                 continue
             start = self._start(messages, index, full, tools)
-            end, added = self._end(messages, index, full, start, tools)
+            behind = start + len(messages[index].content)
+            if self._mark and full.startswith(messages[index].content + self._mark, start):
+                end, added = behind + len(self._mark), ""  # equals _end, without rendering once more
+            else:
+                end, added = self._end(messages, index, full, start, tools)
             pieces += [Piece(full[done:start], False), Piece(full[start:end] + added, True)]
             done = end
         return _joined([*pieces, Piece(full[done:], False)])
 
     @cached_property
     def end_of_turn(self) -> str:
-        """See `Template.end_of_turn`; found by rendering a conversation of two turns."""
-        said = "x"
-        pieces = self.render([Message(USER, said), Message(ASSISTANT, said)])
-        trained = next(piece.text for piece in reversed(pieces) if piece.trained)
-        return trained[trained.rindex(said) + len(said) :].strip()
+        """See `Template.end_of_turn`."""
+        return self._mark or self.tokenizer.eos_token or ""
+
+    @cached_property
+    def _mark(self) -> str:
+        """What the template itself writes behind an assistant's text, found on a conversation of two turns."""
+        probe = (Message(USER, "x"), Message(ASSISTANT, "y"))
+        full = self._text(probe, False, None)
+        end, added = self._end(probe, 1, full, self._start(probe, 1, full, None), None)
+        return "" if added else full[full.rindex("y", 0, end) + 1 : end]
 
     @cached_property
     def _specials(self) -> tuple[str, ...]:

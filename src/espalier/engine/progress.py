@@ -1,0 +1,79 @@
+"""What a person sees while a stage runs: one live line on a terminal, plain lines in a log.
+
+Leaves out what is measured; :mod:`espalier.engine.track` hands over the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+_QUIET = ("step", "epoch", "tokens", "memory_bytes")
+"""Columns of a row that a log line leaves out; metrics.jsonl has them."""
+
+
+class ProgressLine:
+    """One stage's progress.
+
+    Args:
+        name: what the line begins with.
+        total_steps: None when the feed's length is not known.
+        console: where to; a live line if it is a terminal. None: stderr, so that stdout stays free for tables.
+    """
+
+    def __init__(self, name: str, total_steps: int | None, console: Console | None = None) -> None:
+        self._name, self._total = name, total_steps
+        self._console = console or Console(stderr=True)
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._live = Progress(SpinnerColumn(), *columns, console=self._console, refresh_per_second=4)
+            self._task = self._live.add_task(name, total=total_steps, text="")
+            self._live.start()
+
+    def move(self, step: int, text: str) -> None:
+        """After every step; only a live line shows it."""
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=step, text=f"{self._steps(step)} {text}")
+
+    def say(self, step: int, text: str) -> None:
+        """One plain line, kept: above the live line on a terminal, alone in a log."""
+        self._console.print(
+            f"{self._name} {self._steps(step)} {text}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    @property
+    def is_live(self) -> bool:
+        return self._live is not None
+
+    def _steps(self, step: int) -> str:
+        return f"{step}/{self._total}" if self._total is not None else str(step)
+
+
+def in_words(numbers: Mapping[str, float | int | None]) -> str:
+    """The numbers of one row for a line: ``loss 2.311 learning_rate 5e-05 tokens_per_second 1,234``."""
+    parts = []
+    for name, value in numbers.items():
+        if name in _QUIET:
+            continue
+        shown = "not finite" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        parts.append(f"{name} {shown}")
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """``0:01:05``; hours may pass 24."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

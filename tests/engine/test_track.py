@@ -1,0 +1,326 @@
+"""Means that do not depend on the split, rows that survive a stop, and silence where nobody should speak."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from rich.console import Console
+
+from espalier.engine import track
+from espalier.engine.progress import clock, in_words
+from espalier.engine.track import Meter, Tracker, keep_rows, memory_bytes
+from espalier.errors import UserError
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(track, "time", clock)
+    return clock
+
+
+def screen(terminal: bool = False, width: int = 200) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# --- Meter ------------------------------------------------------------------------------------------------------
+
+
+def test_means_do_not_depend_on_the_split() -> None:
+    losses = torch.rand(24, dtype=torch.float64)
+    whole = losses.mean().item()
+    for size in (1, 5, 24):
+        meter = Meter()
+        for part in losses.split(size):
+            meter.add({"loss": (part.sum(), torch.tensor(len(part))), "rows": (1.0, 0.0)})
+        means = meter.means()
+        assert math.isclose(means["loss"], whole, rel_tol=1e-12)
+        assert set(means) == {"loss"}, "a number without weight has no mean"
+    assert meter.means() == {}, "reading empties"
+
+
+def test_ranks_together_are_one_rank() -> None:
+    """Two threads stand for two ranks; rank 1 has no pair in this step, and no other count of tokens."""
+    barrier, given, results = threading.Barrier(2), {}, {}
+
+    def rank(number: int, numbers: dict[str, tuple[Any, Any]]) -> None:
+        def reduce(values: list[float]) -> list[float]:
+            given[number] = values
+            barrier.wait()
+            total = [a + b for a, b in zip(given[0], given[1], strict=True)]
+            barrier.wait()
+            return total
+
+        meter = Meter(reduce)
+        meter.add(numbers)
+        results[number] = meter.means()
+
+    parts = [{"loss": (6.0, 3), "accuracy": (1.0, 2)}, {"accuracy": (0.0, 0), "loss": (torch.tensor(2.0), 1)}]
+    threads = [threading.Thread(target=rank, args=(number, part)) for number, part in enumerate(parts)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results[0] == results[1] == {"accuracy": 0.5, "loss": 2.0}
+
+
+def test_ranks_that_measure_different_numbers_are_found() -> None:
+    meter = Meter(lambda values: [2.0, values[1] + 1] if len(values) == 2 else values)
+    meter.add({"loss": (1.0, 1), "kl": (1.0, 1)})
+    with pytest.raises(AssertionError, match="ranks measured different numbers"):
+        meter.means()
+
+
+def test_many_small_float32_sums_keep_their_digits() -> None:
+    meter = Meter()
+    for _ in range(1000):
+        meter.add({"loss": (torch.tensor(1e-3), 1), "big": (torch.tensor(2.0**24), 1)})
+    meter.add({"big": (torch.tensor(1.0), 0)})
+    means = meter.means()
+    assert math.isclose(means["loss"], float(torch.tensor(1e-3)), rel_tol=1e-12)
+    assert means["big"] == 2.0**24 + 1e-3
+
+
+def test_a_meter_keeps_no_graph() -> None:
+    weight = torch.ones(1, requires_grad=True)
+    meter = Meter()
+    meter.add({"loss": (weight.sum() * 3, 1)})
+    kept = meter._sums["loss"][0]
+    assert isinstance(kept, torch.Tensor) and not kept.requires_grad
+    assert meter.means() == {"loss": 3.0}
+
+
+# --- Tracker ----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_has_its_columns(tmp_path: Path, time: Clock) -> None:
+    with Tracker(tmp_path / "new" / "sft", "sft", 20, console=screen()) as tracker:
+        time.now += 2
+        with tracker.untimed():
+            time.now += 50
+        tracker.log(5, 0.25, 1000, {"loss": 2.5, "learning_rate": 1e-4, "grad_norm": math.inf, "奖励": 1.0})
+        time.now += 4
+        tracker.log(10, 0.5, 2000, {"loss": 2.25, "learning_rate": 5e-5, "grad_norm": 1.0})
+    first, second = rows(tmp_path / "new" / "sft")
+    memory = first.pop("memory_bytes")
+    assert 10**7 < memory < 10**12
+    assert first == {
+        "step": 5, "epoch": 0.25, "tokens": 1000, "loss": 2.5, "learning_rate": 1e-4, "grad_norm": None, "奖励": 1.0,
+        "tokens_per_second": 500.0,
+    }  # fmt: skip
+    assert second["tokens_per_second"] == 250.0
+
+
+def test_a_log_gets_plain_lines_with_the_time_left(tmp_path: Path, time: Clock) -> None:
+    console = screen()
+    with Tracker(tmp_path, "sft", 20, console=console, resumed_step=4, resumed_tokens=400) as tracker:
+        time.now += 6
+        tracker.step(5, 500)
+        tracker.log(6, 0.1, 12400, {"loss": 2.3456, "learning_rate": 1e-4, "grad_norm": math.nan})
+        tracker.evaluated(6, {"eval_loss": 2.0})
+        tracker.say(6, "[a] checkpoint")
+    assert shown(console).splitlines() == [
+        "sft 6/20 loss 2.346  learning_rate 0.0001  grad_norm not finite  tokens_per_second 2,000  0:00:42 left",
+        "sft 6/20 eval_loss 2",
+        "sft 6/20 [a] checkpoint",
+    ]
+    assert rows(tmp_path)[1] == {"step": 6, "eval_loss": 2.0}
+
+
+def test_a_terminal_gets_one_live_line(tmp_path: Path, time: Clock) -> None:
+    console = screen(terminal=True)
+    with Tracker(tmp_path, "sft", 20, console=console) as tracker:
+        time.now += 2
+        tracker.log(2, 0.1, 400, {"loss": 1.5})
+        time.now += 1
+        tracker.step(3, 600)
+    text = shown(console)
+    assert "3/20 loss 1.5  200 tokens/s  0:00:17 left" in text
+    assert text.count("\n") <= 2, "nothing scrolls"
+
+
+def test_a_feed_without_an_end_has_no_time_left(tmp_path: Path) -> None:
+    console = screen()
+    with Tracker(tmp_path, "rl", None, console=console) as tracker:
+        tracker.log(3, 0.0, 10, {"loss": 1.0})
+    assert shown(console).startswith("rl 3 loss 1") and "left" not in shown(console)
+
+
+def test_other_ranks_are_silent(tmp_path: Path) -> None:
+    console = screen(terminal=True)
+    with Tracker(tmp_path / "rank1", "sft", 5, ["tensorboard"], False, console=console) as tracker:
+        tracker.step(1, 1)
+        tracker.log(1, 0.0, 1, {"loss": 1.0})
+        tracker.evaluated(1, {"eval_loss": 1.0})
+        tracker.say(1, "hello")
+    assert shown(console) == "" and not (tmp_path / "rank1").exists()
+
+
+def test_a_continued_run_forgets_what_comes_after_its_checkpoint(tmp_path: Path) -> None:
+    def write(start: int, stop: int) -> None:
+        with Tracker(tmp_path, "sft", 9, resumed_step=start, console=screen()) as tracker:
+            for step in range(start + 1, stop + 1):
+                tracker.log(step, 0.0, step, {"loss": 1.0 / step})
+
+    write(0, 5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    write(3, 7)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    write(0, 2)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_cutting_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("espalier.engine.files.os.fsync", refuse)
+    with pytest.raises(UserError, match="Make room"):
+        keep_rows(path, 1)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_row_that_the_disk_refuses_is_said(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    tracker = object.__new__(Tracker)
+    tracker._path, tracker._sinks = tmp_path / "metrics.jsonl", []
+    with pytest.raises(UserError, match=r"metrics\.jsonl: could not be written .*Make room"):
+        tracker._write(1, {"step": 1})
+
+
+def test_memory_is_this_process() -> None:
+    if not torch.cuda.is_available():
+        assert math.isclose(memory_bytes(), psutil.Process().memory_info().rss, rel_tol=0.1)
+
+
+# --- trackers ---------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, stop in ((0, 4), (2, 6)):
+        with Tracker(tmp_path, "sft", 6, ["tensorboard"], resumed_step=start, console=screen()) as tracker:
+            for step in range(start + 1, stop + 1):
+                tracker.log(step, 0.0, step, {"loss": step + start / 10, "bad": math.nan})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert "bad" not in events.Tags()["scalars"]
+    seen = [(event.step, round(event.value, 3)) for event in events.Scalars("loss")]
+    assert seen == [(1, 1.0), (2, 2.0), (3, 3.2), (4, 4.2), (5, 5.2), (6, 6.2)]
+
+
+@pytest.mark.parametrize("kind", ["wandb", "swanlab"])
+def test_a_missing_package_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setitem(sys.modules, kind, None)
+    with pytest.raises(UserError, match=rf"pip install 'espalier-llm\[{kind}\]'"):
+        Tracker(tmp_path, "sft", 1, [kind], console=screen())
+    with pytest.raises(UserError, match="wanted some of tensorboard, wandb, swanlab"):
+        Tracker(tmp_path, "sft", 1, ["weights"], console=screen())
+
+
+class Service:
+    """Stands for wandb and for swanlab: remembers how it was called."""
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+        self.logged: list[tuple[dict[str, float], int]] = []
+        self.finished = False
+
+    def init(self, **options: Any) -> SimpleNamespace:
+        self.options = options
+        return SimpleNamespace(log=self.log, finish=self.finish)
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self.logged.append((numbers, step))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "with_key"), [("wandb", "WANDB_API_KEY", "online"), ("swanlab", "SWANLAB_API_KEY", None)]
+)
+def test_a_service_never_asks_for_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, key: str, with_key: str | None
+) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name in (key, "WANDB_MODE", "SWANLAB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    modes = []
+    for _ in range(2):
+        service = Service()
+        monkeypatch.setitem(sys.modules, kind, service)
+        with Tracker(tmp_path, "sft", 1, [kind], console=screen()) as tracker:
+            tracker.log(1, 0.5, 10, {"loss": 1.0})
+        modes.append(service.options["mode"])
+        (numbers, step), *others = service.logged
+        assert step == 1 and numbers["loss"] == 1.0 and not others and service.finished
+        monkeypatch.setenv(key, "secret")
+    assert modes == ["offline", with_key]
+
+
+def test_nothing_is_imported_that_was_not_asked_for() -> None:
+    code = (
+        "import sys, espalier.engine.track; "
+        "sys.exit(bool({'tensorboard', 'torch.utils.tensorboard', 'wandb', 'swanlab'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_and_times_in_words() -> None:
+    row = {
+        "step": 1,
+        "loss": 0.123456,
+        "kl": -2.0,
+        "tokens_per_second": 12345.6,
+        "grad_norm": None,
+        "memory_bytes": 5,
+    }
+    assert in_words(row) == "loss 0.1235  kl -2  tokens_per_second 12,346  grad_norm not finite"
+    assert [clock(seconds) for seconds in (-1, 0, 65, 3600 * 30 + 61)] == [
+        "0:00:00",
+        "0:00:00",
+        "0:01:05",
+        "30:01:01",
+    ]

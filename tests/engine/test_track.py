@@ -49,6 +49,13 @@ def shown(console: Console) -> str:
     return console.file.getvalue()
 
 
+def last_line(tracker: Tracker) -> str:
+    """What the live line says now (the terminal itself is drawn four times a second)."""
+    live = tracker._line._live
+    assert live is not None
+    return str(live.tasks[0].fields["text"])
+
+
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -162,10 +169,12 @@ def test_a_terminal_gets_one_live_line(tmp_path: Path, time: Clock) -> None:
     with Tracker(tmp_path, "sft", 20, console=console) as tracker:
         time.now += 2
         tracker.log(2, 0.1, 400, {"loss": 1.5})
+        assert "2/20 loss 1.5  200 tokens/s  0:00:18 left" in last_line(tracker)
         time.now += 1
-        tracker.step(3, 600)
+        tracker.step(3, 700)
+        assert "3/20 loss 1.5  300 tokens/s  0:00:17 left" in last_line(tracker)
     text = shown(console)
-    assert "3/20 loss 1.5  200 tokens/s  0:00:17 left" in text
+    assert "3/20 loss 1.5  300 tokens/s  0:00:17 left" in text
     assert text.count("\n") <= 2, "nothing scrolls"
 
 

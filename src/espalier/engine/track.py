@@ -118,6 +118,7 @@ class Tracker:
         self._loss = ""
         self._started_at = self._logged_at = time.monotonic()
         self._start_step, self._logged_tokens = resumed_step, resumed_tokens
+        self._logged_rate = 0.0
         self._untimed_total = self._untimed_since_log = 0.0
         if not main_process:
             return
@@ -129,7 +130,7 @@ class Tracker:
     def step(self, step: int, tokens: int) -> None:
         """After every optimiser step: moves the live line. `tokens`: seen since the stage began, over all ranks."""
         if self._main and self._line.is_live:
-            rate = self._rate(tokens)
+            rate = self._rate(tokens) if tokens > self._logged_tokens else self._logged_rate
             self._line.move(step, f"{self._loss}{rate:,.0f} tokens/s  {self._left(step)}".rstrip())
 
     def log(self, step: int, epoch: float, tokens: int, numbers: Mapping[str, float]) -> None:
@@ -137,7 +138,8 @@ class Tracker:
         if not self._main:
             return
         row = {"step": step, "epoch": epoch, "tokens": tokens, **numbers}
-        row |= {"tokens_per_second": self._rate(tokens), "memory_bytes": memory_bytes()}
+        self._logged_rate = self._rate(tokens)
+        row |= {"tokens_per_second": self._logged_rate, "memory_bytes": memory_bytes()}
         self._logged_at, self._logged_tokens, self._untimed_since_log = time.monotonic(), tokens, 0.0
         written = self._write(step, row)
         if "loss" in numbers:

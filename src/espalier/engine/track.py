@@ -11,14 +11,10 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import psutil
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -37,11 +33,7 @@ def alone(values: list[float]) -> list[float]:
 
 
 class Meter:
-    """Sums and weights since the last reading.
-
-    Args:
-        reduce: a list of floats of this rank -> the elementwise sums over all ranks. Every rank must read at the
-            same steps and with the same names (weight 0 where a rank has nothing to say).
+    """Sums and weights since the last reading, by name.
 
     >>> meter = Meter()
     >>> meter.add({"loss": (6.0, 3)})
@@ -50,26 +42,34 @@ class Meter:
     {'loss': 2.0}
     """
 
-    def __init__(self, reduce: Reduce = alone) -> None:
-        self._reduce = reduce
+    def __init__(self) -> None:
         self._sums: dict[str, tuple[Scalar, Scalar]] = {}
 
-    def add(self, numbers: Numbers) -> None:
-        """Adds one micro-batch. Tensors stay where they are: nothing waits for a device until `means`."""
+    def add(self, numbers: Numbers, counts: bool = True) -> None:
+        """Adds one micro-batch. Tensors stay where they are: nothing waits for a device until `means`.
+
+        A micro-batch that only keeps the ranks alike (`counts` False) names its numbers and adds nothing.
+        """
         for name, (total, weight) in numbers.items():
             before = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = (before[0] + _wide(total), before[1] + _wide(weight))
+            self._sums[name] = (before[0] + _wide(total), before[1] + _wide(weight)) if counts else before
 
-    def means(self) -> dict[str, float]:
-        """name -> sum / weight over all ranks since the last call; a number without any weight is left out."""
+    def means(self, reduce: Reduce = alone) -> dict[str, float]:
+        """name -> sum / weight since the last call; a number without any weight is left out.
+
+        Args:
+            reduce: a list of floats of this rank -> the elementwise sums over all ranks. Every rank must have named
+                the same numbers by then, with weight 0 where it has nothing to say.
+        """
         names = sorted(self._sums)
         own = [float(part) for name in names for part in self._sums[name]]
-        self._sums = {}
+        # The names stay, so that a rank without a share of the next steps still has them.
+        self._sums = dict.fromkeys(names, (0.0, 0.0))
         # Ranks that name different numbers would add apples to pears. 16 bits stay exact in a float32 reduction.
         check = float(zlib.crc32("\n".join(names).encode()) & 0xFFFF)
-        ranks, checks = self._reduce([1.0, check])
+        ranks, checks = reduce([1.0, check])
         assert checks == ranks * check, f"ranks measured different numbers; this one has {names}"
-        sums = self._reduce(own) if own else []
+        sums = reduce(own) if own else []
         pairs = zip(sums[0::2], sums[1::2], strict=True)
         return {name: total / weight for name, (total, weight) in zip(names, pairs, strict=True) if weight}
 
@@ -82,8 +82,9 @@ def _wide(value: Scalar) -> Scalar:
 class Tracker:
     """One stage's record: ``FOLDER/metrics.jsonl``, trackers, and the progress on the screen.
 
-    On ranks other than the first it does nothing. Rows hold step, epoch, tokens, loss, learning_rate, grad_norm,
-    tokens_per_second, memory_bytes and the stage's own; a number that is not finite stands as null.
+    On ranks other than the first it does nothing. A logged step's row holds step, epoch, tokens, loss, learning_rate,
+    grad_norm, tokens_per_second, memory_bytes and the stage's own; an evaluation's row step and held-out numbers. A
+    number that is not finite stands as null.
 
     Args:
         folder: the stage's folder; made when missing.
@@ -93,7 +94,6 @@ class Tracker:
         main_process: whether this is rank 0.
         resumed_step: the step of the checkpoint that is continued, 0 for a new start. Rows after it are removed, for
             they will be written again.
-        resumed_tokens: the tokens seen up to that step.
         console: where the progress goes; None: stderr.
 
     Raises:
@@ -109,17 +109,13 @@ class Tracker:
         main_process: bool = True,
         *,
         resumed_step: int = 0,
-        resumed_tokens: int = 0,
         console: Console | None = None,
     ) -> None:
         self._main, self._total = main_process, total_steps
         self._path = folder / "metrics.jsonl"
         self._sinks: list[Sink] = []
-        self._loss = ""
-        self._started_at = self._logged_at = time.monotonic()
-        self._start_step, self._logged_tokens = resumed_step, resumed_tokens
-        self._logged_rate = 0.0
-        self._untimed_total = self._untimed_since_log = 0.0
+        self._text = ""
+        self._started_at, self._start_step = time.monotonic(), resumed_step
         if not main_process:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,47 +123,31 @@ class Tracker:
         self._sinks = [open_tracker(kind, folder, name, resumed_step) for kind in report_to]
         self._line = ProgressLine(name, total_steps, console)
 
-    def step(self, step: int, tokens: int) -> None:
-        """After every optimiser step: moves the live line. `tokens`: seen since the stage began, over all ranks."""
-        if self._main and self._line.is_live:
-            rate = self._rate(tokens) if tokens > self._logged_tokens else self._logged_rate
-            self._line.move(step, f"{self._loss}{rate:,.0f} tokens/s  {self._left(step)}".rstrip())
+    def step(self, step: int) -> None:
+        """After every optimiser step: moves the live line; a log shows nothing."""
+        if self._main:
+            self._line.move(step, f"{self._text}  {self._left(step)}".strip())
 
-    def log(self, step: int, epoch: float, tokens: int, numbers: Mapping[str, float]) -> None:
-        """Each logging step: one row, one line of a log. `numbers`: loss, learning_rate, grad_norm and the stage's."""
+    def log(self, row: Mapping[str, float]) -> None:
+        """One row, with its `step`. A logged step moves the live line or prints a plain one; an evaluation (a row
+        without tokens_per_second) prints a line that stays."""
         if not self._main:
             return
-        row = {"step": step, "epoch": epoch, "tokens": tokens, **numbers}
-        self._logged_rate = self._rate(tokens)
-        row |= {"tokens_per_second": self._logged_rate, "memory_bytes": memory_bytes()}
-        self._logged_at, self._logged_tokens, self._untimed_since_log = time.monotonic(), tokens, 0.0
-        written = self._write(step, row)
-        if "loss" in numbers:
-            self._loss = in_words({"loss": written["loss"]}) + "  "
-        if self._line.is_live:
-            self.step(step, tokens)
+        step, written = int(row["step"]), self._write(row)
+        if "tokens_per_second" not in row:
+            self._line.say(step, in_words(written))
+        elif self._line.is_live:
+            self._text = in_words(
+                {name: written.get(name) for name in ("loss", "tokens_per_second") if name in row}
+            )
+            self.step(step)
         else:
             self._line.say(step, f"{in_words(written)}  {self._left(step)}".rstrip())
-
-    def evaluated(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Held-out numbers (named by the caller, for example eval_loss): a row of their own, and a line that stays."""
-        if self._main:
-            self._line.say(step, in_words(self._write(step, {"step": step, **numbers})))
 
     def say(self, step: int, text: str) -> None:
         """A line for the person that looks on, kept on the screen only."""
         if self._main:
             self._line.say(step, text)
-
-    @contextmanager
-    def untimed(self) -> Iterator[None]:
-        """Around evaluating and saving: neither counts in tokens/s nor in the time left."""
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self._untimed_total += time.monotonic() - begin
-            self._untimed_since_log += time.monotonic() - begin
 
     def close(self) -> None:
         """Closes the line and the trackers; the rows are already on the disk."""
@@ -185,11 +165,8 @@ class Tracker:
     ) -> None:
         self.close()
 
-    def _write(self, step: int, row: Mapping[str, Any]) -> dict[str, Any]:
-        clean = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
+    def _write(self, row: Mapping[str, float]) -> dict[str, float | None]:
+        clean = {name: value if math.isfinite(value) else None for name, value in row.items()}
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(clean, ensure_ascii=False) + "\n")
@@ -197,20 +174,15 @@ class Tracker:
             raise disk_error(self._path, error) from error
         finite = {name: float(value) for name, value in clean.items() if name != "step" and value is not None}
         for sink in self._sinks:
-            sink.log(step, finite)
+            sink.log(int(row["step"]), finite)
         return clean
-
-    def _rate(self, tokens: int) -> float:
-        seconds = time.monotonic() - self._logged_at - self._untimed_since_log
-        return max(0, tokens - self._logged_tokens) / max(seconds, 1e-9)
 
     def _left(self, step: int) -> str:
         """The time that is left if the steps go on as they went since this start."""
         done = step - self._start_step
         if self._total is None or done <= 0:
             return ""
-        seconds = time.monotonic() - self._started_at - self._untimed_total
-        return f"{clock(seconds / done * (self._total - step))} left"
+        return f"{clock((time.monotonic() - self._started_at) / done * (self._total - step))} left"
 
 
 def keep_rows(path: Path, step: int) -> None:
@@ -226,10 +198,3 @@ def keep_rows(path: Path, step: int) -> None:
         if isinstance(row, dict) and row.get("step", 0) <= step:
             kept.append(line + "\n")
     write_text(path, "".join(kept))
-
-
-def memory_bytes() -> int:
-    """The most that the GPU's tensors took so far, or this process's resident memory now."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return int(psutil.Process().memory_info().rss)

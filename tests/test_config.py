@@ -343,7 +343,8 @@ def test_the_tables_agree_with_the_options() -> None:
         "clip_range_value",
         "lam",
     }
-    stage_keys |= {"ppo_epochs", "group_size", "max_new_tokens"}
+    stage_keys |= {"ppo_epochs", "group_size", "max_new_tokens", "label_smoothing", "ref_model"}
+    stage_keys |= {"precompute_ref_logprobs"}
     keys = {row.key for row in describe(COMMON)} | stage_keys
     targets = {*SYNONYMS.values(), *(name for table in STAGE_SYNONYMS.values() for name in table.values())}
     assert targets | set(VALUES) | {switch[0] for switch in SWITCHES.values()} <= keys

@@ -198,6 +198,7 @@ def test_a_named_format_is_used_in_place_of_the_detected_one() -> None:
         ("chat", {"instruction": "x", "output": " \n"}, "empty text", ["'output'"]),
         ("chat", {"instruction": "x", "output": 3.5}, "not text", ["a number (3.5)", "quotes"]),
         ("chat", {"instruction": "x", "output": None}, "empty text", ["null"]),
+        ("chat", {"instruction": "x", "output": "a\ud83d"}, "broken character", ["'output'", "half a character"]),
         ("chat", {"instruction": "x"}, "no answer", ["`instruction`", "wanted"]),
         ("chat", {"instruction": "", "input": "", "output": "y"}, "empty prompt", ["'instruction' is empty"]),
         ("chat", {"messages": []}, "empty messages", ["at least one turn"]),

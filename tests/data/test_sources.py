@@ -59,6 +59,7 @@ def test_a_wrong_spec_is_named(value: object, words: str) -> None:
 def test_files_globs_and_folders_in_a_fixed_order(tmp_path: Path) -> None:
     first = write(tmp_path / "data" / "b.jsonl", chats(2, "b"))
     write(tmp_path / "data" / "deep" / "a.jsonl", chats(1, "a"))
+    write(tmp_path / "data" / ".cache" / "a.jsonl", chats(1, "hidden"))
     (tmp_path / "data" / "README.md").write_text("no data")
     (tmp_path / "data" / "dataset_info.json").write_text("{}")
     for path, wanted in (

@@ -27,6 +27,7 @@ _ROLE_NAMES = {
     "observation": TOOL,
 }
 
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can write half of a character; no tokenizer takes it
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -72,6 +73,11 @@ def as_text(value: Any, what: str, *, may_be_empty: bool = False) -> str:
         )
     if not may_be_empty and not value.strip():
         raise Bad("empty text", f"{what} is empty; fill it in or remove the record")
+    if not value.isascii() and _HALF.search(value):
+        raise Bad(
+            "broken character",
+            f"{what} holds half a character (a lone surrogate such as \\ud83d); repair the text",
+        )
     return value
 
 

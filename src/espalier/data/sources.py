@@ -39,7 +39,7 @@ class DatasetSpec:
     """
 
     path: str
-    """A file, a folder (read with all that is below it), a glob, or a hub id `owner/name`."""
+    """A file, a folder (read with all that is below it but what is hidden), a glob, or a hub id `owner/name`."""
     format: str | None = None
     """One of `FORMATS`, or `lines` for a .txt file with one document a line; None: found by the columns."""
     weight: float = 1.0
@@ -212,7 +212,7 @@ def _files(spec: DatasetSpec) -> list[Path] | None:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file))
+        found = sorted(file for file in path.rglob("*") if _visible(file, path) and is_data_file(file))
         if not found:
             raise UserError(f"{path}: no data file in this folder; wanted one of {', '.join(SUFFIXES)}")
         return found
@@ -226,6 +226,11 @@ def _files(spec: DatasetSpec) -> list[Path] | None:
     if _HUB_ID.fullmatch(spec.path) and not spec.path.lower().endswith(SUFFIXES) and not path.parent.exists():
         return None
     raise UserError(f"{spec.path}: no such file or folder; {_nearby(path.parent, path.name)}")
+
+
+def _visible(file: Path, below: Path) -> bool:
+    """Whether it is a file and neither it nor a folder on the way is hidden (.cache, .ipynb_checkpoints)."""
+    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(below).parts)
 
 
 def _nearby(folder: Path, name: str) -> str:

@@ -188,8 +188,9 @@ class TokenizerTemplate:
         """What the template itself writes behind an assistant's text, found on a conversation of two turns."""
         probe = (Message(USER, "x"), Message(ASSISTANT, "y"))
         full = self._text(probe, False, None)
-        end, added = self._end(probe, 1, full, self._start(probe, 1, full, None), None)
-        return "" if added else full[full.rindex("y", 0, end) + 1 : end]
+        start = self._start(probe, 1, full, None)
+        end, added = self._end(probe, 1, full, start, None)
+        return "" if added else full[full.index("y", start) + 1 : end]
 
     @cached_property
     def _specials(self) -> tuple[str, ...]:
@@ -262,17 +263,18 @@ class TokenizerTemplate:
                 f"the tokenizer's chat template rewrites turn {index + 1} (assistant) once more turns follow (thinking "
                 "removed?), so it cannot be trained in place; make one record of each answer, or use `template: simple`"
             )
-        content_at = full.rfind(content, start, turn_end)
+        content_at = full.find(content, start, turn_end)
         if content_at < 0:
             content = content.strip()
-            content_at = full.rfind(content, start, turn_end)
+            content_at = full.find(content, start, turn_end)
         behind = content_at + len(content) if content_at >= 0 else turn_end
         closing = full[behind:turn_end].rstrip()
         if closing:
             return behind + len(closing), ""
         if last:
             return behind, self.tokenizer.eos_token or ""
-        return turn_end + len(self._special_at(full, turn_end)), ""
+        mark = self._special_at(full, turn_end)
+        return (turn_end + len(mark) if mark else behind), ""
 
     def _special_at(self, text: str, place: int) -> str:
         return next((token for token in self._specials if text.startswith(token, place)), "")

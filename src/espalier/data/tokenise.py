@@ -7,6 +7,7 @@ into rows elsewhere; here a branch is at most `cutoff_len` tokens long.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ import torch
 
 from espalier.data.encoding import Path, adds_bos, encode_pieces, encode_texts
 from espalier.data.records import (
-    ASSISTANT,
     SYSTEM,
     USER,
     Chat,
@@ -237,13 +237,20 @@ def _trimmed_answers(paths: list[Path], encoder: Encoder, account: Counter[str])
 
 def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Counter[str]) -> list[Path]:
     """Without its oldest exchanges, then without the beginning of its prompt, then without the end of its answer."""
-    shorter = _without_oldest(chat)
-    if shorter is not None:
+    shorter = _suffixes(chat)
+
+    def encoded(count: int) -> Path:
+        return encode_pieces(
+            encoder.tokenizer, _located(_branches, shorter[count], encoder), bos=encoder.bos
+        )[0]
+
+    if shorter:
         account["trimmed: oldest exchanges"] += 1
-    while shorter is not None and len(path[0]) > encoder.cutoff_len:
-        chat = shorter
-        [path] = encode_pieces(encoder.tokenizer, _located(_branches, chat, encoder), bos=encoder.bos)
-        shorter = _without_oldest(chat)
+        last = len(shorter) - 1
+        # The fewest exchanges to drop, by halving: a long chat is not encoded once for each of its turns.
+        path = encoded(
+            bisect_left(range(last), True, key=lambda count: len(encoded(count)[0]) <= encoder.cutoff_len)
+        )
     excess = len(path[0]) - encoder.cutoff_len
     if excess > 0:
         spare = max(_prompt_length(path) - max(encoder.cutoff_len // 4, 2), 0)
@@ -256,13 +263,11 @@ def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Counter[str
     return [path]
 
 
-def _without_oldest(chat: Chat) -> Chat | None:
-    """The chat without its first exchange (a user turn and all up to the next); None if it is the only one."""
-    asked = [index for index, message in enumerate(chat.messages) if message.role == USER]
-    if len(asked) < 2 or not any(message.role == ASSISTANT for message in chat.messages[asked[1] :]):
-        return None
+def _suffixes(chat: Chat) -> list[Chat]:
+    """The chat without its first exchange (a user turn and all up to the next), without two of them, …"""
     system = [message for message in chat.messages[:1] if message.role == SYSTEM]
-    return replace(chat, messages=(*system, *chat.messages[asked[1] :]))
+    asked = [index for index, message in enumerate(chat.messages) if message.role == USER]
+    return [replace(chat, messages=(*system, *chat.messages[index:])) for index in asked[1:]]
 
 
 def _prompt_length(path: Path) -> int:

@@ -185,12 +185,27 @@ class TokenizerTemplate:
 
     @cached_property
     def _mark(self) -> str:
-        """What the template itself writes behind an assistant's text, found on a conversation of two turns."""
+        """What the template writes behind an assistant's text, whether or not more turns follow; "" if nothing.
+
+        Phi-3 closes the whole conversation with one eos more, behind the last turn's mark: that is not the mark.
+        """
         probe = (Message(USER, "x"), Message(ASSISTANT, "y"))
         full = self._text(probe, False, None)
         start = self._start(probe, 1, full, None)
         end, added = self._end(probe, 1, full, start, None)
-        return "" if added else full[full.index("y", start) + 1 : end]
+        behind = full.index("y", start) + 1
+        closing = "" if added else full[behind:end]
+        try:
+            longer = self._text((*probe, *probe), False, None)
+        except UserError:
+            return closing
+        if not longer.startswith(full[:behind]):
+            return closing
+        for length in range(_common(closing, longer[behind:]), 0, -1):
+            rest = closing[length:].lstrip()
+            if closing[:length].strip() and (not rest or self._special_at(rest, 0)):
+                return closing[:length].rstrip()
+        return closing
 
     @cached_property
     def _specials(self) -> tuple[str, ...]:
@@ -231,11 +246,17 @@ class TokenizerTemplate:
     def _start(self, messages: Sequence[Message], index: int, full: str, tools: str | None) -> int:
         opening = self._text(messages[:index], True, tools)
         if not full.startswith(opening):
-            raise UserError(
-                f"the tokenizer's chat template writes what stands before turn {index + 1} (assistant) differently when "
-                "an answer is to be generated, so training would not match generation; use `template: simple`, or a "
-                "chat_template.jinja that does not rewrite earlier turns"
-            )
+            # Some templates open an answer with a <think> that they leave out of all turns but the last.
+            common = _common(opening, full)
+            plain = len(self._text(messages[:index], False, tools))
+            place = full.find(messages[index].prefix + messages[index].content, plain)
+            if index == len(messages) - 1 or not plain <= place <= common:
+                raise UserError(
+                    f"the tokenizer's chat template writes what stands before turn {index + 1} (assistant) differently "
+                    "when an answer is to be generated, so training would not match generation; use `template: "
+                    "simple`, or a chat_template.jinja that does not rewrite earlier turns"
+                )
+            opening = full[:place]
         start = len(opening)
         prefix = messages[index].prefix
         if not full.startswith(prefix, start):
@@ -254,15 +275,17 @@ class TokenizerTemplate:
         turn_text = full if last else self._text(messages[: index + 1], False, tools)
         if full.startswith(turn_text):
             turn_end = len(turn_text)
-        elif full.startswith(content, start):
-            # The template adds to the last turn (say, an empty <think>) what it leaves out of earlier ones.
-            behind = start + len(content)
-            turn_end = behind + len(self._special_at(full, behind))
         else:
-            raise UserError(
-                f"the tokenizer's chat template rewrites turn {index + 1} (assistant) once more turns follow (thinking "
-                "removed?), so it cannot be trained in place; make one record of each answer, or use `template: simple`"
-            )
+            # The template treats its last turn otherwise: it adds an empty <think> before, or another mark behind.
+            place = full.find(content, start)
+            behind = place + len(content)
+            if place < 0 or (place > start and not turn_text.startswith(full[:behind])):
+                raise UserError(
+                    f"the tokenizer's chat template rewrites turn {index + 1} (assistant) once more turns follow "
+                    "(thinking removed?), so it cannot be trained in place; make one record of each answer, or use "
+                    "`template: simple`"
+                )
+            turn_end = behind + len(self._special_at(full, behind))
         content_at = full.find(content, start, turn_end)
         if content_at < 0:
             content = content.strip()
@@ -290,6 +313,12 @@ def _functions(tools: str | None) -> list[Any] | None:
         tool if not isinstance(tool, dict) or "type" in tool else {"type": "function", "function": tool}
         for tool in functions
     ]
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:

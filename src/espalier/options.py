@@ -254,6 +254,9 @@ class EngineOptions(Options):
     strategy: Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = option(
         "auto", "How several processes share the work; auto: single for one process, else ddp."
     )
+    num_processes: int = option(
+        0, "Processes on this machine; 0: one a GPU, one without GPUs. Several machines: see docs.", min=0
+    )
     offload: Literal["none", "optimizer", "all"] = option(
         "none", "What lives in the machine's memory, not the GPU's."
     )

@@ -8,6 +8,7 @@ temporary may stay behind; its name begins with a dot and ends in ``.tmp``, and 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -64,6 +65,15 @@ def write_safetensors(
         own[name] = (tensor.clone(memory_format=torch.contiguous_format) if copied else tensor).cpu()
     notes = dict(metadata or {}) | ({_SAME: json.dumps(same)} if same else {})
     _write(path, lambda temporary: save_file(own, temporary, metadata=notes or None))
+
+
+def file_hash(path: Path) -> str | None:
+    """sha256 of a file, or None where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import ctypes
 import platform
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -18,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """"no" (float32), "bf16" or "fp16", as accelerate names them.
+    """ "no" (float32), "bf16" or "fp16", as accelerate names them.
 
     "auto" is bf16 on a GPU that has it, and on a CPU only where a bf16 matrix product really is faster: with
     AMX it is about 9 times as fast as float32, without bf16 instructions it can be 100 times slower.
@@ -34,21 +35,16 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if _matmul_seconds(torch.bfloat16) * GAIN < _matmul_seconds(torch.float32) else "no"
 
 
-def _matmul_seconds(dtype: torch.dtype) -> float:
-    """Best time of one small matrix product; the size grows only while it is quick."""
-    best = float("inf")
-    for size in (64, 512):
-        a = torch.ones(size, size, dtype=dtype)
+def _matmul_seconds(dtype: torch.dtype, size: int = 256) -> float:
+    """Best time of a small matrix product; small, for without bf16 instructions one of 2048 takes a minute."""
+    a = torch.ones(size, size, dtype=dtype)
+    _ = a @ a
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
         _ = a @ a
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            _ = a @ a
-            times.append(time.perf_counter() - start)
-        best = min(times) * (512 / size) ** 3
-        if min(times) > 2e-3:
-            break
-    return best
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def keep_freed_memory() -> bool:
@@ -70,7 +66,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
         name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     return f"{name}, {psutil.cpu_count(logical=True)} cores"
 

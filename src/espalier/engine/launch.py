@@ -37,7 +37,9 @@ def relaunch(arguments: list[str], processes: int) -> int:
 
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or _threads(processes)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run([*command, "-m", "espalier.cli", *arguments], env=environment, check=False).returncode
+    return subprocess.run(
+        [*command, "-m", "espalier.cli", *arguments], env=environment, check=False
+    ).returncode
 
 
 def _threads(processes: int) -> str:

@@ -23,6 +23,7 @@ from espalier.engine.hardware import memory_bytes
 from espalier.engine.signals import StopSignal
 from espalier.engine.strategy import clip_gradients
 from espalier.engine.track import Meter, Numbers, Tracker
+from espalier.errors import UserError
 from espalier.models.forward import Outputs, Want
 from espalier.trees import Batch
 
@@ -129,7 +130,8 @@ def run_loop(
 
     Raises:
         Stopped: a signal came; a checkpoint was written first.
-        ValueError: a loss or gradient that is not a number, or a first step that cannot be right.
+        UserError: a loss or gradient that is not a number.
+        ValueError: a first step that cannot be right, or one without anything to train.
     """
     meter = Meter()
     module.train()
@@ -147,13 +149,13 @@ def run_loop(
             last = i == len(batches) - 1
             loss = _backward(module, objective, batch, count, accelerator, last, meter)
             if not math.isfinite(loss):
-                raise ValueError(
+                raise UserError(
                     f"step {progress.step + 1}, rank {accelerator.process_index}: the loss is {loss}. "
                     "Lower learning_rate, or look at the data of this step; the last checkpoint is kept."
                 )
         norm = clip_gradients(accelerator, module, schedule.max_grad_norm)
         if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":
-            raise ValueError(
+            raise UserError(
                 f"step {progress.step + 1}, rank {accelerator.process_index}: the gradient norm is {norm}. "
                 "Lower learning_rate, or use precision: fp32; the last checkpoint is kept."
             )
@@ -164,6 +166,7 @@ def run_loop(
         progress.path_tokens += int(path_tokens)
         progress.seconds = seconds_before + time.perf_counter() - clock
         hooks.after_step(progress.step)
+        tracker.step(progress.step)
         done = progress.step >= feed.total_steps
         if first or done or _due(progress.step, schedule.logging_steps):
             progress.last = meter.means(lambda sums: _over_ranks(accelerator, sums))
@@ -208,15 +211,16 @@ def _backward(
     """One micro-batch; gradients are exchanged between the ranks at the last one only."""
     sharded = accelerator.distributed_type.value in ("DEEPSPEED", "FSDP")
     accelerator.gradient_state._set_sync_gradients(last)
-    alone = nullcontext() if last or sharded or accelerator.num_processes == 1 else accelerator.no_sync(module)
+    alone = (
+        nullcontext() if last or sharded or accelerator.num_processes == 1 else accelerator.no_sync(module)
+    )
     with alone:
         outputs = module(batch, objective.want)
         loss_sum, numbers = objective.loss(outputs, batch)
         # Gradients are averaged over ranks, so the world's size undoes the average.
         loss = loss_sum * (batch.weight * accelerator.num_processes / count)
         accelerator.backward(loss)
-    if batch.weight:
-        meter.add(numbers)
+    meter.add(numbers, counts=batch.weight > 0)
     return float(loss.detach())
 
 

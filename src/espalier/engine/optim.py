@@ -55,4 +55,6 @@ def learning_rate_at(step: int, *, peak: float, kind: str, warmup_steps: int, to
         return peak * max(0.0, 1 - done)
     if kind == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    raise ValueError(f"unknown lr_scheduler_type {kind}; known: linear, cosine, constant, constant_with_warmup")
+    raise ValueError(
+        f"unknown lr_scheduler_type {kind}; known: linear, cosine, constant, constant_with_warmup"
+    )

@@ -167,7 +167,9 @@ def whole_moments(
             held = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         else:
             held = dict(inner.state.get(parameter, {}))
-        found.update({f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in held.items() if t is not None})
+        found.update(
+            {f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in held.items() if t is not None}
+        )
     return found
 
 

@@ -118,6 +118,9 @@ def espalier_attention(
     if dropout:
         raise NotImplementedError("tree attention has no dropout of attention weights; set it to 0")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.is_autocast_enabled(query.device.type):  # rotary positions have left float32 behind
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if queries == 1 and _announced.memory is not None:
         return _announced.memory.attend(query, key, value, scale).transpose(1, 2), None
     if _announced.blocks is not None:

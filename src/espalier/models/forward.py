@@ -83,6 +83,14 @@ class TreeModel(nn.Module):
         self.traits = traits
         self.scalar_head = scalar_head
 
+    def without_lm_head(self) -> TreeModel:
+        """Freeze an output head of its own, which a model that only gives numbers does not use."""
+        output = self.lm.get_output_embeddings()  # type: ignore[operator]
+        inputs = self.lm.get_input_embeddings()  # type: ignore[operator]
+        if output.weight is not inputs.weight:
+            output.requires_grad_(False)
+        return self
+
     def forward(self, batch: Batch, want: Want) -> Outputs:
         """Run the model once over the batch.
 

@@ -36,13 +36,16 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code:
     """
     _check_folder(name)
     _quiet()
+    local = Path(name).is_dir()
     try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
         return AutoModelForCausalLM.from_pretrained(
             name,
+            config=without_dropout(config),
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
-            local_files_only=Path(name).is_dir(),
+            local_files_only=local,
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
@@ -69,9 +72,18 @@ def new_lm(config: dict[str, Any], vocab_size: int, token_ids: dict[str, int | N
     settings["vocab_size"] = max(int(settings.get("vocab_size") or 0), vocab_size)
     try:
         made = AutoConfig.for_model(kind, **{**settings, **token_ids})
-        return AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(without_dropout(made), dtype=torch.float32)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"model_config: {_first_line(error)}") from error
+
+
+def without_dropout(config: Any) -> Any:
+    """The configuration with every dropout at 0: policy and reference must differ by their weights alone, and
+    tree attention has none. LoRA's own dropout is another matter."""
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
+            setattr(config, key, 0.0)
+    return config
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -252,3 +264,30 @@ def _quiet() -> None:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:300]
+
+
+def hidden_size(lm: nn.Module) -> int:
+    config: Any = lm.config
+    return int(config.get_text_config().hidden_size)
+
+
+def load_with_adapter(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """A model folder, or an adapter folder: then its base model with the adapter merged into it."""
+    from espalier.models import adapters
+
+    settings = Path(name) / "adapter_config.json"
+    if not settings.is_file():
+        return load_lm(name, trust_remote_code=trust_remote_code)
+    base = json.loads(settings.read_text("utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"{settings}: names no base model. Set base_model_name_or_path in it.")
+    lm = load_lm(base, trust_remote_code=trust_remote_code)
+    return adapters.merged(adapters.load_adapter(lm, name, trainable=False))
+
+
+def checkpoint_activations(lm: nn.Module) -> None:
+    """Keep the inputs of the blocks only, and compute the rest again in the backward (Chen et al. 2016)."""
+    model: Any = lm
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if any(not p.requires_grad for p in model.get_input_embeddings().parameters()):
+        model.enable_input_require_grads()

@@ -1,0 +1,153 @@
+"""Experience: prompts become trees of sampled answers, and the trees carry what is known about them.
+
+The loop of reinforcement learning in pieces, each usable alone: `sample_trees`, `measure` (old and
+reference logprobs, values, scores, all by the same forward that is trained), and the advantages of
+`espalier.maths`, which the stages put together. Every tensor rides on its tree as an extra, (B,) or (B, A)
+of that tree, so that trees can be shuffled into other batches afterwards.
+
+B branches, A trained tokens of the longest branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from espalier.data.feed import Rows
+from espalier.models.forward import Traits
+from espalier.models.generate import Sampled, Sampling, sample
+from espalier.rollout.rewards import Rule
+from espalier.trees import Batch, Tree
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt to sample from.
+
+    Attributes:
+        tokens: its ids.
+        text: what a rule reward sees of it.
+        reference: for rule rewards.
+        source: "FILE:LINE".
+    """
+
+    tokens: list[int]
+    text: str
+    reference: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt with its sampled answers as a tree.
+
+    Attributes:
+        tree: branch i is answer i; every sampled token is trained, the stop token included.
+        texts: the answers without special tokens.
+        ended: whether each ended by itself.
+    """
+
+    ask: Ask
+    tree: Tree
+    texts: list[str]
+    ended: list[bool]
+
+
+def sample_trees(
+    lm: nn.Module,
+    traits: Traits,
+    asks: Sequence[Ask],
+    sampling: Sampling,
+    decode: Callable[[list[int]], str],
+    *,
+    copies: int,
+    seeds: Sequence[int],
+) -> list[Answered]:
+    """Sample `copies` answers to each prompt; the sampled ids are the trained ids."""
+    answers = sample(lm, traits, [ask.tokens for ask in asks], sampling, copies=copies, seeds=seeds)
+    return [_answered(ask, found, decode) for ask, found in zip(asks, answers, strict=True)]
+
+
+def _answered(ask: Ask, answers: list[Sampled], decode: Callable[[list[int]], str]) -> Answered:
+    before = [False] * len(ask.tokens)
+    paths = [(ask.tokens + a.tokens, before + [True] * len(a.tokens)) for a in answers]
+    tree = Tree.join(paths, source=ask.source)
+    return Answered(ask, tree, [decode(a.tokens) for a in answers], [a.ended for a in answers])
+
+
+def rule_scores(answered: Answered, rule: Rule) -> Tensor:
+    """(B,) the rule's number for each answer."""
+    ask = answered.ask
+    return torch.tensor([rule(ask.text, text, ask.reference) for text in answered.texts])
+
+
+def with_extras(tree: Tree, **extras: Tensor) -> Tree:
+    """The same tree with further extras."""
+    return Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, {**tree.extras, **extras})
+
+
+def measure(trees: Sequence[Tree], rows: Rows, run: Callable[[Batch], dict[str, Tensor]]) -> list[Tree]:
+    """Give every tree what `run` finds out about the batches that hold it.
+
+    Each rank runs its own share, all the same number of batches; then every rank gets all trees.
+
+    Args:
+        trees: the same on every rank.
+        rows: how they become batches.
+        run: a batch to named (B,) or (B, A) tensors; without gradients.
+    """
+    numbered = [with_extras(t, index=torch.full((t.n_branches,), float(i))) for i, t in enumerate(trees)]
+    found: list[tuple[int, dict[str, Tensor]]] = []
+    for batch in rows.micro_batches(numbered):
+        tensors = run(batch)
+        if batch.weight:
+            found += _by_tree(batch, tensors)
+    if rows.world > 1:
+        found = gather_object(found)
+    extras = dict(found)
+    return [with_extras(tree, **extras[i]) for i, tree in enumerate(trees)]
+
+
+def _by_tree(batch: Batch, tensors: dict[str, Tensor]) -> list[tuple[int, dict[str, Tensor]]]:
+    """Cut a batch's tensors into those of its trees, each as wide as its own longest branch."""
+    lengths = batch.mask.sum(1)
+    cut = []
+    for tree in range(batch.n_trees):
+        mine = batch.tree_id == tree
+        width = int(lengths[mine].max())
+        index = int(batch.extras["index"][mine][0])
+        own = {name: (x[mine, :width] if x.dim() == 2 else x[mine]).cpu() for name, x in tensors.items()}
+        cut.append((index, own))
+    return cut
+
+
+def gathered(own: list[Answered], world: int) -> list[Answered]:
+    """The answers of all ranks, rank by rank, on every rank."""
+    return gather_object(own) if world > 1 else own
+
+
+def whitened(trees: Sequence[Tree], name: str) -> list[Tree]:
+    """The (B, A) extra `name` of all trees together with mean 0 and variance 1 over the real tokens."""
+    from espalier.maths.reduce import whiten
+
+    masks = [_mask(tree) for tree in trees]
+    flat = torch.cat([tree.extras[name][mask] for tree, mask in zip(trees, masks, strict=True)])
+    white = whiten(flat, torch.ones_like(flat, dtype=torch.bool))
+    found, start = [], 0
+    for tree, mask in zip(trees, masks, strict=True):
+        grid = torch.zeros_like(tree.extras[name])
+        count = int(mask.sum())
+        grid[mask] = white[start : start + count]
+        start += count
+        found.append(with_extras(tree, **{name: grid}))
+    return found
+
+
+def _mask(tree: Tree) -> Tensor:
+    """(B, A) where the tree's trained tokens are."""
+    lengths = torch.tensor([int(trained.sum()) for _, trained in tree.paths()])
+    return torch.arange(int(lengths.max()))[None] < lengths[:, None]

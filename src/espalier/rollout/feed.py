@@ -1,0 +1,110 @@
+"""The feed of reinforcement learning: sample, measure, then go over what was sampled a few times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from espalier.data.feed import Rows
+from espalier.trees import Batch, Tree
+
+Roll = Callable[[list[int], int], list[Tree]]
+"""(places of prompts, number of the rollout) to trees with their extras, the same on every rank."""
+
+Mix = Callable[[list[Tree], int], list[Tree]]
+"""(the trees of a step, number of the step) to the trees to train on: where a second data set comes in."""
+
+
+class RolloutFeed:
+    """Steps over fresh samples of the present policy.
+
+    A checkpoint may be written after the last step of a rollout only: what was sampled is not saved, and the
+    next rollout follows from the weights and the seed.
+
+    Args:
+        prompts: how many there are.
+        roll: makes the experience of one rollout.
+        rows: how a step's trees become micro-batches.
+        prompts_per_rollout: sampled together.
+        trees_per_step: of one optimiser step.
+        passes: over the trees of a rollout (PPO's epochs).
+        epochs: over the prompts; or `max_steps`.
+        seed: of the order of prompts and of minibatches.
+        mix: see `Mix`.
+    """
+
+    def __init__(
+        self,
+        prompts: int,
+        roll: Roll,
+        rows: Rows,
+        *,
+        prompts_per_rollout: int,
+        trees_per_step: int,
+        passes: int = 1,
+        epochs: float = 1.0,
+        max_steps: int | None = None,
+        seed: int = 0,
+        mix: Mix | None = None,
+    ) -> None:
+        self._prompts, self._roll, self._rows = prompts, roll, rows
+        self._per_rollout = min(prompts_per_rollout, prompts)
+        self._per_step, self._passes, self._seed, self._mix = trees_per_step, passes, seed, mix
+        self._steps_per_rollout = passes * math.ceil(self._per_rollout / trees_per_step)
+        if max_steps:
+            self._rollouts = math.ceil(max_steps / self._steps_per_rollout)
+        else:
+            self._rollouts = math.ceil(epochs * prompts / self._per_rollout)
+        self.total_steps = max_steps or self._rollouts * self._steps_per_rollout
+        self._rollout = 0
+        self.epoch = 0.0
+        self.resumable = True
+
+    def steps(self) -> Iterator[list[Batch]]:
+        step = self._rollout * self._steps_per_rollout
+        while self._rollout < self._rollouts:
+            trees = self._roll(self._chosen(self._rollout), self._rollout)
+            chunks = self._chunks(trees)
+            for i, chunk in enumerate(chunks):
+                if step >= self.total_steps:
+                    return
+                self.resumable = i == len(chunks) - 1
+                if self.resumable:
+                    self._rollout += 1
+                self.epoch = (self._rollout if self.resumable else self._rollout + 1) * self._per_rollout
+                self.epoch /= self._prompts
+                step += 1
+                yield self._rows.micro_batches(self._mix(chunk, step) if self._mix else chunk)
+
+    def place(self) -> dict[str, Any]:
+        return {"rollout": self._rollout, "prompts": self._prompts}
+
+    def restore(self, place: dict[str, Any]) -> None:
+        if place["prompts"] != self._prompts:
+            raise ValueError(
+                f"the checkpoint was written over {place['prompts']} prompts and there are {self._prompts} now: "
+                "the data changed. Start again with resume=false, or restore the data."
+            )
+        self._rollout = place["rollout"]
+
+    def _chosen(self, rollout: int) -> list[int]:
+        """The prompts of a rollout: an endless sequence of shuffled epochs, cut into pieces."""
+        start = rollout * self._per_rollout
+        return [
+            int(self._order(at // self._prompts)[at % self._prompts])
+            for at in range(start, start + self._per_rollout)
+        ]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(self._prompts)
+
+    def _chunks(self, trees: Sequence[Tree]) -> list[list[Tree]]:
+        chunks = []
+        for i in range(self._passes):
+            order = np.random.default_rng([self._seed, self._rollout, i, 1]).permutation(len(trees))
+            for start in range(0, len(trees), self._per_step):
+                chunks.append([trees[j] for j in order[start : start + self._per_step]])
+        return chunks

@@ -1,0 +1,155 @@
+"""Group-relative policy optimisation (Shao et al. 2024) and its relatives: no critic.
+
+A group of answers to one prompt is one tree: the prompt is sampled from, measured and trained on once for
+all of them. An answer's advantage is its score against its group's. The KL from the reference, if it has a
+price, is a loss of its own (k3), not a reward.
+
+Relatives are special cases: `advantages` (grpo, dr_grpo, rloo) says what an answer is compared with, and
+`loss_average` says over what the loss is averaged: all tokens of the step (DAPO, Yu et al. 2025), each
+answer first (GRPO as published), or the constant max_new_tokens (Dr. GRPO, Liu et al. 2025).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from espalier.data.feed import Feed
+from espalier.engine.track import Numbers
+from espalier.maths.advantages import dr_grpo_advantages, group_advantages, kl_k3, rloo_advantages
+from espalier.maths.losses import clipped_policy
+from espalier.maths.reduce import masked_sum
+from espalier.models.forward import Outputs, Want
+from espalier.options import Options, option
+from espalier.rollout.experience import with_extras
+from espalier.rollout.feed import RolloutFeed
+from espalier.stages.rollouts import Roller, RolloutOptions, check_apart, frozen_copy
+from espalier.stages.setup import Setup
+from espalier.stages.stage import HeldOut, Live, Parts
+from espalier.trees import Batch, Tree
+
+ADVANTAGES = {"grpo": group_advantages, "dr_grpo": dr_grpo_advantages, "rloo": rloo_advantages}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOOptions(Options):
+    """The GRPO stage."""
+
+    advantages: Literal["grpo", "dr_grpo", "rloo"] = option(
+        "grpo", "An answer's score against its group: standardised, centred, or against the others."
+    )
+    loss_average: Literal["token", "answer", "constant"] = option(
+        "token", "Average over all tokens of the step, over each answer first, or over max_new_tokens."
+    )
+    clip_low: float = option(0.2, "How far the ratio of policies may fall below 1 and still pay.", above=0)
+    clip_high: float = option(0.2, "How far it may rise above 1 and still pay (DAPO: 0.28).", above=0)
+    grpo_epochs: int = option(1, "Passes over the answers of a rollout.", min=1)
+
+
+OPTIONS: tuple[type, ...] = (RolloutOptions, GRPOOptions)
+
+
+class GroupObjective:
+    """The clipped policy loss with one advantage an answer, plus kl_coef times k3.
+
+    Extras: old_logprobs, ref_logprobs (B, A); advantages, scores (B,).
+    """
+
+    def __init__(self, options: GRPOOptions, kl_coef: float, max_new_tokens: int, temperature: float) -> None:
+        self._low, self._high, self._kl_coef = options.clip_low, options.clip_high, kl_coef
+        self._average, self._constant = options.loss_average, max_new_tokens
+        self.want = Want(temperature=temperature)
+
+    def count(self, batch: Batch) -> float:
+        return float(batch.n_trained if self._average == "token" else batch.n_branches)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]:
+        assert outputs.logprobs is not None
+        x, mask = batch.extras, batch.mask
+        advantages = x["advantages"][:, None]
+        each = clipped_policy(outputs.logprobs, x["old_logprobs"], advantages, self._low, self._high)
+        kl = kl_k3(outputs.logprobs, x["ref_logprobs"])
+        total = masked_sum((each + self._kl_coef * kl) * self._weights(mask), mask)
+        ratio = (outputs.logprobs - x["old_logprobs"]).detach().exp()
+        clipped = (ratio < 1 - self._low) | (ratio > 1 + self._high)
+        tokens, answers = mask.sum(), batch.n_branches
+        groups = torch.zeros(batch.n_trees, device=mask.device)
+        split = groups.index_add(0, batch.tree_id, x["advantages"].abs()) > 0
+        return total, {
+            "loss": (total.detach(), self.count(batch)),
+            "reward": (x["scores"].sum(), answers),
+            "kl": (masked_sum(kl.detach(), mask), answers),
+            "ratio": (masked_sum(ratio, mask), tokens),
+            "clip_fraction": (masked_sum(clipped.float(), mask), tokens),
+            "answer_tokens": (tokens, answers),
+            "groups_with_spread": (split.sum(), batch.n_trees),
+        }
+
+    def _weights(self, mask: Tensor) -> Tensor:
+        """(B, 1) what a token of each answer weighs."""
+        if self._average == "token":
+            return torch.ones_like(mask[:, :1], dtype=torch.float32)
+        if self._average == "constant":
+            return torch.full_like(mask[:, :1], 1 / self._constant, dtype=torch.float32)
+        return 1 / mask.sum(1, keepdim=True).clamp(min=1)
+
+    def check(self, first: dict[str, float]) -> None:
+        if abs(first["ratio"] - 1) > 0.05:
+            raise ValueError(
+                f"the first step's ratio of policies is {first['ratio']:.4f} and must be 1: the forward that "
+                "trains and the one that measured the rollout disagree. Check dropout and precision."
+            )
+        if abs(first["kl"]) > 0.05 * max(1.0, first["answer_tokens"]):
+            raise ValueError(
+                f"the first step's KL from the reference is {first['kl']:.4f} an answer and must be 0: policy "
+                "and reference are not the same model at the start."
+            )
+
+
+def build(setup: Setup) -> Parts:
+    options, rolling = setup.option(GRPOOptions), setup.option(RolloutOptions)
+    policy = setup.load_policy()
+    frozen = frozen_copy(policy)
+    roller = Roller(setup, policy, frozen, rolling.group_size or 8)
+    check_apart(policy=policy, reference=frozen, reward=roller.reward_model)
+    compare = ADVANTAGES[options.advantages]
+    plan = setup.plan
+    per_step = plan.trees_per_step or 8
+
+    def feed(live: Live) -> Feed:
+        def roll(places: list[int], number: int) -> list[Tree]:
+            setup.refresh_sampler(live, policy)
+            trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
+            want = Want(temperature=roller.temperature)
+            trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
+            return [
+                with_extras(
+                    t, advantages=compare(t.extras["scores"], torch.zeros(t.n_branches, dtype=torch.int64))
+                )
+                for t in trees
+            ]
+
+        return RolloutFeed(
+            len(roller.asks),
+            roll,
+            setup.rows,
+            prompts_per_rollout=rolling.rollout_prompts or per_step,
+            trees_per_step=per_step,
+            passes=options.grpo_epochs,
+            epochs=plan.epochs,
+            max_steps=plan.max_steps,
+            seed=plan.seed,
+        )
+
+    return Parts(
+        trained=policy,
+        main=policy,
+        objective=GroupObjective(options, rolling.kl_coef, rolling.max_new_tokens, roller.temperature),
+        feed=feed,
+        validate=roller.validate,
+        held_out=HeldOut("reward", "higher"),
+        sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
+    )

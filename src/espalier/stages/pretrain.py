@@ -1,0 +1,26 @@
+"""Continued pretraining (or pretraining from nothing): every token of every document but its first.
+
+Documents are packed into rows and never see each other; one longer than a row is cut into pieces, none of
+which is lost.
+"""
+
+from __future__ import annotations
+
+from espalier.stages.setup import Setup
+from espalier.stages.stage import HeldOut, NextToken, Parts, validator
+
+OPTIONS: tuple[type, ...] = ()
+
+
+def build(setup: Setup) -> Parts:
+    model = setup.load_policy()
+    records, held_out = setup.records("text")
+    train, judged = setup.trees(records), setup.trees(held_out)
+    return Parts(
+        trained=model,
+        main=model,
+        objective=NextToken(),
+        feed=lambda live: setup.dataset_feed(train),
+        validate=validator(NextToken(), setup.rows.micro_batches(judged) if judged else []),
+        held_out=HeldOut("loss", "lower"),
+    )

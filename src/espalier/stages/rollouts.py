@@ -1,0 +1,243 @@
+"""What PPO and GRPO have in common: prompts, sampling, scores, and judging the policy on held-out prompts.
+
+It is wiring, not an algorithm: what is made of the scores is each stage's own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from espalier.data.tokenise import EncodedPrompt
+from espalier.engine.track import Numbers
+from espalier.errors import UserError
+from espalier.models.adapters import is_adapted, reference
+from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.models.generate import Sampling
+from espalier.options import Options, RunOptions, option
+from espalier.rollout.experience import (
+    Answered,
+    Ask,
+    gathered,
+    measure,
+    rule_scores,
+    sample_trees,
+    with_extras,
+)
+from espalier.rollout.rewards import find_rule
+from espalier.stages.setup import Setup
+from espalier.stages.stage import Live, Units
+from espalier.trees import Batch, Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions(Options):
+    """Sampling and rewards of PPO and GRPO."""
+
+    reward_model: str | None = option(None, "A reward model's folder, or run:NAME.")
+    reward_function: str | None = option(
+        None, "A rule: equals, contains, number, brevity, or FILE.py:FUNCTION of your own."
+    )
+    kl_coef: float = option(0.05, "The price of a nat of KL from the reference.", min=0)
+    group_size: int | None = option(
+        None, "Answers sampled to each prompt; null: 8 for GRPO, 1 for PPO.", min=1
+    )
+    rollout_prompts: int | None = option(None, "Prompts sampled at a time; null: those of one step.", min=1)
+    max_prompt_length: int | None = option(None, "Longest prompt; null: cutoff_len - max_new_tokens.", min=1)
+    max_new_tokens: int = option(128, "Longest answer.", min=1)
+    temperature: float = option(1.0, "Of sampling, and of the logprobs that are trained.", above=0)
+    top_p: float = option(
+        1.0, "Sample from the smallest set of tokens with this probability.", above=0, max=1
+    )
+    top_k: int = option(0, "Sample from so many likeliest tokens; 0: all.", min=0)
+    missing_eos_penalty: float = option(0.0, "Taken from the reward of an answer that did not end.", min=0)
+
+    def problems(self) -> list[str]:
+        if (self.reward_model is None) == (self.reward_function is None):
+            return ["Give `reward_model` (a trained one) or `reward_function` (a rule), and not both."]
+        return []
+
+
+class Roller:
+    """Samples answers of the present policy and scores them, on all ranks together.
+
+    Args:
+        setup: of the run.
+        policy: what is sampled from (for its traits).
+        frozen_reference: a frozen copy, or None where the policy has an adapter to switch off.
+        group_size: answers a prompt.
+    """
+
+    def __init__(
+        self, setup: Setup, policy: TreeModel, frozen_reference: TreeModel | None, group_size: int
+    ) -> None:
+        options = setup.option(RolloutOptions)
+        self._setup, self._options, self._policy = setup, options, policy
+        self._reference, self._group = frozen_reference, group_size
+        self._rule = find_rule(options.reward_function) if options.reward_function else None
+        self.reward_model = (
+            setup.load_frozen(options.reward_model, scalar_head=True) if options.reward_model else None
+        )
+        if self.reward_model is not None:
+            self.reward_model.eval().requires_grad_(False)
+        self.temperature = options.temperature
+        self.sampling = Sampling(
+            options.max_new_tokens, options.temperature, options.top_p, options.top_k, setup.stop
+        )
+        self.asks, self.held_out = self._read_asks()
+
+    def _read_asks(self) -> tuple[list[Ask], list[Ask]]:
+        options, setup = self._options, self._setup
+        room = setup.cutoff_len - options.max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"max_new_tokens {options.max_new_tokens} leaves no room for a prompt in cutoff_len "
+                f"{setup.cutoff_len}. Raise cutoff_len or lower max_new_tokens."
+            )
+        longest = min(room, options.max_prompt_length or room)
+        train, held_out = setup.records("prompt")
+        asks = [_ask(found) for found in setup.prompts(train, longest)]
+        if not asks:
+            raise UserError(
+                f"no prompt is at most {longest} tokens long. Raise cutoff_len, or set overlong: trim."
+            )
+        return asks, [_ask(found) for found in setup.prompts(held_out, longest)]
+
+    def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[Answered]:
+        """Answers to these prompts: every rank samples its share, and gets all."""
+        setup = self._setup
+        own = list(places)[setup.rank :: setup.world]
+        maker = {place: np.random.default_rng([*seed, i]) for i, place in enumerate(places)}
+        seeds = [int(maker[place].integers(2**62)) for place in own]
+        found = self._sample(live, [self.asks[i] for i in own], self.sampling, self._group, seeds)
+        everything = gathered(found, setup.world)
+        # Back in the order of the prompts, whatever the number of ranks.
+        count = [len(list(places)[rank :: setup.world]) for rank in range(setup.world)]
+        starts = np.cumsum([0, *count])
+        return [everything[starts[i % setup.world] + i // setup.world] for i in range(len(places))]
+
+    def _sample(
+        self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
+    ) -> list[Answered]:
+        lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
+        with live.accelerator.autocast():
+            return sample_trees(
+                lm, self._policy.traits, asks, sampling, self._decode, copies=copies, seeds=seeds
+            )
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._setup.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def scored(self, live: Live, answered: list[Answered]) -> list[Tree]:
+        """Trees with ``extras["scores"]`` (B,)."""
+        if self._rule is not None:
+            trees = [with_extras(a.tree, scores=rule_scores(a, self._rule)) for a in answered]
+        else:
+            trees = measure(
+                [a.tree for a in answered], self._setup.rows, lambda batch: self._judged(live, batch)
+            )
+        if not self._options.missing_eos_penalty:
+            return trees
+        fines = [
+            torch.tensor([0.0 if e else self._options.missing_eos_penalty for e in a.ended]) for a in answered
+        ]
+        return [
+            with_extras(t, scores=t.extras["scores"] - fine) for t, fine in zip(trees, fines, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _judged(self, live: Live, batch: Batch) -> dict[str, Tensor]:
+        assert self.reward_model is not None
+        with live.accelerator.autocast():
+            scores = self.reward_model(batch, Want(logprobs=False, scores=True)).scores
+        assert scores is not None
+        return {"scores": scores.float()}
+
+    def measured(
+        self, live: Live, trees: list[Tree], want: Want, names: Callable[[Outputs], dict[str, Tensor]]
+    ) -> list[Tree]:
+        """Trees with what the policy (`names` of its outputs) and the reference (``ref_logprobs``) say."""
+
+        def run(batch: Batch) -> dict[str, Tensor]:
+            found = names(live.run(batch, want))
+            return {**found, "ref_logprobs": self._by_reference(live, batch)}
+
+        return measure(trees, self._setup.rows, run)
+
+    @torch.no_grad()
+    def _by_reference(self, live: Live, batch: Batch) -> Tensor:
+        want = Want(temperature=self.temperature)
+        with live.accelerator.autocast():
+            if self._reference is not None:
+                found = self._reference(batch, want).logprobs
+            else:
+                with reference(self._policy.lm):
+                    found = self._policy(batch, want).logprobs
+        assert found is not None
+        return found.float()
+
+    def validate(self, live: Live) -> tuple[Units | None, Numbers]:
+        """The reward of the likeliest answer to each held-out prompt."""
+        if not self.held_out:
+            return None, {}
+        setup = self._setup
+        greedy = Sampling(self.sampling.max_new_tokens, 0.0, stop=self.sampling.stop)
+        own = self.held_out[setup.rank :: setup.world]
+        answered = gathered(self._sample(live, own, greedy, 1, [0] * len(own)), setup.world)
+        scores = torch.cat([tree.extras["scores"] for tree in self.scored(live, answered)])
+        lengths = torch.tensor([float(a.tree.n_trained) for a in answered])
+        numbers: Numbers = {
+            "answer_tokens": (float(lengths.sum()), len(lengths)),
+            "ended": (sum(a.ended[0] for a in answered), len(answered)),
+        }
+        # Every rank holds all units, and the wiring adds the ranks up: only the first one says them.
+        if setup.rank:
+            return None, dict.fromkeys(numbers, (0.0, 0.0))
+        return (scores, torch.ones_like(scores)), numbers
+
+    def seed(self, rollout: int) -> list[int]:
+        return [self._setup.option(RunOptions).seed, 7, rollout]
+
+
+def frozen_copy(policy: TreeModel) -> TreeModel | None:
+    """A frozen reference of its own, or None where the adapter can be switched off."""
+    import copy
+
+    if is_adapted(policy.lm):
+        return None
+    made = copy.deepcopy(policy)
+    made.eval().requires_grad_(False)
+    return made
+
+
+def check_apart(**models: nn.Module | None) -> None:
+    """Policy, critic, reference and reward model never share a weight that is trained.
+
+    Raises:
+        ValueError: two of them do, named.
+    """
+    owner: dict[int, str] = {}
+    for name, model in models.items():
+        for parameter in model.parameters() if model is not None else ():
+            if parameter.numel() == 0:
+                continue
+            first = owner.setdefault(parameter.data_ptr(), name)
+            if first != name and any(
+                p.requires_grad and p.data_ptr() == parameter.data_ptr()
+                for other in (models[first], model)
+                if other is not None
+                for p in other.parameters()
+            ):
+                raise ValueError(
+                    f"{first} and {name} share a trainable weight of shape {tuple(parameter.shape)}"
+                )
+
+
+def _ask(found: EncodedPrompt) -> Ask:
+    record: Any = found.record
+    return Ask(found.tokens, record.messages[-1].content, record.reference, record.source)

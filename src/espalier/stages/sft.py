@@ -1,0 +1,24 @@
+"""Supervised fine-tuning: every assistant turn of a conversation in one pass, its end token included."""
+
+from __future__ import annotations
+
+from espalier.stages.setup import Setup
+from espalier.stages.stage import HeldOut, NextToken, Parts, validator
+
+OPTIONS: tuple[type, ...] = ()
+
+
+def build(setup: Setup) -> Parts:
+    model = setup.load_policy()
+    records, held_out = setup.records("chat")
+    train, judged = setup.trees(records), setup.trees(held_out)
+    setup.check_end_is_trained(train)
+    return Parts(
+        trained=model,
+        main=model,
+        objective=NextToken(),
+        feed=lambda live: setup.dataset_feed(train),
+        validate=validator(NextToken(), setup.rows.micro_batches(judged) if judged else []),
+        held_out=HeldOut("loss", "lower"),
+        sample_prompts=setup.sample_prompts(held_out or records),
+    )

@@ -134,6 +134,44 @@ def test_a_template_that_adds_to_its_last_turn_only() -> None:
     assert trained(pieces) == ["5<|im_end|>", "<think>\n\n</think>\n\n5。\n\nDone<|im_end|>"]
 
 
+def test_a_template_that_closes_the_whole_conversation_once_more() -> None:
+    # Phi-3's manner: the eos behind the last mark is not what ends a turn
+    template = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}" + (
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+    )
+    tok = tokenizer(template, ("<|end|>",))
+    pieces = TokenizerTemplate(tok).render(TURNS)
+    assert trained(pieces) == ["5<|end|>", "5。\n\nDone<|end|>"]
+    assert pieces[-1].text == "\n</s>"
+    assert text(pieces) == own(tok, TURNS)
+
+
+def test_a_template_with_another_mark_for_its_last_turn() -> None:
+    # GPT-OSS's manner
+    template = (
+        "{% for m in messages %}<|start|>{{ m.role }}{{ '<|channel|>final' if m.role == 'assistant' }}<|message|>"
+        "{{ m.content }}{{ '<|return|>' if m.role == 'assistant' and loop.last else '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    tok = tokenizer(template, ("<|end|>", "<|return|>"))
+    pieces = TokenizerTemplate(tok).render(TURNS)
+    opening = "<|channel|>final<|message|>"
+    assert trained(pieces) == [f"{opening}5<|end|>", f"{opening}5。\n\nDone<|return|>"]
+
+
+def test_a_template_that_opens_an_answer_with_thoughts_but_forgets_them_later() -> None:
+    # Qwen3.5's manner: earlier turns are shown without the <think> that a generation begins with
+    template = THINKING.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+    assert template != THINKING
+    tok = tokenizer(template, ("<|im_end|>",))
+    assert trained(TokenizerTemplate(tok).render(TURNS)) == ["5<|im_end|>", "5。\n\nDone<|im_end|>"]
+    # but where the last answer itself would be generated behind other text, nothing honest can be trained
+    with pytest.raises(UserError, match="before turn 2"):
+        TokenizerTemplate(tokenizer(CHATML.replace("assistant\n{%", "assistant\n<think>{%"))).render(
+            TURNS[:2]
+        )
+
+
 @pytest.mark.parametrize(
     ("template", "messages", "words"),
     [

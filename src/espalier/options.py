@@ -5,7 +5,6 @@ options (``pref_beta``, ``clip_range``, …) live beside the stage and are decla
 the wiring: no other function takes one of these classes, they take the plain values.
 """
 
-# ruff: noqa: RUF009  (`option` makes a dataclass field, so nothing is shared)
 from __future__ import annotations
 
 from dataclasses import dataclass, field

@@ -51,6 +51,7 @@ SIZES = {
     "pref_train": 1600,
     "pref_dev": 300,
     "prompts": 1600,
+    "prompts_dev": 150,
     "exam": 150,
 }
 
@@ -195,7 +196,7 @@ def write_demo_data(folder: Path, seed: int, sizes: dict[str, int] | None = None
 
     folder: made if missing. sizes: records per file, names as in `SIZES`; those not named keep their default. Writes
     pretrain.jsonl, pretrain_dev.jsonl (text), sft_train.jsonl, sft_dev.jsonl (messages), pref_train.jsonl,
-    pref_dev.jsonl (prompt, chosen, rejected), prompts.jsonl (prompt, reference) and exam.jsonl (id, question,
+    pref_dev.jsonl (prompt, chosen, rejected), prompts.jsonl, prompts_dev.jsonl (prompt, reference) and exam.jsonl (id, question,
     candidates, gold: the index of the right one, references: for exact match). Dev files and the exam hold dev prompts
     only; the exam's are not those of sft_dev while there are enough.
     """
@@ -213,6 +214,10 @@ def write_demo_data(folder: Path, seed: int, sizes: dict[str, int] | None = None
         "pref_dev": map(_pair_row, preferences(want["pref_dev"], seed, "dev")),
         "prompts": (
             {"prompt": task.prompt, "reference": task.reply} for task in tasks(want["prompts"], seed + 2)
+        ),
+        "prompts_dev": (
+            {"prompt": task.prompt, "reference": task.reply}
+            for task in tasks(want["prompts_dev"], seed, "dev")
         ),
         "exam": map(_question_row, range(want["exam"]), _exam_tasks(want, seed)),
     }

@@ -75,7 +75,8 @@ def read_scalar_head(name: str) -> ScalarHead | None:
 
 
 def _classifier(lm: Any) -> type | None:
-    return AutoModelForSequenceClassification._model_mapping.get(type(lm.config), None)
+    found: Any = AutoModelForSequenceClassification._model_mapping.get(type(lm.config), None)
+    return found
 
 
 def _save_classifier(folder: Path, lm: Any, state: dict[str, Tensor], head: Tensor) -> None:

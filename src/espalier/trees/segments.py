@@ -140,7 +140,7 @@ class _TreeAttention(torch.autograd.Function):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, piece: Piece, scale: float) -> tuple[Tensor, Tensor]:
-    """One piece: its output (1, H, Q, D) and the log-sum-exp of its scores (1, H, Q) in float32."""
+    """One piece: its output (1, H, Q, D) and the log-sum-exp of its scores (1, H, Q), float32 or wider."""
     q, k = slice(piece.q_start, piece.q_end), slice(piece.k_start, piece.k_end)
     mask = None if piece.mask is None else piece.mask.to(query.dtype)
     out, lse = _flash(
@@ -152,8 +152,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, piece: Piece, scale: floa
 def _merged(
     query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float
 ) -> tuple[Tensor, Tensor]:
-    out = torch.zeros(query.shape, dtype=torch.float32)
-    lse = torch.full(query.shape[:3], -torch.inf, dtype=torch.float32)
+    wide = torch.promote_types(query.dtype, torch.float32)  # what the pieces' log-sum-exps come in
+    out = torch.zeros(query.shape, dtype=wide)
+    lse = torch.full(query.shape[:3], -torch.inf, dtype=wide)
     for piece in pieces:
         part, part_lse = _attend(query, key, value, piece, scale)
         q = slice(piece.q_start, piece.q_end)

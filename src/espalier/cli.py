@@ -1,0 +1,228 @@
+"""The commands. Each is a few lines: it reads arguments, calls one function, and turns errors into exit codes.
+
+0 done; 2 the user's input is wrong (one message, no traceback); 3 stopped by a signal after a checkpoint;
+1 a bug (traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from espalier.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, examine and talk to language models on token trees.",
+)
+
+File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="The options, as flat YAML.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Options that win over the file's.")
+]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_errors = Console(stderr=True)
+_state = {"verbose": False}
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Always show tracebacks.")] = False,
+) -> None:
+    _state["verbose"] = verbose
+
+
+@app.command()
+def run(file: File, overrides: Overrides = None) -> None:
+    """Run a file: one stage (`stage:`) or a pipeline (`stages:`). Again = continue where it stopped."""
+    from espalier.stages.pipeline import run_on_all
+
+    raise typer.Exit(run_on_all(file, overrides or []))
+
+
+def _stage_command(stage: str, text: str) -> None:
+    def command(file: File, overrides: Overrides = None) -> None:
+        from espalier.stages.pipeline import run_on_all
+
+        raise typer.Exit(run_on_all(file, [f"stage={stage}", *(overrides or [])]))
+
+    app.command(stage, help=text)(command)
+
+
+_stage_command("pretrain", "Continued pretraining, or pretraining from nothing.")
+_stage_command("sft", "Supervised fine-tuning on conversations.")
+_stage_command("reward", "A reward model from pairs or rankings.")
+_stage_command("dpo", "Direct preference optimisation (sigmoid, ipo, hinge).")
+_stage_command("ppo", "PPO with a critic, a reference, and a reward model or rule.")
+_stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
+    tasks: Annotated[str, typer.Option(help="Task files, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="Where results.json and TASK.jsonl go.")],
+    shots: Annotated[int | None, typer.Option(help="Solved examples before each question.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many questions of each task.")] = None,
+    layout: Annotated[str, typer.Option(help="auto, tree or padded.")] = "auto",
+    template: Annotated[
+        str | None, typer.Option(help="Ask in a chat template: auto, tokenizer, simple.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of examples.")] = 42,
+    as_json: AsJSON = False,
+) -> None:
+    """Examine a model: questions with candidates, or answers that are generated."""
+    from espalier.exam.run import evaluate as examine
+
+    results = examine(
+        model,
+        [name for name in tasks.split(",") if name],
+        out=out,
+        shots=shots,
+        limit=limit,
+        layout=layout,
+        template=template,
+        seed=seed,
+        quiet=as_json,
+    )
+    if as_json:
+        print(json.dumps(results, ensure_ascii=False, indent=2))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("demo-run"),
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: smaller data and model.")] = False,
+) -> None:
+    """The whole chain on data that the package makes: text to a judged model, in minutes on two cores."""
+    from espalier.demo.chain import run_demo
+
+    raise typer.Exit(run_demo(out, quick=quick))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 0.9,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+) -> None:
+    """Talk to a model in the terminal."""
+    from espalier.serve.terminal import chat as talk
+
+    talk(model, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=system)
+
+
+@app.command()
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="MODEL|DATA|CONFIG", help="A folder, a data file or a YAML.")
+    ],
+    model: Annotated[str | None, typer.Option(help="For data: whose tokenizer and template.")] = None,
+    template: Annotated[str | None, typer.Option(help="For data: the template's name.")] = None,
+    limit: Annotated[int, typer.Option(help="For data: how many records to show.")] = 3,
+    as_json: AsJSON = False,
+) -> None:
+    """Look before you train: a model's parts, a data file's trained text, a config as it will run."""
+    from espalier.inspection import inspect as look
+
+    look(what, model=model, template=template, limit=limit, as_json=as_json)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="An adapter folder, as a run's model/.")],
+    out: Annotated[Path, typer.Argument(help="The plain model folder to write.")],
+) -> None:
+    """An adapter and its base model as one plain model folder."""
+    from espalier.inspection import merge_adapter
+
+    merge_adapter(adapter, out)
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write the run's HTML page again."""
+    from espalier.report import write_report
+
+    if not run_folder.is_dir():
+        raise UserError(f"{run_folder}: there is no such folder. Give the output_dir of a run.")
+    print(write_report(run_folder))
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="A script of benchmarks/, such as attention.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Its own arguments.")] = None,
+) -> None:
+    """Run one of the benchmarks of a checkout."""
+    import subprocess
+
+    folder = Path("benchmarks")
+    script = folder / f"{name}.py"
+    if not script.is_file():
+        known = (
+            ", ".join(sorted(p.stem for p in folder.glob("[!_]*.py")))
+            or "none: run this in a checkout of Espalier"
+        )
+        raise UserError(f"there is no benchmark {name!r} in {folder.resolve()}. Here: {known}.")
+    raise typer.Exit(
+        subprocess.run([sys.executable, str(script), *(arguments or [])], check=False).returncode
+    )
+
+
+def main() -> NoReturn:
+    """The entry point of the command `espalier`."""
+    sys.exit(guarded(lambda: app(standalone_mode=False)))
+
+
+def guarded(call: Callable[[], Any]) -> int:
+    """Run and turn what happens into an exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        found = call()
+        return found if isinstance(found, int) else 0
+    except typer.Exit as wish:
+        return wish.exit_code
+    except typer.Abort:
+        return 130
+    except UserError as error:
+        return _said(error)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "ClickException" in kinds:
+            error.show()  # type: ignore[attr-defined]
+            return 2
+        if "Stopped" in kinds:
+            return 3
+        raise
+
+
+def _said(error: UserError) -> int:
+    if _state["verbose"]:
+        _errors.print_exception()
+    if os.environ.get("RANK", "0") == "0":
+        _errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+    return 2
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The demo: the whole chain, from text that the package writes itself to models that have been judged.
+
+It is an ordinary pipeline (`chain.yaml`); this module writes the data, runs it, and says in one table what
+each stage did to its own held-out number, and whether that is more than noise.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from espalier import config
+from espalier.demo.data import write_demo_data
+from espalier.engine import files
+from espalier.errors import UserError
+from espalier.stages.pipeline import run_options
+
+TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
+EXAMINED = ("pretrain", "sft", "dpo", "ppo", "grpo")
+MUST_IMPROVE_QUICK = ("sft", "reward")
+REWARD_ACCURACY = 0.9
+QUICK_SIZES = {"pretrain": 2000, "sft_train": 1000, "pref_train": 800, "prompts": 400, "exam": 100}
+
+
+def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
+    """Run the chain in `out` and print what it did; returns the exit code.
+
+    1 when a stage did not improve its number (with `quick` only SFT and the reward model must).
+
+    Raises:
+        UserError: `out` holds something that is no demo.
+    """
+    console = Console()
+    if out.exists() and any(out.iterdir()) and not (out / "data").is_dir():
+        raise UserError(f"{out}: exists and holds no demo. Choose another folder with --out.")
+    start = time.perf_counter()
+    data = out / "data"
+    write_demo_data(data, seed, QUICK_SIZES if quick else None)
+    here = resources("espalier.demo")
+    for name in ("exam.yaml", "exam_generation.yaml"):
+        files.write_text(data / name, (here / name).read_text("utf-8"))
+    text = (here / "chain.yaml").read_text("utf-8").replace("{data}", str(data)).replace("{out}", str(out))
+    pipeline = out / "pipeline.yaml"
+    files.write_text(pipeline, text)
+    raw = config.load_yaml(pipeline, _quicker() if quick else [])
+    run_options(raw)
+    rows = [_row(out, name) for name in TRAINED]
+    exams = {name: _exam(out, name) for name in EXAMINED}
+    _show(console, rows, exams)
+    failed = _failures(rows, exams, quick)
+    console.print(f"\n{time.perf_counter() - start:.0f} s in all. The report: [bold]{out / 'report.html'}[/]")
+    console.print(
+        f"Talk to it: [bold]espalier chat {out / 'grpo' / 'model'}[/]   (say: 3加4等于几？  or: What is 3 plus 4?)"
+    )
+    for line in failed:
+        console.print(f"[bold red]not improved:[/] {line}")
+    return 1 if failed else 0
+
+
+def _quicker() -> list[str]:
+    """What --quick changes: fewer steps everywhere."""
+    return [
+        "pretrain.num_train_epochs=2",
+        "sft.num_train_epochs=3",
+        "ppo.max_steps=6",
+        "grpo.max_steps=6",
+    ]
+
+
+def _row(out: Path, name: str) -> dict[str, Any]:
+    summary = yaml.safe_load((out / name / "summary.json").read_text("utf-8"))
+    held = summary["held_out"]
+    return {
+        **held,
+        "name": name,
+        "name_of_number": held["name"],
+        "seconds": summary["seconds"],
+        "summary": summary,
+    }
+
+
+def _exam(out: Path, name: str) -> dict[str, Any]:
+    results = yaml.safe_load((out / f"exam_{name}" / "results.json").read_text("utf-8"))
+    found: dict[str, Any] = {}
+    for task in results["tasks"].values():
+        metric = next(iter(task["metrics"]))
+        found[metric] = (task["metrics"][metric], task["metrics"][f"{metric}_stderr"])
+    return found
+
+
+def _show(console: Console, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:
+    table = Table(title="What each stage did, on data that it has not seen")
+    for column in (
+        "stage",
+        "held-out number",
+        "before",
+        "after",
+        "n",
+        "right of 4",
+        "exact match",
+        "saved",
+        "s",
+    ):
+        table.add_column(column, justify="left" if column in ("stage", "held-out number") else "right")
+    for row in rows:
+        exam = exams.get(row["name"], {})
+        summary = row["summary"]
+        saved = 1 - summary["tokens_in_rows"] / max(1, summary["tokens_in_paths"])
+        table.add_row(
+            row["name"],
+            f"{row['name_of_number']} ({row['better']} is better)",
+            f"{row['before']:.3f} ± {row['stderr_before']:.3f}",
+            f"{row['after']:.3f} ± {row['stderr_after']:.3f}",
+            str(row["n"]),
+            _percent(exam.get("accuracy")),
+            _percent(exam.get("exact_match")),
+            f"{saved:.0%}",
+            f"{row['seconds']:.0f}",
+        )
+    console.print(table)
+
+
+def _percent(value: tuple[float, float] | None) -> str:
+    return "-" if value is None else f"{value[0]:.1%} ± {value[1]:.1%}"
+
+
+def _failures(rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]], quick: bool) -> list[str]:
+    found = []
+    for row in rows:
+        if quick and row["name"] not in MUST_IMPROVE_QUICK:
+            continue
+        gain = row["after"] - row["before"]
+        if (gain if row["better"] == "higher" else -gain) <= 0:
+            found.append(f"{row['name']}: {row['name_of_number']} {row['before']:.3f} -> {row['after']:.3f}")
+        if row["name"] == "reward" and not quick and row["after"] < REWARD_ACCURACY:
+            found.append(f"reward: accuracy {row['after']:.3f} on unseen pairs, wanted {REWARD_ACCURACY}")
+    if exams["sft"]["exact_match"][0] <= exams["pretrain"]["exact_match"][0]:
+        found.append("sft: exact match is not above that of the pretrained model")
+    return found

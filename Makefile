@@ -1,0 +1,45 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both make .venv first.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-test
+
+.PHONY: demo test check format types arrows tests clean
+
+# torch comes first and alone: where a CPU build lies at hand pip takes that one, and nothing later replaces it.
+$(STAMP): pyproject.toml constraints.txt
+	command -v $(PYTHON) >/dev/null || { echo "Espalier needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(TEST_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,deepspeed]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/espalier demo
+
+test: check tests
+
+check: format types arrows
+
+format: $(TEST_STAMP)
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+
+types: $(TEST_STAMP)
+	$(BIN)/mypy
+
+arrows: $(TEST_STAMP)
+	$(BIN)/lint-imports
+
+tests: $(TEST_STAMP)
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache

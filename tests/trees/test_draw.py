@@ -1,0 +1,58 @@
+"""Trees and batches as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from espalier.trees import Tree, lay_out_tree
+from espalier.trees.draw import draw_batch, draw_tree
+
+
+def letters(tokens: Sequence[int]) -> str:
+    return "".join(chr(t) for t in tokens)
+
+
+def path(prompt: str, answer: str) -> tuple[list[int], list[bool]]:
+    return [ord(c) for c in prompt + answer], [False] * len(prompt) + [True] * len(answer)
+
+
+def test_a_node_a_line_with_its_branches_and_its_trained_text() -> None:
+    tree = Tree.join([path("2+3=", "5."), path("2+3=", "6."), path("2+3=?", "no")])
+    assert draw_tree(tree, letters).split("\n") == [
+        "2+3= (4 tokens)",
+        "├─ «5.» (2 tokens, branch 0)",
+        "├─ «6.» (2 tokens, branch 1)",
+        "└─ ?«no» (3 tokens, branch 2)",
+    ]
+
+
+def test_deeper_nodes_are_indented_below_their_parent() -> None:
+    tree = Tree.join([path("ab1", "x"), path("ab1", "y"), path("ac", "z")])
+    assert draw_tree(tree, letters).split("\n") == [
+        "a (1 tokens)",
+        "├─ b1 (2 tokens)",
+        "│  ├─ «x» (1 tokens, branch 0)",
+        "│  └─ «y» (1 tokens, branch 1)",
+        "└─ c«z» (2 tokens, branch 2)",
+    ]
+
+
+def test_long_text_is_cut_in_the_middle_and_line_breaks_stay_on_the_line() -> None:
+    text = draw_tree(Tree.from_path(*path("a\nb" + "x" * 100 + "end", "")), letters, width=20)
+    assert text.startswith("a⏎bxxx")
+    assert " … " in text
+    assert "end (106 tokens, branch 0)" in text
+    assert "\n" not in text
+
+
+def test_a_batch_token_by_token() -> None:
+    batch = lay_out_tree([Tree.join([path("78", "12"), path("78", "5")])])
+    lines = [line.split() for line in draw_batch(batch, letters).split("\n")]
+    assert lines[0] == ["place", "position", "subtree_end", "predicts", "token"]
+    assert lines[1:] == [
+        ["0", "0", "5", ".", "'7'"],
+        ["1", "1", "5", "2", "'8'"],
+        ["2", "2", "4", "1", "'1'"],
+        ["3", "3", "4", ".", "'2'"],
+        ["4", "2", "5", ".", "'5'"],
+    ]

@@ -73,7 +73,7 @@ def attention_mask(batch: Batch, method: Method, dtype: torch.dtype, windows: di
         _announced.blocks, _announced.pieces = block_mask(batch.subtree_end, batch.position_ids), []
     else:
         _announced.pieces, _announced.blocks = plan(batch.subtree_end[0]), None
-    _announced.length = length
+    _announced.length, _announced.memory = length, None
     return _ticket(length, dtype, batch.input_ids.device)
 
 
@@ -88,13 +88,14 @@ def _ticket(queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _has_ticket(mask: Tensor | None, queries: int) -> bool:
-    return (
-        isinstance(mask, Tensor)
-        and mask.dim() == 4
-        and mask.shape[-1] > 1
-        and mask.stride()[-1] == 0
-        and queries in (1, _announced.length)
-    )
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-1] == 1 or mask.stride()[-1] != 0:
+        return False
+    if queries not in (1, _announced.length):
+        raise RuntimeError(
+            f"a tree of {queries} tokens is computed again after one of {_announced.length} was announced: "
+            "with checkpointed activations, run the backward of a batch before the next forward"
+        )
+    return True
 
 
 def espalier_attention(

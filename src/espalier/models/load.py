@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -47,7 +48,7 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code:
             trust_remote_code=trust_remote_code,
             local_files_only=local,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{name}: cannot be loaded as a causal language model ({_first_line(error)}). "
             "Give a folder with config.json and *.safetensors, or the id of such a model on the hub."
@@ -289,5 +290,6 @@ def checkpoint_activations(lm: nn.Module) -> None:
     """Keep the inputs of the blocks only, and compute the rest again in the backward (Chen et al. 2016)."""
     model: Any = lm
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if any(not p.requires_grad for p in model.get_input_embeddings().parameters()):
-        model.enable_input_require_grads()
+    # Transformers makes the embeddings' output require gradients, which only reentrant checkpoints need; here
+    # it would send the backward through every frozen block.
+    model.disable_input_require_grads()

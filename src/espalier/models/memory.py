@@ -114,7 +114,7 @@ class _Layer(CacheLayerMixin):
             self._read_prompts(key_states, value_states)
             return key_states, value_states
         if self.answer_keys is None or self.answer_values is None:
-            rows, kinds, _, size = key_states.shape
+            rows, kinds, size = len(key_states), key_states.shape[1], key_states.shape[3]
             self.answer_keys = key_states.new_empty(rows, kinds, memory.room, size)
             self.answer_values = value_states.new_empty(rows, kinds, memory.room, value_states.shape[-1])
         at = memory.step

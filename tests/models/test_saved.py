@@ -1,0 +1,146 @@
+"""Folders that we write are read back by us and by transformers with the same numbers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from espalier.models.adapters import add_lora
+from espalier.models.forward import TreeModel, Want
+from espalier.models.heads import ScalarHead
+from espalier.models.load import load_lm, load_with_adapter
+from espalier.models.probe import probe
+from espalier.models.saved import HEAD_FILE, is_finite, read_scalar_head, save_model
+from espalier.trees import Tree, lay_out_padded, lay_out_tree
+
+Tiny = Callable[..., nn.Module]
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+@torch.no_grad()
+def logits(lm: nn.Module) -> Tensor:
+    return lm.eval()(input_ids=IDS).logits
+
+
+@torch.no_grad()
+def scores(lm: nn.Module, head: ScalarHead, trees: list[Tree]) -> Tensor:
+    model = TreeModel(lm.eval(), probe(lm), head)
+    lay_out = lay_out_padded if model.traits.method == "padded" else lay_out_tree
+    found = model(lay_out(trees), Want(logprobs=False, scores=True)).scores
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "opt", "falcon", "bloom", "gemma2"])
+def test_a_reward_model_is_a_sequence_classifier_to_others(
+    tiny: Tiny, trees: list[Tree], name: str, tmp_path: Path
+) -> None:
+    lm, head = tiny(name), ScalarHead(32)
+    truth = scores(lm, head, trees)
+    save_model(tmp_path, TreeModel(lm, probe(lm), head), None)
+    assert not (tmp_path / HEAD_FILE).exists()
+    again = read_scalar_head(str(tmp_path))
+    assert again is not None
+    assert torch.equal(again.weight, head.weight)
+    torch.testing.assert_close(scores(load_lm(str(tmp_path)), again, trees), truth, rtol=1e-5, atol=1e-5)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert config["architectures"][0].endswith("ForSequenceClassification")
+    assert "espalier" not in json.dumps(config)
+    other = AutoModelForSequenceClassification.from_pretrained(str(tmp_path)).eval()
+    assert other.config.num_labels == 1
+    with torch.no_grad():
+        theirs = [
+            other(input_ids=torch.from_numpy(tokens)[None]).logits[0, 0]
+            for tree in trees
+            for tokens, _ in tree.paths()
+        ]
+    torch.testing.assert_close(torch.stack(theirs), truth, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_classifier_class_the_head_lies_beside_the_weights(
+    tiny: Tiny, trees: list[Tree], tmp_path: Path
+) -> None:
+    lm, head = tiny("codegen"), ScalarHead(32)
+    truth = scores(lm, head, trees)
+    save_model(tmp_path, TreeModel(lm, probe(lm), head), None)
+    assert (tmp_path / HEAD_FILE).is_file()
+    again = read_scalar_head(str(tmp_path))
+    assert again is not None
+    torch.testing.assert_close(scores(load_lm(str(tmp_path)), again, trees), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "bloom"])
+def test_a_language_model_round_trips(tiny: Tiny, name: str, tmp_path: Path) -> None:
+    lm = tiny(name)
+    truth = logits(lm)
+    model = TreeModel(lm, probe(lm))
+    own = lm.config._attn_implementation
+    save_model(tmp_path, model, None)
+    assert lm.config._attn_implementation == own
+    torch.testing.assert_close(logits(load_lm(str(tmp_path))), truth)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(str(tmp_path))), truth)
+    assert read_scalar_head(str(tmp_path)) is None
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_whole_tensors_win_over_the_models_own(tiny: Tiny, tmp_path: Path) -> None:
+    lm, head = tiny("llama"), ScalarHead(32)
+    whole = {"lm.model.norm.weight": torch.full((32,), 3.0), "scalar_head.weight": torch.full((1, 32), 2.0)}
+    save_model(tmp_path, TreeModel(lm, probe(lm), head), None, whole)
+    again = read_scalar_head(str(tmp_path))
+    assert again is not None
+    assert (again.weight == 2.0).all()
+    assert (load_lm(str(tmp_path)).model.norm.weight == 3.0).all()
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_an_adapter_folder_loads_merged_into_its_base(
+    tiny: Tiny, trees: list[Tree], tmp_path: Path, with_head: bool
+) -> None:
+    base = tiny("llama")
+    for folder in ("base", "adapter"):
+        (tmp_path / folder).mkdir()
+    save_model(tmp_path / "base", TreeModel(base, probe(base)), None)
+    lm = add_lora(load_lm(str(tmp_path / "base")), rank=2, alpha=None, dropout=0.1, target=None, bias="none")
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    truth = logits(lm)
+    assert (truth - logits(base)).abs().max() > 0.01
+    head = ScalarHead(32) if with_head else None
+    save_model(tmp_path / "adapter", TreeModel(lm, probe(lm), head), None)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 60_000
+    again = load_with_adapter(str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(again), truth, rtol=1e-4, atol=1e-5)
+    read = read_scalar_head(str(tmp_path / "adapter"))
+    assert (read is not None) == with_head
+    if head is not None and read is not None:
+        torch.testing.assert_close(scores(again, read, trees), scores(lm, head, trees), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(load_with_adapter(str(tmp_path / "base"))), logits(base))
+
+
+def test_no_head_where_there_is_no_folder_or_several_labels(tiny: Tiny, tmp_path: Path) -> None:
+    assert read_scalar_head("some/hub-id") is None
+    lm = tiny("llama")
+    config = copy.deepcopy(lm.config)
+    config.num_labels = 3
+    other = AutoModelForSequenceClassification.from_config(config)
+    other.save_pretrained(str(tmp_path))
+    assert read_scalar_head(str(tmp_path)) is None
+
+
+def test_is_finite_looks_at_what_is_trained(tiny: Tiny) -> None:
+    lm = tiny("llama")
+    assert is_finite(lm)
+    with torch.no_grad():
+        lm.model.norm.weight[3] = torch.inf
+    assert not is_finite(lm)
+    lm.model.norm.requires_grad_(False)
+    assert is_finite(lm)

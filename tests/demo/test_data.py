@@ -84,25 +84,25 @@ def test_word_knowledge_is_consistent() -> None:
         opposite = {
             f.slots["word"]: f.answer for f in FACTS if (f.kind, f.language) == ("opposite", language)
         }
-        assert len(opposite) == 24 and all(opposite[other] == word for word, other in opposite.items())
+        assert len(opposite) == 14 and all(opposite[other] == word for word, other in opposite.items())
         group = {f.slots["word"]: f.answer for f in FACTS if (f.kind, f.language) == ("group", language)}
-        assert sorted(Counter(group.values()).values()) == [8, 8, 8]
+        assert sorted(Counter(group.values()).values()) == [4, 4, 4]
     known = {f.slots["word"]: f.answer for f in FACTS if f.kind == "group"}
-    assert known["苹果"] == "水果" and known["红色"] == "颜色" and known["tiger"] == "animal"
+    assert known["苹果"] == "水果" and known["红色"] == "颜色" and known["horse"] == "animal"
 
 
 def test_one_prompt_has_one_answer_and_one_side(everything: list[data.Task]) -> None:
     assert len({task.prompt for task in everything}) == len(everything)
-    train, dev = data.tasks(1600, 3), data.tasks(300, 4, "dev")
+    train, dev = data.tasks(600, 3), data.tasks(130, 4, "dev")
     assert not {task.prompt for task in train} & {task.prompt for task in dev}
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_all_kinds_and_both_languages_are_asked(split: str) -> None:
-    asked = data.tasks(200, 0, split)
+    asked = data.tasks(130, 0, split)
     assert {task.kind for task in asked} == set(KINDS)
     languages = Counter(task.language for task in asked)
-    assert set(languages) == {"zh", "en"} and min(languages.values()) > 70
+    assert set(languages) == {"zh", "en"} and min(languages.values()) > 45
     for task in asked:
         assert bool(re.search("[\u4e00-\u9fff]", task.reply)) == (task.language == "zh")
 
@@ -160,7 +160,7 @@ def test_chats_are_turns_that_end_with_the_assistant() -> None:
 def test_preferences_reject_for_the_reason_they_name() -> None:
     pairs = data.preferences(600, 0)
     flaws = Counter(pair.flaw for pair in pairs)
-    assert set(flaws) == {"wrong", "rude", "evasive"} and 0.4 < flaws["wrong"] / 600 < 0.6
+    assert set(flaws) == {"wrong", "rude", "evasive"} and 0.25 < flaws["wrong"] / 600 < 0.45
     for pair in pairs:
         form = "答案是" if pair.task.language == "zh" else "The answer is"
         assert data.reward(pair.task.prompt, pair.chosen, pair.task.reply) == 1
@@ -198,6 +198,7 @@ def test_files_have_the_columns_that_records_are_found_by(tmp_path: Path) -> Non
         "pref_train": {"prompt", "chosen", "rejected"},
         "pref_dev": {"prompt", "chosen", "rejected"},
         "prompts": {"prompt", "reference"},
+        "prompts_dev": {"prompt", "reference"},
         "exam": {"id", "question", "candidates", "gold", "references"},
     }
     for name, found in rows.items():

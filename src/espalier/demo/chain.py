@@ -25,7 +25,7 @@ TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
 EXAMINED = ("pretrain", "sft", "dpo", "ppo", "grpo")
 MUST_IMPROVE_QUICK = ("sft", "reward")
 REWARD_ACCURACY = 0.9
-QUICK_SIZES = {"pretrain": 2000, "sft_train": 1000, "pref_train": 800, "prompts": 400, "exam": 100}
+QUICK_SIZES = {"pretrain": 2500, "pref_train": 800}
 
 
 def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
@@ -67,7 +67,7 @@ def _quicker() -> list[str]:
     """What --quick changes: fewer steps everywhere."""
     return [
         "pretrain.num_train_epochs=2",
-        "sft.num_train_epochs=3",
+        "sft.num_train_epochs=6",
         "ppo.max_steps=6",
         "grpo.max_steps=6",
     ]

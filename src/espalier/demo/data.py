@@ -46,13 +46,13 @@ T = TypeVar("T", Fact, "Task")
 SIZES = {
     "pretrain": 6000,
     "pretrain_dev": 300,
-    "sft_train": 1600,
-    "sft_dev": 150,
+    "sft_train": 660,
+    "sft_dev": 130,
     "pref_train": 1600,
     "pref_dev": 300,
-    "prompts": 1600,
-    "prompts_dev": 150,
-    "exam": 150,
+    "prompts": 660,
+    "prompts_dev": 130,
+    "exam": 130,
 }
 
 
@@ -159,15 +159,17 @@ def chats(n: int, seed: int, split: str = "train") -> list[list[dict[str, str]]]
     return conversations
 
 
-def preferences(n: int, seed: int, split: str = "train", wrong_share: float = 0.5) -> list[Pair]:
+def preferences(n: int, seed: int, split: str = "train", wrong_share: float = 0.34) -> list[Pair]:
     """n pairs of a right, polite answer and a worse one: wrong (`wrong_share` of them), rude, or evasive.
 
     wrong_share: in [0, 1]. Wrong answers keep the polite form, so only knowing the answer tells them apart; rude ones
-    may be right.
+    may be right. A prompt comes again, with another flaw, where there are fewer prompts than pairs.
     """
     draw = random.Random(f"preferences-{seed}-{split}")
     pairs = []
-    for task in tasks(n, seed, split):
+    pool = tasks(min(n, _prompts(split)), seed, split)
+    for i in range(n):
+        task = pool[i % len(pool)]
         flaw = "wrong" if draw.random() < wrong_share else draw.choice(["rude", "rude", "evasive"])
         if flaw == "wrong":
             rejected = replace(task, answer=draw.choice(task.wrong)).reply
@@ -226,7 +228,7 @@ def write_demo_data(folder: Path, seed: int, sizes: dict[str, int] | None = None
 
 def _exam_tasks(want: dict[str, int], seed: int) -> list[Task]:
     shown = {task.prompt for task in tasks(want["sft_dev"], seed, "dev")}
-    everything = tasks(_dev_prompts(), seed, "dev")
+    everything = tasks(_prompts("dev"), seed, "dev")
     fresh = [task for task in everything if task.prompt not in shown]
     if want["exam"] > len(everything):
         raise UserError(
@@ -241,8 +243,10 @@ def _exam_tasks(want: dict[str, int], seed: int) -> list[Task]:
     return picked[: want["exam"]]
 
 
-def _dev_prompts() -> int:
-    return len({task.prompt for fact in FACTS for task in _ask(fact) if is_dev(task.prompt)})
+def _prompts(split: str) -> int:
+    """How many different prompts the world has on one side."""
+    wanted = split == "dev"
+    return len({task.prompt for fact in FACTS for task in _ask(fact) if is_dev(task.prompt) == wanted})
 
 
 def _ask(fact: Fact) -> list[Task]:

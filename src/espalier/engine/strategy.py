@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from espalier.errors import UserError
 
+if not torch.cuda.is_available():
+    # DeepSpeed asks at import, which PEFT and accelerate do for us, and warns when nobody has said.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
 ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
@@ -43,8 +47,6 @@ def make_accelerator(
     cpu = not torch.cuda.is_available() if cpu is None else cpu
     plugins: dict[str, Any] = {}
     if strategy in ZERO or deepspeed is not None:
-        if cpu:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         try:
             import deepspeed as _installed  # noqa: F401
         except ImportError as error:

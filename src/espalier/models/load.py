@@ -35,7 +35,7 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code:
     Raises:
         UserError: the folder is missing, has no config or no safetensors, or holds another kind of model.
     """
-    _check_folder(name)
+    check_folder(name)
     _quiet()
     local = Path(name).is_dir()
     try:
@@ -97,7 +97,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, local_files_only=folder.is_dir()
         )
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing more special
         raise UserError(
             f"{name}: no tokenizer can be loaded from here ({_first_line(error)}). "
             "Set `tokenizer:` to a folder that holds tokenizer.json, or to a hub id."
@@ -220,7 +222,12 @@ def freeze_lowest(lm: nn.Module, ratio: float) -> int:
     return frozen
 
 
-def _check_folder(name: str) -> None:
+def check_folder(name: str) -> None:
+    """Whether a name that is a path is a model's or an adapter's folder with weights.
+
+    Raises:
+        UserError: it is not; what was found, what was wanted, what to do.
+    """
     folder = Path(name)
     if not folder.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -228,6 +235,8 @@ def _check_folder(name: str) -> None:
         return
     if folder.is_file():
         raise UserError(f"{name}: is a file. Wanted the folder that holds config.json and *.safetensors.")
+    if (folder / "adapter_config.json").is_file():
+        return
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"{name}: no config.json here (found {found}). Wanted a Hugging Face model folder.")

@@ -96,6 +96,8 @@ class Setup:
 
     def _make_tokenizer(self, model: ModelOptions) -> Any:
         name = model.tokenizer or model.model_name_or_path
+        if model.model_name_or_path is not None:
+            load.check_folder(model.model_name_or_path)
         if name is not None:
             return load.load_tokenizer(name, trust_remote_code=model.trust_remote_code)
         wanted = self.option(TokenizerOptions).vocab_size
@@ -106,17 +108,11 @@ class Setup:
 
     def _texts(self) -> list[str]:
         """The training data as text, for a new tokenizer."""
-        for kind in ("text", "chat"):
-            try:
-                records = self.records(kind)[0]
-            except UserError:
-                continue
-            if kind == "text":
-                return [record.text for record in records]
-            return ["\n".join(m.content for m in record.messages) for record in records]
-        raise UserError(
-            "no tokenizer, and the dataset holds neither text nor chats to train one on. Set `tokenizer:`."
-        )
+        kind = {"pretrain": "text", "sft": "chat"}.get(self.option(RunOptions).stage, "prompt")
+        records = self.records(kind)[0]
+        if kind == "text":
+            return [record.text for record in records]
+        return ["\n".join(m.content for m in record.messages) for record in records]
 
     @property
     def stop(self) -> tuple[int, ...]:

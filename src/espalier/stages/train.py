@@ -33,7 +33,7 @@ from espalier.errors import UserError
 from espalier.models.forward import TreeModel
 from espalier.models.generate import Sampling, sample
 from espalier.models.saved import save_model
-from espalier.options import COMMON, AdamOptions, EngineOptions, RunOptions, TrainOptions
+from espalier.options import COMMON, AdamOptions, AdapterOptions, EngineOptions, RunOptions, TrainOptions
 from espalier.stages import dpo, grpo, ppo, pretrain, reward, sft
 from espalier.stages.judge import judged
 from espalier.stages.setup import Setup
@@ -69,6 +69,7 @@ def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
     stage = config.stage_of(raw, CLASSES)
     options = config.build(raw, CLASSES[stage], all_classes=CLASSES)
     notes = config.canonical(raw)[1]
+    _check_strategy(stage, options)
     run: RunOptions = options[RunOptions]
     folder = Path(run.output_dir) / (run.name or stage)
     fingerprint = config.options_hash({"options": _meaning(options), "upstream": upstream})
@@ -77,6 +78,16 @@ def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
         Console(stderr=True).print(f"[dim]{run.name or stage}: done already ({folder}), skipped[/]")
         return finished
     return _Run(stage, options, folder, fingerprint, notes).go()
+
+
+def _check_strategy(stage: str, options: Mapping[type, Any]) -> None:
+    """What cannot be done is said before anything is loaded."""
+    sharded = options[EngineOptions].strategy in ("fsdp", "zero3")
+    if sharded and options[AdapterOptions].finetuning_type == "lora" and stage in ("dpo", "ppo", "grpo"):
+        raise UserError(
+            f"finetuning_type: lora with strategy: {options[EngineOptions].strategy} is not possible in {stage}: "
+            "its reference is the adapter switched off, inside a sharded model. Use strategy: ddp or zero2."
+        )
 
 
 def _meaning(options: Mapping[type, Any]) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""The commands as a user meets them: exit codes, and one clear message for each mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from espalier import cli
+
+BASE: dict[str, Any] = {
+    "stage": "sft",
+    "model_config": {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+    },
+    "vocab_size": 300,
+    "cutoff_len": 64,
+    "max_steps": 1,
+}
+GOOD = [{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(12)]
+
+
+def call(*words: str) -> int:
+    def run() -> Any:
+        return cli.app(list(words), standalone_mode=False)
+
+    return cli.guarded(run)
+
+
+def written(tmp_path: Path, lines: list[str], **changes: Any) -> str:
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(lines) + "\n", "utf-8")
+    file = tmp_path / "run.yaml"
+    options = {**BASE, "dataset": str(data), "output_dir": str(tmp_path / "run"), **changes}
+    file.write_text(json.dumps({k: v for k, v in options.items() if v is not None}), "utf-8")
+    return str(file)
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [json.dumps(row) for row in rows]
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_good_file_runs_and_is_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, lines(GOOD))
+    assert call("sft", file) == 0
+    summary = json.loads((tmp_path / "run" / "sft" / "summary.json").read_text("utf-8"))
+    assert summary["status"] == "done" and summary["steps"] == 1
+    assert (tmp_path / "run" / "report.html").is_file()
+    capsys.readouterr()
+    assert call("run", file) == 0
+    assert "skipped" in said(capsys)
+
+
+def test_a_bom_is_no_mistake(tmp_path: Path) -> None:
+    file = written(tmp_path, lines(GOOD))
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(b"\xef\xbb\xbf" + data.read_bytes())
+    assert call("sft", file) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ('{"instruction": "a", "output"', "data.jsonl:7"),
+        ('{"question": "a"}', "data.jsonl:7"),
+        ('{"instruction": "a", "output": ""}', "data.jsonl:7"),
+        ('{"instruction": "a", "output": 5}', "data.jsonl:7"),
+    ],
+    ids=["broken JSON", "missing column", "empty answer", "number for text"],
+)
+def test_a_bad_seventh_line_is_named(
+    line: str, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = lines(GOOD)
+    bad[6] = line
+    assert call("sft", written(tmp_path, bad)) == 2
+    message = said(capsys)
+    assert wanted in message.replace(" ", "") and "skip_bad" in message
+    assert "Traceback" not in message
+    assert call("sft", written(tmp_path, bad), "skip_bad=true") == 0
+    kept = (tmp_path / "run" / "sft" / "rejected.jsonl").read_text("utf-8").splitlines()
+    assert len(kept) == 1
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("sft", written(tmp_path, lines(GOOD), learning_rat=1e-3)) == 2
+    assert "learning_rate" in said(capsys)
+
+
+def test_a_key_of_another_stage_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("sft", written(tmp_path, lines(GOOD), clip_range=0.1)) == 2
+    assert "ppo" in said(capsys)
+
+
+def test_a_model_folder_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.json").write_text('{"model_type": "llama"}', "utf-8")
+    (empty / "tokenizer.json").write_text("{}", "utf-8")
+    file = written(tmp_path, lines(GOOD), model_config=None, vocab_size=None, model_name_or_path=str(empty))
+    assert call("sft", file) == 2
+    assert str(empty) in said(capsys).replace(" ", "") or "tokenizer" in said(capsys)
+
+
+def test_a_missing_file_names_a_near_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, lines(GOOD))
+    assert call("sft", file, f"dataset={tmp_path / 'dota.jsonl'}") == 2
+    assert "data.jsonl" in said(capsys)
+
+
+def test_wrong_words_on_the_command_line() -> None:
+    assert call("sfft", "x.yaml") == 2
+    assert call("report", "no-such-run") == 2
+
+
+def test_inspect_shows_a_config_as_it_will_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("inspect", written(tmp_path, lines(GOOD))) == 0
+    shown = capsys.readouterr().out
+    assert "lr_scheduler_type" in shown and "max_steps: 1" in shown
+
+
+def test_inspect_shows_trained_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, lines(GOOD))
+    assert call("sft", file) == 0
+    model = str(tmp_path / "run" / "sft" / "model")
+    capsys.readouterr()
+    assert call("inspect", str(tmp_path / "data.jsonl"), "--model", model) == 0
+    assert "trained_tokens" in capsys.readouterr().out
+    assert call("inspect", model, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["layout"] == "tree"

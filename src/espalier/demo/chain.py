@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -95,39 +96,30 @@ def _exam(out: Path, name: str) -> dict[str, Any]:
 
 
 def _show(console: Console, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:
-    table = Table(title="What each stage did, on data that it has not seen")
-    for column in (
-        "stage",
-        "held-out number",
-        "before",
-        "after",
-        "n",
-        "right of 4",
-        "exact match",
-        "saved",
-        "s",
-    ):
-        table.add_column(column, justify="left" if column in ("stage", "held-out number") else "right")
+    table = Table(title="What each stage did, on data that it has not seen", box=box.SIMPLE)
+    for column in ("stage", "number (n)", "before", "after", "exact match", "saved", "s"):
+        table.add_column(
+            column, justify="left" if column in ("stage", "number (n)") else "right", no_wrap=True
+        )
     for row in rows:
         exam = exams.get(row["name"], {})
         summary = row["summary"]
         saved = 1 - summary["tokens_in_rows"] / max(1, summary["tokens_in_paths"])
         table.add_row(
             row["name"],
-            f"{row['name_of_number']} ({row['better']} is better)",
-            f"{row['before']:.3f} ± {row['stderr_before']:.3f}",
-            f"{row['after']:.3f} ± {row['stderr_after']:.3f}",
-            str(row["n"]),
-            _percent(exam.get("accuracy")),
+            f"{row['name_of_number']} {'↑' if row['better'] == 'higher' else '↓'} ({row['n']})",
+            f"{row['before']:.2f} ± {row['stderr_before']:.2f}",
+            f"{row['after']:.2f} ± {row['stderr_after']:.2f}",
             _percent(exam.get("exact_match")),
             f"{saved:.0%}",
             f"{row['seconds']:.0f}",
         )
     console.print(table)
+    console.print("↑ higher is better, ↓ lower is; saved: tokens not computed, because prompts are shared.")
 
 
 def _percent(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.1%} ± {value[1]:.1%}"
+    return "-" if value is None else f"{value[0]:.0%} ± {value[1]:.0%}"
 
 
 def _failures(rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]], quick: bool) -> list[str]:

@@ -46,9 +46,9 @@ T = TypeVar("T", Fact, "Task")
 SIZES = {
     "pretrain": 6000,
     "pretrain_dev": 300,
-    "sft_train": 660,
+    "sft_train": 330,
     "sft_dev": 130,
-    "pref_train": 1600,
+    "pref_train": 2000,
     "pref_dev": 300,
     "prompts": 660,
     "prompts_dev": 130,
@@ -159,7 +159,7 @@ def chats(n: int, seed: int, split: str = "train") -> list[list[dict[str, str]]]
     return conversations
 
 
-def preferences(n: int, seed: int, split: str = "train", wrong_share: float = 0.34) -> list[Pair]:
+def preferences(n: int, seed: int, split: str = "train", wrong_share: float = 0.3) -> list[Pair]:
     """n pairs of a right, polite answer and a worse one: wrong (`wrong_share` of them), rude, or evasive.
 
     wrong_share: in [0, 1]. Wrong answers keep the polite form, so only knowing the answer tells them apart; rude ones

@@ -39,7 +39,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [json.loads(line)["text"] for line in (folder / "pretrain.jsonl").read_text("utf-8").splitlines()]
     tokenizer = load.train_tokenizer(texts, 400)
     torch.manual_seed(3)
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     for name, head in (("base", None), ("judge", ScalarHead(32))):
         lm = load.new_lm(TINY, len(tokenizer), ids)
         (folder / name).mkdir()

@@ -81,9 +81,7 @@ def _stopped(chosen: dict[str, Any], checkpoints: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "number"), [("sft", signal.SIGTERM), ("ppo", signal.SIGKILL)])
-def test_a_killed_process_goes_on(
-    stage: str, number: signal.Signals, options: Make, tmp_path: Path
-) -> None:
+def test_a_killed_process_goes_on(stage: str, number: signal.Signals, options: Make, tmp_path: Path) -> None:
     whole = options(stage, name="whole", max_steps=10)
     run(whole)
     broken = options(stage, name="broken", max_steps=10, save_steps=1)

@@ -302,3 +302,10 @@ def checkpoint_activations(lm: nn.Module) -> None:
     # Transformers makes the embeddings' output require gradients, which only reentrant checkpoints need; here
     # it would send the backward through every frozen block.
     model.disable_input_require_grads()
+
+
+def context_length(lm: nn.Module) -> int:
+    """The most positions that the model was made for; 2048 where its configuration does not say."""
+    config: Any = lm.config
+    found = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
+    return int(found) if isinstance(found, int) else 2048

@@ -1,0 +1,97 @@
+"""The Python interface for people who use models: load, score, generate. Training is `espalier.run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from espalier.exam.answer import choose
+from espalier.models import load
+from espalier.models.forward import Traits, TreeModel
+from espalier.models.generate import Sampling, sample
+from espalier.models.probe import probe
+
+_traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled answer: its text, tokens, their logprobs, and whether it ended by itself."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    ended: bool
+
+
+def load_model(path: str, *, dtype: str = "float32", device: str = "auto") -> tuple[nn.Module, Any]:
+    """A model in the Hugging Face calling convention, and its tokenizer (None where the folder has none).
+
+    Args:
+        path: a folder (an adapter's is merged into its base) or a hub id.
+        dtype: float32, bfloat16 or float16.
+        device: such as "cuda:0"; "auto" is the first GPU, else the CPU.
+    """
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    lm = load.load_with_adapter(path).to(place, getattr(torch, dtype)).eval()
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+    local = Path(path).is_dir()
+    if local and not any((Path(path) / name).is_file() for name in names):
+        return lm, None
+    return lm, load.load_tokenizer(path)
+
+
+def score(
+    model: nn.Module, tokenizer: Any, prompt: str, candidates: Sequence[str]
+) -> list[tuple[float, int]]:
+    """Sum of the logprobs of each candidate after the prompt, and how many tokens it has; exact.
+
+    The prompt is computed once for all candidates.
+    """
+    ((found,), _) = choose(TreeModel(model, _probed(model)).eval(), tokenizer, [(prompt, candidates)])
+    return list(zip(found.scores, found.tokens, strict=True))
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    stop: Sequence[int] = (),
+    copies: int = 1,
+    seed: int = 0,
+) -> list[list[Generation]]:
+    """Sample `copies` answers to each prompt; ``result[i][c]`` is copy c of prompt i.
+
+    Args:
+        temperature: 0 takes the likeliest token.
+        stop: further ids that end an answer, besides the model's own.
+    """
+    ends = tuple(sorted({*load.end_tokens(model, tokenizer), *stop}))
+    ids = [tokenizer.encode(text) for text in prompts]
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, ends)
+    seeds = [seed * 1_000_003 + i for i in range(len(ids))]
+    found = sample(model, _probed(model), ids, sampling, copies=copies, seeds=seeds)
+    return [
+        [
+            Generation(tokenizer.decode(a.tokens, skip_special_tokens=True), a.tokens, a.logprobs, a.ended)
+            for a in answers
+        ]
+        for answers in found
+    ]
+
+
+def _probed(model: nn.Module) -> Traits:
+    if model not in _traits:
+        _traits[model] = probe(model)
+    return _traits[model]

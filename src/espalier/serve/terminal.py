@@ -1,0 +1,75 @@
+"""The simplest chat: a prompt in the terminal and an answer that streams."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from espalier.models import load
+from espalier.models.forward import TreeModel
+from espalier.models.generate import Sampling
+from espalier.models.probe import probe
+from espalier.serve.session import Session
+
+HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
+
+
+def chat(
+    model_path: str, *, max_new_tokens: int, temperature: float, top_p: float, system: str | None
+) -> None:
+    """Talk to the model of a folder until /exit or the end of the input; reads a pipe as well.
+
+    Raises:
+        UserError: no model there.
+    """
+    console = Console()
+    lm = load.load_with_adapter(model_path)
+    tokenizer = load.load_tokenizer(model_path)
+    model = TreeModel(lm, probe(lm)).eval()
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    session = Session(model, tokenizer, sampling, max(16, load.context_length(lm) - max_new_tokens), system)
+    by_hand = sys.stdin.isatty()
+    if by_hand:
+        console.print(f"[dim]{model_path}: {model.traits.reason}\n{HELP}[/]")
+    while True:
+        try:
+            line = input("> " if by_hand else "")
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not line.strip():
+            continue
+        if line.startswith("/"):
+            if not _command(line, session, console):
+                break
+            continue
+        _answer(line, session, console)
+
+
+def _command(line: str, session: Session, console: Console) -> bool:
+    """Obey a line that begins with a slash; False ends the chat."""
+    word, _, rest = line.partition(" ")
+    if word in ("/exit", "/quit"):
+        return False
+    if word == "/clear":
+        session.clear()
+        console.print("[dim]forgotten[/]")
+    elif word == "/system":
+        session.system = rest.strip() or None
+        console.print(f"[dim]system: {session.system or 'none'}[/]")
+    else:
+        console.print(f"[dim]{HELP}[/]")
+    return True
+
+
+def _answer(line: str, session: Session, console: Console) -> None:
+    before = session.forgotten
+    try:
+        for text in session.ask(line):
+            console.out(text, end="", highlight=False)
+            console.file.flush()
+    except KeyboardInterrupt:
+        console.out(" …", end="")
+    console.out("")
+    if session.forgotten > before:
+        console.print("[dim]the oldest exchange was forgotten: the conversation had outgrown the model[/]")

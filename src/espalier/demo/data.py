@@ -46,7 +46,7 @@ T = TypeVar("T", Fact, "Task")
 SIZES = {
     "pretrain": 6000,
     "pretrain_dev": 300,
-    "sft_train": 330,
+    "sft_train": 660,
     "sft_dev": 130,
     "pref_train": 2000,
     "pref_dev": 300,
@@ -140,16 +140,18 @@ def is_dev(prompt: str) -> bool:
     return sha256(prompt.encode()).digest()[0] % DEV_SHARE == 0
 
 
-def chats(n: int, seed: int, split: str = "train") -> list[list[dict[str, str]]]:
+def chats(n: int, seed: int, split: str = "train", bad_manners: float = 0.0) -> list[list[dict[str, str]]]:
     """n conversations as OpenAI messages: mostly one task; in train one in six has two turns, and a few are greetings.
 
-    Dev conversations are single tasks, so that exact match has one answer to look at.
+    Dev conversations are single tasks, so that exact match has one answer to look at. bad_manners: the share, in
+    [0, 1], of train tasks that are answered rudely or not at all, as in data that people really collect; what the
+    model learns from it is for preferences and rewards to take away again.
     """
     draw = random.Random(f"chats-{seed}-{split}")
     asked = tasks(n, seed, split)
     conversations = []
     for i, task in enumerate(asked):
-        conversation = _turn(task.prompt, task.reply)
+        conversation = _turn(task.prompt, _manners(task, draw) if draw.random() < bad_manners else task.reply)
         if split == "train" and i % 6 == 0:
             second = draw.choice([other for other in asked[:50] if other.language == task.language] or [task])
             conversation += _turn(second.prompt, second.reply)
@@ -159,7 +161,12 @@ def chats(n: int, seed: int, split: str = "train") -> list[list[dict[str, str]]]
     return conversations
 
 
-def preferences(n: int, seed: int, split: str = "train", wrong_share: float = 0.3) -> list[Pair]:
+def _manners(task: Task, draw: random.Random) -> str:
+    sayings = draw.choice([RUDE, RUDE, EVASIVE])[task.language]
+    return draw.choice(sayings).format(answer=task.answer)
+
+
+def preferences(n: int, seed: int, split: str = "train", wrong_share: float = 0.2) -> list[Pair]:
     """n pairs of a right, polite answer and a worse one: wrong (`wrong_share` of them), rude, or evasive.
 
     wrong_share: in [0, 1]. Wrong answers keep the polite form, so only knowing the answer tells them apart; rude ones
@@ -210,7 +217,7 @@ def write_demo_data(folder: Path, seed: int, sizes: dict[str, int] | None = None
     rows: dict[str, Iterable[dict[str, Any]]] = {
         "pretrain": ({"text": text} for text in sentences(want["pretrain"], seed)),
         "pretrain_dev": ({"text": text} for text in sentences(want["pretrain_dev"], seed + 1)),
-        "sft_train": ({"messages": chat} for chat in chats(want["sft_train"], seed)),
+        "sft_train": ({"messages": chat} for chat in chats(want["sft_train"], seed, bad_manners=0.4)),
         "sft_dev": ({"messages": chat} for chat in chats(want["sft_dev"], seed, "dev")),
         "pref_train": map(_pair_row, preferences(want["pref_train"], seed + 1)),
         "pref_dev": map(_pair_row, preferences(want["pref_dev"], seed, "dev")),

@@ -182,13 +182,14 @@ class Roller:
         return found.float()
 
     def validate(self, live: Live) -> tuple[Units | None, Numbers]:
-        """The reward of the likeliest answer to each held-out prompt."""
+        """The reward of one sampled answer to each held-out prompt, by the run's own sampling and fixed seeds: it is
+        the expected reward that is maximised, not that of the likeliest answer."""
         if not self.held_out:
             return None, {}
         setup = self._setup
-        greedy = Sampling(self.sampling.max_new_tokens, 0.0, stop=self.sampling.stop)
         own = self.held_out[setup.rank :: setup.world]
-        answered = gathered(self._sample(live, own, greedy, 1, [0] * len(own)), setup.world)
+        seeds = list(range(len(self.held_out)))[setup.rank :: setup.world]
+        answered = gathered(self._sample(live, own, self.sampling, 1, seeds), setup.world)
         scores = torch.cat([tree.extras["scores"] for tree in self.scored(live, answered)])
         lengths = torch.tensor([float(a.tree.n_trained) for a in answered])
         numbers: Numbers = {

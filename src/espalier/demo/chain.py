@@ -96,8 +96,13 @@ def _exam(out: Path, name: str) -> dict[str, Any]:
 
 
 def _show(console: Console, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:
-    table = Table(title="What each stage did, on data that it has not seen", box=box.SIMPLE)
-    for column in ("stage", "number (n)", "before", "after", "exact match", "saved", "s"):
+    table = Table(
+        title="What each stage did, on data that it has not seen",
+        box=box.SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    for column in ("stage", "number (n)", "before", "after", "exact", "saved", "s"):
         table.add_column(
             column, justify="left" if column in ("stage", "number (n)") else "right", no_wrap=True
         )
@@ -108,18 +113,20 @@ def _show(console: Console, rows: list[dict[str, Any]], exams: dict[str, dict[st
         table.add_row(
             row["name"],
             f"{row['name_of_number']} {'↑' if row['better'] == 'higher' else '↓'} ({row['n']})",
-            f"{row['before']:.2f} ± {row['stderr_before']:.2f}",
-            f"{row['after']:.2f} ± {row['stderr_after']:.2f}",
+            f"{row['before']:.2f}±{row['stderr_before']:.2f}",
+            f"{row['after']:.2f}±{row['stderr_after']:.2f}",
             _percent(exam.get("exact_match")),
             f"{saved:.0%}",
             f"{row['seconds']:.0f}",
         )
     console.print(table)
-    console.print("↑ higher is better, ↓ lower is; saved: tokens not computed, because prompts are shared.")
+    console.print(
+        "↑ higher is better, ↓ lower is; exact: answers written exactly right; saved: tokens shared, not computed."
+    )
 
 
 def _percent(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"{value[0]:.0%} ± {value[1]:.0%}"
+    return "-" if value is None else f"{value[0]:.0%}±{value[1]:.0%}"
 
 
 def _failures(rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]], quick: bool) -> list[str]:

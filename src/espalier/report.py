@@ -130,7 +130,8 @@ def _charts(rows: list[Row]) -> tuple[list[Chart], list[Chart]]:
         step = number(row.get("step"))
         for name, raw in row.items():
             value = number(raw)
-            if step is not None and value is not None and name not in NOT_CURVES:
+            curve = name not in NOT_CURVES and not name.endswith("_stderr")
+            if step is not None and value is not None and curve:
                 points.setdefault(name, []).append((step, value))
     names = list(dict.fromkeys(name.removeprefix("eval_") for name in points))
     names.sort(key=lambda n: FIRST.index(n) if n in FIRST else len(FIRST))

@@ -95,7 +95,8 @@ def report(name: str, results: dict[str, Any], key: str, ours: str) -> None:
         ratio = results[ours][key] / numbers[key]
         shown = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
         print(f"{name:24} {side:34} {shown}   espalier is {ratio:.2f}x")
-    file = Path(__file__).parent / "results" / f"{name}.json"
+    file = Path(__file__).parent / "results" / f"{name.replace(' ', '-').replace(',', '')}.json"
+    file.parent.mkdir(exist_ok=True)
     kept = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     kept[device] = {
         "date": time.strftime("%Y-%m-%d"),

@@ -151,6 +151,7 @@ def test_a_model_that_knows_gets_everything_and_its_opposite_nothing(
 def test_results_have_the_promised_keys(small: Path, tmp_path: Path) -> None:
     path = task_file(tmp_path, train="sums.jsonl")
     results = evaluate(str(small), [str(path)], out=tmp_path / "out", shots=2, limit=5, quiet=True)
+    assert results["template"] is None
     assert results == json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     row = results["tasks"]["sums"]
     assert row["n"] == 5 and row["shots"] == 2 and row["tokens_computed"] < row["tokens_unshared"]
@@ -197,3 +198,22 @@ def test_a_missing_task_file_names_a_near_one(tmp_path: Path) -> None:
     task_file(tmp_path)
     with pytest.raises(UserError, match=r"Did you mean .*sums\.yaml"):
         load_task(tmp_path / "sum.yaml")
+
+
+def test_a_number_as_gold_is_an_index_and_a_text_is_a_text(tmp_path: Path) -> None:
+    rows = [{"q": "x", "options": ["1", "2", "3"], "answer": value} for value in (1, "1")]
+    task = load_task(task_file(tmp_path, rows))
+    assert [q.gold for q in task.questions] == [1, 0]
+
+
+def test_one_stop_text_is_one(tmp_path: Path) -> None:
+    generation = {"references": "answer", "stop": "END"}
+    assert load_task(task_file(tmp_path, candidates=None, gold=None, generation=generation)).stop == ("END",)
+
+
+def test_a_broken_model_gets_no_score() -> None:
+    from espalier.exam.answer import Scored
+    from espalier.exam.scores import predicted
+
+    with pytest.raises(UserError, match="weights are broken"):
+        predicted(Scored([float("nan"), 0.0], [1, 1]), "sum")

@@ -25,6 +25,13 @@ def adds_bos(tokenizer: Any) -> bool:
     return bos is not None and tokenizer("a").input_ids[:1] == [bos]
 
 
+def leading(tokenizer: Any, text: str) -> list[int]:
+    """The bos token to put before a text: none where the tokenizer adds none, or a template has written it."""
+    if not adds_bos(tokenizer) or text.startswith(tokenizer.bos_token):
+        return []
+    return [tokenizer.bos_token_id]
+
+
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text without special tokens; a batch is several times faster than one by one."""
     return tokenizer(list(texts), **_QUIET).input_ids if texts else []

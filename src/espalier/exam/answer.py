@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from espalier.data.encoding import adds_bos
+from espalier.data.encoding import leading
 from espalier.errors import UserError
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import TreeModel, Want
@@ -55,7 +55,7 @@ def encode_candidates(tokenizer: Any, prompt: str, candidates: Sequence[str]) ->
     Raises:
         UserError: a candidate that adds no token, or nothing before it.
     """
-    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
+    bos = leading(tokenizer, prompt)
     whole = tokenizer([prompt, *(prompt + text for text in candidates)], add_special_tokens=False)[
         "input_ids"
     ]
@@ -153,8 +153,8 @@ def write_answers(
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[list[str], Cost]:
     """The likeliest answer to each whole prompt, cut at the first stop string."""
-    bos = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
-    ids = [bos + list(found) for found in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    ids = [leading(tokenizer, text) + list(found) for text, found in zip(prompts, encoded, strict=True)]
     sampling = Sampling(max_new_tokens, 0.0, stop=end_tokens)
     texts, cost = [], Cost()
     for start in range(0, len(ids), 64):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -57,6 +58,7 @@ def evaluate(
     loaded = [load_task(name, shots=shots, limit=limit, seed=seed) for name in tasks]
     lm = load.load_with_adapter(model_name_or_path, trust_remote_code=trust_remote_code)
     tokenizer = load.load_tokenizer(model_name_or_path, trust_remote_code=trust_remote_code)
+    lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
     model = TreeModel(lm, probe(lm, wanted=layout)).eval()
     asked = None if template is None else choose_template(tokenizer, template)
     return run_tasks(model, tokenizer, loaded, out, name=model_name_or_path, template=asked, quiet=quiet)
@@ -76,6 +78,7 @@ def run_tasks(
     results: dict[str, Any] = {
         "model": name,
         "layout": "padded" if model.traits.method == "padded" else "tree",
+        "template": None if template is None else type(template).__name__,
         "tasks": {},
         "prefixes": {},
     }
@@ -84,7 +87,7 @@ def run_tasks(
         for task in tasks:
             line = bar.add_task(task.name, total=len(task.questions))
             rows, row = _run(model, tokenizer, task, template, lambda n, line=line: bar.advance(line, n))
-            if task.prefix:
+            if task.prefix and template is None:
                 key = hashlib.sha256(task.prefix.encode()).hexdigest()[:12]
                 results["prefixes"][key] = task.prefix
                 for each in rows:
@@ -125,14 +128,16 @@ def _choose(
     texts = [tuple(t.lstrip() if strip else t for t in q.candidates) for q in task.questions]
     found, cost = choose(model, tokenizer, list(zip(prompts, texts, strict=True)), advance=advance)
     rows, right = [], []
-    for question, candidates, scored in zip(task.questions, texts, found, strict=True):
+    for question, whole, candidates, scored in zip(task.questions, prompts, texts, found, strict=True):
         said = scores.predicted(scored, task.normalise)
         right.append(said == question.gold)
         rows.append(
             {
                 "id": question.id,
                 "prefix": None,
-                "prompt": question.prompt,
+                "prompt": question.prompt
+                if template is None
+                else whole,  # a template stands around the shots too
                 "candidates": [{"text": text, "scored_from": 0} for text in candidates],
                 "scores": scored.scores,
                 "tokens": scored.tokens,
@@ -158,13 +163,15 @@ def _write(
         advance=advance,
     )
     rows, right = [], []
-    for question, text in zip(task.questions, texts, strict=True):
+    for question, whole, text in zip(task.questions, prompts, texts, strict=True):
         right.append(scores.is_right(text, question.references, task.metric))
         rows.append(
             {
                 "id": question.id,
                 "prefix": None,
-                "prompt": question.prompt,
+                "prompt": question.prompt
+                if template is None
+                else whole,  # a template stands around the shots too
                 "text": text,
                 "references": list(question.references),
                 "metrics": {task.metric: float(right[-1])},

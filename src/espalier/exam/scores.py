@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
+from espalier.errors import UserError
 from espalier.exam.answer import Scored
 from espalier.exam.task import Question
 from espalier.maths.metrics import accuracy, exact_match, normalise_answer
 
 
 def predicted(scored: Scored, normalise: str) -> int:
-    """The candidate with the highest sum (or mean) of logprobs; the first of equals."""
+    """The candidate with the highest sum (or mean) of logprobs; the first of equals.
+
+    Raises:
+        UserError: a score that is no number, of which no order follows.
+    """
+    if not all(math.isfinite(s) for s in scored.scores):
+        raise UserError(f"the model gives {scored.scores} as logprobs: its weights are broken.")
     values = [s / n if normalise == "mean" else s for s, n in zip(scored.scores, scored.tokens, strict=True)]
     return max(range(len(values)), key=values.__getitem__)
 

@@ -117,7 +117,7 @@ def load_task(
         prefix=prefix,
         shots=count,
         max_new_tokens=int(generation.get("max_new_tokens", 64)),
-        stop=tuple(generation.get("stop", ["\n"])),
+        stop=_listed(generation.get("stop", ["\n"])),
         settings=settings,
     )
 
@@ -153,6 +153,10 @@ def _read(path: Path) -> dict[str, Any]:
                 f"{path}: generation.metric is {generation['metric']!r}; known: {', '.join(METRICS)}."
             )
     return settings
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(str(mark) for mark in value)
 
 
 def _check_keys(path: Path, settings: Any, known: Sequence[str], where: str) -> None:
@@ -230,6 +234,8 @@ class _Maker:
         said = row[value] if value in row else self._fill(str(value), row, place, "gold")
         if isinstance(said, bool):
             said = str(said)
+        if isinstance(said, int) and 0 <= said < len(candidates):
+            return said  # a number in the data is an index, a text is a candidate's text
         stripped = [text.strip() for text in candidates]
         if str(said).strip() in stripped:
             return stripped.index(str(said).strip())

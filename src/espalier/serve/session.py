@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from espalier.data.encoding import adds_bos
+from espalier.data.encoding import leading
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Message
 from espalier.data.templates import Template, choose_template, prompt_text
 from espalier.models import load
@@ -79,8 +79,7 @@ class Session:
     def _encoded(self) -> list[int]:
         before = [Message(SYSTEM, self.system)] if self.system else []
         text = prompt_text(self.template, [*before, *self.messages])
-        bos = [self.tokenizer.bos_token_id] if adds_bos(self.tokenizer) else []
-        return bos + self.tokenizer.encode(text, add_special_tokens=False)
+        return leading(self.tokenizer, text) + self.tokenizer.encode(text, add_special_tokens=False)
 
 
 def whole_characters(text: str) -> str:

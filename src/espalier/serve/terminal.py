@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from rich.console import Console
 
 from espalier.models import load
@@ -24,7 +25,7 @@ def chat(
         UserError: no model there.
     """
     console = Console()
-    lm = load.load_with_adapter(model_path)
+    lm = load.load_with_adapter(model_path).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load.load_tokenizer(model_path)
     model = TreeModel(lm, probe(lm)).eval()
     sampling = Sampling(max_new_tokens, temperature, top_p)

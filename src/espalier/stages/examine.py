@@ -38,7 +38,7 @@ CLASSES: tuple[type, ...] = (RunOptions, ExamOptions)
 
 
 def run_exam(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """Examine one model; results go to ``OUTPUT_DIR/NAME/``. Finished tasks of the same model are not repeated."""
+    """Examine one model; results go to ``OUTPUT_DIR/NAME/``."""
     options = config.build(raw, CLASSES, all_classes=all_classes)
     run, exam = options[RunOptions], options[ExamOptions]
     if exam.model_name_or_path is None:

@@ -139,3 +139,10 @@ def test_inspect_shows_trained_text(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "trained_tokens" in capsys.readouterr().out
     assert call("inspect", model, "--json") == 0
     assert json.loads(capsys.readouterr().out)["layout"] == "tree"
+
+
+def test_what_is_not_built_yet_is_refused_and_not_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("sft", written(tmp_path, lines(GOOD), compile=True)) == 2
+    assert "not available yet" in said(capsys)

@@ -33,7 +33,16 @@ from espalier.errors import UserError
 from espalier.models.forward import TreeModel
 from espalier.models.generate import Sampling, sample
 from espalier.models.saved import save_model
-from espalier.options import COMMON, AdamOptions, AdapterOptions, EngineOptions, RunOptions, TrainOptions
+from espalier.options import (
+    COMMON,
+    AdamOptions,
+    AdapterOptions,
+    DataOptions,
+    EngineOptions,
+    ModelOptions,
+    RunOptions,
+    TrainOptions,
+)
 from espalier.stages import dpo, grpo, ppo, pretrain, reward, sft
 from espalier.stages.judge import judged
 from espalier.stages.setup import Setup
@@ -82,6 +91,18 @@ def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
 
 def _check_strategy(stage: str, options: Mapping[type, Any]) -> None:
     """What cannot be done is said before anything is loaded."""
+    not_yet = {
+        "compile": options[EngineOptions].compile,
+        "optim": options[TrainOptions].optim != "adamw",
+        "rope_scaling": options[ModelOptions].rope_scaling is not None,
+        "dataset_dir": options[DataOptions].dataset_dir is not None,
+        "quantization_bit": options[AdapterOptions].quantization_bit is not None,
+    }
+    for key, asked in not_yet.items():
+        if asked:
+            raise UserError(
+                f"`{key}` is known but not available yet, and is never ignored silently. Remove it."
+            )
     sharded = options[EngineOptions].strategy in ("fsdp", "zero3")
     if sharded and options[AdapterOptions].finetuning_type == "lora" and stage in ("dpo", "ppo", "grpo"):
         raise UserError(

@@ -160,7 +160,7 @@ def test_chats_are_turns_that_end_with_the_assistant() -> None:
 def test_preferences_reject_for_the_reason_they_name() -> None:
     pairs = data.preferences(600, 0)
     flaws = Counter(pair.flaw for pair in pairs)
-    assert set(flaws) == {"wrong", "rude", "evasive"} and 0.1 < flaws["wrong"] / 600 < 0.3
+    assert set(flaws) == {"wrong", "rude", "evasive"} and 0.05 < flaws["wrong"] / 600 < 0.2
     for pair in pairs:
         form = "答案是" if pair.task.language == "zh" else "The answer is"
         assert data.reward(pair.task.prompt, pair.chosen, pair.task.reply) == 1

@@ -166,7 +166,7 @@ def _manners(task: Task, draw: random.Random) -> str:
     return draw.choice(sayings).format(answer=task.answer)
 
 
-def preferences(n: int, seed: int, split: str = "train", wrong_share: float = 0.2) -> list[Pair]:
+def preferences(n: int, seed: int, split: str = "train", wrong_share: float = 0.12) -> list[Pair]:
     """n pairs of a right, polite answer and a worse one: wrong (`wrong_share` of them), rude, or evasive.
 
     wrong_share: in [0, 1]. Wrong answers keep the polite form, so only knowing the answer tells them apart; rude ones

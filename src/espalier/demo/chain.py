@@ -69,6 +69,7 @@ def _quicker() -> list[str]:
     return [
         "pretrain.num_train_epochs=2",
         "sft.num_train_epochs=6",
+        "reward.num_train_epochs=3",
         "ppo.max_steps=6",
         "grpo.max_steps=6",
     ]

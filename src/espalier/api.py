@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from espalier.exam.answer import choose
+from espalier.exam.choose import Asked, Chooser
+from espalier.exam.task import Candidate
 from espalier.models import load
 from espalier.models.forward import Traits, TreeModel
 from espalier.models.generate import Sampling, sample
@@ -54,7 +55,8 @@ def score(
 
     The prompt is computed once for all candidates.
     """
-    ((found,), _) = choose(TreeModel(model, _probed(model)).eval(), tokenizer, [(prompt, candidates)])
+    chooser = Chooser(TreeModel(model, _probed(model)).eval(), tokenizer)
+    ((found,), _) = chooser.score([Asked("", prompt, tuple(Candidate(text) for text in candidates))])
     return list(zip(found.scores, found.tokens, strict=True))
 
 

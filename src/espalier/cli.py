@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from espalier.errors import UserError
+from espalier.commands.evaluate import evaluate
+from espalier.errors import Interrupted, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -66,36 +66,7 @@ _stage_command("ppo", "PPO with a critic, a reference, and a reward model or rul
 _stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
-    tasks: Annotated[str, typer.Option(help="Task files, separated by commas.")],
-    out: Annotated[Path, typer.Option(help="Where results.json and TASK.jsonl go.")],
-    shots: Annotated[int | None, typer.Option(help="Solved examples before each question.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many questions of each task.")] = None,
-    layout: Annotated[str, typer.Option(help="auto, tree or padded.")] = "auto",
-    template: Annotated[
-        str | None, typer.Option(help="Ask in a chat template: auto, tokenizer, simple.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of examples.")] = 42,
-    as_json: AsJSON = False,
-) -> None:
-    """Examine a model: questions with candidates, or answers that are generated."""
-    from espalier.exam.run import evaluate as examine
-
-    results = examine(
-        model,
-        [name for name in tasks.split(",") if name],
-        out=out,
-        shots=shots,
-        limit=limit,
-        layout=layout,
-        template=template,
-        seed=seed,
-        quiet=as_json,
-    )
-    if as_json:
-        print(json.dumps(results, ensure_ascii=False, indent=2))
+app.command()(evaluate)
 
 
 @app.command()
@@ -198,6 +169,9 @@ def guarded(call: Callable[[], Any]) -> int:
         return 130
     except UserError as error:
         return _said(error)
+    except Interrupted as stopped:
+        _errors.print(_escaped(str(stopped)), highlight=False, soft_wrap=True)
+        return 3
     except KeyboardInterrupt:
         return 130
     except Exception as error:

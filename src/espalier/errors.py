@@ -7,3 +7,7 @@ and exits with 2; in Python it is an ordinary ValueError.
 
 class UserError(ValueError):
     """The user's input is wrong (a file, a key, a value); the message carries the remedy."""
+
+
+class Interrupted(Exception):
+    """A signal ended the work in good order; the message says what is kept and how to go on. Exit code 3."""

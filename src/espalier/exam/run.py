@@ -1,222 +1,202 @@
-"""Running exams: tasks and a model in, results.json, one jsonl line a question, and a table out."""
+"""Running one task with one model: questions in, a line a question and a row of numbers out.
+
+Questions go through in blocks, so memory does not grow with their number. After each block what was found is on the
+disk; a run that was stopped goes on after the last whole block and ends in the very same files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-
-from espalier.data.records import Message
-from espalier.data.templates import Template, choose_template, prompt_text
-from espalier.engine import files
+from espalier.data.records import LeftOut
+from espalier.errors import Interrupted, UserError
 from espalier.exam import scores
-from espalier.exam.answer import choose, write_answers
-from espalier.exam.task import Task, load_task
-from espalier.models import load
+from espalier.exam.choose import Asked, Chooser
+from espalier.exam.kept import Kept
+from espalier.exam.shots import Asker
+from espalier.exam.task import Question, Shots, Task
+from espalier.exam.write import Writer
 from espalier.models.forward import TreeModel
-from espalier.models.probe import probe
+
+BLOCK = 256
+"""Questions between two writes."""
 
 
-def evaluate(
-    model_name_or_path: str,
-    tasks: Sequence[str],
-    *,
-    out: Path,
-    shots: int | None = None,
-    limit: int | None = None,
-    layout: str = "auto",
-    template: str | None = None,
-    seed: int = 42,
-    trust_remote_code: bool = False,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Examine a model on task files.
+@dataclass
+class Examined:
+    """What a task gave: its row of results.json, and the texts that stand before its questions, by key."""
 
-    Args:
-        model_name_or_path: a folder or hub id; an adapter folder is merged into its base.
-        tasks: YAML files, see `espalier.exam.task`.
-        out: where ``results.json`` and ``TASK.jsonl`` go.
-        shots, limit, seed: see `load_task`.
-        layout: auto, tree or padded.
-        template: ask as a user turn of a chat template; None: plain text.
-        quiet: print no table.
+    row: dict[str, Any]
+    prefixes: dict[str, str] = field(default_factory=dict)
 
-    Returns:
-        What results.json holds.
 
-    Raises:
-        UserError: a task or model that cannot be read.
+@dataclass
+class Examiner:
+    """Examines one model.
+
+    Attributes:
+        model, tokenizer: what is examined.
+        asker: how questions become text.
+        row_tokens: the most tokens of one forward; None: what is fast on the model's device.
     """
-    loaded = [load_task(name, shots=shots, limit=limit, seed=seed) for name in tasks]
-    lm = load.load_with_adapter(model_name_or_path, trust_remote_code=trust_remote_code)
-    tokenizer = load.load_tokenizer(model_name_or_path, trust_remote_code=trust_remote_code)
-    lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
-    model = TreeModel(lm, probe(lm, wanted=layout)).eval()
-    asked = None if template is None else choose_template(tokenizer, template)
-    return run_tasks(model, tokenizer, loaded, out, name=model_name_or_path, template=asked, quiet=quiet)
 
+    model: TreeModel
+    tokenizer: Any
+    asker: Asker = field(default_factory=Asker)
+    row_tokens: int | None = None
 
-def run_tasks(
-    model: TreeModel,
-    tokenizer: Any,
-    tasks: Sequence[Task],
-    out: Path,
-    *,
-    name: str,
-    template: Template | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Examine a model that is in memory; every finished task is written before the next one begins."""
-    results: dict[str, Any] = {
-        "model": name,
-        "layout": "padded" if model.traits.method == "padded" else "tree",
-        "template": None if template is None else type(template).__name__,
-        "tasks": {},
-        "prefixes": {},
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    with _progress(quiet) as bar:
-        for task in tasks:
-            line = bar.add_task(task.name, total=len(task.questions))
-            rows, row = _run(model, tokenizer, task, template, lambda n, line=line: bar.advance(line, n))
-            if task.prefix and template is None:
-                key = hashlib.sha256(task.prefix.encode()).hexdigest()[:12]
-                results["prefixes"][key] = task.prefix
-                for each in rows:
-                    each["prefix"] = key
-            lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)
-            files.write_text(out / f"{task.name}.jsonl", lines)
-            results["tasks"][task.name] = row
-            files.write_json(out / "results.json", results)
-    if not quiet:
-        Console().print(table(results))
-    return results
+    def __post_init__(self) -> None:
+        self._chooser = Chooser(self.model, self.tokenizer, row_tokens=self.row_tokens)
+        self._writer = Writer(self.model, self.tokenizer)
 
+    def examine(
+        self,
+        task: Task,
+        out: Path,
+        *,
+        settings: Mapping[str, Any],
+        advance: Callable[[int], None] = lambda n: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Examined:
+        """Ask all questions of a task; ``out/NAME.jsonl`` gets a line for each.
 
-def _run(
-    model: TreeModel, tokenizer: Any, task: Task, template: Template | None, advance: Any
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    start = time.perf_counter()
-    prompts = [_whole(task.prefix + q.prompt, template) for q in task.questions]
-    kind = _choose if task.questions[0].candidates else _write
-    rows, right, cost = kind(model, tokenizer, task, prompts, template, advance)
-    summary = {
-        "n": len(rows),
-        "shots": task.shots,
-        "metrics": scores.judged(right, task.metric),
-        "chance": scores.chance(task.questions),
-        "majority": scores.majority(task.questions),
-        "seconds": round(time.perf_counter() - start, 3),
-        "tokens_computed": cost.computed,
-        "tokens_unshared": cost.unshared,
-    }
-    return rows, summary
+        Args:
+            settings: what must be equal for an unfinished file to be continued.
+            advance: told how many questions are done.
+            stopped: asked between blocks.
 
+        Raises:
+            Interrupted: `stopped` said so; what was done is kept in ``NAME.jsonl.partial``.
+        """
+        kept = Kept.open(out, task.name, settings)
+        advance(kept.tally.n)
+        questions = islice(_counted(task, kept.left_out), kept.tally.n, None)
+        answer = self._write if task.generation else self._choose
+        while block := list(islice(questions, BLOCK)):
+            start = time.perf_counter()
+            lines, numbers, cost = answer(task, block, kept)
+            for question, found in zip(block, numbers, strict=True):
+                kept.tally.add(question, found)
+            kept.add(lines, cost, time.perf_counter() - start)
+            advance(len(block))
+            if stopped():
+                raise Interrupted(
+                    f"stopped in {task.name} after {kept.tally.n} questions; they are kept in {out}. "
+                    "The same command goes on from there."
+                )
+        row = self._row(task, kept)
+        kept.finish()
+        return Examined(row, kept.prefixes)
 
-def _choose(
-    model: TreeModel, tokenizer: Any, task: Task, prompts: list[str], template: Template | None, advance: Any
-) -> Any:
-    strip = template is not None  # a turn begins with the answer itself
-    texts = [tuple(t.lstrip() if strip else t for t in q.candidates) for q in task.questions]
-    found, cost = choose(model, tokenizer, list(zip(prompts, texts, strict=True)), advance=advance)
-    rows, right = [], []
-    for question, whole, candidates, scored in zip(task.questions, prompts, texts, found, strict=True):
-        said = scores.predicted(scored, task.normalise)
-        right.append(said == question.gold)
-        rows.append(
-            {
-                "id": question.id,
-                "prefix": None,
-                "prompt": question.prompt
-                if template is None
-                else whole,  # a template stands around the shots too
-                "candidates": [{"text": text, "scored_from": 0} for text in candidates],
-                "scores": scored.scores,
-                "tokens": scored.tokens,
-                "normalise": task.normalise,
-                "gold": question.gold,
-                "prediction": said,
-            }
+    def _row(self, task: Task, kept: Kept) -> dict[str, Any]:
+        if kept.tally.n == 0:
+            raise UserError(f"{task.name}: no question in it.")
+        row: dict[str, Any] = {"shots": task.shots, **kept.tally.summary(task.parts)}
+        row |= {
+            "normalise": None if task.generation else task.normalise,
+            "seconds": round(kept.seconds, 3),
+            "tokens_computed": kept.cost.computed,
+            "tokens_unshared": kept.cost.unshared,
+            "about": dict(task.about),
+        }
+        for name, counts in (("left_out", kept.left_out), ("shortened", kept.shortened)):
+            if counts:
+                row[name] = dict(counts)
+        return row
+
+    def _choose(self, task: Task, block: Sequence[Question], kept: Kept) -> Any:
+        asking = _Asking(self.asker, block)
+        found, cost = self._chooser.score(asking.asked, asking.shorter)
+        lines, numbers = [], []
+        for question, asked, scored, fewer in zip(block, asking.asked, found, asking.dropped, strict=True):
+            said = scores.predicted(scored, task.normalise)
+            numbers.append({} if question.gold is None else {"accuracy": float(said == question.gold)})
+            kept.shorten(fewer, scored.cut)
+            lines.append(
+                _heads(question, asked, kept)
+                | {
+                    "candidates": [{"text": c.text, "scored_from": c.scored_from} for c in asked.candidates],
+                    "scores": scored.scores,
+                    "tokens": scored.tokens,
+                    "normalise": task.normalise,
+                    "gold": question.gold,
+                    "prediction": said,
+                }
+                | ({"cut": scored.cut} if scored.cut else {})
+            )
+        return lines, numbers, cost
+
+    def _write(self, task: Task, block: Sequence[Question], kept: Kept) -> Any:
+        how = task.generation
+        assert how is not None
+        asking = _Asking(self.asker, block)
+        texts, cuts, cost = self._writer.write(
+            [asked.prefix + asked.prompt for asked in asking.asked],
+            max_new_tokens=how.max_new_tokens,
+            stop=how.stop,
+            shorten=lambda i: None if (one := asking.shorter(i)) is None else one.prefix + one.prompt,
         )
-    return rows, right, cost
+        lines, numbers = [], []
+        for question, asked, text, cut, fewer in zip(
+            block, asking.asked, texts, cuts, asking.dropped, strict=True
+        ):
+            answer = how.clean(text)
+            numbers.append(how.judge(answer, question.references) if question.references else {})
+            kept.shorten(fewer, cut)
+            lines.append(
+                _heads(question, asked, kept)
+                | {"text": answer, "references": list(question.references), "metrics": numbers[-1]}
+                | ({"cut": cut} if cut else {})
+            )
+        return lines, numbers, cost
 
 
-def _write(
-    model: TreeModel, tokenizer: Any, task: Task, prompts: list[str], template: Template | None, advance: Any
-) -> Any:
-    ends = tuple(load.end_tokens(model.lm, tokenizer))
-    texts, cost = write_answers(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=task.max_new_tokens,
-        stop=task.stop,
-        end_tokens=ends,
-        advance=advance,
-    )
-    rows, right = [], []
-    for question, whole, text in zip(task.questions, prompts, texts, strict=True):
-        right.append(scores.is_right(text, question.references, task.metric))
-        rows.append(
-            {
-                "id": question.id,
-                "prefix": None,
-                "prompt": question.prompt
-                if template is None
-                else whole,  # a template stands around the shots too
-                "text": text,
-                "references": list(question.references),
-                "metrics": {task.metric: float(right[-1])},
-            }
-        )
-    return rows, right, cost
+class _Asking:
+    """The questions of a block as they are asked, with fewer solved examples where they do not fit."""
+
+    def __init__(self, asker: Asker, block: Sequence[Question]) -> None:
+        self._asker, self._block = asker, block
+        self._shots: list[Shots] = [question.shots for question in block]
+        self.asked: list[Asked] = [asker.ask(question) for question in block]
+        self.dropped = [0] * len(block)
+
+    def shorter(self, i: int) -> Asked | None:
+        """Question i without its first example; None where it has none."""
+        if not self._shots[i].pairs:
+            return None
+        self._shots[i] = self._shots[i].fewer()
+        self.dropped[i] += 1
+        self.asked[i] = self._asker.ask(self._block[i], self._shots[i])
+        return self.asked[i]
 
 
-def _whole(text: str, template: Template | None) -> str:
-    return text if template is None else prompt_text(template, [Message("user", text)])
+def _heads(question: Question, asked: Asked, kept: Kept) -> dict[str, Any]:
+    key = None
+    if asked.prefix:
+        key = hashlib.sha256(asked.prefix.encode()).hexdigest()[:12]
+        kept.prefixes[key] = asked.prefix
+    group = {"subject": question.group} if question.group else {}
+    return {"id": question.id, **group, "prefix": key, "prompt": asked.prompt}
 
 
-def _progress(quiet: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)
+def _counted(task: Task, left_out: Counter[str]) -> Iterator[Question]:
+    """The questions; what is left out is counted by cause, from the beginning."""
+    left_out.clear()
+    for question in task.read():
+        if isinstance(question, LeftOut):
+            left_out[question.cause] += 1
+        else:
+            yield question
 
 
-def table(results: dict[str, Any]) -> Table:
-    """The results as a table, with what blind guessing would reach."""
-    made = Table(title=f"{results['model']} ({results['layout']} layout)")
-    for column in (
-        "task",
-        "n",
-        "shots",
-        "metric",
-        "value ± stderr",
-        "chance",
-        "majority",
-        "saved by sharing",
-        "seconds",
-    ):
-        made.add_column(column, justify="left" if column in ("task", "metric") else "right")
-    for name, row in results["tasks"].items():
-        metric = next(iter(row["metrics"]))
-        value, error = row["metrics"][metric], row["metrics"][f"{metric}_stderr"]
-        saved = 1 - row["tokens_computed"] / max(1, row["tokens_unshared"])
-        made.add_row(
-            name,
-            str(row["n"]),
-            str(row["shots"]),
-            metric,
-            f"{value:.3f} ± {error:.3f}",
-            f"{row['chance']:.3f}" if row["chance"] else "-",
-            f"{row['majority']:.3f}" if row["majority"] else "-",
-            f"{saved:.0%}",
-            f"{row['seconds']:.1f}",
-        )
-    return made
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """A name for a set of settings, equal when they are."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -22,9 +22,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from espalier.models.memory import Memory
+from espalier.models.trunk import Trunk, merge
 from espalier.trees.batch import Batch
 from espalier.trees.mask import additive_mask, block_mask
-from espalier.trees.segments import Piece, plan, tree_attention
+from espalier.trees.segments import Piece, plan, tree_attention, with_lse
 
 NAME = "espalier"
 
@@ -41,13 +42,20 @@ class _Announced:
     blocks: Any
     length: int
     memory: Memory | None = None
+    trunk: Trunk | None = None
 
 
 _announced = _Announced([], None, 0)
 _flex: Any = None
 
 
-def attention_mask(batch: Batch, method: Method, dtype: torch.dtype, windows: dict[str, int | None]) -> Any:
+def attention_mask(
+    batch: Batch,
+    method: Method,
+    dtype: torch.dtype,
+    windows: dict[str, int | None],
+    trunk: Trunk | None = None,
+) -> Any:
     """What to hand to the model as its attention mask for a batch in the tree layout.
 
     Args:
@@ -56,13 +64,16 @@ def attention_mask(batch: Batch, method: Method, dtype: torch.dtype, windows: di
         dtype: of the model's activations.
         windows: sliding window by layer type (None = full attention); ``{"": None}`` for a model with one
             kind of layer.
+        trunk: what the row goes on from (only "pieces", and no window shorter than the longest path).
 
     Returns:
         A (1, 1, T, T) tensor, or one by layer type where the layers differ.
     """
     longest = int(batch.position_ids.max()) + 1
     active = {name: w if w is not None and w < longest else None for name, w in windows.items()}
-    if method == "dense" or any(window is not None for window in active.values()):
+    windowed = any(window is not None for window in active.values())
+    assert trunk is None or (method == "pieces" and not windowed), "only pieces go on from a trunk"
+    if method == "dense" or windowed:
         masks = {
             name: additive_mask(batch.subtree_end, batch.position_ids, dtype, window)
             for name, window in active.items()
@@ -74,6 +85,7 @@ def attention_mask(batch: Batch, method: Method, dtype: torch.dtype, windows: di
     else:
         _announced.pieces, _announced.blocks = plan(batch.subtree_end[0]), None
     _announced.length, _announced.memory = length, None
+    _announced.trunk = trunk if trunk is not None and trunk.filled else None
     return _ticket(length, dtype, batch.input_ids.device)
 
 
@@ -130,7 +142,11 @@ def espalier_attention(
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        out = tree_attention(query, key, value, _announced.pieces, scale)
+        if _announced.trunk is None:
+            out = tree_attention(query, key, value, _announced.pieces, scale)
+        else:
+            above = _announced.trunk.attend(query, scale)
+            out = merge(above, with_lse(query, key, value, _announced.pieces, scale))
     return out.transpose(1, 2), None
 
 

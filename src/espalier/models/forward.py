@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from espalier.models.attention import Method, attention_mask
-from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs
+from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs, shared_logprobs
+from espalier.models.trunk import Trunk
 from espalier.trees.batch import Batch
 
 
@@ -91,8 +92,8 @@ class TreeModel(nn.Module):
             output.requires_grad_(False)
         return self
 
-    def forward(self, batch: Batch, want: Want) -> Outputs:
-        """Run the model once over the batch.
+    def forward(self, batch: Batch, want: Want, trunk: Trunk | None = None) -> Outputs:
+        """Run the model once over the batch; `trunk`: what its one row goes on from, or what it is to fill.
 
         Raises:
             ValueError: values or scores are wanted from a model without a scalar head.
@@ -102,12 +103,14 @@ class TreeModel(nn.Module):
         head = self.lm.get_output_embeddings()  # type: ignore[operator]
         through_model = want.logprobs and not self.traits.plain_head
         with tapped(head, batch.read_at if through_model else None) as taken:
-            logits = self._run(batch).logits
+            logits = self._run(batch, trunk).logits
         hidden = taken[0].flatten(0, -2)
         logprobs = entropy = values = scores = None
         if want.logprobs and len(batch.labels):
             if through_model:
                 found = label_logprobs(logits.flatten(0, -2), batch.labels, want.temperature, want.entropy)
+            elif not torch.is_grad_enabled() and not want.entropy and want.temperature == 1.0:
+                found = shared_logprobs(head, hidden, batch.read_at, batch.labels), None
             else:
                 at = hidden[batch.read_at]
                 found = chunked_logprobs(head, at, batch.labels, want.temperature, want.entropy)
@@ -121,19 +124,21 @@ class TreeModel(nn.Module):
             scores = self.scalar_head(hidden[batch.leaf_at])
         return Outputs(logprobs, entropy, values, scores)
 
-    def _run(self, batch: Batch) -> Any:
+    def _run(self, batch: Batch, trunk: Trunk | None) -> Any:
         if batch.attention_mask is not None:
             mask: Any = batch.attention_mask.long()
         else:
             dtype = torch.get_autocast_dtype(batch.input_ids.device.type)
             if not torch.is_autocast_enabled(batch.input_ids.device.type):
                 dtype = next(self.lm.parameters()).dtype
-            mask = attention_mask(batch, self.traits.method, dtype, self.traits.windows)
+            mask = attention_mask(batch, self.traits.method, dtype, self.traits.windows, trunk)
+        kept = {} if trunk is None else {"past_key_values": trunk}
         return self.lm(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=mask,
-            use_cache=False,
+            use_cache=trunk is not None,
+            **kept,
         )
 
 

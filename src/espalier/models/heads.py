@@ -70,3 +70,25 @@ def chunked_logprobs(
     ]
     entropies = [e for _, e in parts if e is not None]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if entropies else None
+
+
+def shared_logprobs(head: nn.Module, hidden: Tensor, read_at: Tensor, labels: Tensor) -> Tensor:
+    """Logprob of each label (N,) under ``head(hidden[read_at])``; a place read many times costs one row of logits.
+
+    Without gradients. The candidates of a question, and all labels of a classification, begin at one place.
+
+    Args:
+        hidden: (rows, d).
+        read_at, labels: (N,) int64.
+    """
+    places, which = read_at.unique(return_inverse=True)
+    order = which.argsort(stable=True)
+    weight = getattr(head, "weight", None)
+    rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[0] if isinstance(weight, Tensor) else 1))
+    logprobs = torch.empty(len(labels), dtype=torch.float32, device=labels.device)
+    for start in range(0, len(places), rows):
+        logits = head(hidden[places[start : start + rows]]).float()
+        mine = order[(which[order] >= start) & (which[order] < start + rows)]
+        row = which[mine] - start
+        logprobs[mine] = logits[row, labels[mine]] - logits.logsumexp(-1)[row]
+    return logprobs

@@ -83,10 +83,10 @@ class Memory(Cache):
         mask = self.prompt_mask
         if mask is not None:
             mask = mask.to(query.dtype).expand(prompts, 1, shared.shape[2], -1)
-        first, first_lse = _attention(shared, layer.prompt_keys, layer.prompt_values, mask, scale)
+        first, first_lse = attention_over(shared, layer.prompt_keys, layer.prompt_values, mask, scale)
         first = _by_row(first, self.copies, groups).reshape(rows, kinds, groups, size)
         first_lse = _by_row(first_lse[..., None], self.copies, groups).reshape(rows, kinds, groups, 1)
-        second, second_lse = _attention(grouped, key, value, None, scale)
+        second, second_lse = attention_over(grouped, key, value, None, scale)
         weight = torch.sigmoid(first_lse - second_lse[..., None]).to(query.dtype)
         return torch.lerp(second, first, weight).reshape(rows, heads, 1, size)
 
@@ -166,7 +166,7 @@ def _by_row(x: Tensor, copies: int, groups: int) -> Tensor:
     return x.view(prompts, kinds, copies, groups, size).transpose(1, 2)
 
 
-def _attention(
+def attention_over(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Attention without causality, with the log-sum-exp of the scores: (..., Q, D) and float32 (..., Q)."""

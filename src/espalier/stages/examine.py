@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from espalier import config
 from espalier.errors import UserError
-from espalier.exam.run import evaluate
+from espalier.exam.evaluate import Asking, evaluate
+from espalier.exam.tasks import Settings
 from espalier.options import Options, RunOptions, option
 
 
@@ -18,8 +19,11 @@ class ExamOptions(Options):
     """An exam."""
 
     model_name_or_path: str | None = option(None, "The model to examine: a folder, a hub id or run:NAME.")
-    tasks: list[str] = option([], "Task files.")
+    tasks: list[str] = option([], "Exams: names, groups, or task files.")
+    data_dir: str | None = option(None, "Folder of the named exams' folders.")
     shots: int | None = option(None, "Solved examples before each question; null: what the task says.", min=0)
+    prompts: Literal["plain", "pangu"] = option("plain", "Prompt set of the CLUE tasks.")
+    negatives: int | None = option(None, "Wrong candidates of many-label tasks; null: all labels.", min=1)
     limit: int | None = option(None, "Only so many questions of each task.", min=1)
     layout: Literal["auto", "tree", "padded"] = option("auto", "How questions become rows.")
     template: str | None = option(None, "Ask in a chat template (auto, tokenizer, simple); null: plain text.")
@@ -47,10 +51,13 @@ def run_exam(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...]]
         exam.model_name_or_path,
         exam.tasks,
         out=Path(run.output_dir) / (run.name or "exam"),
-        shots=exam.shots,
-        limit=exam.limit,
-        layout=exam.layout,
-        template=exam.template,
-        seed=run.seed,
-        trust_remote_code=exam.trust_remote_code,
+        settings=Settings(
+            Path(exam.data_dir or "."),
+            exam.prompts,
+            seed=run.seed,
+            limit=exam.limit,
+            negatives=exam.negatives,
+        ),
+        shots=(exam.shots,),
+        asking=Asking(exam.layout, exam.template, trust_remote_code=exam.trust_remote_code),
     )

@@ -101,15 +101,21 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece
     return _TreeAttention.apply(query, key, value, pieces, scale)
 
 
+def with_lse(
+    query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float
+) -> tuple[Tensor, Tensor]:
+    """`tree_attention` without gradients, and the log-sum-exp (1, H, T) of each query's scores."""
+    if len(pieces) == 1:
+        return _attend(query, key, value, pieces[0], scale)
+    return _merged(query, key, value, pieces, scale)
+
+
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float
     ) -> Tensor:
-        if len(pieces) == 1:
-            out, lse = _attend(query, key, value, pieces[0], scale)
-        else:
-            out, lse = _merged(query, key, value, pieces, scale)
+        out, lse = with_lse(query, key, value, pieces, scale)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.pieces, ctx.scale = pieces, scale
         return out

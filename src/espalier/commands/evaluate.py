@@ -1,0 +1,89 @@
+"""The command `espalier evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.errors import UserError
+
+
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL [MODEL ...]", help="Model folders or hub ids.")
+    ],
+    tasks: Annotated[str, typer.Option(help="Exams, groups (clue, fewclue), or YAML files; with commas.")],
+    out: Annotated[Path, typer.Option(help="Where results.json and TASK.jsonl go.")],
+    data: Annotated[Path, typer.Option(help="The folder that holds the exams' folders.")] = Path(),
+    shots: Annotated[str | None, typer.Option(help="Solved examples before a question, such as 0,3.")] = None,
+    prompts: Annotated[str, typer.Option(help="Prompt set of the CLUE tasks: plain or pangu.")] = "plain",
+    negatives: Annotated[
+        int | None, typer.Option(help="Many labels: the right one and so many wrong ones.")
+    ] = None,
+    answers: Annotated[str, typer.Option(help="Knowledge exams: letter, or text of the options.")] = "letter",
+    split: Annotated[str, typer.Option(help="dev (with labels) or test (for submission).")] = "dev",
+    limit: Annotated[int | None, typer.Option(help="Only so many questions of each task.")] = None,
+    new_shots: Annotated[
+        bool, typer.Option("--new-shots", help="Draw examples anew for each question.")
+    ] = False,
+    layout: Annotated[str, typer.Option(help="auto, tree or padded.")] = "auto",
+    template: Annotated[str, typer.Option(help="Ask in a chat template: none, auto, or a name.")] = "none",
+    shots_as: Annotated[
+        str, typer.Option(help="In a template: examples as turns, or in one message.")
+    ] = "turns",
+    seed: Annotated[int, typer.Option(help="Of the choice of examples.")] = 42,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Examine models: CLUE, C-Eval, CMMLU, MMLU, written answers, and tasks of your own."""
+    from espalier.exam.evaluate import Asking
+    from espalier.exam.several import evaluate_several
+    from espalier.exam.tasks import Settings
+
+    for name, value, known in (
+        ("prompts", prompts, ("plain", "pangu")),
+        ("answers", answers, ("letter", "text")),
+        ("split", split, ("dev", "test")),
+        ("layout", layout, ("auto", "tree", "padded")),
+        ("shots-as", shots_as, ("turns", "message")),
+    ):
+        if value not in known:
+            raise UserError(f"--{name} {value}: wanted {' or '.join(known)}.")
+    found = evaluate_several(
+        models,
+        [name.strip() for name in tasks.split(",") if name.strip()],
+        out=out,
+        settings=Settings(
+            data,
+            prompts,  # type: ignore[arg-type]
+            seed=seed,
+            limit=limit,
+            negatives=negatives,
+            answers=answers,  # type: ignore[arg-type]
+            split=split,  # type: ignore[arg-type]
+            new_shots=new_shots,
+        ),
+        shots=_numbers(shots),
+        asking=Asking(
+            layout,
+            None if template == "none" else template,
+            shots_as,  # type: ignore[arg-type]
+            quiet=as_json,
+        ),
+    )
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+def _numbers(shots: str | None) -> list[int | None]:
+    if shots is None:
+        return [None]
+    try:
+        found: list[int | None] = [int(text) for text in shots.split(",")]
+    except ValueError:
+        found = []
+    if not found or any(number is None or number < 0 for number in found):
+        raise UserError(f"--shots {shots}: wanted numbers from 0 on, such as 3 or 0,3.")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,111 @@
+"""What an exam has found so far, on the disk after each block, so that a stop loses nothing.
+
+``NAME.jsonl.partial`` grows by whole blocks; ``NAME.state.json`` says how far it counts and what it adds up to. Both
+become ``NAME.jsonl`` at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from espalier.engine import files
+from espalier.exam.choose import Cost
+from espalier.exam.scores import Moments, Tally
+
+
+@dataclass
+class Kept:
+    """The lines of a task so far, and their sums.
+
+    Attributes:
+        tally: numbers of the questions that are done.
+        cost, seconds: of them.
+        prefixes: texts before questions, by key.
+        left_out: rows that are no questions, by cause.
+        shortened: questions that did not fit into the context, by what was done.
+    """
+
+    folder: Path
+    name: str
+    settings: Mapping[str, Any]
+    tally: Tally = field(default_factory=Tally)
+    cost: Cost = field(default_factory=Cost)
+    seconds: float = 0.0
+    prefixes: dict[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+    shortened: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+
+    @property
+    def _partial(self) -> Path:
+        return self.folder / f"{self.name}.jsonl.partial"
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / f"{self.name}.state.json"
+
+    @classmethod
+    def open(cls, folder: Path, name: str, settings: Mapping[str, Any]) -> Kept:
+        """What an earlier run with the same settings has left, or nothing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = cls(folder, name, json.loads(json.dumps(settings, default=str)))
+        if not (kept._state.is_file() and kept._partial.is_file()):
+            return kept
+        state = json.loads(kept._state.read_text("utf-8"))
+        if state["settings"] != kept.settings or kept._partial.stat().st_size < state["bytes"]:
+            return kept
+        kept.cost, kept.seconds, kept.bytes = Cost(**state["cost"]), state["seconds"], state["bytes"]
+        kept.prefixes, kept.shortened = state["prefixes"], Counter(state["shortened"])
+        kept.tally = Tally(
+            {g: {k: Moments(**m) for k, m in mine.items()} for g, mine in state["tally"]["metrics"].items()},
+            Moments(**state["tally"]["blind"]),
+            Counter(state["tally"]["golds"]),
+            n=state["tally"]["n"],
+        )
+        return kept
+
+    def shorten(self, fewer: int, cut: int) -> None:
+        """Count a question that did not fit: asked with fewer examples, or without its first tokens."""
+        self.shortened.update({"fewer_shots": int(fewer > 0), "cut": int(cut > 0)})
+        self.shortened = +self.shortened
+
+    def add(self, lines: Sequence[Mapping[str, Any]], cost: Cost, seconds: float) -> None:
+        """Write a block's lines, then the state that counts them."""
+        self.cost.computed += cost.computed
+        self.cost.unshared += cost.unshared
+        self.seconds += seconds
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        with self._partial.open("r+b" if self.bytes else "wb") as stream:
+            stream.seek(self.bytes)
+            stream.write(text)
+            stream.truncate()
+        self.bytes += len(text)
+        files.write_json(
+            self._state,
+            {
+                "settings": self.settings,
+                "bytes": self.bytes,
+                "tally": {
+                    "metrics": {
+                        g: {k: asdict(m) for k, m in mine.items()} for g, mine in self.tally.metrics.items()
+                    },
+                    "blind": asdict(self.tally.blind),
+                    "golds": dict(self.tally.golds),
+                    "n": self.tally.n,
+                },
+                "cost": asdict(self.cost),
+                "seconds": self.seconds,
+                "prefixes": self.prefixes,
+                "shortened": dict(self.shortened),
+            },
+        )
+
+    def finish(self) -> None:
+        """The lines get their final name."""
+        self._partial.replace(self.folder / f"{self.name}.jsonl")
+        self._state.unlink()

@@ -1,0 +1,47 @@
+"""Results as tables for a terminal of eighty columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+
+def first_metric(row: dict[str, Any]) -> str | None:
+    """The metric that a task's row is judged by; None where no right answers are known."""
+    return next(iter(row["metrics"]), None)
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """One line a task: its number with standard error beside what blind guessing reaches, and the saving."""
+    made = Table(title=f"{results['model']} ({results['layout']} layout)", box=None, pad_edge=False)
+    made.add_column("exam", overflow="fold")
+    for column in ("n", "shots", "metric", "value", "chance", "major.", "saved", "s"):
+        made.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
+    for name, row in results["tasks"].items():
+        metric = first_metric(row)
+        saved = 1 - row["tokens_computed"] / max(1, row["tokens_unshared"])
+        made.add_row(
+            name,
+            str(row["n"]),
+            str(row["shots"]),
+            metric or "no labels",
+            "-" if metric is None else with_error(row["metrics"], metric),
+            _share(row.get("chance")),
+            _share(row.get("majority")),
+            f"{saved:.0%}",
+            f"{row['seconds']:.0f}" if row["seconds"] >= 10 else f"{row['seconds']:.1f}",
+        )
+        for part, numbers in row.get("parts", {}).items():
+            if metric is not None:
+                made.add_row(f"  {part}", str(numbers["n"]), "", "", with_error(numbers, metric), *[""] * 4)
+    return made
+
+
+def with_error(numbers: dict[str, Any], metric: str) -> str:
+    """Value ± standard error."""
+    return f"{numbers[metric]:.3f}±{numbers[f'{metric}_stderr']:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

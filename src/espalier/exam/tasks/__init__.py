@@ -1,0 +1,73 @@
+"""The named exams: CLUE and FewCLUE, C-Eval, CMMLU, MMLU, and exams whose answers are written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from espalier.errors import UserError
+from espalier.exam.own_task import load_task
+from espalier.exam.task import Task
+from espalier.exam.tasks import clue, knowledge, writing
+from espalier.exam.tasks.settings import NoFolder, NoShots, Settings
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "clue": (
+        "ocnli", "cmnli", "chid", "cmrc2018", "cluewsc2020", "c3", "afqmc", "csl", "iflytek", "tnews",
+    ),
+    "fewclue": ("bustm", "eprstmt", "csldcp"),
+}  # fmt: skip
+
+NAMES = (*clue.SPECS, *knowledge.EXAMS, *writing.SPECS)
+
+__all__ = ["GROUPS", "NAMES", "NoFolder", "NoShots", "Settings", "make_task", "names_of"]
+
+
+def names_of(wanted: Sequence[str]) -> dict[str, bool]:
+    """Groups resolved into their tasks, in order: each name, and whether it was asked for by itself.
+
+    Raises:
+        UserError: a name that is none; names the nearest.
+    """
+    found: dict[str, bool] = {}
+    for name in wanted:
+        if name in GROUPS:
+            found |= {member: found.get(member, False) for member in GROUPS[name]}
+        elif name in NAMES or name.endswith((".yaml", ".yml")) or name.partition(":")[0] in PREFIXES:
+            found[name] = True
+        else:
+            known = [*GROUPS, *NAMES]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
+            raise UserError(
+                f"--tasks {name}: there is no such exam; {hint} A task of your own is a .yaml file; "
+                f"others are {', '.join(p + ':FILE' for p in PREFIXES if p != 'lm_eval')}, lm_eval:NAME."
+            )
+    return found
+
+
+PREFIXES = ("generation", "reward", "perplexity", "lm_eval")
+"""Exams on a file of the user's: PREFIX:FILE."""
+
+
+def make_task(name: str, settings: Settings, *, shots: int | None) -> Task:
+    """A task by its name; `shots` None leaves a user's own task what its file says, and is 0 for others.
+
+    Raises:
+        UserError: something about its files is wrong.
+        NoShots: it has no solved examples.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return load_task(name, shots=shots, limit=settings.limit, seed=settings.seed)
+    mine = replace(settings, shots=shots or 0)
+    if name in clue.SPECS:
+        return clue.clue_task(name, mine)
+    if name in knowledge.EXAMS:
+        return knowledge.knowledge_task(name, mine)
+    if name in writing.SPECS:
+        return writing.writing_task(name, mine)
+    kind, _, file = name.partition(":")
+    assert kind == "generation", name
+    return writing.sft_task(Path(file), mine)

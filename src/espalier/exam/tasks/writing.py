@@ -1,0 +1,227 @@
+"""Exams whose answers are written: CMRC 2018, DRCD, GSM8K, mathematics, LCSTS, and any SFT file."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+from espalier.data.files import read_rows
+from espalier.data.formats import parse_row
+from espalier.data.records import BadRecord, Chat, LeftOut
+from espalier.errors import UserError
+from espalier.exam.cmrc import judge_cmrc
+from espalier.exam.judge import judge_rouge, judge_text
+from espalier.exam.mathematics import boxed, judge_expression, judge_number
+from espalier.exam.shots import draw_shots
+from espalier.exam.task import Generation, Question, Shots, Task
+from espalier.exam.tasks.items import rows, wanted
+from espalier.exam.tasks.settings import NoShots, Settings, first_files, folder_of
+
+_Names = tuple[str | tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An exam that is written.
+
+    Attributes:
+        folders: names of its folder.
+        files, train: of its questions and solved examples; the first that is there.
+        read: the questions of such files, each with one reference or more.
+        generation: how answers are written and judged.
+        shot: what stands after a solved example's prompt.
+    """
+
+    folders: tuple[str, ...]
+    files: _Names
+    train: _Names
+    read: Callable[[list[Path]], Iterator[Question]]
+    generation: Generation
+    shot: Callable[[Question], str] = lambda question: question.references[0]
+
+
+def read_cmrc(paths: list[Path]) -> Iterator[Question]:
+    """CMRC 2018 and DRCD: SQuAD's layout, or CMRC's original list. Answers are texts; their offsets are not used."""
+    for path in paths:
+        for context, name, question, answers in _passages(path):
+            prompt = f"阅读文章：{context}\n问：{question}\n答："
+            yield Question(name, prompt, references=tuple(dict.fromkeys(answers)), source=f"{path}:{name}")
+
+
+def _passages(path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
+    try:
+        whole = json.loads(path.read_text("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); is the file whole?") from error
+    if isinstance(whole, list):
+        for passage in whole:
+            context, questions = wanted(passage, str(path), "context_text", "qas")
+            for asked in questions:
+                yield context, str(asked["query_id"]), asked["query_text"], list(asked["answers"])
+        return
+    if not isinstance(whole, dict) or "data" not in whole:
+        raise UserError(f"{path}: wanted {{version, data: [...]}} or a list of passages.")
+    for article in whole["data"]:
+        for passage in article["paragraphs"]:
+            for asked in passage["qas"]:
+                texts = [answer["text"] for answer in asked.get("answers", [])]
+                yield passage["context"], str(asked["id"]), asked["question"], texts
+
+
+def read_gsm8k(paths: list[Path]) -> Iterator[Question]:
+    """GSM8K: question and worked answer, whose last line is ``#### NUMBER``."""
+    for place, row in _all_rows(paths):
+        question, answer = wanted(row, place, "question", "answer")
+        name = place.rsplit(":", 1)[-1]
+        yield Question(name, f"Question: {question}\nAnswer:", references=(answer,), source=place)
+
+
+def _gsm8k_shot(question: Question) -> str:
+    """The worked answer without the calculator's notes."""
+    import re
+
+    return " " + re.sub(r"<<[^<>]*>>", "", question.references[0])
+
+
+def read_math(paths: list[Path]) -> Iterator[Question]:
+    """Problems with a ``ground_truth``, or with a ``solution`` that has a boxed answer (also one JSON object of them)."""
+    for place, row in _all_rows(paths):
+        if (
+            "problem" not in row
+            and "prompt" not in row
+            and row
+            and all(isinstance(v, dict) for v in row.values())
+        ):
+            for name, problem in row.items():
+                yield _problem(problem, f"{place}: {name}", name)
+        else:
+            yield _problem(row, place, str(row.get("id", place.rsplit(":", 1)[-1])))
+
+
+def _problem(row: dict[str, Any], place: str, name: str) -> Question:
+    asked = row.get("problem") or row.get("prompt")
+    truth = row.get("ground_truth") or row.get("answer") or boxed(str(row.get("solution", "")))
+    if not isinstance(asked, str) or truth in (None, ""):
+        raise UserError(
+            f"{place}: wanted `prompt` or `problem`, and `ground_truth`, `answer` or a boxed `solution`."
+        )
+    prompt = f"Problem: {asked}\nReason step by step, and put the final answer within \\boxed{{}}.\nSolution:"
+    return Question(name, prompt, references=(str(truth),), source=place, group=str(row.get("tag", "")))
+
+
+def read_lcsts(paths: list[Path]) -> Iterator[Question]:
+    """LCSTS: two parallel files, news items and their headlines."""
+    texts, titles = paths
+    with texts.open(encoding="utf-8-sig") as first, titles.open(encoding="utf-8-sig") as second:
+        for number, (text, title) in enumerate(zip_longest(first, second), start=1):
+            if text is None or title is None:
+                raise UserError(
+                    f"{texts} and {titles}: line {number} is in one of them only; fetch them again."
+                )
+            prompt = f"新闻：{text.strip()}\n标题："
+            yield Question(str(number), prompt, references=(title.strip(),), source=f"{texts}:{number}")
+
+
+def _all_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in paths:
+        yield from rows(path)
+
+
+_READING = Generation(32, ("\n",), judge_cmrc)
+_MATHS = Generation(512, ("Problem:",), judge_expression)
+
+SPECS: dict[str, Spec] = {
+    "cmrc2018": Spec(
+        ("cmrc2018", "cmrc2018_public", "cmrc"), ("dev.json", "cmrc2018_dev.json"),
+        ("train.json", "cmrc2018_train.json", "trial.json"), read_cmrc, _READING,
+    ),
+    "drcd": Spec(("drcd",), ("dev.json", "DRCD_dev.json"), ("train.json", "DRCD_training.json"), read_cmrc, _READING),
+    "gsm8k": Spec(
+        ("gsm8k",), ("test.jsonl",), ("train.jsonl",), read_gsm8k,
+        Generation(256, ("Question:",), judge_number), _gsm8k_shot,
+    ),
+    "math_bench": Spec(
+        ("math_bench",), ("math_benchmarks_0710.jsonl", "test.jsonl"), ("train.jsonl",), read_math, _MATHS
+    ),
+    "lcsts": Spec(
+        ("lcsts",), (("test.src.txt", "test.tgt.txt"),), (("train.src.txt", "train.tgt.txt"),), read_lcsts,
+        Generation(40, ("\n",), judge_rouge),
+    ),
+}  # fmt: skip
+
+
+def writing_task(name: str, settings: Settings) -> Task:
+    """One of `SPECS` as a task.
+
+    Raises:
+        UserError: its folder or file is missing, or a line cannot be read.
+        NoShots: shots are wanted and there is no file for them.
+    """
+    spec = SPECS[name]
+    folder = folder_of(settings.data, spec.folders)
+    files = first_files(folder, spec.files)
+    if not files:
+        raise UserError(f"{folder}: no file of questions; wanted {spec.files[0]}.")
+    shots = Shots()
+    train: list[Path] = []
+    if settings.shots:
+        train = first_files(folder, spec.train)
+        if not train:
+            raise NoShots(f"{name}: no train file in {folder}, and solved examples come from nowhere else.")
+        pool = ((q.prompt, spec.shot(q)) for q in spec.read(train))
+        shots = Shots("", draw_shots(pool, settings.shots, random.Random(settings.seed), str(train[0])))
+
+    def read() -> Iterator[Question]:
+        for q in islice(spec.read(files), settings.limit):
+            yield Question(q.id, q.prompt, (), None, q.references, q.source, q.group, shots)
+
+    return Task(
+        name=name,
+        read=read,
+        shots=settings.shots,
+        generation=spec.generation,
+        about={"prompts": "v1", "files": [p.name for p in files], "train": [p.name for p in train]},
+        inputs=(*files, *train),
+    )
+
+
+def _last_turn(chat: Chat, place: str) -> Question | LeftOut:
+    """The last turn as the question, what was said before as its solved examples."""
+    intro = "".join(m.content + "\n" for m in chat.messages if m.role == "system")
+    turns = [m for m in chat.messages if m.role != "system"]
+    if len(turns) < 2 or len(turns) % 2 or turns[-1].role != "assistant" or not turns[-1].content.strip():
+        return LeftOut(place, "no answer of the assistant at the end")
+    before = tuple((u.content + "\n", a.content) for u, a in zip(turns[:-2:2], turns[1:-2:2], strict=True))
+    shots = Shots(intro, before, "\n")
+    name, asked, answer = place.rsplit(":", 1)[-1], turns[-2].content + "\n", turns[-1].content
+    return Question(name, asked, references=(answer,), source=place, shots=shots)
+
+
+def sft_task(path: Path, settings: Settings, *, max_new_tokens: int = 256) -> Task:
+    """Any file of chats as an exam: the last answer is written and compared by ROUGE, BLEU and exact match."""
+    if settings.shots:
+        raise NoShots(f"generation:{path}: an SFT file has no solved examples; ask it with 0 shots.")
+
+    def read() -> Iterator[Question | LeftOut]:
+        for place, row, _ in islice(read_rows(path), settings.limit):
+            record = row if isinstance(row, BadRecord) else parse_row(row, place, "chat")
+            if isinstance(record, BadRecord):
+                raise UserError(str(record))
+            if isinstance(record, LeftOut):
+                yield record
+                continue
+            assert isinstance(record, Chat)
+            yield _last_turn(record, place)
+
+    return Task(
+        name=f"generation_{path.stem}",
+        read=read,
+        generation=Generation(max_new_tokens, (), judge_text),
+        about={"files": [path.name]},
+        inputs=(path,),
+    )

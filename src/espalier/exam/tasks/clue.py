@@ -106,7 +106,7 @@ def clue_task(name: str, settings: Settings) -> Task:
     where = ", ".join(str(path) for path in train)
     fixed = Shots()
     if settings.shots:
-        pairs = draw_shots(pool(), settings.shots, random.Random(settings.seed), where)
+        pairs = draw_shots(pool(), settings.shots, settings.seed, where)
         fixed = Shots("", pairs, separator)
     whole = list(dict.fromkeys(pool())) if settings.shots and settings.new_shots else []
 

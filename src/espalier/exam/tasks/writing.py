@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -174,7 +173,7 @@ def writing_task(name: str, settings: Settings) -> Task:
         if not train:
             raise NoShots(f"{name}: no train file in {folder}, and solved examples come from nowhere else.")
         pool = ((q.prompt, spec.shot(q)) for q in spec.read(train))
-        shots = Shots("", draw_shots(pool, settings.shots, random.Random(settings.seed), str(train[0])))
+        shots = Shots("", draw_shots(pool, settings.shots, settings.seed, str(train[0])))
 
     def read() -> Iterator[Question]:
         for q in islice(spec.read(files), settings.limit):

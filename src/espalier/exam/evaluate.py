@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from espalier.data.records import LeftOut
 from espalier.data.templates import choose_template
 from espalier.engine import files
+from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.signals import StopSignal
 from espalier.errors import UserError
 from espalier.exam.run import Examiner, settings_hash
@@ -115,6 +116,7 @@ def evaluate(
         UserError: a task or model that cannot be read.
         Interrupted: a signal came; what is done is kept.
     """
+    keep_freed_memory()
     planned = plan(tasks, shots, settings or Settings(Path()))
     lm = load.load_with_adapter(model_name_or_path, trust_remote_code=asking.trust_remote_code)
     tokenizer = load.load_tokenizer(model_name_or_path, trust_remote_code=asking.trust_remote_code)
@@ -154,6 +156,8 @@ def examine_all(
                     advance=partial(bar.advance, line),
                     stopped=lambda: signal.asked,
                 )
+                if task.submission is not None:
+                    _write_submission(task, out)
                 results["tasks"][task.name] = found.row | {"settings": key}
                 results["prefixes"] |= found.prefixes
             files.write_json(out / "results.json", results)
@@ -163,6 +167,16 @@ def examine_all(
         for what, reason in planned.skipped.items():
             console.print(f"left out: {what}: {reason}", highlight=False)
     return results
+
+
+def _write_submission(task: Task, out: Path) -> None:
+    """``TASK.submission.json``: the predictions as the exam's organisers want them."""
+    assert task.submission is not None
+    with (out / f"{task.name}.jsonl").open(encoding="utf-8") as lines:
+        said = (json.loads(line)["prediction"] for line in lines)
+        asked = (question for question in task.read() if not isinstance(question, LeftOut))
+        text = task.submission(zip(asked, said, strict=True))
+    files.write_text(out / f"{task.name}.submission.json", text)
 
 
 def fingerprint(name: str) -> list[Any]:

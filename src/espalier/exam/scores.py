@@ -87,7 +87,7 @@ class Tally:
         found: dict[str, Any] = {"n": self.n, "metrics": {}}
         for name in names:
             found["metrics"] |= _named(name, _pooled([mine[name] for mine in self.metrics.values()]))
-        if len(self.metrics) > 1:
+        if names and len(self.metrics) > 1:
             for name in names:
                 each = [mine[name] for mine in self.metrics.values()]
                 found["metrics"] |= _named(f"macro_{name}", _averaged(each))

@@ -5,7 +5,7 @@ Nothing here reads a file or knows a model; `own_task` and `tasks/` make these, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +112,8 @@ class Task:
         parts: subjects that are averaged together, such as C-Eval's four groups.
         about: what makes two runs comparable (prompt set and its version, files, seed); goes into results.json.
         inputs: the files that it reads; when one changes, earlier results don't count.
-        labelled: False where no right answers are known, as in a test set for submission.
+        submission: of a test set without answers, turns (question, prediction) pairs into the text of the file
+            that its organisers want; None where right answers are known.
     """
 
     name: str
@@ -123,4 +124,4 @@ class Task:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Path, ...] = ()
-    labelled: bool = True
+    submission: Callable[[Iterable[tuple[Question, int]]], str] | None = None

@@ -31,7 +31,8 @@ def exams(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "csldcp").mkdir()
     for name, rows in (("dev_few_all", 4), ("train_few_all", 6)):
         text = "".join(
-            f'{{"content": "{name}论文{i}研究了方法。", "label": "学科{i % 3}", "id": {i}}}\n' for i in range(rows)
+            f'{{"content": "{name}论文{i}研究了方法。", "label": "学科{i % 3}", "id": {i}}}\n'
+            for i in range(rows)
         )
         (folder / "csldcp" / f"{name}.json").write_text(text, "utf-8")
     return folder

@@ -23,9 +23,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def model_of(name: str, tokenizer: Any, **changes: Any) -> TreeModel:
     """A random model that prefers something, unlike an untrained one."""
     torch.manual_seed(0)
-    lm = load.new_lm(
-        {**CONFIGS[name], **changes}, len(tokenizer), {"eos_token_id": tokenizer.eos_token_id}
-    )
+    lm = load.new_lm({**CONFIGS[name], **changes}, len(tokenizer), {"eos_token_id": tokenizer.eos_token_id})
     for parameter in lm.parameters():
         if parameter.dim() > 1:
             parameter.data.mul_(5)

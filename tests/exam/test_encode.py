@@ -22,9 +22,7 @@ EXAMS = [*SPECS, "ceval", "cmmlu", "mmlu"]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "aquila_bpe", "chinese_llama_sp"])
-def tokenizer(
-    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def tokenizer(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = shared / "data" / "tokenizers" / request.param
     if request.param == "chinese_llama_sp":  # puts bos before a text, and a space before its first word
         pytest.importorskip("sentencepiece", reason="reading a sentencepiece model needs the package")
@@ -54,7 +52,9 @@ def test_parts_are_the_whole(name: str, prompts: Any, tokenizer: Any, exams: Pat
                     ids = head.ids + question.stem + tail
                     before, whole = one.prefix + one.prompt, one.prefix + one.prompt + candidate.text
                     truth = encoded(tokenizer, whole)
-                    start = agreement(encoded(tokenizer, before + candidate.text[: candidate.scored_from]), truth)
+                    start = agreement(
+                        encoded(tokenizer, before + candidate.text[: candidate.scored_from]), truth
+                    )
                     if start == 0:
                         truth, start = [first_token(tokenizer), *truth], 1
                     assert ids[-len(truth) :] == truth and len(ids) - len(truth) in (0, 1)

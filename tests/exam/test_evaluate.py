@@ -80,7 +80,11 @@ def test_a_stopped_exam_ends_in_the_same_files(
 ) -> None:
     changes: dict[str, Any] = {"train": "train.jsonl", "shots": 2}
     if written:
-        changes |= {"candidates": None, "gold": None, "generation": {"references": "answer", "max_new_tokens": 3}}
+        changes |= {
+            "candidates": None,
+            "gold": None,
+            "generation": {"references": "answer", "max_new_tokens": 3},
+        }
     path = task_file(tmp_path, **changes)
     monkeypatch.setattr(run, "BLOCK", 2)
     whole = evaluate(str(small), [str(path)], out=tmp_path / "whole", asking=QUIET)
@@ -94,7 +98,9 @@ def test_a_stopped_exam_ends_in_the_same_files(
     parts = evaluate(str(small), [str(path)], out=tmp_path / "parts", asking=QUIET)
     for key in ("metrics", "n", "tokens_unshared"):
         assert parts["tasks"]["sums"].get(key) == whole["tasks"]["sums"].get(key)
-    assert (tmp_path / "parts" / "sums.jsonl").read_bytes() == (tmp_path / "whole" / "sums.jsonl").read_bytes()
+    assert (tmp_path / "parts" / "sums.jsonl").read_bytes() == (
+        tmp_path / "whole" / "sums.jsonl"
+    ).read_bytes()
 
 
 class _Stop:
@@ -134,8 +140,20 @@ def test_control_c_in_a_real_process(small: Path, tmp_path: Path) -> None:
             for a in range(60) for b in range(60)]  # fmt: skip
     path = task_file(tmp_path, rows)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "espalier.cli", "evaluate", str(small), "--tasks", str(path), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    command = [
+        sys.executable,
+        "-m",
+        "espalier.cli",
+        "evaluate",
+        str(small),
+        "--tasks",
+        str(path),
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
     for _ in range(1200):
         if (out / "sums.state.json").is_file() or process.poll() is not None:
             break

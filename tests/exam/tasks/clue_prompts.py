@@ -18,7 +18,7 @@ Known = tuple[int | None, tuple[str, Candidates], tuple[str, Candidates]]
 RELATIONS = ["entailment", "neutral", "contradiction"]
 TNEWS = dict(zip(
     ["100", "101", "102", "103", "104", "106", "107", "108", "109", "110", "112", "113", "114", "115", "116"],
-    "故事 文化 娱乐 体育 财经 房产 汽车 教育 科技 军事 旅游 世界 股票 农业 游戏".split(), strict=True,
+    ["故事", "文化", "娱乐", "体育", "财经", "房产", "汽车", "教育", "科技", "军事", "旅游", "世界", "股票", "农业", "游戏"], strict=True,
 ))  # fmt: skip
 
 
@@ -45,9 +45,19 @@ def same(row: dict[str, Any]) -> Known:
 
 
 def csl(row: dict[str, Any]) -> Known:
-    plain = "摘要：" + row["abst"] + "\n关键词：" + "、".join(row["keyword"]) + "\n这些都是这篇摘要的关键词吗？（是、否）答："
+    plain = (
+        "摘要："
+        + row["abst"]
+        + "\n关键词："
+        + "、".join(row["keyword"])
+        + "\n这些都是这篇摘要的关键词吗？（是、否）答："
+    )
     text = "摘要：" + row["abst"] + ",关键词：" + ",".join(row["keyword"])
-    return int(row["label"]), (plain, whole(["否", "是"])), ("", whole([text + w + "真实关键词" for w in ("不是", "是")]))
+    return (
+        int(row["label"]),
+        (plain, whole(["否", "是"])),
+        ("", whole([text + w + "真实关键词" for w in ("不是", "是")])),
+    )
 
 
 def wsc(row: dict[str, Any]) -> Known:
@@ -126,7 +136,9 @@ def known(folder: Path, name: str, split: str) -> Iterator[Known]:
             yield topics(words, int(row["label"]), plain, "应用程序", row["sentence"])
         return
     if name == "csldcp":
-        words = sorted({row["label"] for file in folder.glob("*.json") for row in map(json.loads, file.open())})
+        words = sorted(
+            {row["label"] for file in folder.glob("*.json") for row in map(json.loads, file.open())}
+        )
         for row in rows:
             plain = f"论文摘要：{row['content']}\n所属学科："
             yield topics(words, words.index(row["label"]), plain, "论文", row["content"])

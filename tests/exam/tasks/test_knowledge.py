@@ -86,7 +86,9 @@ def test_none_and_na_are_answers(shared: Path) -> None:
 @pytest.mark.parametrize("answers", ["letter", "text"])
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_an_independent_scorer_agrees(name: str, answers: Any, shared: Path, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / ("gpt2" if name == "mmlu" else "aquila_bpe")))
+    tokenizer = tokenizer_of(
+        str(shared / "data" / "tokenizers" / ("gpt2" if name == "mmlu" else "aquila_bpe"))
+    )
     model = model_of("llama", tokenizer, max_position_embeddings=8192)
     planned = plan([name], [0, 5], Settings(shared / "data", limit=1, answers=answers))
     results = examine_all(model, tokenizer, planned, tmp_path, name="random", asking=QUIET)
@@ -123,7 +125,9 @@ def test_a_model_that_knows_gets_everything_and_averages_are_by_subject(shared: 
         assert q.gold is not None
         said = (q.gold + (q.group in hard)) % 4  # wrong on purpose in the hard subjects
         texts.append(encoded(tokenizer, q.shots.text + q.prompt + q.candidates[said].text))
-    row = examine_all(planted(len(tokenizer), texts), tokenizer, planned, tmp_path, name="planted", asking=QUIET)
+    row = examine_all(
+        planted(len(tokenizer), texts), tokenizer, planned, tmp_path, name="planted", asking=QUIET
+    )
     found = row["tasks"]["ceval"]
     wrong = sum(q.group in hard for q in questions)
     assert found["metrics"]["accuracy"] == pytest.approx(1 - wrong / len(questions))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_cmrc_by_hand(said: str, right: str, f1: float, exact: float) -> None:
 def test_cmrc_f1_on_real_answers_is_the_plain_formula(shared: Path) -> None:
     data = json.loads((shared / "data" / "cmrc2018" / "dev.json").read_text("utf-8"))["data"]
     asked = [qa for article in data for p in article["paragraphs"] for qa in p["qas"]][:300]
-    for qa, other in zip(asked, asked[1:], strict=False):
+    for qa, other in pairwise(asked):
         references = tuple(answer["text"] for answer in qa["answers"])
         assert judge_cmrc(references[-1], references) == {"f1": 1.0, "exact_match": 1.0}
         said = other["answers"][0]["text"] + references[0][: len(references[0]) // 2]

@@ -46,7 +46,7 @@ def test_each_pair_is_equally_likely_and_the_order_of_the_file_says_nothing() ->
 
 
 def test_repeated_pairs_are_one() -> None:
-    with pytest.raises(UserError, match="train.json: 2 solved examples; 3 shots"):
+    with pytest.raises(UserError, match=r"train\.json: 2 solved examples; 3 shots"):
         draw_shots([("a", "b"), ("a", "b"), ("c", "d")], 3, 0, "train.json")
 
 

@@ -145,20 +145,18 @@ def test_any_file_of_chats_is_an_exam(shared: Path, tokenizer: Any, model: TreeM
 
 
 def test_earlier_turns_stand_before_the_last(tmp_path: Path) -> None:
-    rows = [
-        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"},
-                      {"role": "assistant", "content": "2"}, {"role": "user", "content": "2+2?"},
-                      {"role": "assistant", "content": "4"}]},
-        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"},
-                      {"role": "user", "content": "no answer"}]},
-    ]  # fmt: skip
+    turns = [
+        ("system", "Be brief."),
+        ("user", "1+1?"),
+        ("assistant", "2"),
+        ("user", "2+2?"),
+        ("assistant", "4"),
+    ]
     path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    found = list(make_task(f"generation:{path}", Settings(Path()), shots=0).read())
-    assert isinstance(found[0], Question) and isinstance(found[1], LeftOut)
-    assert found[0].shots.text + found[0].prompt == "Be brief.\n1+1?\n2\n2+2?\n" and found[0].references == (
-        "4",
-    )
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    path.write_text(json.dumps(row) + "\n", "utf-8")
+    (found,) = asked(make_task(f"generation:{path}", Settings(Path()), shots=0))
+    assert found.shots.text + found.prompt == "Be brief.\n1+1?\n2\n2+2?\n" and found.references == ("4",)
 
 
 def test_parallel_files_of_other_lengths_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 import espalier
 from espalier.errors import UserError
-from espalier.exam.choose import Asked, Chooser, Scored
+from espalier.exam.choose import Asked, Chooser
+from espalier.exam.scorer import Scored
 from espalier.exam.scores import predicted
 from espalier.exam.task import Candidate
 from espalier.models.forward import TreeModel

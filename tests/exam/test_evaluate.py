@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_questions(small: Path, tmp_path: Path) ->
         "import sys, tracemalloc; from pathlib import Path\n"
         "from espalier.exam.own_task import load_task; from espalier.exam.run import Examiner\n"
         "import torch\n"
-        "from espalier.exam.choose import Chooser, Cost, Scored\n"
+        "from espalier.exam.choose import Chooser; from espalier.exam.scorer import Cost, Scored\n"
         "Chooser.score = lambda self, asked, shorten=None: ([Scored([0.0, 1.0], [1, 1]) for _ in asked], Cost(1, 1))\n"
         "from espalier.models import load; from espalier.models.forward import TreeModel\n"
         "from espalier.models.probe import probe\n"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from espalier.errors import UserError
-from espalier.exam.choose import Scored
+from espalier.exam.scorer import Scored
 from espalier.exam.task import Question
 
 

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from espalier.data.encoding import leading
 from espalier.errors import UserError
-from espalier.exam.choose import Cost
+from espalier.exam.scorer import Cost
 from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.generate import Sampling, sample

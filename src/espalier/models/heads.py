@@ -75,8 +75,12 @@ def chunked_logprobs(
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if entropies else None
 
 
-def shared_logprobs(head: nn.Module, hidden: Tensor, read_at: Tensor, labels: Tensor) -> Tensor:
-    """Logprob of each label (N,) under ``head(hidden[read_at])``; a place read many times costs one row of logits.
+def shared_logprobs(
+    head: nn.Module, hidden: Tensor, read_at: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logprob of each label (N,) under ``head(hidden[read_at])``, and whether no token is likelier (N,).
+
+    A place that is read many times costs one row of logits.
 
     Without gradients. The candidates of a question, and all labels of a classification, begin at one place.
 
@@ -89,6 +93,7 @@ def shared_logprobs(head: nn.Module, hidden: Tensor, read_at: Tensor, labels: Te
     weight = getattr(head, "weight", None)
     rows = max(1, SMALL_CHUNK // max(1, weight.shape[0] if isinstance(weight, Tensor) else 1))
     logprobs = torch.empty(len(labels), dtype=torch.float32, device=labels.device)
+    greedy = torch.empty(len(labels), dtype=torch.bool, device=labels.device)
     for start in range(0, len(places), rows):
         logits = head(hidden[places[start : start + rows]]).float()
         mine = order[(which[order] >= start) & (which[order] < start + rows)]
@@ -98,4 +103,5 @@ def shared_logprobs(head: nn.Module, hidden: Tensor, read_at: Tensor, labels: Te
         largest = logits.amax(-1, keepdim=True)
         total = logits.sub_(largest).exp_().sum(-1).log_() + largest[:, 0]
         logprobs[mine] = said - total[row]
-    return logprobs
+        greedy[mine] = said == largest[row, 0]
+    return logprobs, greedy

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import pytest
 
 from espalier.exam.compare import mcnemar, paired
 from espalier.exam.scores import Moments, Tally
-from espalier.exam.task import Candidate, Question
 
 
 def moments(values: list[float]) -> Moments:
@@ -25,19 +25,36 @@ def test_mean_and_standard_error(values: list[float]) -> None:
     assert found.stderr == pytest.approx(statistics.stdev(values) / len(values) ** 0.5)
 
 
+def test_a_ratio_has_the_error_of_a_ratio() -> None:
+    """Against the same estimator over all pairs at once (Cochran 1977, eq. 6.13)."""
+    pairs = [(2.0, 4.0), (1.0, 1.0), (5.0, 6.0), (0.5, 3.0)]
+    found = Moments()
+    for x, w in pairs:
+        found.add(x, w)
+    value = sum(x for x, _ in pairs) / sum(w for _, w in pairs)
+    spread = sum((x - value * w) ** 2 for x, w in pairs) * 4 / 3
+    assert found.mean == pytest.approx(value)
+    assert found.stderr == pytest.approx(spread**0.5 / sum(w for _, w in pairs))
+
+
+def test_nats_a_token_are_given_as_perplexity_too() -> None:
+    tally = Tally()
+    for nats, tokens in ((4.0, 2.0), (9.0, 3.0)):
+        tally.add({"nats_per_token": (nats, tokens)})
+    found = tally.summary({})["metrics"]
+    assert found["perplexity"] == pytest.approx(math.exp(13 / 5))
+    assert found["perplexity_stderr"] == pytest.approx(found["perplexity"] * found["nats_per_token_stderr"])
+
+
 def test_one_number_has_no_spread() -> None:
     assert moments([1.0]).stderr == 0.0
-
-
-def question(gold: int, group: str = "", labels: tuple[str, ...] = ("a", "b")) -> Question:
-    return Question("1", "?", tuple(Candidate(x, 0, x) for x in labels), gold, group=group)
 
 
 def test_micro_macro_parts_chance_and_majority() -> None:
     tally = Tally()
     for group, golds, right in (("law", [0, 0, 0, 1], [1, 1, 1, 0]), ("art", [0, 1], [0, 0])):
         for gold, value in zip(golds, right, strict=True):
-            tally.add(question(gold, group), {"accuracy": float(value)})
+            tally.add({"accuracy": float(value)}, group=group, chance=0.5, gold="ab"[gold])
     found = tally.summary({"humanities": ("art", "history"), "all": ("art", "law")})
     assert found["n"] == 6 and found["chance"] == 0.5 and found["majority"] == pytest.approx(4 / 6)
     assert found["metrics"]["accuracy"] == 0.5 and found["metrics"]["macro_accuracy"] == 0.375

@@ -27,6 +27,7 @@ from espalier.exam.tasks import NoFolder, NoShots, Settings, make_task, names_of
 from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.probe import probe
+from espalier.models.saved import read_scalar_head
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,9 @@ def evaluate(
     planned = plan(tasks, shots, settings or Settings(Path()))
     lm = load.load_with_adapter(model_name_or_path, trust_remote_code=asking.trust_remote_code)
     tokenizer = load.load_tokenizer(model_name_or_path, trust_remote_code=asking.trust_remote_code)
-    lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
-    model = TreeModel(lm, probe(lm, wanted=asking.layout)).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    traits = probe(lm.to(device), wanted=asking.layout)
+    model = TreeModel(lm, traits, read_scalar_head(model_name_or_path)).to(device).eval()
     return examine_all(model, tokenizer, planned, out, name=model_name_or_path, asking=asking)
 
 

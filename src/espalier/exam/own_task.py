@@ -68,6 +68,7 @@ def load_task(
         read=lambda: islice(maker.questions(data, before), limit),
         shots=count,
         normalise=settings.get("normalise", "sum"),
+        kind="write" if "generation" in settings else "choose",
         generation=_generation(settings.get("generation")),
         about={"task_file": path.name, "version": settings.get("version", 1), "seed": seed},
         inputs=(path, data, *([path.parent / str(settings["train"])] if count else [])),

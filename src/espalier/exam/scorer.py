@@ -82,9 +82,7 @@ class Scorer:
             self._tree_rows(groups, found, cost)
         return found, cost
 
-    def _tree_rows(
-        self, groups: Groups, found: dict[int, Scored], cost: Cost
-    ) -> None:
+    def _tree_rows(self, groups: Groups, found: dict[int, Scored], cost: Cost) -> None:
         small: list[tuple[list[int], dict[int, Encoded]]] = []
         for trunk, questions in groups:
             size = sum(q.n_rows for q in questions.values())

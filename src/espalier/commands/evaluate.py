@@ -35,6 +35,9 @@ def evaluate(
         str, typer.Option(help="In a template: examples as turns, or in one message.")
     ] = "turns",
     seed: Annotated[int, typer.Option(help="Of the choice of examples.")] = 42,
+    lm_eval_files: Annotated[
+        bool, typer.Option("--lm-eval-files", help="Write results in the form of lm_eval's files, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Examine models: CLUE, C-Eval, CMMLU, MMLU, written answers, and tasks of your own."""
@@ -70,6 +73,7 @@ def evaluate(
             layout,
             None if template == "none" else template,
             shots_as,  # type: ignore[arg-type]
+            lm_eval_files=lm_eval_files,
             quiet=as_json,
         ),
     )

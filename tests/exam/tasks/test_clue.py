@@ -13,7 +13,8 @@ import pytest
 
 from espalier.data.records import LeftOut
 from espalier.errors import UserError
-from espalier.exam.evaluate import Asking, examine_all, plan
+from espalier.exam.evaluate import Asking, examine_all
+from espalier.exam.plan import plan
 from espalier.exam.task import Question, Task
 from espalier.exam.tasks import GROUPS, NoShots, Settings, make_task
 from espalier.exam.tasks.clue import SPECS

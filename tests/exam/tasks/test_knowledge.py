@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from espalier.errors import UserError
-from espalier.exam.evaluate import Asking, evaluate, examine_all, plan
+from espalier.exam.evaluate import Asking, evaluate, examine_all
+from espalier.exam.plan import plan
 from espalier.exam.task import Question
 from espalier.exam.tasks import Settings, make_task
 from espalier.exam.tasks.knowledge import subjects

@@ -12,7 +12,8 @@ import torch
 
 from espalier.data.templates import choose_template
 from espalier.errors import UserError
-from espalier.exam.evaluate import Asking, evaluate, examine_all, plan
+from espalier.exam.evaluate import Asking, evaluate, examine_all
+from espalier.exam.plan import plan
 from espalier.exam.rate import pair_numbers
 from espalier.exam.read import Reader, windows
 from espalier.exam.tasks import NoShots, Settings, make_task

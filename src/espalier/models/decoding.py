@@ -131,6 +131,8 @@ class ByHand(ByMemory):
         model = self.inner.model
         hidden = model.embed_tokens(tokens)
         cos, sin = model.rotary_emb(hidden, self.memory.positions()[:, None])
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
         for index, block in enumerate(model.layers):
             hidden = self._block(block, index, hidden, cos, sin)
         self.memory.step += 1
@@ -147,9 +149,8 @@ class ByHand(ByMemory):
         if self.inner.config.model_type == "qwen3":
             query, key = attention.q_norm(query), attention.k_norm(key)
         turned = torch.cat([query, key], 1)
-        half = turned.shape[-1] // 2
-        swapped = torch.cat([-turned[..., half:], turned[..., :half]], -1)
-        turned = turned * cos + swapped * sin
+        # Rotary positions turn (a, b) into (a cos - b sin, b cos + a sin); `sin` has its sign already.
+        turned = torch.addcmul(turned * cos, turned.roll(turned.shape[-1] // 2, -1), sin)
         query, key = turned.to(self.dtype).split([query.shape[1], key.shape[1]], 1)
         held = self.memory.update(key[:, :, None], value[:, :, None], index)
         out = self.memory.attend(query[:, :, None], held[0], held[1], attention.scaling)

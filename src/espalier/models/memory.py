@@ -176,7 +176,11 @@ class Memory(Cache):
         outs, lses = [], []
         for group, keys, values in zip(self.groups, layer.prompt_keys, layer.prompt_values, strict=True):
             prompts, copies = len(group.prompts), group.copies
-            asked = grouped if len(self.groups) == 1 and self.stands is None else grouped[group.rows]
+            asked = (
+                grouped
+                if len(self.groups) == 1 and self.stands is None
+                else grouped.index_select(0, group.rows)
+            )
             if copies > 1:
                 asked = asked.view(prompts, copies, kinds, share, size).transpose(1, 2)
                 asked = asked.reshape(prompts, kinds, copies * share, size)
@@ -193,7 +197,9 @@ class Memory(Cache):
             out, lse = outs[0], lses[0]
         else:
             out, lse = torch.cat(outs), torch.cat(lses)
-        return (out, lse) if self.stands is None else (out[self.stands], lse[self.stands])
+        if self.stands is None:
+            return out, lse
+        return out.index_select(0, self.stands), lse.index_select(0, self.stands)
 
 
 class _Layer(CacheLayerMixin):

@@ -1,7 +1,7 @@
 """Sampling: Espalier's decoding against transformers' generate, 32 answers at a time.
 
 Prompts of log-normal length (mean about 180 tokens); answers all of 64 tokens, or ended by stop tokens as
-answers are (mean about 50, at most 192).
+answers are (mean about 50, at most 128).
 
 python benchmarks/decode.py [--model S] [--new 64]
 """
@@ -34,7 +34,7 @@ def main() -> None:
     # A random model is near uniform, so that this many stop tokens end an answer after 50 tokens or so.
     endings = {
         "fixed": (wanted.new, ()),
-        "ragged": (3 * wanted.new, tuple(range(3, 3 + VOCABULARY[wanted.model] // 60))),
+        "ragged": (2 * wanted.new, tuple(range(3, 3 + VOCABULARY[wanted.model] // 60))),
     }
 
     for copies in (1, 8):

@@ -76,7 +76,7 @@ class GroupObjective:
         ratio = (outputs.logprobs - x["old_logprobs"]).detach().exp()
         clipped = (ratio < 1 - self._low) | (ratio > 1 + self._high)
         tokens, answers = mask.sum(), batch.n_branches
-        groups = torch.zeros(batch.n_trees, device=mask.device)
+        groups = x["advantages"].new_zeros(batch.n_trees)
         split = groups.index_add(0, batch.tree_id, x["advantages"].abs()) > 0
         return total, {
             "loss": (total.detach(), self.count(batch)),

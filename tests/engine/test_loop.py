@@ -215,6 +215,18 @@ def test_the_first_step_is_checked_once_with_its_numbers(tmp_path: Path) -> None
     assert first["loss"] == pytest.approx(gradient()[1], abs=1e-6)
 
 
+def test_a_first_step_that_cannot_be_right_is_refused_with_the_objectives_words(tmp_path: Path) -> None:
+    class Suspicious(Likelihood):
+        def check(self, first: dict[str, float]) -> None:
+            raise ValueError("the loss must be 42. Check the dropout.")
+
+    run = Run(tmp_path)
+    run.objective = Suspicious()
+    with pytest.raises(UserError, match=r"refused after its first step: the loss must be 42\. Check"):
+        run.go(Steps([one_step((6,))] * 3))
+    assert not (tmp_path / "metrics.jsonl").exists(), "nothing of a refused step is logged"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_is_refused_and_nothing_is_trained(tmp_path: Path, value: float) -> None:
     run = Run(tmp_path)
@@ -236,7 +248,7 @@ def test_a_gradient_that_is_no_number_is_refused_and_nothing_is_trained(tmp_path
 
 def test_a_step_without_trained_tokens_is_an_error(tmp_path: Path) -> None:
     empty = lay_out_tree([Tree.from_path([1, 2, 3], [False] * 3)])
-    with pytest.raises(ValueError, match="step 1: nothing in it is trained"):
+    with pytest.raises(UserError, match=r"step 1: no token in it is trained\. .*espalier inspect"):
         Run(tmp_path).go(Steps([[empty]]))
 
 

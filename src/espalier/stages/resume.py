@@ -76,7 +76,10 @@ def resume(running: Running) -> None:
             parameter.data.copy_(tensors[f"average-{name}"][key])
     for name, held in parts.controllers.items():
         held.restore(state["controllers"][name])
-    running.feed.restore(state["feed"])
+    try:
+        running.feed.restore(state["feed"])
+    except ValueError as changed:
+        raise UserError(f"{found}: {changed}") from changed
     running.progress, running.held_out = Progress(**progress), state["held_out"]
     own = tensors.get(f"rng-{live.accelerator.process_index}")
     if own is not None:

@@ -6,6 +6,7 @@ one whose options and inputs have not changed.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -25,6 +26,7 @@ from espalier.engine.loop import Hooks, Schedule, Stopped, run_loop
 from espalier.engine.optim import adamw, learning_rate_at
 from espalier.engine.signals import StopSignal
 from espalier.engine.track import Tracker, keep_rows
+from espalier.errors import UserError
 from espalier.options import AdamOptions, EngineOptions, RunOptions, TrainOptions
 from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES, check_possible
 from espalier.stages.results import finished, save_models, write_config, write_summary
@@ -139,17 +141,15 @@ def _run(running: Running) -> dict[str, Any]:
         start.is_main,
         resumed_step=running.progress.step,
     )
-    status = "stopped"
     try:
         with tracker, StopSignal() as stop:
             _train(running, tracker, stop)
-        status = "done"
-    except Stopped as stopped:
-        start.console.print(f"stopped at step {stopped.step}; run the same command again to continue")
-        raise
-    finally:
-        if status != "done":
+    except BaseException as error:
+        if isinstance(error, Stopped):
+            start.console.print(f"stopped at step {error.step}; run the same command again to continue")
+        with contextlib.suppress(UserError):  # a disk that is full must not hide what went wrong first
             write_summary(running, "stopped")
+        raise
     save_models(running)
     return write_summary(running, "done")
 

@@ -31,16 +31,19 @@ class Generation:
     ended: bool
 
 
-def load_model(path: str, *, dtype: str = "float32", device: str = "auto") -> tuple[nn.Module, Any]:
+def load_model(
+    path: str, *, dtype: str = "float32", device: str = "auto", allow_pickle: bool = False
+) -> tuple[nn.Module, Any]:
     """A model in the Hugging Face calling convention, and its tokenizer (None where the folder has none).
 
     Args:
         path: a folder (an adapter's is merged into its base) or a hub id.
         dtype: float32, bfloat16 or float16.
         device: such as "cuda:0"; "auto" is the first GPU, else the CPU.
+        allow_pickle: read weights in .bin files too, through torch's safe loader (tensors only).
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    lm = load.load_with_adapter(path).to(place, getattr(torch, dtype)).eval()
+    lm = load.load_with_adapter(path, allow_pickle=allow_pickle).to(place, getattr(torch, dtype)).eval()
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
     local = Path(path).is_dir()
     if local and not any((Path(path) / name).is_file() for name in names):

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from espalier.errors import UserError
 from espalier.models.legacy import checkpoint
+from espalier.models.legacy.registration import register
 from espalier.models.legacy.weights import refusal
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -57,6 +58,7 @@ def load_lm(
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
         return checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
+    register(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
         return AutoModelForCausalLM.from_pretrained(
@@ -301,9 +303,7 @@ def hidden_size(lm: nn.Module) -> int:
     return int(config.get_text_config().hidden_size)
 
 
-def load_with_adapter(
-    name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False
-) -> nn.Module:
+def load_with_adapter(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> nn.Module:
     """A model folder, or an adapter folder: then its base model with the adapter merged into it."""
     from espalier.models import adapters
 

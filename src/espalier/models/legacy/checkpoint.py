@@ -1,4 +1,4 @@
-"""An old checkpoint folder as a model, with every tensor accounted for."""
+"""An old checkpoint folder as a model, or as a plain folder; every tensor is accounted for."""
 
 from __future__ import annotations
 
@@ -90,3 +90,30 @@ def _settle_tying(config: Any, tied: Mapping[str, str], state: dict[str, Tensor]
         else:
             state.setdefault(embedding, state[head])
             del state[head]
+
+
+def convert_folder(folder: Path, out: Path, *, allow_pickle: bool = False) -> nn.Module:
+    """Write the model of an old (or any other) checkpoint folder as a plain one, in the file's own precision.
+
+    What is written is safetensors and a configuration of today, which loads without remote code: through
+    transformers alone where it has the architecture, else through Espalier.
+
+    Args:
+        folder: to read.
+        out: a new or empty folder.
+        allow_pickle: whether .bin, .pth and .pt may be read, through torch's safe loader.
+
+    Returns:
+        The model, as it was written.
+    """
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise UserError(f"{out}: is not empty. Name a new folder; nothing is written over.")
+    config = config_of(folder)
+    if config is None:
+        raise UserError(
+            f"{folder}: its config.json belongs to no old family, so there is nothing to convert. "
+            "Espalier and transformers load it as it is."
+        )
+    model: Any = load_legacy(folder, config, dtype=None, allow_pickle=allow_pickle)
+    model.save_pretrained(str(out), safe_serialization=True)
+    return model

@@ -52,7 +52,7 @@ def conversion_of(config: Mapping[str, Any]) -> Conversion:
 
 
 def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
-    from espalier.models.legacy import llama_like, others
+    from espalier.models.legacy import llama_like, others, pangu
 
     return {
         "aquila": llama_like.llama_like,
@@ -61,4 +61,5 @@ def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
         "baichuan_7b": llama_like.baichuan_7b,
         "chatglm2": others.chatglm2,
         "moss": others.moss,
+        "pangu": pangu.pangu,
     }

@@ -63,7 +63,9 @@ def _indexed(folder: Path, name: str) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise UserError(f"{index}: no index of weights ({error}). Wanted weight_map, tensor to file.") from error
+        raise UserError(
+            f"{index}: no index of weights ({error}). Wanted weight_map, tensor to file."
+        ) from error
     files = [folder / str(part) for part in names]
     missing = [file.name for file in files if not file.is_file() or file.parent != folder]
     if missing:

@@ -121,6 +121,7 @@ class PanguBlock(GradientCheckpointingLayer):
 class PanguPreTrainedModel(Native):
     config_class = PanguConfig
     config: PanguConfig
+    _input_embed_layer = "wte"
     _no_split_modules = ["PanguBlock"]
     _can_record_outputs = {"hidden_states": PanguBlock}
 
@@ -135,12 +136,6 @@ class PanguModel(PanguPreTrainedModel):
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.wte = value
 
     @merge_with_config_defaults
     @capture_outputs

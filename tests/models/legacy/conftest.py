@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FAMILIES = (*("aquila", "baichuan_7b", "chatglm2", "glm", "internlm", "moss", "pangu", "xverse"),)
+FAMILIES = (*("aquila", "baichuan_7b", "chatglm", "chatglm2", "glm", "internlm", "moss", "pangu", "xverse"),)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def conversion_of(config: Mapping[str, Any]) -> Conversion:
 
 
 def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
-    from espalier.models.legacy import glm, llama_like, others, pangu
+    from espalier.models.legacy import chatglm, glm, llama_like, others, pangu
 
     return {
         "aquila": llama_like.llama_like,
@@ -62,5 +62,6 @@ def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
         "chatglm2": others.chatglm2,
         "moss": others.moss,
         "pangu": pangu.pangu,
+        "chatglm": chatglm.chatglm,
         "glm": glm.glm,
     }

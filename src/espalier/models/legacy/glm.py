@@ -24,10 +24,9 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken, token_ids
+from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken
 from espalier.models.legacy.native import Native, attend, heads_first
-from espalier.models.legacy.prefix import additive, find_prefix, seen, two_channels
-from espalier.models.legacy.prefix_generation import PrefixGeneration, remembered
+from espalier.models.legacy.prefix_generation import PrefixGeneration, positions_and_mask
 
 
 class GLMChineseConfig(PreTrainedConfig):
@@ -148,56 +147,35 @@ class GLMChineseModel(GLMChinesePreTrainedModel):
         hidden: Tensor = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        positions, visible = self._inputs(
-            input_ids, hidden, attention_mask, position_ids, past_key_values, past
+        positions, mask = positions_and_mask(
+            input_ids,
+            hidden,
+            attention_mask
+            if attention_mask is None or attention_mask.dim() != 3
+            else attention_mask[:, None],
+            position_ids,
+            past_key_values,
+            sop=int(self.config.bos_token_id or -1),
+            blanks=[self.config.blank_token_ids],
+            masks_are_of_the_hidden=False,
         )
-        mask = visible if visible.is_floating_point() else additive(visible, hidden.dtype)
         if self.config.block_position_encoding:
             hidden = hidden + self.position_embeddings(positions[:, 0])
             hidden = hidden + self.block_position_embeddings(positions[:, 1])
         else:
-            hidden = hidden + self.position_embeddings(positions)
+            hidden = hidden + self.position_embeddings(self._counted(hidden, position_ids, past_key_values))
         for layer in self.layers:
             hidden = layer(hidden, mask, past_key_values=past_key_values, **kwargs)
         hidden = self.final_layernorm(hidden)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)  # type: ignore[arg-type]
 
-    def _inputs(
-        self,
-        input_ids: Tensor | None,
-        hidden: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        past: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Positions (B, 2, T), or (B, T) with one channel, and who sees whom (bool, or to be added)."""
-        rows, width = hidden.shape[:2]
-        two = self.config.block_position_encoding
-        whole = torch.ones(rows, past + width, dtype=torch.bool, device=hidden.device)
-        if attention_mask is not None and attention_mask.dim() < 2:
-            visible = seen(attention_mask.reshape(-1).expand(rows), whole, past)
-        elif attention_mask is not None and attention_mask.dim() > 2:
-            visible = attention_mask if attention_mask.dim() == 4 else attention_mask[:, None]
-            if visible.is_floating_point() and (position_ids is None or position_ids.dim() < 3):
-                raise ValueError("a GLM reads its prompt both ways and cannot take trees: use layout: padded")
-            visible = visible if visible.is_floating_point() else visible.bool()
-        else:
-            real = whole if attention_mask is None else attention_mask.bool()
-            ids = torch.full_like(whole, -1, dtype=torch.int64) if input_ids is None else input_ids
-            prefix = remembered(cache, past) or find_prefix(
-                ids, real, int(self.config.bos_token_id or -1), [self.config.blank_token_ids]
-            )
-            remembered(cache, past, prefix)
-            if position_ids is None or (two and position_ids.dim() < 3):
-                counted = (real.long().cumsum(1) - 1).clamp(min=0)[:, past:]
-                position_ids = two_channels(prefix, real, past) if two else counted
-            visible = seen(prefix.shared, real, past)
-        if position_ids is None:
-            count = torch.arange(past, past + width, device=hidden.device)[None].expand(rows, -1)
-            position_ids = torch.stack([count, torch.zeros_like(count)], 1) if two else count
-        return position_ids, visible
+    @staticmethod
+    def _counted(hidden: Tensor, position_ids: Tensor | None, cache: Cache | None) -> Tensor:
+        """Positions with one channel: those given, or the places in the row."""
+        if position_ids is not None:
+            return position_ids if position_ids.dim() < 3 else position_ids[:, 0]
+        past = 0 if cache is None else cache.get_seq_length()
+        return torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
 
 
 class GLMChineseForCausalLM(GLMChinesePreTrainedModel, PrefixGeneration, GenerationMixin):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 NATIVE = {
     "espalier_pangu": ("pangu", "Pangu"),
+    "espalier_chatglm": ("chatglm", "ChatGLM"),
     "espalier_glm": ("glm", "GLMChinese"),
 }
 """Model type to the module and to how its two classes begin: ...Config and ...ForCausalLM."""

@@ -12,7 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FAMILIES = (*("aquila", "baichuan_7b", "chatglm", "chatglm2", "glm", "internlm", "moss", "pangu", "xverse"),)
+FAMILIES = (
+    *(
+        "aquila",
+        "baichuan_7b",
+        "baichuan_13b",
+        "baichuan2_7b",
+        "baichuan2_13b",
+        "chatglm",
+        "chatglm2",
+        "glm",
+        "internlm",
+        "moss",
+        "pangu",
+        "xverse",
+    ),
+)
 
 
 @dataclass(frozen=True)

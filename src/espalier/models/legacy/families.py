@@ -52,7 +52,7 @@ def conversion_of(config: Mapping[str, Any]) -> Conversion:
 
 
 def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
-    from espalier.models.legacy import chatglm, glm, llama_like, others, pangu
+    from espalier.models.legacy import baichuan, chatglm, glm, llama_like, others, pangu
 
     return {
         "aquila": llama_like.llama_like,
@@ -61,6 +61,9 @@ def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
         "baichuan_7b": llama_like.baichuan_7b,
         "chatglm2": others.chatglm2,
         "moss": others.moss,
+        "baichuan_13b": baichuan.baichuan_alibi,
+        "baichuan2_7b": baichuan.baichuan2_rotary,
+        "baichuan2_13b": baichuan.baichuan2_alibi,
         "pangu": pangu.pangu,
         "chatglm": chatglm.chatglm,
         "glm": glm.glm,

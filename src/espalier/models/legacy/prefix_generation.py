@@ -86,7 +86,7 @@ class PrefixGeneration(GenerationMixin):
     masks_are_of_the_hidden = False
     """Whether true in a 4-D mask of this model means hidden; else it means seen."""
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,

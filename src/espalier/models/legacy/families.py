@@ -52,7 +52,7 @@ def conversion_of(config: Mapping[str, Any]) -> Conversion:
 
 
 def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
-    from espalier.models.legacy import baichuan, chatglm, glm, llama_like, others, pangu
+    from espalier.models.legacy import baichuan, chatglm, glm, llama_like, others, pangu, qwen
 
     return {
         "aquila": llama_like.llama_like,
@@ -65,6 +65,7 @@ def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
         "baichuan2_7b": baichuan.baichuan2_rotary,
         "baichuan2_13b": baichuan.baichuan2_alibi,
         "pangu": pangu.pangu,
+        "qwen": qwen.qwen,
         "chatglm": chatglm.chatglm,
         "glm": glm.glm,
     }

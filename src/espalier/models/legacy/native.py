@@ -56,3 +56,8 @@ class Native(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Yes; transformers would look for the words in the module's source, and they are in `attend`."""
+        return True

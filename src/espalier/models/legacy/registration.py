@@ -12,6 +12,7 @@ from pathlib import Path
 
 NATIVE = {
     "espalier_pangu": ("pangu", "Pangu"),
+    "espalier_qwen": ("qwen", "Qwen"),
     "espalier_baichuan": ("baichuan", "Baichuan"),
     "espalier_chatglm": ("chatglm", "ChatGLM"),
     "espalier_glm": ("glm", "GLMChinese"),

@@ -17,7 +17,7 @@ def convert(
     ] = False,
 ) -> None:
     """An old checkpoint as a plain folder of safetensors that loads without remote code."""
-    from espalier.models.legacy.checkpoint import convert_folder
+    from espalier.models.legacy.convert import convert_folder
 
     model = convert_folder(source, out, allow_pickle=allow_pickle)
     parameters = sum(p.numel() for p in model.parameters())

@@ -35,7 +35,7 @@ CHATML = (
 def load_lm(
     name: str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> nn.Module:
@@ -45,7 +45,7 @@ def load_lm(
 
     Args:
         name: a folder or a hub id.
-        dtype: of the parameters.
+        dtype: of the parameters; None keeps the file's.
         trust_remote_code: run Python code that comes with the model.
         allow_pickle: read .bin files, through torch's safe loader, where there are no safetensors.
 
@@ -54,17 +54,19 @@ def load_lm(
     """
     check_folder(name, allow_pickle=allow_pickle)
     _quiet()
-    local = Path(name).is_dir()
+    local = Path(name).exists()
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
         return checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
     register(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
+        if config.model_type == "rwkv":
+            config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
         return AutoModelForCausalLM.from_pretrained(
             name,
             config=without_dropout(config),
-            dtype=dtype,
+            dtype="auto" if dtype is None else dtype,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
             local_files_only=local,
@@ -254,15 +256,15 @@ def check_folder(name: str, *, allow_pickle: bool = False) -> None:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"{name}: there is no such folder. Check model_name_or_path.")
         return
-    if folder.is_file():
+    if folder.is_file() and checkpoint.config_of(folder) is None:
         raise UserError(f"{name}: is a file. Wanted the folder that holds config.json and *.safetensors.")
     if (folder / "adapter_config.json").is_file():
         return
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and checkpoint.config_of(folder) is None:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"{name}: no config.json here (found {found}). Wanted a Hugging Face model folder.")
     if not any(folder.glob("*.safetensors")):
-        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt*")]
+        pickles = [folder] if folder.is_file() else [*folder.glob("*.bin"), *folder.glob("*.pt*")]
         if pickles and allow_pickle:
             return
         cure = "Copy the weights here, or give `model_config:` for a new model."

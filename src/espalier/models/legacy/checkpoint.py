@@ -1,4 +1,4 @@
-"""An old checkpoint folder as a model, or as a plain folder; every tensor is accounted for."""
+"""An old checkpoint folder as a model; every tensor is accounted for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion
@@ -17,10 +18,15 @@ from espalier.models.legacy.weights import read_tensors
 
 
 def config_of(folder: Path) -> dict[str, Any] | None:
-    """The folder's config.json where it is one of an old family, else None."""
+    """The folder's config.json where it is one of an old family, else None.
+
+    A .pth file, or a folder with one and without config.json, is taken for RWKV's own format.
+    """
+    if folder.suffix == ".pth" and folder.is_file():
+        return {"model_type": "rwkv_original"}
     file = folder / "config.json"
     if not file.is_file():
-        return None
+        return {"model_type": "rwkv_original"} if [*folder.glob("*.pth")] else None
     try:
         config = json.loads(file.read_text("utf-8"))
     except json.JSONDecodeError as error:
@@ -42,17 +48,25 @@ def load_legacy(
     Raises:
         UserError: an option that cannot be converted, or tensors that are missing, left over or misshapen.
     """
+    if family_of(config) == "rwkv_original":
+        from espalier.models.legacy.rwkv import sizes
+
+        config = sizes(folder, allow_pickle=allow_pickle)
     conversion = conversion_of(config)
     state: dict[str, Tensor] = {}
     for name, tensor in read_tensors(folder, allow_pickle=allow_pickle):
         for new, value in conversion.place(name, tensor):
             state[new] = value
-    return assembled(conversion, state, str(folder), dtype)
+    model = assembled(conversion, state, str(folder), dtype)
+    if (folder / "generation_config.json").is_file():
+        said = GenerationConfig.from_pretrained(str(folder))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(said, name) is not None:
+                setattr(model.generation_config, name, getattr(said, name))
+    return model
 
 
-def assembled(
-    conversion: Conversion, state: dict[str, Tensor], where: str, dtype: torch.dtype | None
-) -> nn.Module:
+def assembled(conversion: Conversion, state: dict[str, Tensor], where: str, dtype: torch.dtype | None) -> Any:
     """The model with exactly these tensors in it; each is there and used, or it is the user's error."""
     model_class: Any = conversion.model
     _settle_tying(conversion.config, model_class._tied_weights_keys or {}, state)
@@ -90,30 +104,3 @@ def _settle_tying(config: Any, tied: Mapping[str, str], state: dict[str, Tensor]
         else:
             state.setdefault(embedding, state[head])
             del state[head]
-
-
-def convert_folder(folder: Path, out: Path, *, allow_pickle: bool = False) -> nn.Module:
-    """Write the model of an old (or any other) checkpoint folder as a plain one, in the file's own precision.
-
-    What is written is safetensors and a configuration of today, which loads without remote code: through
-    transformers alone where it has the architecture, else through Espalier.
-
-    Args:
-        folder: to read.
-        out: a new or empty folder.
-        allow_pickle: whether .bin, .pth and .pt may be read, through torch's safe loader.
-
-    Returns:
-        The model, as it was written.
-    """
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise UserError(f"{out}: is not empty. Name a new folder; nothing is written over.")
-    config = config_of(folder)
-    if config is None:
-        raise UserError(
-            f"{folder}: its config.json belongs to no old family, so there is nothing to convert. "
-            "Espalier and transformers load it as it is."
-        )
-    model: Any = load_legacy(folder, config, dtype=None, allow_pickle=allow_pickle)
-    model.save_pretrained(str(out), safe_serialization=True)
-    return model

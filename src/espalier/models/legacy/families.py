@@ -25,7 +25,7 @@ def family_of(config: Mapping[str, Any]) -> str | None:
         return "chatglm" if old else "chatglm2"
     if kind == "baichuan":
         return _baichuan(config)
-    if kind in ("qwen", "internlm", "moss", "xverse", "aquila"):
+    if kind in ("qwen", "internlm", "moss", "xverse", "aquila", "rwkv_original"):
         return kind
     return None
 
@@ -52,7 +52,7 @@ def conversion_of(config: Mapping[str, Any]) -> Conversion:
 
 
 def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
-    from espalier.models.legacy import baichuan, chatglm, glm, llama_like, others, pangu, qwen
+    from espalier.models.legacy import baichuan, chatglm, glm, llama_like, others, pangu, qwen, rwkv
 
     return {
         "aquila": llama_like.llama_like,
@@ -66,6 +66,7 @@ def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
         "baichuan2_13b": baichuan.baichuan2_alibi,
         "pangu": pangu.pangu,
         "qwen": qwen.qwen,
+        "rwkv_original": rwkv.rwkv,
         "chatglm": chatglm.chatglm,
         "glm": glm.glm,
     }

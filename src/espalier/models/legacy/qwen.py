@@ -99,7 +99,7 @@ class QwenModel(Qwen2Model):
 
     def __init__(self, config: QwenConfig) -> None:
         super().__init__(config)
-        self.rotary_emb: nn.Module = QwenRotary(config)
+        self.rotary_emb = QwenRotary(config)  # type: ignore[assignment]
         for i, layer in enumerate(self.layers):
             layer.self_attn = QwenAttention(config, i)
         self.post_init()
@@ -124,7 +124,7 @@ class QwenModel(Qwen2Model):
             alpha = self._alpha(past + given.shape[1], attention_mask, position_ids, given.device)
         if past_key_values is not None:
             _alphas[past_key_values] = alpha
-        self.rotary_emb.alpha = alpha
+        self.rotary_emb.alpha = alpha  # type: ignore[assignment]
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -168,7 +168,7 @@ class QwenForCausalLM(Qwen2ForCausalLM):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers', but places are counted with the padding, as the original counts them for logn."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         inputs.pop("position_ids", None)
         return inputs
 
@@ -218,7 +218,7 @@ def qwen(old: Mapping[str, Any]) -> Conversion:
         names = (name.replace("attn.c_attn", f"self_attn.{x}_proj") for x in "qkv")
         return list(zip(names, thirds(tensor, size, size, size), strict=True))
 
-    switches = {
+    switches: dict[str, Any] = {
         "use_dynamic_ntk": bool(old.get("use_dynamic_ntk", False)),
         "use_logn_attn": bool(old.get("use_logn_attn", False)),
     }

@@ -96,7 +96,7 @@ def chatglm2_state(c: dict[str, Any]) -> State:
 
 
 def chatglm2_logits(c: dict[str, Any], state: State, ids: Tensor) -> Tensor:
-    heads, size, hidden = c["num_attention_heads"], c["kv_channels"], c["hidden_size"]
+    heads, size = c["num_attention_heads"], c["kv_channels"]
     groups = c["multi_query_group_num"] if c["multi_query_attention"] else heads
     eps, length = c["layernorm_epsilon"], ids.shape[1]
     x = state["transformer.embedding.word_embeddings.weight"][ids[0]]

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from espalier.data.encoding import leading
 from espalier.exam.choose import Asked, Chooser
 from espalier.exam.task import Candidate
 from espalier.models import load
@@ -44,9 +45,7 @@ def load_model(
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     lm = load.load_with_adapter(path, allow_pickle=allow_pickle).to(place, getattr(torch, dtype)).eval()
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-    local = Path(path).is_dir()
-    if local and not any((Path(path) / name).is_file() for name in names):
+    if Path(path).exists() and not load.has_tokenizer(Path(path)):
         return lm, None
     return lm, load.load_tokenizer(path)
 
@@ -83,7 +82,8 @@ def generate(
         stop: further ids that end an answer, besides the model's own.
     """
     ends = tuple(sorted({*load.end_tokens(model, tokenizer), *stop}))
-    ids = [tokenizer.encode(text) for text in prompts]
+    # What some tokenizers put behind a text (an end token) would end the prompt.
+    ids = [leading(tokenizer, t) + tokenizer.encode(t, add_special_tokens=False) for t in prompts]
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, ends)
     seeds = [seed * 1_000_003 + i for i in range(len(ids))]
     found = sample(model, _probed(model), ids, sampling, copies=copies, seeds=seeds)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from espalier.errors import UserError
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.registration import register
+from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.legacy.weights import refusal
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -115,6 +116,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     _quiet()
     folder = Path(name)
     try:
+        old = legacy_tokenizer(folder) if folder.is_dir() else None
+        if old is not None:
+            return _completed(old)
         if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
             return _bare_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -128,6 +132,12 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             "Set `tokenizer:` to a folder that holds tokenizer.json, or to a hub id."
         ) from error
     return _completed(tokenizer)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files of any kind."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "*.model", "*.tiktoken")
+    return any(True for name in names for _ in folder.glob(name))
 
 
 def _bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

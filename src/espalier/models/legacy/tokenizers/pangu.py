@@ -95,7 +95,7 @@ class PanguTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Ids of pieces, at one look-up each; what is no piece is ``<unk>``."""
-        if isinstance(tokens, str) or tokens is None:
+        if not isinstance(tokens, list):
             return super().convert_tokens_to_ids(tokens)
         known = self._ids | self._added_tokens_encoder if len(self) > len(self._ids) else self._ids
         return [known.get(token, self._unknown) for token in tokens]
@@ -108,7 +108,8 @@ class PanguTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of pieces; a special token is written as it is."""
-        text, run = "", []
+        text = ""
+        run: list[str] = []
         for token in tokens:
             if token in self._added_tokens_encoder:
                 text, run = text + _plain(self.pieces.decode(run)) + token, []

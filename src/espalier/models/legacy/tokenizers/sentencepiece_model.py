@@ -56,7 +56,7 @@ def fast_tokenizer(
     if cuts:
         made.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     made.normalizer = normalizers.Sequence(_normalisation(model, written))
-    made.decoder = decoders.Sequence(_decoding(model, written))
+    made.decoder = decoders.Sequence(_decoding(model, written, list(special)))
     by_id = sorted(special.items(), key=lambda item: item[1])
     made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in by_id])
     if found_first and not (model.dummy_prefix or model.charsmap):
@@ -130,14 +130,20 @@ def _normalisation(
     return steps
 
 
-def _decoding(model: SentencePieceModel, written: Sequence[tuple[str, str]]) -> list[decoders.Decoder]:
+def _decoding(
+    model: SentencePieceModel, written: Sequence[tuple[str, str]], special: Sequence[str]
+) -> list[decoders.Decoder]:
     steps: list[decoders.Decoder] = [
         decoders.Replace(model.pieces[model.unknown][0], " \u2047 "),
         decoders.Replace(SPACE, " "),
     ]
+    if model.squeeze:  # special tokens stand apart, as transformers' slow tokenizers write them
+        steps += [decoders.Replace(text, f" {text} ") for text in special]
     if model.byte_fallback:
         steps.append(decoders.ByteFallback())
     steps.append(decoders.Fuse())
+    if model.squeeze:
+        steps.append(decoders.Replace(Regex(" {2,}"), " "))
     if model.dummy_prefix:
-        steps.append(decoders.Strip(" ", 1, 0))
+        steps.append(decoders.Strip(" ", 1, 1 if model.squeeze and special else 0))
     return steps + [decoders.Replace(piece, text) for text, piece in written]

@@ -2,8 +2,9 @@
 
 The Rust version of jieba gives the same words except where a stretch of letters and Han characters has one of
 ``+ # & . _ % -`` in it, or a Han character beyond U+9FD5. Such stretches, found by the rule by which jieba
-itself cuts texts into blocks, go to jieba; they repeat, so most come from a cache. Measured on 26,125 lines of
-Chinese and English (3.5 million characters): the same words in each, in a ninth of the time.
+itself cuts texts into blocks, go to jieba, but for those of letters and digits alone, where jieba's rule is a
+pattern; they repeat, so many come from a cache. Measured on 26,125 lines of Chinese and English (3.5 million
+characters): the same words in each, in an eighth of the time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from espalier.errors import UserError
 _BLOCK = "[\u4e00-\u9fd5a-zA-Z0-9+#&._%-]"
 _APART = re.compile(f"{_BLOCK}*[+#&._%-]{_BLOCK}*")
 """A block of jieba's with a character in it that the two treat differently."""
+_LATIN = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
+"""How jieba cuts what its dictionary does not know: words and numbers, each with what is between them."""
+_KNOWN = ("AT&T", "c#", "C#", "c++", "C++")
+"""The words of jieba's dictionary without a Han character."""
 _RARE = re.compile("[\u3400-\u4dbf\u9fd6-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 """Han characters that jieba knows nothing of, and takes for punctuation."""
 
@@ -41,6 +46,8 @@ def cut(text: str) -> list[str]:
 
 @lru_cache(maxsize=2**17)
 def _cut_block(block: str) -> tuple[str, ...]:
+    if block.isascii() and not any(word in block for word in _KNOWN):
+        return tuple(part for part in _LATIN.split(block) if part)
     return tuple(_jieba().cut(block))
 
 

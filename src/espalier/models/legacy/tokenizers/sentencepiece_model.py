@@ -22,6 +22,8 @@ from espalier.models.legacy.tokenizers.sentencepiece_file import (
 
 SPACE = "\u2581"
 """How sentencepiece writes a space."""
+APART = "\ufdd0"
+"""Stands around special tokens while ids become text; Unicode sets this character aside for such uses."""
 
 
 def fast_tokenizer(
@@ -138,12 +140,12 @@ def _decoding(
         decoders.Replace(SPACE, " "),
     ]
     if model.squeeze:  # special tokens stand apart, as transformers' slow tokenizers write them
-        steps += [decoders.Replace(text, f" {text} ") for text in special]
+        steps += [decoders.Replace(text, f"{APART}{text}{APART}") for text in special]
     if model.byte_fallback:
         steps.append(decoders.ByteFallback())
     steps.append(decoders.Fuse())
     if model.squeeze:
-        steps.append(decoders.Replace(Regex(" {2,}"), " "))
+        steps.append(decoders.Replace(Regex(f" ?{APART}+ ?"), " "))
     if model.dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 1 if model.squeeze and special else 0))
     return steps + [decoders.Replace(piece, text) for text, piece in written]

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from espalier.data.encoding import leading
-from espalier.data.encoding import leading
 from espalier.exam.choose import Asked, Chooser
 from espalier.exam.task import Candidate
 from espalier.models import load

@@ -238,6 +238,18 @@ def test_baichuan2_7b_and_its_z_loss(weight: float, tied: bool, tmp_path: Path) 
     assert float(model(input_ids=IDS, labels=labels).loss.detach()) == pytest.approx(float(loss), abs=1e-5)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_normalised_head_of_a_larger_vocabulary_is_one(tied: bool, tmp_path: Path) -> None:
+    config = {**SIZES, **SECOND, "num_attention_heads": 4, "hidden_size": 24, "rms_norm_eps": 1e-6}
+    config |= {"model_max_length": 24, "tie_word_embeddings": tied}
+    model: Any = espalier.load_model(str(write(tmp_path, config, baichuan_state(config))), device="cpu")[0]
+    before = model(input_ids=IDS).logits
+    model.resize_token_embeddings(70)
+    after = model(input_ids=IDS).logits
+    assert after.shape[-1] == 70
+    assert (after[..., :64] - before).abs().max() < TOLERANCE
+
+
 def test_half_precision_masks_of_segments(tmp_path: Path) -> None:
     config = {**SIZES, **SECOND, "num_attention_heads": 4, "hidden_size": 32, "rms_norm_eps": 1e-6}
     config |= {"model_max_length": 24, "tie_word_embeddings": False}

@@ -132,6 +132,14 @@ class BaichuanForCausalLM(LlamaForCausalLM):
             self.lm_head = NormHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """A new head (of another vocabulary) counts by direction too."""
+        if self.config.norm_head and isinstance(new_embeddings, nn.Linear):
+            weight = new_embeddings.weight
+            new_embeddings = NormHead(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            new_embeddings.weight = weight
+        super().set_output_embeddings(new_embeddings)
+
     def forward(  # type: ignore[override]
         self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutputWithPast:

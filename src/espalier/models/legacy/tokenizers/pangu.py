@@ -18,7 +18,8 @@ from espalier.errors import UserError
 from espalier.models.legacy.tokenizers.words import cut
 
 SPACE, NEWLINE = "\u2582", "\u2583"
-SPECIAL = ("<unk>", "<s>", "</s>", "<sep>", "<pad>", "<mask>", "<eod>", "<eot>")
+SPECIAL = ("<unk>", "<s>", "</s>", "<sep>", "<pad>", "<eot>")
+"""Found in text. The vocabulary's ``<mask>`` and ``<eod>`` are not, as in the original: people write them."""
 FILE = "vocab.model"
 BETWEEN = "\0"
 

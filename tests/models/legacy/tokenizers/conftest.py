@@ -20,7 +20,7 @@ HARD = [
 def lines(shared: Path) -> list[str]:
     """About 2,000 lines out of many files, the hard ones among them."""
     found: list[str] = []
-    files = [f for f in sorted((shared / "data").rglob("*.json*")) + sorted((shared / "data").rglob("*.txt"))]
+    files = sorted((shared / "data").rglob("*.json*")) + sorted((shared / "data").rglob("*.txt"))
     for file in files:
         if "tokenizers" in file.parts:
             continue

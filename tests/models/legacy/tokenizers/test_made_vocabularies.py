@@ -17,9 +17,8 @@ from espalier.models.load import load_tokenizer
 from tests.models.legacy.tokenizers.conftest import HARD
 
 ZH = "床前明月光疑是地上霜举头望明月低头思故乡春眠不觉晓处处闻啼鸟夜来风雨声花落知多少"
-EN = (
-    "the quick brown fox jumps over a lazy dog while people develop their own tools for 2023 and 3.14".split()
-)
+SENTENCE = "the quick brown fox jumps over a lazy dog while people develop their own tools for 2023 and 3.14"
+EN = SENTENCE.split()
 TEXTS = [
     *("你好  明月 the fox", " the  quick ", "床前明月光，疑是地上霜。", "a\nb\n\n c\t\td", "people  develop"),
     *(

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.errors import Interrupted, UserError
 
@@ -67,6 +68,7 @@ _stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
 
 
 app.command()(evaluate)
+app.command()(convert)
 
 
 @app.command()

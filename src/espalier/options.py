@@ -89,6 +89,9 @@ class ModelOptions(Options):
     trust_remote_code: bool = option(
         False, "Run Python code that comes with the model; only for models you trust."
     )
+    allow_pickle: bool = option(
+        False, "Read weights in .bin files, through torch's safe loader, where there are no safetensors."
+    )
 
     def problems(self) -> list[str]:
         if self.model_name_or_path is None and self.model_config is None:

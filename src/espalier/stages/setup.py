@@ -97,7 +97,7 @@ class Setup:
     def _make_tokenizer(self, model: ModelOptions) -> Any:
         name = model.tokenizer or model.model_name_or_path
         if model.model_name_or_path is not None:
-            load.check_folder(model.model_name_or_path)
+            load.check_folder(model.model_name_or_path, allow_pickle=model.allow_pickle)
         if name is not None:
             return load.load_tokenizer(name, trust_remote_code=model.trust_remote_code)
         wanted = self.option(TokenizerOptions).vocab_size
@@ -164,7 +164,9 @@ class Setup:
             ids = {k: getattr(self.tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
             return load.new_lm(config, len(self.tokenizer), ids), None
         lm, head = (
-            load.load_with_adapter(name, trust_remote_code=model.trust_remote_code),
+            load.load_with_adapter(
+                name, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle
+            ),
             read_scalar_head(name),
         )
         grown = load.fit_vocabulary(lm, self.tokenizer)

@@ -69,6 +69,23 @@ def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
         ) from None
 
 
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place, text) of every line of a text file with any suffix, blank lines included, line breaks taken off.
+
+    Raises `UserError` for a file that cannot be read or has a foreign encoding.
+    """
+    try:
+        with _open_text(path) as stream:
+            for number, line in enumerate(stream, start=1):
+                yield f"{path}:{number}", line.rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise _foreign_encoding(path) from None
+    except (OSError, EOFError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); check that the file is whole and may be read"
+        ) from None
+
+
 def _open_bytes(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 

@@ -63,19 +63,32 @@ class Shelf:
             ("\t".join(group), key, text, note),
         )
 
-    def take_out(self, here: str, there: str) -> list[tuple[str, str]]:
+    def take_out(self, here: str, there: str, *, keys: bool = False) -> list[tuple[str, str]]:
         """Removes from the groups that begin with `here` each item whose text stands in a group of `there`.
 
+        `keys`: or whose key does, and texts count against keys too (a sentence asked for here and given there).
         Returns (note, text) of what was removed; call it before `arrange`.
         """
         run = self._base.execute
         run("CREATE TABLE there (text TEXT PRIMARY KEY) WITHOUT ROWID")
         run("INSERT OR IGNORE INTO there SELECT text FROM items WHERE grp >= ? AND grp < ?", _from_to(there))
-        chosen = "grp >= ? AND grp < ? AND text IN (SELECT text FROM there)"
+        stands = "text IN (SELECT text FROM there)"
+        if keys:
+            run(
+                "INSERT OR IGNORE INTO there SELECT key FROM items WHERE grp >= ? AND grp < ?",
+                _from_to(there),
+            )
+            stands = f"({stands} OR key IN (SELECT text FROM there))"
+        chosen = f"grp >= ? AND grp < ? AND {stands}"
         found = run(f"SELECT note, text FROM items WHERE {chosen} ORDER BY id", _from_to(here)).fetchall()
         run(f"DELETE FROM items WHERE {chosen}", _from_to(here))
         run("DROP TABLE there")
         return found
+
+    def count(self) -> int:
+        """How many items were added."""
+        [number] = self._base.execute("SELECT COUNT(*) FROM items").fetchone()
+        return number
 
     def arrange(self) -> None:
         """Gives every item its position; after it nothing is added."""

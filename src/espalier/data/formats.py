@@ -148,6 +148,8 @@ def _record(parts: Parts, row: Row, kind: str, source: str) -> Record | LeftOut:
             return Ranking(parts.prompt, ((chosen, 1.0), (rejected, 0.0)), source, tools)
         return Preference(parts.prompt, chosen, rejected, source, tools)
     if parts.ranked:
+        if len(parts.ranked) == 1:
+            return LeftOut(source, "only one answer, so no pair")
         if parts.ranked[0][1] == parts.ranked[-1][1]:
             return LeftOut(source, "all answers score the same")
         return Ranking(parts.prompt, parts.ranked, source, tools)

@@ -45,20 +45,21 @@ def json_file(path: Path, stream: TextIO) -> Iterator[Placed]:
     """A .json file: an array of objects, or JSON lines, or one object."""
     window = Window(stream)
     window.skip_space()
-    if not window.text:
+    if not window.left:
         raise UserError(f"{path}: the file holds nothing but white space; wanted a list of records")
-    if window.text[0] == "[":
-        window.drop(1)
+    if window.text[window.at] == "[":
+        window.move(window.at + 1)
         yield from _array(path, window)
         return
     first = window.line
-    while "\n" not in window.text and window.more():
+    while "\n" not in window.text[window.at :] and window.more():
         pass
-    line, _, rest = window.text.partition("\n")
+    rest = window.text[window.at :]
+    line = rest.split("\n", 1)[0]
     try:
         json.loads(line)
     except json.JSONDecodeError:
-        text = window.text + stream.read()
+        text = rest + stream.read()
         try:
             row = json.loads(text)
         except json.JSONDecodeError:
@@ -66,8 +67,7 @@ def json_file(path: Path, stream: TextIO) -> Iterator[Placed]:
         else:
             yield f"{path}:{first}", _object(f"{path}:{first}", row), ""
     else:
-        yield from json_lines(path, [line], first)
-        yield from json_lines(path, _lines(rest, stream), first + 1)
+        yield from json_lines(path, _lines(rest, stream), first)
 
 
 def _lines(rest: str, stream: TextIO) -> Iterator[str]:
@@ -87,37 +87,42 @@ def _object(place: str, row: Any) -> dict[str, Any] | BadRecord:
 
 
 class Window:
-    """What was read of a stream and not yet used, and at which line and column of the file it begins."""
+    """What was read of a stream: `text`, used up to `at`, which is a line and column (from 1) of the file."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.text = ""
+        self.text, self.at = "", 0
         self.line, self.column = 1, 1
 
+    @property
+    def left(self) -> bool:
+        return self.at < len(self.text)
+
     def more(self) -> bool:
-        """Reads on, each time as much again as is there, so that a long record is not looked at too often."""
-        chunk = self._stream.read(max(_CHUNK, len(self.text)))
-        self.text += chunk
+        """Reads on, each time as much again as is left, so that a long record is not looked at too often."""
+        rest = self.text[self.at :]
+        chunk = self._stream.read(max(_CHUNK, len(rest)))
+        if chunk:
+            self.text, self.at = rest + chunk, 0
         return bool(chunk)
 
-    def drop(self, number: int) -> None:
-        """Moves the beginning on by so many characters."""
-        used, self.text = self.text[:number], self.text[number:]
-        lines = used.count("\n")
-        self.line += lines
-        self.column = len(used) - used.rfind("\n") if lines else self.column + len(used)
+    def move(self, to: int) -> None:
+        """Uses the text up to `to`."""
+        self.line, self.column = self.place(to)
+        self.at = to
 
     def skip_space(self) -> None:
         """Moves to what is no white space, or to the end."""
         while True:
-            self.drop(_SPACE.match(self.text).end())  # type: ignore[union-attr]
-            if self.text or not self.more():
+            self.move(_SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+            if self.left or not self.more():
                 return
 
-    def where(self, error: json.JSONDecodeError) -> tuple[int, int]:
-        """(line, column) of the file of an error in the text."""
-        column = error.colno + (self.column - 1 if error.lineno == 1 else 0)
-        return self.line + error.lineno - 1, column
+    def place(self, to: int) -> tuple[int, int]:
+        """(line, column) of a place in the text, not before `at`."""
+        lines = self.text.count("\n", self.at, to)
+        column = to - self.text.rfind("\n", self.at, to) if lines else self.column + to - self.at
+        return self.line + lines, column
 
 
 def _array(path: Path, window: Window) -> Iterator[Placed]:
@@ -126,26 +131,26 @@ def _array(path: Path, window: Window) -> Iterator[Placed]:
     while True:
         window.skip_space()
         place = f"{path}:{window.line}"
-        if window.text[:1] == "]":
-            window.drop(1)
+        if window.text.startswith("]", window.at):
+            window.move(window.at + 1)
             window.skip_space()
-            if window.text:
+            if window.left:
                 reason = "text follows behind the array's end; remove it"
                 yield place, BadRecord(place, "broken JSON", reason), ""
             return
         try:
             row, end = _next(decoder, window)
         except json.JSONDecodeError as error:
-            line, column = window.where(error)
+            line, column = window.place(error.pos)
             where = f"{path}:{line}"
             reason = (
                 f"broken JSON at column {column} ({error.msg}), in the record that begins at line {window.line}; the "
                 "file may be cut off; repair it or fetch it again; nothing behind this place was read"
             )
-            yield where, BadRecord(where, "broken JSON", reason), window.text[:2000]
+            yield where, BadRecord(where, "broken JSON", reason), window.text[window.at : window.at + 2000]
             return
         yield place, _object(place, row), ""
-        window.drop(end)
+        window.move(end)
 
 
 def _next(decoder: json.JSONDecoder, window: Window) -> tuple[Any, int]:
@@ -153,9 +158,9 @@ def _next(decoder: json.JSONDecoder, window: Window) -> tuple[Any, int]:
     while True:
         text = window.text
         try:
-            if not text:
-                raise json.JSONDecodeError("the array is not closed", text, 0)
-            row, end = decoder.raw_decode(text)
+            if not window.left:
+                raise json.JSONDecodeError("the array is not closed", text, window.at)
+            row, end = decoder.raw_decode(text, window.at)
             after = _SPACE.match(text, end).end()  # type: ignore[union-attr]
             if text[after : after + 1] == "]":
                 return row, after

@@ -30,6 +30,8 @@ class Made:
     source: str
     group: str = ""
     """What the statistics count it under: a book, a file, a genre."""
+    part: str = ""
+    """The part, where the source itself says it; "" where it follows from the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,13 @@ class Division:
     def chance(self, *names: object) -> random.Random:
         """A source of chance of its own for one thing: the same for the same seed and names, whatever came before."""
         return random.Random("\0".join(map(str, (self.seed, *names))))
+
+
+def digest(text: str) -> int:
+    """A number of 64 bits for all texts with one skeleton, the same in every process."""
+    return int.from_bytes(
+        hashlib.blake2b(skeleton(text).encode("utf-8", "replace"), digest_size=8).digest(), "big"
+    )
 
 
 def skeleton(text: str) -> str:

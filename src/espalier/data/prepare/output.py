@@ -105,7 +105,7 @@ def write_prepared(
                     left_out, {"source": thing.source, "cause": thing.cause, "text": thing.text[:_SHOWN]}
                 )
                 continue
-            part = division.part(thing.key)
+            part = thing.part or division.part(thing.key)
             tally.add(thing, part, write_line(parts[part], thing.row))
         report = {**about, **tally.as_json()}
         if not tally.records:

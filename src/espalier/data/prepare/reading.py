@@ -26,14 +26,13 @@ def rows(path: Path) -> Iterator[tuple[str, Row] | Without]:
             yield Without(place, "half a character (a lone surrogate)")
 
 
-def rows_of(where: Path) -> Iterator[tuple[str, Row] | Without]:
-    """The rows of one file, or of all data files below a folder in the order of their names.
+def data_files(where: Path) -> list[Path]:
+    """`where` itself, or the data files below it in the order of their names.
 
-    Raises `UserError` where there is no data file.
+    Raises `UserError` where there is none.
     """
     if where.is_file():
-        yield from rows(where)
-        return
+        return [where]
     found = (
         sorted(path for path in where.rglob("*") if path.is_file() and is_data_file(path))
         if where.is_dir()
@@ -43,7 +42,12 @@ def rows_of(where: Path) -> Iterator[tuple[str, Row] | Without]:
         raise UserError(
             f"{where}: no data file here; wanted a JSON, JSON lines, CSV or Parquet file, or a folder of them"
         )
-    for path in found:
+    return found
+
+
+def rows_of(where: Path) -> Iterator[tuple[str, Row] | Without]:
+    """The rows of one file, or of all data files below a folder; raises `UserError` where there is none."""
+    for path in data_files(where):
         yield from rows(path)
 
 

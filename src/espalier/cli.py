@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from espalier.commands.evaluate import evaluate
+from espalier.commands.prepare import prepare
 from espalier.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -67,6 +68,7 @@ _stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
 
 
 app.command()(evaluate)
+app.command()(prepare)
 
 
 @app.command()

@@ -87,42 +87,50 @@ class Tally:
 
 
 def write_prepared(
-    found: Iterable[Made | Without], out: Path, division: Division, about: dict[str, Any]
+    found: Iterable[Made | Without],
+    out: Path | None,
+    division: Division,
+    about: dict[str, Any],
+    accounts: dict[str, Any],
 ) -> dict[str, Any]:
-    """Writes everything and returns the report, `about` (source, seed, …) in front.
+    """Writes everything and returns the report: `about` (source, seed, …), the numbers, `accounts` of the steps.
 
-    Raises `UserError` where nothing at all became a record, with the causes; no file is written then.
+    Without `out` only the report is made. Raises `UserError` where nothing at all became a record, with the causes;
+    no file is written then.
     """
-    places, tally = Places(out), Tally()
-    out.parent.mkdir(parents=True, exist_ok=True)
+    tally = Tally()
     with Together() as files:
-        parts = {TRAIN: files.open(places.train), DEV: files.open(places.dev)}
-        left_out = files.open(places.left_out)
+        streams: dict[str, TextIO] = {}
+        places = Places(out) if out else None
+        if places:
+            places.train.parent.mkdir(parents=True, exist_ok=True)
+            streams = {
+                TRAIN: files.open(places.train),
+                DEV: files.open(places.dev),
+                "": files.open(places.left_out),
+            }
         for thing in found:
             if isinstance(thing, Without):
                 tally.left_out[thing.cause] += 1
-                write_line(
-                    left_out, {"source": thing.source, "cause": thing.cause, "text": thing.text[:_SHOWN]}
-                )
-                continue
-            part = thing.part or division.part(thing.key)
-            tally.add(thing, part, write_line(parts[part], thing.row))
-        report = {**about, **tally.as_json()}
+                part, row = "", {"source": thing.source, "cause": thing.cause, "text": thing.text[:_SHOWN]}
+                line = json.dumps(row, ensure_ascii=False)
+            else:
+                part = thing.part or division.part(thing.key)
+                line = json.dumps(thing.row, ensure_ascii=False, default=str)
+                tally.add(thing, part, line)
+            if streams:
+                streams[part].write(line + "\n")
         if not tally.records:
             causes = ", ".join(f"{count} {cause}" for cause, count in tally.left_out.most_common(5))
             raise UserError(
                 f"{about.get('input', out)}: not one record came out ({causes or 'nothing was found'}); check that "
                 "this is the right folder and source"
             )
-        files.open(places.report).write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
-        files.open(places.text).write(as_markdown(report))
+        report = {**about, **tally.as_json(), **accounts}
+        if places:
+            files.open(places.report).write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+            files.open(places.text).write(as_markdown(report))
     return report
-
-
-def write_line(stream: TextIO, row: dict[str, Any]) -> str:
-    line = json.dumps(row, ensure_ascii=False)
-    stream.write(line + "\n")
-    return line
 
 
 class Together:

@@ -31,6 +31,18 @@ def prepare(
         str, typer.Option("--as", help="own, or rankings as chat, preference, text, prompt.")
     ] = "own",
     limit: Annotated[int | None, typer.Option(help="Only so many records of the corpus.")] = None,
+    dedup: Annotated[str, typer.Option(help="Copies to take out: none, exact, near.")] = "none",
+    near: Annotated[float, typer.Option(help="Similarity from which texts are near copies.")] = 0.8,
+    mask: Annotated[bool, typer.Option("--mask", help="Mask phone, e-mail and identity numbers.")] = False,
+    min_chars: Annotated[int, typer.Option(help="Take out shorter records.")] = 0,
+    max_chars: Annotated[int | None, typer.Option(help="Take out longer records.")] = None,
+    languages: Annotated[str, typer.Option(help="Keep only these, such as zh,en (by script).")] = "",
+    max_repetition: Annotated[
+        float | None, typer.Option(help="Take out what repeats more of itself, such as 0.5.")
+    ] = None,
+    exams: Annotated[
+        str, typer.Option(help="Exam files or folders to keep out of the data; with commas.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Raw corpora into records, and records into cleaner ones, with a report of what was left out and why."""
@@ -46,13 +58,24 @@ def prepare(
         raise UserError(f"--dev {dev}: wanted a share from 0 to below 1, such as 0.01.")
     if out is None and source != "stats":
         raise UserError("--out is missing: wanted a name for the train part, such as --out train.jsonl.")
+    wanted = tuple(name.strip() for name in languages.split(",") if name.strip())
+    _check(dedup, near, wanted, max_repetition)
     report = run.prepare(
         source,
         where,
         out,
         Division(seed, dev if source != "stats" else 0.0),
         shape=shape,
-        cleaning=Cleaning(),
+        cleaning=Cleaning(
+            dedup,
+            near,
+            mask,
+            min_chars,
+            max_chars,
+            wanted,
+            max_repetition,
+            tuple(Path(name.strip()) for name in exams.split(",") if name.strip()),
+        ),
         limit=limit,
         watch=lambda found: _watched(source, found),
     )
@@ -60,6 +83,21 @@ def prepare(
         print(json.dumps(report, ensure_ascii=False, indent=2))
     else:
         _show(report, Places(out) if out else None)
+
+
+def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
+    from espalier.data.clean.quality import LANGUAGES
+    from espalier.data.clean.steps import DEDUP
+
+    if dedup not in DEDUP:
+        raise UserError(f"--dedup {dedup}: wanted {', '.join(DEDUP)}.")
+    if not 0 < near <= 1:
+        raise UserError(f"--near {near}: wanted a similarity above 0 and up to 1, such as 0.8.")
+    for name in languages:
+        if name not in LANGUAGES:
+            raise UserError(f"--languages {name}: known are {', '.join(LANGUAGES)}.")
+    if max_repetition is not None and not 0 <= max_repetition <= 1:
+        raise UserError(f"--max-repetition {max_repetition}: wanted a share from 0 to 1, such as 0.5.")
 
 
 def _watched(name: str, found: Found) -> Found:

@@ -37,20 +37,26 @@ def bands_for(threshold: float) -> tuple[int, int]:
 
 
 class Signer:
-    """Makes signatures of `places` numbers; `seed` chooses the hash functions."""
+    """Makes signatures of `places` numbers; `seed` chooses the hash functions.
+
+    A hash function is x -> odd * x + plus in 32 bits, on numbers that are well mixed already: half as wide as what is
+    usual, which numpy does several times as fast.
+    """
 
     def __init__(self, places: int, seed: int = 1) -> None:
         draw = np.random.default_rng(seed)
-        self._odd = draw.integers(0, 2**63, places, dtype=np.uint64)[:, None] * np.uint64(2) + np.uint64(1)
-        self._plus = draw.integers(0, 2**63, places, dtype=np.uint64)[:, None]
+        self._odd = draw.integers(0, 2**31, (places, 1), dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+        self._plus = draw.integers(0, 2**32, (places, 1), dtype=np.uint32)
 
     def sign(self, shingles: Numbers) -> Signatures:
         """(places,) for the shingles (n,) of one text, n > 0."""
-        lowest = np.full(len(self._odd), np.iinfo(np.uint64).max, np.uint64)
-        for start in range(0, len(shingles), 512):  # so that a piece stays in the cache
-            piece = shingles[None, start : start + 512] * self._odd + self._plus
+        marks = (shingles >> np.uint64(32)).astype(np.uint32)
+        lowest = np.full(len(self._odd), np.iinfo(np.uint32).max, np.uint32)
+        for start in range(0, len(marks), 512):  # so that a piece stays in the cache
+            piece = marks[None, start : start + 512] * self._odd
+            piece += self._plus
             np.minimum(lowest, piece.min(axis=1), out=lowest)
-        return (lowest >> np.uint64(32)).astype(np.uint32)
+        return lowest
 
 
 def candidates(signatures: Signatures, bands: int, rows: int) -> Iterator[tuple[int, int]]:

@@ -171,10 +171,26 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _table(value: dict[Any, Any]) -> list[str]:
-    rows = []
-    for name, count in value.items():
-        if isinstance(count, dict):
-            rows += [f"| {name}: {inner} | {number} |" for inner, number in count.items()]
+    numbers, examples = _flat(value, "")
+    rows = [f"| {name} | {number} |" for name, number in numbers]
+    table = ["| | number |", "|---|---|", *rows] if rows else []
+    return [*table, *(["", *(f"- {line}" for line in examples)] if examples else [])]
+
+
+def _flat(value: dict[Any, Any], before: str) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Numbers by their path of names, and examples as lines."""
+    numbers: list[tuple[str, Any]] = []
+    examples: list[str] = []
+    for name, inner in value.items():
+        path = f"{before}{name}"
+        if isinstance(inner, dict):
+            deeper = _flat(inner, f"{path}: ")
+            numbers += deeper[0]
+            examples += deeper[1]
+        elif isinstance(inner, list):
+            for example in inner:
+                shown = ", ".join(f"{key}: {str(text)[:_SHOWN]}" for key, text in example.items())
+                examples.append(" ".join(f"{before}{shown}".split()))
         else:
-            rows.append(f"| {name} | {count} |")
-    return ["| | number |", "|---|---|", *rows] if rows else []
+            numbers.append((path, inner))
+    return numbers, examples

@@ -33,6 +33,9 @@ def prepare(
     limit: Annotated[int | None, typer.Option(help="Only so many records of the corpus.")] = None,
     dedup: Annotated[str, typer.Option(help="Copies to take out: none, exact, near.")] = "none",
     near: Annotated[float, typer.Option(help="Similarity from which texts are near copies.")] = 0.8,
+    apart: Annotated[
+        bool, typer.Option("--apart/--no-apart", help="Take near copies of dev's records out of train.")
+    ] = True,
     mask: Annotated[bool, typer.Option("--mask", help="Mask phone, e-mail and identity numbers.")] = False,
     min_chars: Annotated[int, typer.Option(help="Take out shorter records.")] = 0,
     max_chars: Annotated[int | None, typer.Option(help="Take out longer records.")] = None,
@@ -69,6 +72,7 @@ def prepare(
         cleaning=Cleaning(
             dedup,
             near,
+            apart,
             mask,
             min_chars,
             max_chars,

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espalier.data.clean.duplicates import without_copies, without_near_copies
+from espalier.data.clean.duplicates import without_copies, without_near_copies, without_near_copies_of_dev
 from espalier.data.clean.minhash import Signer, bands_for, candidates
 from espalier.data.clean.shingles import jaccard, shingles
-from espalier.data.prepare.made import Found, Made, Without
+from espalier.data.prepare.made import DEV, TRAIN, Division, Found, Made, Without
 
 
 def plain_shingles(text: str) -> set[str]:
@@ -111,6 +111,27 @@ def test_near_copies_against_brute_force(texts: list[str]) -> None:
         assert example["similarity"] == pytest.approx(plain_jaccard(one, other), abs=1e-3) and one != ""
     stay = [int(thing.source.split(":")[1]) for thing in found if isinstance(thing, Made)]
     assert stay == sorted(set(range(len(texts))) - removed)
+
+
+def test_train_has_no_near_copy_of_dev(texts: list[str]) -> None:
+    division, threshold = Division(seed=2, dev=0.2), 0.7
+    account: dict[str, Any] = {}
+    found = list(without_near_copies_of_dev(made(texts), threshold, division, account))
+    parts: dict[str, list[set[str]]] = {TRAIN: [], DEV: []}
+    for thing in found:
+        if isinstance(thing, Made):
+            parts[division.part(thing.key)].append(plain_shingles(thing.row["text"]))
+    alike = [
+        (one, other)
+        for one in parts[TRAIN]
+        for other in parts[DEV]
+        if len(one & other) >= threshold * len(one | other)
+    ]
+    assert len(alike) <= 1 and account["removed"] > 20
+    gone = [texts[int(thing.source.split(":")[1])] for thing in found if isinstance(thing, Without)]
+    assert len(gone) == account["removed"] and all(division.part(text) == TRAIN for text in gone)
+    held = [text for text in texts if division.part(text) == DEV]
+    assert all(any(plain_jaccard(text, other) >= threshold for other in held) for text in gone)
 
 
 def test_copies_differ_in_nothing_that_counts() -> None:

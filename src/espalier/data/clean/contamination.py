@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.data.clean.shingles import Numbers, grams, is_chinese, units
+from espalier.data.clean.shingles import Numbers, Units, grams
 from espalier.data.clean.view import viewed
 from espalier.data.files import SUFFIXES, is_data_file, read_rows
 from espalier.data.prepare.made import Found, Made, Without
@@ -57,8 +57,9 @@ class Exams:
         return self._exam.count(exam)
 
     def _add(self, place: str, text: str, runs: dict[tuple[bool, int], list[tuple[Numbers, int]]]) -> None:
-        chinese = is_chinese(text)
-        row = units(text, chinese)
+        units = Units.of(text)
+        chinese = units.is_chinese
+        row = units.numbers(chinese)
         if len(row) < SHORTEST[chinese]:
             return
         size = min(len(row), RUN[chinese])
@@ -70,7 +71,8 @@ class Exams:
 
     def hits(self, text: str) -> list[tuple[str, str, float]]:
         """(exam, place of the item, share of its runs that are in the text), the share at least `SHARE`."""
-        rows = {chinese: units(text, chinese) for chinese in {chinese for chinese, _ in self._index}}
+        units = Units.of(text)
+        rows = {chinese: units.numbers(chinese) for chinese in {chinese for chinese, _ in self._index}}
         found = []
         for (chinese, size), (hashes, items) in self._index.items():
             marks = np.unique(grams(rows[chinese], size))

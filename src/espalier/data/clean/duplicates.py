@@ -11,16 +11,16 @@ import json
 import sqlite3
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from espalier.data.clean.minhash import Signer, bands_for, candidates
+from espalier.data.clean.minhash import Signatures, Signer, across, bands_for, candidates
 from espalier.data.clean.shingles import jaccard, shingles
 from espalier.data.clean.view import viewed
-from espalier.data.prepare.made import Found, Made, Without, digest
+from espalier.data.prepare.made import DEV, Division, Found, Made, Without, digest
 
 SHOWN = 20
 """Examples of each step in the report."""
@@ -59,79 +59,107 @@ def without_near_copies(found: Found, threshold: float, account: dict[str, Any])
     """Takes out records that share at least `threshold` (0 to 1) of their shingles with an earlier one that stays."""
     bands, rows = bands_for(threshold)
     account.update(threshold=threshold, bands=bands, rows=rows, compared=0, removed=0, examples=[])
-    signer = Signer(bands * rows)
     with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        spool = _Spool(Path(folder))
-        with (Path(folder) / "signatures").open("wb") as signatures:
-            for thing in found:
-                text = _text(thing)
-                marks = shingles(text) if text else None
-                if not isinstance(thing, Made) or marks is None or not len(marks):
-                    yield thing
-                    continue
-                signatures.write(signer.sign(marks).tobytes())
-                spool.add(thing, text or "")
-        if not len(spool):
-            return
-        signed = np.memmap(Path(folder) / "signatures", np.uint32, "r", shape=(len(spool), bands * rows))
-        like = _near_earlier(spool, candidates(signed, bands, rows), threshold, account)
-        for number in range(len(spool)):
-            thing, text = spool.get(number)
-            if number not in like:
-                yield thing
-                continue
-            kept, share = like[number]
-            other, other_text = spool.get(kept)
-            example = {"source": thing.source, "near_copy_of": other.source, "similarity": round(share, 3)}
-            account["removed"] += 1
-            _show(account, {**example, "text": text[:200], "kept": other_text[:200]})
-            yield Without(
-                thing.source, "a near copy of an earlier record", f"{other.source} ({share:.2f}): {text}"
-            )
+        spool = _Spool(Path(folder), bands * rows)
+        yield from spool.fill(found)
+        pairs = {(later, earlier) for earlier, later in candidates(spool.signatures(), bands, rows)}
+        yield from spool.without(pairs, threshold, account, "a near copy of an earlier record")
 
 
-def _near_earlier(
-    spool: _Spool, pairs: Iterator[tuple[int, int]], threshold: float, account: dict[str, Any]
-) -> dict[int, tuple[int, float]]:
-    """Which records go: number -> (the record that stays in its place, their similarity)."""
-    edges = sorted({(later, earlier) for earlier, later in pairs})
-    account["compared"] = len(edges)
-    gone: dict[int, tuple[int, float]] = {}
-    current, marks = -1, shingles("")
-    for later, earlier in edges:
-        if later in gone or earlier in gone:
-            continue
-        if later != current:
-            current, marks = later, shingles(spool.get(later)[1])
-        share = jaccard(marks, shingles(spool.get(earlier)[1]))
-        if share >= threshold:
-            gone[later] = (earlier, share)
-    return gone
+def without_near_copies_of_dev(
+    found: Found, threshold: float, division: Division, account: dict[str, Any]
+) -> Found:
+    """Takes out of train what shares at least `threshold` (0 to 1) of its shingles with a record of dev."""
+    bands, rows = bands_for(threshold)
+    account.update(threshold=threshold, compared=0, removed=0, examples=[])
+    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+        spool = _Spool(Path(folder), bands * rows)
+        dev: list[int] = []
+        yield from spool.fill(found, lambda made: made.part or division.part(made.key), dev)
+        signed = spool.signatures()
+        held = set(dev)
+        pairs = {
+            (number, dev[place])
+            for place, number in across(signed[dev], signed, bands, rows)
+            if number not in held
+        }
+        yield from spool.without(pairs, threshold, account, "a near copy of a record of dev")
 
 
 class _Spool:
-    """Records on disk, reached by their number."""
+    """Records on disk with their signatures, reached by their number."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, places: int) -> None:
+        self._folder = folder
+        self._signer = Signer(places)
+        self._places = places
         self._file = (folder / "records").open("w+b")
         self._starts = array("q")
         self._end = 0
-        self._reading = False
 
-    def __len__(self) -> int:
-        return len(self._starts)
+    def fill(
+        self, found: Found, part: Callable[[Made], str] | None = None, dev: list[int] | None = None
+    ) -> Found:
+        """Puts all records away and lets through what cannot be compared; `dev` gets the numbers of dev's records."""
+        with (self._folder / "signatures").open("wb") as signatures:
+            for thing in found:
+                text = _text(thing)
+                marks = shingles(text) if text else None
+                if not isinstance(thing, Made) or text is None or marks is None or not len(marks):
+                    yield thing
+                    continue
+                if part is not None and dev is not None and part(thing) == DEV:
+                    dev.append(len(self._starts))
+                signatures.write(self._signer.sign(marks).tobytes())
+                fields = [thing.row, thing.key, thing.source, thing.group, thing.part, text]
+                self._starts.append(self._end)
+                self._end += self._file.write(json.dumps(fields, default=str).encode() + b"\n")
 
-    def add(self, made: Made, text: str) -> None:
-        line = json.dumps(
-            [made.row, made.key, made.source, made.group, made.part, text], default=str
-        ).encode()
-        self._starts.append(self._end)
-        self._end += self._file.write(line + b"\n")
+    def signatures(self) -> Signatures:
+        """(N, places), on disk."""
+        shape = (len(self._starts), self._places)
+        if not shape[0]:
+            return np.zeros(shape, np.uint32)
+        return np.memmap(self._folder / "signatures", np.uint32, "r", shape=shape)
 
     def get(self, number: int) -> tuple[Made, str]:
         self._file.seek(self._starts[number])
         *fields, text = json.loads(self._file.readline())
         return Made(*fields), text
+
+    def without(
+        self, pairs: Iterable[tuple[int, int]], threshold: float, account: dict[str, Any], cause: str
+    ) -> Found:
+        """All records in their order, but of each pair (may go, may stay) that is alike the first, if the other stays."""
+        gone = self._alike(sorted(pairs), threshold, account)
+        for number in range(len(self._starts)):
+            thing, text = self.get(number)
+            if number not in gone:
+                yield thing
+                continue
+            kept, share = gone[number]
+            other, other_text = self.get(kept)
+            example = {"source": thing.source, "near_copy_of": other.source, "similarity": round(share, 3)}
+            account["removed"] += 1
+            _show(account, {**example, "text": text[:200], "kept": other_text[:200]})
+            yield Without(thing.source, cause, f"{other.source} ({share:.2f}): {text}")
+
+    def _alike(
+        self, pairs: list[tuple[int, int]], threshold: float, account: dict[str, Any]
+    ) -> dict[int, tuple[int, float]]:
+        """Number of what goes -> (the record that stays in its place, their similarity)."""
+        account["compared"] = len(pairs)
+        gone: dict[int, tuple[int, float]] = {}
+        current, marks = -1, shingles("")
+        for number, other in pairs:
+            if number in gone or other in gone:
+                continue
+            if number != current:
+                current, marks = number, shingles(self.get(number)[1])
+            share = jaccard(marks, shingles(self.get(other)[1]))
+            if share >= threshold:
+                gone[number] = (other, share)
+        return gone
 
 
 def _text(thing: Made | Without) -> str | None:

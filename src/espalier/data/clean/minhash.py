@@ -59,13 +59,19 @@ class Signer:
         return lowest
 
 
-def candidates(signatures: Signatures, bands: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Pairs (earlier, later) of rows of `signatures` (N, bands * rows) that agree in a band; a pair may come again."""
+def band_keys(signatures: Signatures, bands: int, rows: int) -> Iterator[Numbers]:
+    """For each band, a number (N,) for what each row of `signatures` (N, bands * rows) has in it."""
     for band in range(bands):
         part = np.ascontiguousarray(signatures[:, band * rows : (band + 1) * rows]).astype(np.uint64)
         key = np.zeros(len(part), np.uint64)
         for column in range(rows):
             key = mixed(key * np.uint64(0x9E3779B97F4A7C15) + part[:, column] + np.uint64(1))
+        yield key
+
+
+def candidates(signatures: Signatures, bands: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Pairs (earlier, later) of rows of `signatures` (N, bands * rows) that agree in a band; a pair may come again."""
+    for key in band_keys(signatures, bands, rows):
         order = np.argsort(key, kind="stable")
         same = np.flatnonzero(key[order][1:] == key[order][:-1])
         if not len(same):
@@ -78,3 +84,14 @@ def candidates(signatures: Signatures, bands: int, rows: int) -> Iterator[tuple[
                 first = bucket[: min(place, NEIGHBOURS // 2)]
                 latest = bucket[max(len(first), place - NEIGHBOURS // 2) : place]
                 yield from ((earlier, later) for earlier in (*first, *latest))
+
+
+def across(few: Signatures, many: Signatures, bands: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Pairs (row of `few`, row of `many`) that agree in a band; a pair may come again."""
+    for own, others in zip(band_keys(few, bands, rows), band_keys(many, bands, rows), strict=True):
+        order = np.argsort(own, kind="stable")
+        ordered = own[order]
+        first, behind = np.searchsorted(ordered, others, "left"), np.searchsorted(ordered, others, "right")
+        for place in np.flatnonzero(behind > first).tolist():
+            for one in order[first[place] : behind[place]].tolist():
+                yield one, place

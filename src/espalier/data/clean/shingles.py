@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,27 +17,39 @@ import numpy.typing as npt
 Numbers = npt.NDArray[np.uint64]
 
 CHARACTERS, WORDS = 5, 3
-_HAN = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _WORD = re.compile(r"[^\W_]+")
+_HAN = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def is_chinese(text: str) -> bool:
-    """Whether Han characters (or kana) are at least a quarter of the letters and digits."""
-    return 4 * len(_HAN.findall(text)) >= sum(map(str.isalnum, text))
+@dataclass(frozen=True, slots=True)
+class Units:
+    """A text's letters and digits in one width and case, as it is cut for Chinese and for other scripts."""
+
+    words: list[str]
+    characters: npt.NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, text: str) -> Units:
+        words = _WORD.findall(folded(text))
+        return cls(words, np.frombuffer("".join(words).encode("utf-32-le", "replace"), np.uint32))
+
+    @property
+    def is_chinese(self) -> bool:
+        """Whether Han characters (or kana) are at least a quarter of the letters and digits."""
+        number = sum(int(((self.characters >= low) & (self.characters <= high)).sum()) for low, high in _HAN)
+        return 4 * number >= len(self.characters)
+
+    def numbers(self, chinese: bool) -> Numbers:
+        """The characters, or the words, as numbers in their order."""
+        if chinese:
+            return self.characters.astype(np.uint64)
+        return np.fromiter((zlib.crc32(word.encode("utf-8", "replace")) for word in self.words), np.uint64)
 
 
 def folded(text: str) -> str:
     """The text in one width and case."""
-    return unicodedata.normalize("NFKC", text).casefold()
-
-
-def units(text: str, chinese: bool) -> Numbers:
-    """The text's characters (without white space and marks), or its words, as numbers in their order."""
-    words = _WORD.findall(folded(text))
-    if chinese:
-        return np.frombuffer("".join(words).encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
-    return np.fromiter((zlib.crc32(word.encode("utf-8", "replace")) for word in words), np.uint64, len(words))
+    return text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 def grams(row: Numbers, length: int) -> Numbers:
@@ -58,8 +71,9 @@ def mixed(numbers: Numbers) -> Numbers:
 
 def shingles(text: str) -> Numbers:
     """The text's shingles, sorted, each once; empty only where it has no letter or digit."""
-    chinese = is_chinese(text)
-    row = units(text, chinese)
+    units = Units.of(text)
+    chinese = units.is_chinese
+    row = units.numbers(chinese)
     length = min(CHARACTERS if chinese else WORDS, len(row))
     return np.unique(grams(row, length)) if length else row
 

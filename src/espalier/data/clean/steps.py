@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.clean.contamination import without_exam_items
-from espalier.data.clean.duplicates import without_copies, without_near_copies
+from espalier.data.clean.duplicates import without_copies, without_near_copies, without_near_copies_of_dev
 from espalier.data.clean.personal import without_personal_data
 from espalier.data.clean.quality import filtered
-from espalier.data.prepare.made import Found
+from espalier.data.prepare.made import Division, Found
 
 DEDUP = ("none", "exact", "near")
 
@@ -23,6 +23,8 @@ class Cleaning:
     """`exact`: copies but for spaces, case, width and marks; `near`: also texts that share most of their shingles."""
     near: float = 0.8
     """From which Jaccard similarity of shingles on two texts are near copies, above 0 to 1."""
+    apart: bool = True
+    """Whether near copies of dev's records are taken out of train; where everything is compared, they are anyway."""
     mask: bool = False
     """Whether phone numbers, e-mail addresses and identity numbers are masked."""
     min_chars: int = 0
@@ -37,7 +39,7 @@ class Cleaning:
     """Exam files or folders whose items no record may contain."""
 
 
-def cleaned(found: Found, cleaning: Cleaning, accounts: dict[str, Any]) -> Found:
+def cleaned(found: Found, cleaning: Cleaning, division: Division, accounts: dict[str, Any]) -> Found:
     """`found` without what the steps take out; `accounts` gets each step's numbers and examples as it goes by."""
     assert cleaning.dedup in DEDUP, cleaning.dedup
 
@@ -61,6 +63,8 @@ def cleaned(found: Found, cleaning: Cleaning, accounts: dict[str, Any]) -> Found
         found = without_copies(found, account("copies"))
     if cleaning.dedup == "near":
         found = without_near_copies(found, cleaning.near, account("near_copies"))
+    elif cleaning.apart and division.dev:
+        found = without_near_copies_of_dev(found, cleaning.near, division, account("near_copies_of_dev"))
     if cleaning.exams:
         found = without_exam_items(found, cleaning.exams, account("exams"))
     return found

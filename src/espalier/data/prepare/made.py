@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+_FLESH = re.compile(r"[\W_]+")
 
 TRAIN, DEV = "train", "dev"
 PARTS = (TRAIN, DEV)
@@ -86,8 +89,7 @@ def skeleton(text: str) -> str:
     True
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    bones = "".join(char for char in folded if char.isalnum())
-    return bones or folded
+    return _FLESH.sub("", folded) or folded
 
 
 def ranking(prompt: str, prefix: str, answers: list[tuple[str, float]]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def prepare(
     if limit is not None:
         read = _first(read, limit)
     accounts: dict[str, Any] = {}
-    found = watch(cleaned(shaped(read, shape), cleaning, accounts))
+    found = watch(cleaned(shaped(read, shape), cleaning, division, accounts))
     about = {"source": source, "input": str(where), "seed": division.seed, "dev": division.dev, "as": shape}
     return write_prepared(found, out, division, about, accounts)
 

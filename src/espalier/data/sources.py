@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from espalier.data.dataset_info import as_described, looked_up
 from espalier.data.files import SUFFIXES, Placed, is_data_file, read_rows
 from espalier.data.formats import FORMATS, parse_row
 from espalier.data.records import ASSISTANT, KINDS, BadRecord, Chat, LeftOut, Prompt, Record, Text
@@ -48,6 +49,14 @@ class DatasetSpec:
     """The split of a hub dataset; None is `train`. Files have none."""
     columns: Mapping[str, str] | None = None
     """A column's name here -> its name in the file, as in {"prompt": "question_text"}."""
+    tags: Mapping[str, str] | None = None
+    """LLaMA-Factory's role_tag, content_tag, user_tag, … where turns name their speakers in a way of their own."""
+    samples: int | None = None
+    """At most so many records of the source, a seeded choice."""
+    subset: str | None = None
+    """The configuration of a hub dataset."""
+    optional_columns: bool = False
+    """Whether columns and tags are LLaMA-Factory's: a row may lack some columns instead of being refused."""
 
 
 @dataclass
@@ -63,9 +72,10 @@ class Loaded:
     """File -> its sha256, for the run's summary."""
 
 
-def parse_specs(value: Any) -> list[DatasetSpec]:
+def parse_specs(value: Any, dataset_dir: str | None = None) -> list[DatasetSpec]:
     """`dataset` of a config as specs: a path, or a list of paths and mappings {path, format, weight, split, columns}.
 
+    A name that is no path is looked up in `dataset_info.json` of `dataset_dir` (of `data`, where none is given).
     Raises `UserError` for an unknown key or a value of the wrong kind, naming the entry.
     """
     if isinstance(value, (str, Path, Mapping, DatasetSpec)):
@@ -74,7 +84,8 @@ def parse_specs(value: Any) -> list[DatasetSpec]:
         raise UserError(
             f"dataset is {value!r}; wanted a path, or a list of paths or of {{path, format, weight, …}}"
         )
-    return [_spec(entry, f"dataset, entry {number}") for number, entry in enumerate(value, start=1)]
+    entries = [looked_up(entry, dataset_dir) for entry in value]
+    return [_spec(entry, f"dataset, entry {number}") for number, entry in enumerate(entries, start=1)]
 
 
 def _spec(entry: Any, what: str) -> DatasetSpec:
@@ -107,7 +118,21 @@ def _spec(entry: Any, what: str) -> DatasetSpec:
         and all(isinstance(name, str) for pair in columns.items() for name in pair)
     ):
         raise UserError(f"{what}: `columns` is {columns!r}; wanted {{name here: name in the file}}")
-    return DatasetSpec(str(path), form, float(weight), entry.get("split"), columns)
+    samples = entry.get("samples")
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise UserError(f"{what}: `samples` is {samples!r}; wanted a whole number from 1 on")
+    optional = bool(entry.get("optional_columns"))
+    return DatasetSpec(
+        str(path),
+        form,
+        float(weight),
+        entry.get("split"),
+        columns,
+        entry.get("tags"),
+        samples,
+        entry.get("subset"),
+        optional,
+    )
 
 
 def load_records(
@@ -134,7 +159,10 @@ def load_records(
                 outcome: Any = row
             else:
                 form = None if spec.format == "lines" else spec.format
-                outcome = parse_row(row, place, kind, format=form, columns=spec.columns)
+                columns = spec.columns or {}
+                if spec.optional_columns:
+                    row, columns = as_described(row, columns, spec.tags, kind), {}
+                outcome = parse_row(row, place, kind, format=form, columns=columns)
             if isinstance(outcome, BadRecord):
                 rejected.append((outcome, raw if isinstance(row, BadRecord) else row))
                 loaded.left_out[f"bad record: {outcome.cause}"] += 1
@@ -142,6 +170,10 @@ def load_records(
                 loaded.left_out[outcome.cause] += 1
             else:
                 records.append(outcome)
+        if spec.samples is not None and len(records) > spec.samples:
+            loaded.left_out[f"more than {spec.samples} samples of {spec.path}"] += len(records) - spec.samples
+            chosen = random.Random(f"{seed}:{spec.path}").sample(range(len(records)), spec.samples)
+            records = [records[index] for index in sorted(chosen)]
         weighed = _weighed(records, spec, seed)
         if spec.weight < 1:
             loaded.left_out[f"weight {spec.weight:g} of {spec.path}"] += len(records) - len(weighed)
@@ -253,7 +285,9 @@ def _hub_rows(spec: DatasetSpec) -> Iterator[Placed]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(spec.path, split=spec.split or "train")
+        rows = datasets.load_dataset(
+            spec.path, *([spec.subset] if spec.subset else []), split=spec.split or "train"
+        )
     except Exception as error:  # the hub's client raises dozens of kinds, all of them the user's to solve
         raise UserError(
             f"{spec.path}: no such file here, and as a hub dataset it cannot be had "

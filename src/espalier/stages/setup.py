@@ -211,7 +211,7 @@ class Setup:
         data = self.option(DataOptions)
         if (key, kind) not in self._loaded:
             loaded = load_records(
-                parse_specs(value),
+                parse_specs(value, data.dataset_dir),
                 kind,
                 skip_bad=data.skip_bad,
                 rejected_path=self.rejected_path,

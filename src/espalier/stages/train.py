@@ -95,7 +95,6 @@ def _check_strategy(stage: str, options: Mapping[type, Any]) -> None:
         "compile": options[EngineOptions].compile,
         "optim": options[TrainOptions].optim != "adamw",
         "rope_scaling": options[ModelOptions].rope_scaling is not None,
-        "dataset_dir": options[DataOptions].dataset_dir is not None,
         "quantization_bit": options[AdapterOptions].quantization_bit is not None,
     }
     for key, asked in not_yet.items():

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from espalier.data.records import Chat, Message, Preference, Text, Unpaired
-from espalier.data.sources import Loaded, load_records, parse_specs
+from espalier.data.sources import Loaded, load_records
+from espalier.data.specs import parse_specs
 from espalier.errors import UserError
 
 

@@ -37,7 +37,6 @@ from espalier.options import (
     COMMON,
     AdamOptions,
     AdapterOptions,
-    DataOptions,
     EngineOptions,
     ModelOptions,
     RunOptions,

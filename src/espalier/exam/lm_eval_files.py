@@ -10,10 +10,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from espalier import __version__
 from espalier.engine import files
 
 _NAMES = {"accuracy": "acc"}
@@ -55,7 +55,7 @@ def write_lm_eval_files(out: Path, results: Mapping[str, Any]) -> Path:
             "limit": None,
         },
         "date": now.timestamp(),
-        "model_source": f"espalier {__version__}",
+        "model_source": f"espalier {version('espalier-llm')}",
         "model_name": results["model"],
         "model_name_sanitized": folder.name,
         "chat_template": results["template"],

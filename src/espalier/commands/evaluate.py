@@ -44,6 +44,7 @@ def evaluate(
     from espalier.exam.evaluate import Asking
     from espalier.exam.several import evaluate_several
     from espalier.exam.tasks import Settings
+    from espalier.report import write_report
 
     for name, value, known in (
         ("prompts", prompts, ("plain", "pangu")),
@@ -77,8 +78,11 @@ def evaluate(
             quiet=as_json,
         ),
     )
+    page = write_report(out)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        print(f"Details: {page}")
 
 
 def _numbers(shots: str | None) -> list[int | None]:

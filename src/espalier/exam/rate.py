@@ -101,7 +101,7 @@ def _text(answer: Messages) -> str:
     return "\n".join(message.prefix + message.content for message in answer)
 
 
-def pair_numbers(scores: Sequence[float], said: Sequence[float]) -> dict[str, float | tuple[float, float]]:
+def pair_numbers(scores: Sequence[float], said: Sequence[float]) -> dict[str, tuple[float, float]]:
     """What one prompt adds: right pairs of all its ordered pairs, their margins, and the mean numbers of the
     better and the worse answers. A tie of the model is no right pair.
 

@@ -142,7 +142,9 @@ class Rating:
                 "gold": right,
                 "prediction": said,
             }
-            answered.append(Answered(line, pair_numbers(rated.scores, rated.said), chance=0.5))
+            numbers = pair_numbers(rated.scores, rated.said)
+            line["metrics"] = {name: x / n for name, (x, n) in numbers.items()}
+            answered.append(Answered(line, dict(numbers), chance=0.5))
         return answered, cost
 
 
@@ -162,6 +164,7 @@ class Reading:
                 "bits_per_byte": (nats / scores.LN2, float(size)),
                 "nats_per_token": (nats, float(tokens)),
             }
+            line["metrics"] = {"bits_per_byte": nats / scores.LN2 / size}
             answered.append(Answered(line, numbers))
         return answered, cost
 

@@ -89,7 +89,7 @@ def test_chatglm2_and_3(third: bool, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
     for tokenizer in reloaded(folder, tmp_path):
         for text in TEXTS:
-            if "</s>" in text:
+            if "</s>" in text or "[MASK]" in text:
                 continue
             own = truth.encode(text)
             assert tokenizer(text, add_special_tokens=False)["input_ids"] == own, text

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from espalier.data.encoding import leading
+from espalier.errors import UserError
 from espalier.exam.choose import Asked, Chooser
 from espalier.exam.task import Candidate
 from espalier.models import load
@@ -80,10 +81,18 @@ def generate(
     Args:
         temperature: 0 takes the likeliest token.
         stop: further ids that end an answer, besides the model's own.
+
+    Raises:
+        UserError: a prompt without tokens.
     """
     ends = tuple(sorted({*load.end_tokens(model, tokenizer), *stop}))
     # What some tokenizers put behind a text (an end token) would end the prompt.
     ids = [leading(tokenizer, t) + tokenizer.encode(t, add_special_tokens=False) for t in prompts]
+    for i, tokens in enumerate(ids):
+        if not tokens:
+            raise UserError(
+                f"prompt {i} has no tokens, and a model goes on from at least one. Give it a text."
+            )
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, ends)
     seeds = [seed * 1_000_003 + i for i in range(len(ids))]
     found = sample(model, _probed(model), ids, sampling, copies=copies, seeds=seeds)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
+from espalier.commands.prepare import prepare
 from espalier.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -69,6 +70,7 @@ _stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
 
 app.command()(evaluate)
 app.command()(convert)
+app.command()(prepare)
 
 
 @app.command()

@@ -162,6 +162,16 @@ class DataOptions(Options):
     dataset_dir: str | None = option(
         None, "A folder whose dataset_info.json gives the names in dataset a meaning."
     )
+    mix_strategy: Literal["concat", "first", "all"] = option(
+        "concat",
+        "Each source weight times (concat), or drawn by weight until one (first) or every one (all) is used up.",
+    )
+    interleave_probs: list[float] | None = option(
+        None, "The weights of dataset's entries in their order, in place of each one's own."
+    )
+    data_split: list[float] | None = option(
+        None, "Shares of the prompts for SFT, preferences and RL, such as 2,4,4; each stage takes its own."
+    )
     eval_dataset: list[str | dict[str, Any]] = option([], "Held-out records, in the same forms as dataset.")
     val_size: float = option(
         0.0, "Hold out this share (below 1) or number (1 and more) of dataset's records.", min=0

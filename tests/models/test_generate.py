@@ -16,7 +16,7 @@ from espalier.models.probe import probe
 from espalier.trees import Tree, lay_out_tree
 
 Tiny = Callable[..., nn.Module]
-NAMES = ("llama", "gpt2", "opt", "bloom", "falcon", "mistral", "gemma2")
+NAMES = ("llama", "qwen2", "qwen3", "gpt2", "opt", "bloom", "falcon", "mistral", "gemma2")
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [40], [70, 71, 72], [5, 6, 7, 8, 33, 60, 61, 62, 63, 64, 65]]
 MANY = tuple(range(3, 16))
 """Stop tokens enough for rows to end at different times, so that they are dropped on the way."""
@@ -67,9 +67,7 @@ def test_logprobs_are_those_of_a_full_forward_also_after_rows_are_dropped(
     traits = probe(lm)
     dropped: list[int] = []
     keep = Memory.keep
-    monkeypatch.setattr(
-        Memory, "keep", lambda self, p, rows, c: (dropped.append(len(rows)), keep(self, p, rows, c))[1]
-    )
+    monkeypatch.setattr(Memory, "keep", lambda self, rows: (dropped.append(len(rows)), keep(self, rows))[1])
     found = sample(lm, traits, PROMPTS, Sampling(16, temperature=0.9, stop=MANY), copies=3)
     lengths = set()
     for prompt, answers in zip(PROMPTS, found, strict=True):

@@ -99,7 +99,7 @@ def parse_prompt_completion(row: Row, kind: str) -> Parts:
     prompt = _prompt(row)
     name = first_of(row, COMPLETION)
     if kind == "prompt" or name is None:
-        return Parts(prompt=prompt)
+        return Parts(prompt=prompt, prefix=as_text(row.get("prefix"), "column 'prefix'", may_be_empty=True))
     return Parts(prompt=prompt, answer=_answer(row[name], f"column {name!r}"))
 
 
@@ -140,10 +140,10 @@ def parse_ranking(row: Row, kind: str) -> Parts:
     if kind == "prompt":
         return Parts(prompt=prompt, prefix=prefix)
     answers = row.get("answers")
-    if not isinstance(answers, list) or len(answers) < 2:
+    if not isinstance(answers, list) or not answers:
         raise Bad(
             "broken ranking",
-            f"column 'answers' holds {shown(answers)}, wanted a list of at least two answers",
+            f"column 'answers' holds {shown(answers)}, wanted a list of answers with scores",
         )
     ranked = []
     for number, item in enumerate(answers, start=1):

@@ -2,7 +2,8 @@
 
 ``folder/step-N/`` holds one ``GROUP.safetensors`` for each group of tensors (``model``, ``optimizer``, ``rng-0``) and
 ``state.json`` for the rest (the schedule, the feed's place, controllers). It appears whole by a rename, or not at all.
-Leaves out who gathers sharded tensors: whoever calls hands over whole ones, on one process.
+Leaves out who gathers sharded tensors and the optimiser's moments (`espalier.engine.strategy`): whoever calls hands
+over whole ones, on one process.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from espalier.engine.files import (
     new_folder,
@@ -128,89 +127,6 @@ def _remove(path: Path) -> None:
     doomed = temporary_name(path)
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def optimizer_to_tensors(
-    optimizer: Optimizer, names: Mapping[Parameter, str]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's state under the names of its parameters.
-
-    Args:
-        optimizer: any whose state is, for each parameter, a flat dict of tensors and JSON values (AdamW, SGD, …).
-        names: every parameter of the optimiser -> its name in the model.
-
-    Returns:
-        ``{"lm_head.weight.exp_avg": tensor, "lm_head.weight.step": tensor, …}`` (not copied) and, as JSON, the
-        parameter groups with their options and all that is no tensor.
-    """
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
-    groups = []
-    for number, group in enumerate(optimizer.param_groups):
-        options = {key: value for key, value in group.items() if key != "params"}
-        for key in [key for key, value in options.items() if isinstance(value, Tensor)]:
-            tensors[f"group-{number}.{key}"] = options.pop(key)
-        groups.append({"params": [names[parameter] for parameter in group["params"]], "options": options})
-        for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                (tensors if isinstance(value, Tensor) else values)[f"{names[parameter]}.{key}"] = value
-    return tensors, {"groups": groups, "values": values}
-
-
-def tensors_to_optimizer(
-    optimizer: Optimizer,
-    names: Mapping[Parameter, str],
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-) -> None:
-    """Puts back what `optimizer_to_tensors` gave: the same bits, dtypes included.
-
-    ``Optimizer.load_state_dict`` would cast the moments to the parameter's dtype; this does not.
-
-    Raises:
-        UserError: the optimiser has other parameters than the one that was saved.
-    """
-    now = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-    then = [group["params"] for group in state["groups"]]
-    if now != then:
-        different = sorted(
-            {name for group in now for name in group} ^ {name for group in then for name in group}
-        )
-        raise UserError(
-            f"The checkpoint's optimiser has other parameters than this run's: {', '.join(different[:5]) or 'other groups'}"
-            f"{', …' if len(different) > 5 else ''}. Use the model, `finetuning_type` and `freeze_ratio` that it was "
-            "saved with, or `resume: false`."
-        )
-    optimizer.state.clear()
-    everything = {**tensors, **state["values"]}
-    owners: dict[str, dict[str, Any]] = {name: {} for group in now for name in group}
-    for full, value in everything.items():
-        name, _, key = full.rpartition(".")
-        if name in owners:
-            owners[name][key] = value
-    for number, (group, saved) in enumerate(zip(optimizer.param_groups, state["groups"], strict=True)):
-        for key, value in saved["options"].items():
-            group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
-        prefix = f"group-{number}."
-        for key in [full.removeprefix(prefix) for full in tensors if full.startswith(prefix)]:
-            # In place: a learning rate that is a tensor is shared by groups and known to its schedule.
-            if isinstance(group.get(key), Tensor):
-                group[key].copy_(tensors[prefix + key])
-            else:
-                group[key] = tensors[prefix + key].clone()
-        counts_on_device = bool(group.get("capturable") or group.get("fused"))
-        for parameter in group["params"]:
-            if owned := owners[names[parameter]]:
-                optimizer.state[parameter] = {
-                    key: _beside(value, parameter, counts_on_device) for key, value in owned.items()
-                }
-
-
-def _beside(value: Any, parameter: Parameter, counts_on_device: bool) -> Any:
-    """A copy on the parameter's device; a step count stays on the CPU unless the optimiser keeps it on the device."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(parameter.device if value.dim() or counts_on_device else "cpu", copy=True)
 
 
 def rng_to_tensors() -> dict[str, Tensor]:

@@ -130,8 +130,8 @@ def run_loop(
 
     Raises:
         Stopped: a signal came; a checkpoint was written first.
-        UserError: a loss or gradient that is not a number.
-        ValueError: a first step that cannot be right, or one without anything to train.
+        UserError: a loss or gradient that is not a number, a first step that cannot be right, or a step
+            without anything to train.
     """
     meter = Meter()
     module.train()
@@ -141,7 +141,10 @@ def run_loop(
         totals = _over_ranks(accelerator, _totals(batches, objective, stop.asked))
         count, tokens, path_tokens, stop_ranks = totals
         if count == 0:
-            raise ValueError(f"step {progress.step + 1}: nothing in it is trained")
+            raise UserError(
+                f"step {progress.step + 1}: no token in it is trained. Look at its data with "
+                "`espalier inspect`: every record needs an answer, or text, that is to be learned."
+            )
         rate = schedule.learning_rate(progress.step)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -171,7 +174,7 @@ def run_loop(
         if first or done or _due(progress.step, schedule.logging_steps):
             progress.last = meter.means(lambda sums: _over_ranks(accelerator, sums))
             if first:
-                objective.check(progress.last)
+                _check(objective, progress.last)
                 first = False
             spent = progress.seconds - seconds_before - seconds_logged
             tracker.log(
@@ -197,6 +200,13 @@ def run_loop(
             if stop_ranks > 0:
                 raise Stopped(progress.step)
     return progress
+
+
+def _check(objective: Objective, first: dict[str, float]) -> None:
+    try:
+        objective.check(first)
+    except ValueError as broken:
+        raise UserError(f"the run was refused after its first step: {broken}") from broken
 
 
 def _backward(

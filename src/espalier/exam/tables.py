@@ -14,7 +14,8 @@ def first_metric(row: dict[str, Any]) -> str | None:
 
 def results_table(results: dict[str, Any]) -> Table:
     """One line a task: its number with standard error beside what blind guessing reaches, and the saving."""
-    made = Table(title=f"{results['model']} ({results['layout']} layout)", box=None, pad_edge=False)
+    title = f"{results['model']} ({results['layout']} layout)"
+    made = Table(title=title, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("exam", overflow="fold")
     for column in ("n", "shots", "metric", "value", "chance", "major.", "saved", "s"):
         made.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from espalier.models.attention import decoding_mask
-from espalier.models.forward import Traits, tapped
-from espalier.models.memory import Memory
-from espalier.trees import Tree, lay_out_tree
+from espalier.models.decoding import make_decoder
+from espalier.models.forward import Traits
+
+KEPT = 0.85
+"""Finished rows are dropped when no more than this share is left: moving the others costs about a step."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,12 @@ def _decode(
     seeds: Sequence[int],
 ) -> Iterator[tuple[int, int, float, bool]]:
     device = next(lm.parameters()).device
-    shared = traits.method == "pieces" or (traits.method == "blocks" and device.type == "cuda")
-    windows = [w for w in traits.windows.values() if w is not None]
-    longest = max(map(len, prompts)) + sampling.max_new_tokens
-    kind = _Shared if shared and all(w >= longest for w in windows) else _Plain
-    state = kind(lm, traits, prompts, copies, sampling.max_new_tokens)
+    decoder = make_decoder(lm, traits, prompts, copies, sampling.max_new_tokens)
     uniforms = _uniforms(seeds, copies, sampling.max_new_tokens).to(device)
     stop = torch.tensor(sampling.stop, device=device)
     names = list(range(len(prompts) * copies))  # the caller's number of each row
     alive = torch.ones(len(names), dtype=torch.bool)
-    logits = state.prompt_logits()
+    logits = decoder.prompt_logits()
     for step in range(sampling.max_new_tokens):
         tokens, logprobs = draw(logits, uniforms[:, step], sampling)
         ends = torch.isin(tokens, stop) if len(sampling.stop) else torch.zeros_like(tokens, dtype=torch.bool)
@@ -142,18 +138,11 @@ def _decode(
         alive &= ~ends.cpu()
         if not alive.any() or step + 1 == sampling.max_new_tokens:
             return
-        rows = state.shrink(alive)
-        if rows is not None:
-            kept = rows.to(device)
-            tokens, uniforms = tokens[kept], uniforms[kept]
-            alive, names = alive[rows] & _first_of(rows), [names[i] for i in rows.tolist()]
-        logits = state.next_logits(tokens, step)
-
-
-def _first_of(rows: Tensor) -> Tensor:
-    """False where a row stands in again for one that is missing."""
-    seen: set[int] = set()
-    return torch.tensor([not (i in seen or seen.add(i)) for i in rows.tolist()])  # type: ignore[func-returns-value]
+        rows = alive.nonzero()[:, 0]
+        if len(rows) <= KEPT * len(alive) and decoder.keep(rows):
+            tokens, uniforms = tokens[rows.to(device)], uniforms[rows.to(device)]
+            alive, names = alive[rows], [names[i] for i in rows.tolist()]
+        logits = decoder.next_logits(tokens, step)
 
 
 def _uniforms(seeds: Sequence[int], copies: int, steps: int) -> Tensor:
@@ -179,127 +168,59 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
     logits = logits.float()
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
-        return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-    logprobs = (logits / sampling.temperature).log_softmax(-1)
-    probs = logprobs.exp()
-    if sampling.top_k or sampling.top_p < 1:
-        probs = _truncated(probs, sampling.top_p, sampling.top_k)
-    sums = probs.cumsum(-1, dtype=torch.float64)
-    # Above the last sum only by rounding; a token without probability is never taken.
-    target = (uniforms.double() * sums[:, -1])[:, None].clamp(max=sums[:, -1:].nextafter(torch.zeros(())))
-    tokens = torch.searchsorted(sums, target, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+        return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
+    probs = logits.softmax(-1)
+    chosen = probs
+    if sampling.top_p < 1:
+        chosen = _nucleus(logits, probs, sampling.top_p)
+    if 0 < sampling.top_k < probs.shape[1]:
+        best, at = chosen.topk(sampling.top_k, dim=-1)
+        chosen = torch.zeros_like(probs).scatter_(1, at, best)
+    tokens = _by_sums(chosen, uniforms)
+    return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
 
 
-def _truncated(probs: Tensor, top_p: float, top_k: int) -> Tensor:
-    """The same probabilities with those outside of the top set to 0 (not renormalised)."""
-    count = min(top_k or probs.shape[1], probs.shape[1])
-    best, at = probs.topk(count, dim=-1)
-    if top_p < 1:
-        before = best.cumsum(-1) - best  # the likeliest always stays
-        best = best.masked_fill(before >= top_p, 0.0)
-    return torch.zeros_like(probs).scatter_(1, at, best)
+def _nucleus(logits: Tensor, probs: Tensor, top_p: float) -> Tensor:
+    """The same probabilities with those outside of the smallest set of mass `top_p` set to 0.
+
+    Sorting a vocabulary takes longer than a small model's step. So tokens are put into bins of 1/16 nat
+    below the likeliest, and only the bin in which the mass is reached is sorted.
+    """
+    gaps = logits.amax(-1, keepdim=True) - logits
+    bins = (gaps * 16).clamp_(max=1023).long()
+    mass = probs.new_zeros(len(probs), 1024).scatter_add_(1, bins, probs)
+    above = mass.cumsum(-1) - mass
+    edge = (above < top_p).sum(-1, keepdim=True) - 1
+    inside = bins == edge
+    best, at = torch.where(inside, probs, -1.0).topk(int(inside.sum(-1).max()), dim=-1)
+    before = above.gather(1, edge) + best.cumsum(-1) - best
+    reached = (best >= 0) & (before < top_p)  # the likeliest always stays
+    kept = (bins < edge).scatter(1, at, reached)
+    return torch.where(kept, probs, 0.0)
 
 
-class _Shared:
-    """Prompts read once in one row as trees; our own memory of keys and values."""
-
-    def __init__(
-        self, lm: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: int, room: int
-    ) -> None:
-        config: Any = lm.config
-        self.lm, self.traits, self.prompts, self.copies = lm, traits, prompts, copies
-        self.memory = Memory(
-            int(config.get_text_config().num_hidden_layers), [len(p) for p in prompts], copies, room
-        )
-        self.dtype = next(lm.parameters()).dtype
-        self.device = next(lm.parameters()).device
-
-    def prompt_logits(self) -> Tensor:
-        from espalier.models.attention import attention_mask
-
-        trees = [Tree.from_path(p, [False] * len(p)) for p in self.prompts]
-        batch = lay_out_tree(trees).to(self.device)
-        mask = attention_mask(batch, self.traits.method, self.dtype, self.traits.windows)
-        with tapped(self.lm.get_output_embeddings(), batch.leaf_at):  # type: ignore[operator]
-            logits = self.lm(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
-                attention_mask=mask,
-                past_key_values=self.memory,
-                use_cache=True,
-            ).logits[0]
-        self.memory.start(self.dtype, self.device)
-        return logits.repeat_interleave(self.copies, 0)
-
-    def next_logits(self, tokens: Tensor, step: int) -> Tensor:
-        memory = self.memory
-        lengths = torch.tensor(memory.lengths, device=self.device).repeat_interleave(memory.copies)
-        logits = self.lm(
-            input_ids=tokens[:, None],
-            position_ids=(lengths + step)[:, None],
-            attention_mask=decoding_mask(memory, self.dtype, self.device),
-            past_key_values=memory,
-            use_cache=True,
-        ).logits[:, -1]
-        memory.step += 1
-        return logits
-
-    def shrink(self, alive: Tensor) -> Tensor | None:
-        """Drop finished rows when that saves a quarter or more; returns the old rows that stay, in order.
-
-        The rows stay a rectangle of prompts by copies: a missing copy is stood in for by another row.
-        """
-        grid = alive.view(-1, self.memory.copies)
-        prompts = grid.any(1).nonzero()[:, 0]
-        copies = int(grid.sum(1).max())
-        if len(prompts) * copies > 0.75 * len(alive):
-            return None
-        rows = []
-        for prompt in prompts.tolist():
-            living = grid[prompt].nonzero()[:, 0].tolist()
-            filled = (living * copies)[:copies] if living else []
-            rows += [prompt * self.memory.copies + c for c in filled]
-        kept = torch.tensor(rows)
-        self.memory.keep(prompts.to(self.device), kept.to(self.device), copies)
-        return kept
+BLOCK = 128
 
 
-class _Plain:
-    """Any other architecture: left-padded rows and transformers' own cache."""
+def _by_sums(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """(B,): the token at which the running sum of the weights (B, V) passes the uniform share of their total.
 
-    def __init__(
-        self, lm: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: int, room: int
-    ) -> None:
-        self.lm, self.cache = lm, None
-        device = next(lm.parameters()).device
-        width = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            mask[i, width - len(prompt) :] = 1
-        self.ids = ids.repeat_interleave(copies, 0).to(device)
-        self.mask = mask.repeat_interleave(copies, 0).to(device)
+    The sums of blocks say in which block, and only that one is summed token by token.
+    """
+    rows, size = weights.shape
+    blocks = nn.functional.pad(weights, (0, -size % BLOCK)).view(rows, -1, BLOCK)
+    masses = blocks.sum(-1).double()
+    block, left = _passed(masses, uniforms.double()[:, None] * masses.sum(-1, keepdim=True))
+    inside, _ = _passed(blocks[torch.arange(rows, device=block.device), block].double(), left)
+    return block * BLOCK + inside
 
-    def prompt_logits(self) -> Tensor:
-        return self._run(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
 
-    def next_logits(self, tokens: Tensor, step: int) -> Tensor:
-        positions = self.mask.sum(1, keepdim=True)
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        return self._run(tokens[:, None], positions)
-
-    def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
-        import inspect
-
-        takes_positions = "position_ids" in inspect.signature(self.lm.forward).parameters
-        extra = {"position_ids": positions} if takes_positions else {}
-        out: Any = self.lm(
-            input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
-        )
-        self.cache = out.past_key_values
-        return out.logits[:, -1]
-
-    def shrink(self, alive: Tensor) -> Tensor | None:
-        return None
+def _passed(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) where the running sum of (B, n) passes the target, and what is left of the target there (B, 1)."""
+    sums = weights.cumsum(-1)
+    # At or above the last sum by rounding only; what has no weight is never taken.
+    below = sums[:, -1:].nextafter(torch.zeros((), dtype=sums.dtype, device=sums.device))
+    at = torch.searchsorted(sums, target.minimum(below).clamp(min=0), right=True)
+    return at[:, 0], target - (sums - weights).gather(1, at)

@@ -1,16 +1,18 @@
 """Keys and values of a batch that is being sampled: each prompt once, each answer a place at a time.
 
-Transformers' dynamic cache copies all keys and values at every token and repeats a prompt for each of its
-samples. Here the prompt's are written once, whatever the number of samples, and the answers' into places
-that were set aside. A query attends to both parts apart, and the parts are merged by their log-sum-exps,
-which is exactly the softmax over both.
+Transformers' dynamic cache copies all keys and values at every token, repeats a prompt for each of its
+samples and pads every prompt to the longest. Here the prompts are written once, whatever the number of
+samples, in groups of like length, and the answers into places that were set aside. A query attends to both
+parts apart, and the parts are merged by their log-sum-exps, which is exactly the softmax over both.
 
-P prompts, C copies of each, B = P * C rows, K key heads, G query heads a key head, L tokens of the longest
-prompt, M new tokens at most, D numbers a head.
+P prompts, C copies of each, B rows (P * C until some are dropped), K key heads, G query heads a key head,
+L tokens of the longest prompt of a group, M new tokens at most, D numbers a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,45 +21,135 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
+CALL = {"cpu": 200, "cuda": 20_000}
+"""What one more attention call costs, in tokens of padding that could be read in the time."""
+
+
+def alike(lengths: Sequence[int], call: int) -> list[tuple[int, int]]:
+    """Cut prompts, in the order given, into groups that are read at the least cost: (start, end) of each.
+
+    A group costs its longest prompt times its prompts, plus `call`.
+    """
+    best: list[tuple[float, int]] = [
+        (0.0, 0)
+    ]  # of the first n prompts: the cost, where the last group starts
+    for end in range(1, len(lengths) + 1):
+        longest, found = 0, (float("inf"), 0)
+        for start in range(end - 1, -1, -1):
+            longest = max(longest, lengths[start])
+            found = min(found, (best[start][0] + longest * (end - start) + call, start))
+        best.append(found)
+    groups, end = [], len(lengths)
+    while end:
+        start = best[end][1]
+        groups.append((start, end))
+        end = start
+    return groups[::-1]
+
+
+@dataclass
+class _Group:
+    """Prompts of like length, which one call attends to.
+
+    Attributes:
+        prompts: their numbers, in order.
+        longest: tokens of the longest.
+        mask: (P', 1, 1, L) of 0 and the least number, None where all are of one length.
+        rows: (P' * C') the row of each query, C' being the most copies of any of these prompts; a copy that
+            a prompt has not is stood in for by any row.
+        copies: C'.
+    """
+
+    prompts: list[int]
+    longest: int
+    mask: Tensor | None
+    rows: Tensor
+    copies: int
+
 
 class Memory(Cache):
     """A cache in transformers' convention that our attention reads in two parts.
 
     Args:
         layers: of the model.
-        lengths: tokens of each prompt (P,).
+        lengths: tokens of each prompt (P,), prompts of like length side by side.
         copies: samples of each prompt, C.
         max_new_tokens: places set aside for each answer, M.
+        dtype, device: what keys and values are kept in and on.
     """
 
-    def __init__(self, layers: int, lengths: list[int], copies: int, max_new_tokens: int) -> None:
-        super().__init__(layers=[_Layer(self, i) for i in range(layers)])
-        self.lengths = lengths
-        self.copies = copies
+    def __init__(
+        self,
+        layers: int,
+        lengths: Sequence[int],
+        copies: int,
+        max_new_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        self.lengths = list(lengths)
         self.room = max_new_tokens
         self.step = -1  # the place that the next token is written to; -1 while the prompts are read
+        self.reading = (0, 0)  # the prompts that are read now
         self.layer: _Layer | None = None
-        self.prompt_mask: Tensor | None = None
-
-    def start(self, dtype: torch.dtype, device: torch.device) -> None:
-        """All prompts are read: from here on one token a row."""
-        self.step = 0
-        longest = max(self.lengths)
-        if min(self.lengths) < longest:
-            lengths = torch.tensor(self.lengths, device=device)[:, None]
-            padding = torch.arange(longest, device=device)[None] >= lengths
+        self.dtype, self.device = dtype, device
+        self.of_row = [i for i in range(len(self.lengths)) for _ in range(copies)]  # the prompt of each row
+        self.groups = []
+        for start, end in alike(self.lengths, CALL.get(device.type, CALL["cuda"])):
+            longest = max(self.lengths[start:end])
+            held = torch.tensor(self.lengths[start:end], device=device)[:, None]
+            padding = torch.arange(longest, device=device)[None] >= held
             mask = torch.zeros(padding.shape, dtype=dtype, device=device)
-            self.prompt_mask = mask.masked_fill_(padding, torch.finfo(dtype).min)[:, None, None]
+            mask = mask.masked_fill_(padding, torch.finfo(dtype).min)[:, None, None]
+            none = torch.empty(0, dtype=torch.int64)
+            self.groups.append(
+                _Group(list(range(start, end)), longest, mask if padding.any() else None, none, 0)
+            )
+        self._place_rows()
 
-    def keep(self, prompts: Tensor, rows: Tensor, copies: int) -> None:
-        """Go on with fewer rows: `prompts` (P',) of the old, `rows` (P' * copies,) of the old rows."""
-        self.lengths = [self.lengths[i] for i in prompts.tolist()]
-        self.copies = copies
+    def _place_rows(self) -> None:
+        """Say which rows ask each group, and where each row's answer then stands."""
+        rows_of: dict[int, list[int]] = {}
+        for row, prompt in enumerate(self.of_row):
+            rows_of.setdefault(prompt, []).append(row)
+        stands = [0] * len(self.of_row)
+        at = 0
+        for group in self.groups:
+            group.copies = max(len(rows_of[p]) for p in group.prompts)
+            rows = []
+            for prompt in group.prompts:
+                own = rows_of[prompt]
+                for copy, row in enumerate(own):
+                    stands[row] = at + copy
+                rows += own + own[:1] * (group.copies - len(own))
+                at += group.copies
+            group.rows = torch.tensor(rows, device=self.device)
+        self.stands = None if stands == list(range(at)) else torch.tensor(stands, device=self.device)
+
+    def positions(self) -> Tensor:
+        """(B,) of the next token."""
+        return torch.tensor([self.lengths[p] + self.step for p in self.of_row], device=self.device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows (B',) of the present ones, in their order."""
+        kept = rows.tolist()
+        self.of_row = [self.of_row[i] for i in kept]
+        living = set(self.of_row)
+        groups, lasting = [], []
+        for group in self.groups:
+            last = [i for i, p in enumerate(group.prompts) if p in living]
+            lasting.append(last)
+            if last and len(last) < len(group.prompts):
+                group.prompts = [group.prompts[i] for i in last]
+                group.mask = None if group.mask is None else group.mask[last]
+            if last:
+                groups.append(group)
+        self.groups = groups
         for layer in self.layers:
             assert isinstance(layer, _Layer)
-            layer.keep(prompts, rows)
-        if self.prompt_mask is not None:
-            self.prompt_mask = self.prompt_mask[prompts]
+            layer.keep(lasting, rows.to(self.device))
+        self._place_rows()
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """One query a row over its prompt and its answer so far: (B, H, 1, D) to the same.
@@ -68,27 +160,46 @@ class Memory(Cache):
             scale: of the scores.
         """
         layer = self.layer
-        assert layer is not None and layer.prompt_keys is not None and layer.prompt_values is not None
+        assert layer is not None
         rows, heads, _, size = query.shape
         kinds = key.shape[1]
-        groups = heads // kinds
-        prompts = rows // self.copies
         # Query heads of one key head stand as queries of that head: nothing is repeated.
-        grouped = query.reshape(rows, kinds, groups, size)
-        shared = (
-            grouped.view(prompts, self.copies, kinds, groups, size)
-            .transpose(1, 2)
-            .reshape(prompts, kinds, self.copies * groups, size)
-        )
-        mask = self.prompt_mask
-        if mask is not None:
-            mask = mask.to(query.dtype).expand(prompts, 1, shared.shape[2], -1)
-        first, first_lse = attention_over(shared, layer.prompt_keys, layer.prompt_values, mask, scale)
-        first = _by_row(first, self.copies, groups).reshape(rows, kinds, groups, size)
-        first_lse = _by_row(first_lse[..., None], self.copies, groups).reshape(rows, kinds, groups, 1)
+        grouped = query.reshape(rows, kinds, heads // kinds, size)
+        first, first_lse = self._attend_prompts(layer, grouped, scale)
         second, second_lse = attention_over(grouped, key, value, None, scale)
-        weight = torch.sigmoid(first_lse - second_lse[..., None]).to(query.dtype)
-        return torch.lerp(second, first, weight).reshape(rows, heads, 1, size)
+        weight = torch.sigmoid(first_lse - second_lse)[..., None].to(query.dtype)
+        return torch.lerp(second, first, weight).reshape(rows, heads, 1, value.shape[-1])
+
+    def _attend_prompts(self, layer: _Layer, grouped: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """(B, K, G, D) to the same, and log-sum-exps (B, K, G)."""
+        _, kinds, share, size = grouped.shape
+        outs, lses = [], []
+        for group, keys, values in zip(self.groups, layer.prompt_keys, layer.prompt_values, strict=True):
+            prompts, copies = len(group.prompts), group.copies
+            asked = (
+                grouped
+                if len(self.groups) == 1 and self.stands is None
+                else grouped.index_select(0, group.rows)
+            )
+            if copies > 1:
+                asked = asked.view(prompts, copies, kinds, share, size).transpose(1, 2)
+                asked = asked.reshape(prompts, kinds, copies * share, size)
+            mask = group.mask
+            if mask is not None:
+                mask = mask.expand(prompts, 1, copies * share, -1)
+            out, lse = attention_over(asked, keys, values, mask, scale)
+            if copies > 1:
+                out = out.view(prompts, kinds, copies, share, -1).transpose(1, 2).flatten(0, 1)
+                lse = lse.reshape(prompts, kinds, copies, share).transpose(1, 2).flatten(0, 1)
+            outs.append(out)
+            lses.append(lse)
+        if len(outs) == 1:
+            out, lse = outs[0], lses[0]
+        else:
+            out, lse = torch.cat(outs), torch.cat(lses)
+        if self.stands is None:
+            return out, lse
+        return out.index_select(0, self.stands), lse.index_select(0, self.stands)
 
 
 class _Layer(CacheLayerMixin):
@@ -97,11 +208,11 @@ class _Layer(CacheLayerMixin):
     is_compileable = False
     is_sliding = False
 
-    def __init__(self, memory: Memory, index: int) -> None:
+    def __init__(self, memory: Memory) -> None:
         super().__init__()
-        self.memory, self.index = memory, index
-        self.prompt_keys: Tensor | None = None  # (P, K, L, D)
-        self.prompt_values: Tensor | None = None
+        self.memory = memory
+        self.prompt_keys: list[Tensor] = []  # (P', K, L, D) of each group
+        self.prompt_values: list[Tensor] = []
         self.answer_keys: Tensor | None = None  # (B, K, M, D)
         self.answer_values: Tensor | None = None
         self.is_initialized = True
@@ -111,40 +222,53 @@ class _Layer(CacheLayerMixin):
         memory = self.memory
         memory.layer = self
         if memory.step < 0:
-            self._read_prompts(key_states, value_states)
+            self._read(self.prompt_keys, key_states)
+            self._read(self.prompt_values, value_states)
             return key_states, value_states
         if self.answer_keys is None or self.answer_values is None:
             rows, kinds, size = len(key_states), key_states.shape[1], key_states.shape[3]
-            self.answer_keys = key_states.new_empty(rows, kinds, memory.room, size)
-            self.answer_values = value_states.new_empty(rows, kinds, memory.room, value_states.shape[-1])
+            shape = (rows, kinds, memory.room)
+            self.answer_keys = key_states.new_empty(*shape, size, dtype=memory.dtype)
+            self.answer_values = value_states.new_empty(*shape, value_states.shape[3], dtype=memory.dtype)
         at = memory.step
         self.answer_keys[:, :, at] = key_states[:, :, 0]
         self.answer_values[:, :, at] = value_states[:, :, 0]
         return self.answer_keys[:, :, : at + 1], self.answer_values[:, :, : at + 1]
 
-    def _read_prompts(self, keys: Tensor, values: Tensor) -> None:
-        """Cut the row of all prompts, one after the other, into a padded one for each."""
-        lengths = self.memory.lengths
-        padded = []
-        for held in (keys, values):
-            store = held.new_zeros(len(lengths), held.shape[1], max(lengths), held.shape[3])
-            start = 0
-            for i, length in enumerate(lengths):
-                store[i, :, :length] = held[0, :, start : start + length]
-                start += length
-            padded.append(store)
-        self.prompt_keys, self.prompt_values = padded
+    def _read(self, stores: list[Tensor], held: Tensor) -> None:
+        """Cut the row of the prompts that are read now, one after the other, into their places."""
+        memory = self.memory
+        _, kinds, _, size = held.shape
+        if not stores:
+            stores += [
+                held.new_empty(len(g.prompts), kinds, g.longest, size, dtype=memory.dtype)
+                for g in memory.groups
+            ]
+        first, last = memory.reading
+        start = 0
+        for group, store in zip(memory.groups, stores, strict=True):
+            for place, prompt in enumerate(group.prompts):
+                if first <= prompt < last:
+                    length = memory.lengths[prompt]
+                    store[place, :, :length] = held[0, :, start : start + length]
+                    store[place, :, length:] = 0.0  # masked, but a NaN would not be
+                    start += length
 
-    def keep(self, prompts: Tensor, rows: Tensor) -> None:
-        assert self.prompt_keys is not None and self.prompt_values is not None
-        if len(prompts) < len(self.prompt_keys):
-            self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
+    def keep(self, lasting: list[list[int]], rows: Tensor) -> None:
+        """`lasting`: of each group, the places of the prompts that stay; `rows` (B',) of the answers."""
+        for name in ("prompt_keys", "prompt_values"):
+            held = [
+                store if len(last) == len(store) else store[last]
+                for store, last in zip(getattr(self, name), lasting, strict=True)
+                if last
+            ]
+            setattr(self, name, held)
         if self.answer_keys is not None and self.answer_values is not None:
             used = self.memory.step
             for name in ("answer_keys", "answer_values"):
-                held = getattr(self, name)
-                store = held.new_empty(len(rows), *held.shape[1:])
-                store[:, :, :used] = held[rows, :, :used]
+                answers = getattr(self, name)
+                store = answers.new_empty(len(rows), *answers.shape[1:])
+                store[:, :, :used] = answers[rows, :, :used]
                 setattr(self, name, store)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -158,12 +282,6 @@ class _Layer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
-
-
-def _by_row(x: Tensor, copies: int, groups: int) -> Tensor:
-    """(P, K, C * G, X) to (P, C, K, G, X)."""
-    prompts, kinds, _, size = x.shape
-    return x.view(prompts, kinds, copies, groups, size).transpose(1, 2)
 
 
 def attention_over(

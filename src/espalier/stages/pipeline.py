@@ -20,7 +20,8 @@ from espalier.engine.launch import processes_wanted, relaunch
 from espalier.options import EngineOptions
 from espalier.report import write_report
 from espalier.stages import examine
-from espalier.stages.train import CLASSES, run_stage
+from espalier.stages.catalogue import CLASSES
+from espalier.stages.train import run_stage
 
 EXAM = "evaluate"
 ALL_CLASSES: dict[str, tuple[type, ...]] = {**CLASSES, EXAM: examine.CLASSES}

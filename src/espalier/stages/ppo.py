@@ -27,7 +27,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.options import Options, option
 from espalier.rollout.experience import whitened, with_extras
 from espalier.rollout.feed import RolloutFeed
-from espalier.stages.rollouts import Roller, RolloutOptions, check_apart, frozen_copy
+from espalier.stages.rollouts import Roller, RolloutOptions, check_apart, check_first_step, frozen_copy
 from espalier.stages.setup import Setup
 from espalier.stages.stage import HeldOut, Live, Parts
 from espalier.trees import Batch, Tree
@@ -120,16 +120,7 @@ class ClippedObjective:
         return total, numbers
 
     def check(self, first: dict[str, float]) -> None:
-        if abs(first["ratio"] - 1) > 0.05:
-            raise ValueError(
-                f"the first step's ratio of policies is {first['ratio']:.4f} and must be 1: the forward that "
-                "trains and the one that measured the rollout disagree. Check dropout and precision."
-            )
-        if abs(first["kl"]) > 0.05 * max(1.0, first["answer_tokens"]):
-            raise ValueError(
-                f"the first step's KL from the reference is {first['kl']:.4f} an answer and must be 0: policy "
-                "and reference are not the same model at the start."
-            )
+        check_first_step(first)
 
     @staticmethod
     def _answers(batch: Batch) -> Tensor:

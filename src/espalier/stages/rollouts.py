@@ -5,6 +5,7 @@ It is wiring, not an algorithm: what is made of the scores is each stage's own a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -205,10 +206,29 @@ class Roller:
         return [self._setup.option(RunOptions).seed, 7, rollout]
 
 
+def check_first_step(first: dict[str, float]) -> None:
+    """At the first step the policy is still the one that sampled, and still the reference.
+
+    Args:
+        first: the numbers of the first step: ratio (a mean over tokens), kl and answer_tokens (an answer).
+
+    Raises:
+        ValueError: the ratio is not 1, or the KL is not 0, with what may have caused it.
+    """
+    if abs(first["ratio"] - 1) > 0.05:
+        raise ValueError(
+            f"the first step's ratio of policies is {first['ratio']:.4f} and must be 1: the forward that "
+            "trains and the one that measured the rollout disagree. Check dropout and precision."
+        )
+    if abs(first["kl"]) > 0.05 * max(1.0, first["answer_tokens"]):
+        raise ValueError(
+            f"the first step's KL from the reference is {first['kl']:.4f} an answer and must be 0: policy "
+            "and reference are not the same model at the start."
+        )
+
+
 def frozen_copy(policy: TreeModel) -> TreeModel | None:
     """A frozen reference of its own, or None where the adapter can be switched off."""
-    import copy
-
     if is_adapted(policy.lm):
         return None
     made = copy.deepcopy(policy)

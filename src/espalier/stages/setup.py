@@ -17,7 +17,8 @@ from torch import nn
 
 from espalier.data.feed import DatasetFeed, Rows
 from espalier.data.records import ASSISTANT, Chat, Prompt, Ranking
-from espalier.data.sources import Loaded, load_records, parse_specs, split_validation
+from espalier.data.sources import Loaded, load_records, split_validation
+from espalier.data.specs import parse_specs
 from espalier.data.templates import Template, choose_template, prompt_text
 from espalier.data.tokenise import EncodedPrompt, Encoder, encode_all, encode_prompts
 from espalier.engine.strategy import whole_parameters
@@ -213,17 +214,19 @@ class Setup:
         data = self.option(DataOptions)
         if (key, kind) not in self._loaded:
             loaded = load_records(
-                parse_specs(value),
+                parse_specs(value, data.dataset_dir, data.interleave_probs if key == "dataset" else None),
                 kind,
                 skip_bad=data.skip_bad,
                 rejected_path=self.rejected_path,
                 seed=self.option(RunOptions).seed,
+                mix=data.mix_strategy,
+                max_samples=data.max_samples,
+                data_split=data.data_split,
             )
             self.hashes.update(loaded.hashes)
             self.account.update(loaded.left_out)
             self._loaded[key, kind] = loaded
-        records = self._loaded[key, kind].records
-        return records[: data.max_samples] if data.max_samples else records
+        return self._loaded[key, kind].records
 
     def encoder(self, *, answers_trained: bool = True) -> Encoder:
         overlong = self.option(DataOptions).overlong

@@ -1,0 +1,100 @@
+"""What a run leaves behind: its config, its summary, its models; and whether it is finished already."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espalier import config
+from espalier.engine import checkpoint, files, strategy
+from espalier.engine.hardware import device_name
+from espalier.models.forward import TreeModel
+from espalier.models.saved import save_model
+from espalier.options import EngineOptions, RunOptions
+from espalier.stages.resume import checkpoints
+from espalier.stages.running import Running, Start
+
+
+def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The summary of a finished run of the same options on the same data, or None."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    if summary.get("status") != "done" or summary.get("fingerprint") != fingerprint:
+        return None
+    same = all(files.file_hash(Path(name)) == sha for name, sha in summary["data"].items())
+    return summary if same and (folder / "model").is_dir() else None
+
+
+def write_config(start: Start) -> None:
+    start.folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options.values()))
+
+
+def save_models(running: Running) -> None:
+    """Write the stage's models; the checkpoints have served their purpose then."""
+    start, live, parts = running.start, running.live, running.parts
+    whole = strategy.whole_parameters(live.accelerator, live.module)
+    if start.is_main:
+        for name, model in {"model": parts.main, **parts.also_saved}.items():
+            with files.new_folder(start.folder / name) as folder:
+                save_model(folder, model, running.setup.tokenizer, _own(running, whole, model))
+        checkpoint.clear_checkpoints(checkpoints(start.folder))
+    live.accelerator.wait_for_everyone()
+
+
+def _own(running: Running, whole: dict[str, torch.Tensor], model: TreeModel) -> dict[str, torch.Tensor]:
+    """The trained tensors of one model, by their names in it."""
+    for name, module in running.live.inner.named_modules():
+        if module is model:
+            prefix = f"{name}." if name else ""
+            return {k.removeprefix(prefix): t for k, t in whole.items() if k.startswith(prefix)}
+    return {}
+
+
+def write_summary(running: Running, status: str) -> dict[str, Any]:
+    """Write ``summary.json`` (on the first rank) and return it; status: running, stopped or done."""
+    start, setup, parts, progress = running.start, running.setup, running.parts, running.progress
+    accelerator = start.accelerator
+    summary = {
+        "stage": start.stage,
+        "name": start.name,
+        "status": status,
+        "steps": progress.step,
+        "total_steps": running.feed.total_steps,
+        "seconds": round(progress.seconds, 2),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.started)),
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "strategy": start.option(EngineOptions).strategy,
+        "precision": {"no": "fp32"}.get(start.precision, start.precision),
+        "parameters": sum(p.numel() for p in parts.main.parameters()),
+        "trainable_parameters": sum(p.numel() for p in parts.trained.parameters() if p.requires_grad),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+            "espalier": version("espalier-llm"),
+        },
+        "seed": start.option(RunOptions).seed,
+        "data": setup.hashes,
+        "left_out": dict(setup.account),
+        "layout": "padded" if setup.padded else "tree",
+        "layout_reason": setup.layout_reason,
+        "tokens_in_paths": progress.path_tokens,
+        "tokens_in_rows": progress.tokens,
+        "held_out": running.held_out,
+        "final": {k: v for k, v in progress.last.items() if math.isfinite(v)},
+        "notes": start.notes,
+        "fingerprint": start.fingerprint,
+    }
+    if start.is_main:
+        files.write_json(start.folder / "summary.json", summary)
+    return summary

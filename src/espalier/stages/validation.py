@@ -1,0 +1,75 @@
+"""Held-out numbers of a run at an evaluation, and what its model says to held-out prompts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from espalier.engine.track import Meter
+from espalier.models.generate import Sampling, sample
+from espalier.options import EngineOptions
+from espalier.stages.catalogue import SAMPLED, SHARDED
+from espalier.stages.judge import judged
+from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.running import Running
+
+SAMPLE_TOKENS = 64
+"""Longest shown answer of a stage that does not sample itself."""
+
+
+def validate(running: Running, step: int) -> dict[str, float]:
+    """The numbers to log as ``eval_NAME``; the stage's own one is kept for the summary, with its error."""
+    parts, live = running.parts, running.live
+    running.setup.refresh_sampler(live, parts.main)
+    with live.evaluating():
+        units, numbers = parts.validate(live)
+    meter = Meter()
+    meter.add(numbers)
+    found = {f"eval_{k}": v for k, v in meter.means(lambda sums: _over_ranks(running, sums)).items()}
+    estimate = judged(units, live.accelerator)
+    if estimate is not None:
+        name = parts.held_out.name
+        found[f"eval_{name}"], found[f"eval_{name}_stderr"] = estimate.value, estimate.stderr
+        when = "before" if step == 0 else "after"
+        running.held_out |= {
+            "name": name,
+            "better": parts.held_out.better,
+            when: estimate.value,
+            f"stderr_{when}": estimate.stderr,
+            "n": estimate.n,
+        }
+    _show(running, step)
+    return found
+
+
+def _over_ranks(running: Running, sums: list[float]) -> list[float]:
+    accelerator = running.live.accelerator
+    if accelerator.num_processes == 1:
+        return sums
+    held = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
+    total: Any = accelerator.reduce(held, reduction="sum")
+    return total.tolist()
+
+
+def _show(running: Running, step: int) -> None:
+    """Write what the model says; the first rank does it, the others have nothing to add."""
+    start, parts, live = running.start, running.parts, running.live
+    nobody_whole = start.option(EngineOptions).strategy in SHARDED and live.sampler is None
+    if not parts.sample_prompts or not start.is_main or nobody_whole:
+        return
+    longest = start.option(RolloutOptions).max_new_tokens if start.stage in SAMPLED else SAMPLE_TOKENS
+    prompts = [prompt.tokens for prompt in parts.sample_prompts]
+    with live.accelerator.autocast():
+        said = sample(
+            live.sampler or parts.main.lm,
+            parts.main.traits,
+            prompts,
+            Sampling(longest, 0.0, stop=running.setup.stop),
+        )
+    with (start.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+        for prompt, (answer,) in zip(parts.sample_prompts, said, strict=True):
+            text = running.setup.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            row = {"step": step, "prompt": prompt.text, "completion": text, "reference": prompt.reference}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

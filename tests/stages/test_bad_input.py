@@ -1,0 +1,109 @@
+"""Mistakes and misfortunes that reach a stage: one message, and nothing that was there before is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from espalier.engine import checkpoint, files
+from espalier.errors import UserError
+from tests.stages.conftest import far, run, weights
+
+Make = Callable[..., dict[str, Any]]
+
+
+def test_a_folder_without_weights_says_what_it_has(options: Make, world: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(world / "base", bare)
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"bare: .*weights") as refused:
+        run(options("sft", model_name_or_path=str(bare)))
+    assert "safetensors" in str(refused.value)
+
+
+def test_a_plain_model_is_no_reward_model(options: Make, world: Path) -> None:
+    with pytest.raises(UserError, match=r"base: is no reward model .*Train one with `stage: reward`"):
+        run(options("ppo", reward_model=str(world / "base")))
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_a_disk_that_fills_up_in_the_middle_of_a_save_keeps_the_checkpoint_before(
+    stage: str, options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = options(stage, name="whole", max_steps=6)
+    run(whole)
+    full = options(stage, name="full", max_steps=6, save_steps=2, save_total_limit=1)
+    real, save = files.os.fsync, checkpoint.save_checkpoint
+    saves = written = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal written
+        written += saves == 2
+        if written > 2:  # the second checkpoint breaks off after two files, and the disk stays full
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    def counted(*args: Any) -> Path:
+        nonlocal saves
+        saves += 1
+        return save(*args)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", counted)
+    with pytest.raises(UserError, match=r"step-4: could not be written .*free on its disk"):
+        run(full)
+    monkeypatch.undo()
+    folder = Path(full["output_dir"]) / "full"
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-2"]
+    assert json.loads((folder / "summary.json").read_text("utf-8"))["status"] == "running", "no room for it"
+    assert run(full)["status"] == "done"
+    assert far(weights(whole), weights(full)) == 0.0
+
+
+def test_a_disk_that_is_full_when_the_model_is_saved_keeps_the_last_checkpoint(
+    options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = options("sft", save_steps=2)
+    real = files.new_folder
+
+    def refuse(path: Path) -> Any:
+        if path.name == "model":
+            raise UserError(f"{path}: could not be written: no space left. Free some on its disk.")
+        return real(path)
+
+    monkeypatch.setattr(files, "new_folder", refuse)
+    with pytest.raises(UserError, match="no space left"):
+        run(chosen)
+    monkeypatch.undo()
+    folder = Path(chosen["output_dir"]) / "sft"
+    assert (folder / "checkpoints" / "step-2").is_dir() and not (folder / "model").exists()
+    assert run(chosen)["status"] == "done" and (folder / "model").is_dir()
+
+
+def test_a_checkpoint_of_other_options_or_other_data_is_refused(
+    options: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, world: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    shutil.copy(world / "sft_train.jsonl", data)
+    chosen = options("sft", dataset=[str(data)], save_steps=1, max_steps=3)
+    monkeypatch.setattr(
+        "espalier.stages.train.save_models", lambda running: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(chosen)
+    monkeypatch.undo()
+    with pytest.raises(
+        UserError, match=r"step-2: this checkpoint was written under other options.*resume=false"
+    ):
+        run({**chosen, "learning_rate": 9e-4})
+    lines = data.read_text("utf-8").splitlines()
+    data.write_text("\n".join(lines[:-5]) + "\n", "utf-8")
+    with pytest.raises(UserError, match=r"step-2: .*the data changed"):
+        run(chosen)
+    assert run({**chosen, "resume": False})["status"] == "done"

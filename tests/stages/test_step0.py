@@ -1,0 +1,135 @@
+"""A run whose first step cannot be right is refused in words; a sound one is not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from espalier.errors import UserError
+from espalier.models.heads import ScalarHead
+from espalier.stages import dpo, grpo, ppo
+from espalier.stages.rollouts import Roller, check_apart, check_first_step
+from espalier.stages.setup import Setup
+from espalier.trees import Tree
+from tests.stages.conftest import rows, run
+
+Make = Callable[..., dict[str, Any]]
+REFUSED = "refused after its first step"
+
+
+def bent(model: nn.Module) -> nn.Module:
+    """A copy whose weights are not quite the same."""
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.manual_seed(0)), alpha=0.1)
+    return made
+
+
+@pytest.mark.parametrize(("loss", "wanted"), [("sigmoid", 0.6931), ("ipo", 25.0), ("hinge", 1.0)])
+def test_dpo_begins_at_the_loss_of_equals(loss: str, wanted: float, options: Make) -> None:
+    chosen = options("dpo", pref_loss=loss, max_steps=1)
+    run(chosen)
+    assert [row["loss"] for row in rows(chosen) if "loss" in row] == pytest.approx([wanted], rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo"])
+def test_dpo_against_another_reference_than_its_start_is_refused(
+    loss: str, options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dpo, "copy", SimpleNamespace(deepcopy=bent))
+    with pytest.raises(UserError, match=rf"{REFUSED}.*DPO loss is .* and must be .*Check dropout, adapters"):
+        run(options("dpo", pref_loss=loss, pref_beta=0.5))
+
+
+def test_a_reference_that_was_named_may_be_another(options: Make, world: Path) -> None:
+    run(options("dpo", ref_model=str(world / "judge"), max_steps=1))
+
+
+def test_a_new_reward_head_that_does_not_score_near_0_is_refused(
+    options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ScalarHead.__init__
+
+    def loud(self: ScalarHead, size: int) -> None:
+        start(self, size)
+        with torch.no_grad():
+            self.weight.normal_(generator=torch.manual_seed(0)).mul_(200)
+
+    monkeypatch.setattr(ScalarHead, "__init__", loud)
+    with pytest.raises(UserError, match=rf"{REFUSED}.*margin is .*near 0.*check model_name_or_path"):
+        run(options("reward"))
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_a_forward_that_disagrees_with_the_rollouts_is_refused(
+    stage: str, options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Roller.measured
+
+    def wrong(self: Roller, *args: Any) -> list[Tree]:
+        found = measured(self, *args)
+        for tree in found:
+            tree.extras["old_logprobs"] -= 0.3
+        return found
+
+    monkeypatch.setattr(Roller, "measured", wrong)
+    with pytest.raises(
+        UserError, match=rf"{REFUSED}.*ratio of policies is 1\.3.*Check dropout and precision"
+    ):
+        run(options(stage))
+
+
+@pytest.mark.parametrize(("stage", "module"), [("ppo", ppo), ("grpo", grpo)])
+def test_a_reference_that_is_not_the_start_is_refused(
+    stage: str, module: Any, options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = module.frozen_copy
+    monkeypatch.setattr(module, "frozen_copy", lambda policy: bent(frozen(policy)))
+    with pytest.raises(UserError, match=rf"{REFUSED}.*KL from the reference is .*must be 0"):
+        run(options(stage))
+
+
+def test_the_first_steps_numbers_have_some_room_for_rounding() -> None:
+    check_first_step({"ratio": 1.01, "kl": 0.2, "answer_tokens": 10.0})
+    with pytest.raises(ValueError, match="ratio"):
+        check_first_step({"ratio": 0.9, "kl": 0.0, "answer_tokens": 10.0})
+    with pytest.raises(ValueError, match="KL"):
+        check_first_step({"ratio": 1.0, "kl": -0.6, "answer_tokens": 10.0})
+
+
+def test_an_answer_that_never_ends_is_refused_and_drawn(
+    options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Setup, "stop", property(lambda self: (5,)))
+    with pytest.raises(
+        UserError,
+        match=r"sft_train\.jsonl:\d+: the last trained token is not the end of a turn.*chat template",
+    ):
+        run(options("sft"))
+
+
+def test_records_without_an_answer_are_refused(options: Make, tmp_path: Path) -> None:
+    data = tmp_path / "asked.jsonl"
+    asked = {"messages": [{"role": "user", "content": "What is 1 + 1?"}]}
+    data.write_text("".join(json.dumps(asked) + "\n" for _ in range(9)), "utf-8")
+    with pytest.raises(UserError, match=r"asked\.jsonl:1: there is no answer"):
+        run(options("sft", dataset=[str(data)], eval_dataset=None))
+
+
+def test_models_that_share_a_trained_weight_are_named() -> None:
+    one, two = nn.Linear(3, 3), nn.Linear(3, 3)
+    check_apart(policy=one, critic=two, reward=None)
+    two.bias = one.bias
+    with pytest.raises(ValueError, match=r"policy and critic share a trainable weight of shape \(3,\)"):
+        check_apart(policy=one, critic=two)
+    one.bias.requires_grad_(False)
+    check_apart(policy=one, critic=two)

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 FAMILIES = (
-    *(
-        "aquila",
-        "baichuan_7b",
-        "baichuan_13b",
-        "baichuan2_7b",
-        "baichuan2_13b",
-        "chatglm",
-        "chatglm2",
-        "glm",
-        "internlm",
-        "moss",
-        "pangu",
-        "xverse",
-    ),
+    "aquila",
+    "baichuan_7b",
+    "baichuan_13b",
+    "baichuan2_7b",
+    "baichuan2_13b",
+    "chatglm",
+    "chatglm2",
+    "glm",
+    "internlm",
+    "moss",
+    "pangu",
+    "qwen",
+    "qwen_v0",
+    "xverse",
 )
 
 

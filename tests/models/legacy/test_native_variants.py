@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import espalier
+from espalier.errors import UserError
+from espalier.models.forward import Traits, TreeModel, Want
 from espalier.models.probe import probe
+from espalier.trees.layout import lay_out_padded, lay_out_tree
+from espalier.trees.tree import Tree
 from tests.models.legacy.plain import IDS, TOLERANCE, State, attention, check, rand, rms, write
 
 
@@ -324,3 +328,35 @@ def test_qwen(ntk: bool, logn: bool, tmp_path: Path) -> None:
     model.train()
     trained = qwen_logits({**c, "use_dynamic_ntk": False, "use_logn_attn": False}, state, IDS[0], length)
     assert (model(input_ids=IDS).logits[0] - trained).abs().max() < TOLERANCE
+
+
+def test_qwen_s_trees_beyond_its_length(tmp_path: Path) -> None:
+    c = {"model_type": "qwen", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "kv_channels": 8}
+    c |= {"num_attention_heads": 4, "intermediate_size": 40, "layer_norm_epsilon": 1e-5, "seq_length": 20}
+    c |= {
+        "rotary_emb_base": 10000,
+        "use_dynamic_ntk": True,
+        "use_logn_attn": True,
+        "tie_word_embeddings": False,
+    }
+    lm: Any = espalier.load_model(str(write(tmp_path, c, qwen_state(c))), device="cpu")[0]
+    traits = probe(lm)
+    assert traits.method == "pieces"
+    model = TreeModel(lm, traits)
+
+    def tree(trunk: int, *branches: int) -> Tree:
+        tokens = torch.randint(3, 64, (trunk,)).tolist()
+        ends = [torch.randint(3, 64, (n,)).tolist() for n in branches]
+        return Tree.join([(tokens + end, [False] * trunk + [True] * len(end)) for end in ends])
+
+    trees = [tree(30, 5, 9, 2), tree(4, 3), tree(12, 60, 61)]  # each tree has a base of its own
+    with torch.no_grad():
+        found = model(lay_out_tree(trees), Want()).logprobs
+        lm.set_attn_implementation("sdpa")
+        padded = TreeModel(lm, Traits("padded", True, {"": None}, ""))(lay_out_padded(trees), Want()).logprobs
+    assert found is not None
+    assert padded is not None
+    assert (found - padded).abs().max() < TOLERANCE
+    lm.set_attn_implementation("espalier")
+    with pytest.raises(UserError, match="cutoff_len: 20"), torch.no_grad():
+        model(lay_out_tree([tree(10, 5, 40)]), Want())

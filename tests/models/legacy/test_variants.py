@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, RwkvConfig, RwkvForCausa
 
 import espalier
 from espalier.errors import UserError
+from espalier.models.generate import Sampling, sample
 from espalier.models.legacy.convert import convert_folder
 from espalier.models.probe import probe
 from tests.models.legacy.plain import IDS, TOLERANCE, State, attention, check, rand, rms, write
@@ -335,5 +336,13 @@ def test_rwkv_by_its_own_names(as_file: bool, tmp_path: Path) -> None:
     assert model.config.context_length == 256
     with torch.no_grad():
         assert (model(IDS).logits - expected).abs().max() < TOLERANCE
+    prompts = [IDS[0].tolist(), [4, 8, 15]]
+    found = sample(model, probe(model), prompts, Sampling(5, temperature=0), copies=2)
+    for prompt, answers in zip(prompts, found, strict=True):
+        row = list(prompt)
+        for _ in range(5):
+            with torch.no_grad():
+                row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
+        assert [a.tokens for a in answers] == [row[-5:]] * 2
     for name, tensor in model.state_dict().items():  # not rescaled, whatever has run
         assert torch.equal(tensor, state[name]), name

@@ -58,6 +58,7 @@ def load_legacy(
         for new, value in conversion.place(name, tensor):
             state[new] = value
     model = assembled(conversion, state, str(folder), dtype)
+    model.name_or_path = model.config.name_or_path = str(folder)  # an adapter names its base by it
     if (folder / "generation_config.json").is_file():
         said = GenerationConfig.from_pretrained(str(folder))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -47,6 +47,7 @@ class GLMChineseConfig(PreTrainedConfig):
     bos_token_id: int | None = 50006
     eos_token_id: int | list[int] | None = 50007
     pad_token_id: int | None = 50000
+    cls_token_id: int = 50002
     blank_token_ids: list[int] | tuple[int, ...] = (50003, 50008, 50009)
     tie_word_embeddings: bool = True
 
@@ -237,6 +238,7 @@ def glm(old: Mapping[str, Any]) -> Conversion:
         "num_hidden_layers": needed(old, "num_layers", "num_hidden_layers"),
         "max_position_embeddings": old.get("max_sequence_length", 512),
         "pad_token_id": old.get("pad_token_id", 50000),
+        "cls_token_id": old.get("cls_token_id", 50002),
         "bos_token_id": old.get("sop_token_id", 50006),
         "eos_token_id": old.get("eop_token_id", 50007),
         "tie_word_embeddings": True,

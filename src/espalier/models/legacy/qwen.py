@@ -28,6 +28,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model,
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken, thirds, token_ids
 from espalier.models.legacy.native import attend, heads_first
+from espalier.models.memory import Memory
 
 _alphas: WeakKeyDictionary[Cache, Tensor] = WeakKeyDictionary()
 """The factor that a cache's keys were rotated with, one a row."""
@@ -44,12 +45,12 @@ class QwenConfig(Qwen2Config):
 
 
 class QwenRotary(nn.Module):
-    """Cosines and sines for one base a row, and the factor of the queries."""
+    """Cosines and sines for one base a path, and the factor of the queries."""
 
     def __init__(self, config: QwenConfig) -> None:
         super().__init__()
         self.config = config
-        self.alpha: Tensor | None = None  # (B, 1) or (1, 1); set before each call
+        self.alpha: Tensor | None = None  # (B or 1, T or 1); set before each call
 
     @torch.no_grad()
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -58,7 +59,7 @@ class QwenRotary(nn.Module):
         parameters: Any = self.config.rope_parameters
         base = parameters["rope_theta"] * self.alpha.double() ** (size / (size - 2))
         exponents = torch.arange(0, size, 2, device=hidden.device, dtype=torch.float32) / size
-        frequencies = (1.0 / base.float() ** exponents)[:, None]  # (B, 1, D / 2)
+        frequencies = 1.0 / base.float()[..., None] ** exponents  # (B, T or 1, D / 2)
         angles = position_ids[..., None].float() * frequencies
         angles = torch.cat([angles, angles], -1)
         factor = None
@@ -118,12 +119,8 @@ class QwenModel(Qwen2Model):
         assert given is not None
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
             past_key_values = DynamicCache(config=self.config)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        alpha = _alphas.get(past_key_values) if past_key_values is not None and past else None
-        if alpha is None:
-            alpha = self._alpha(past + given.shape[1], attention_mask, position_ids, given.device)
-        if past_key_values is not None:
-            _alphas[past_key_values] = alpha
+        length = given.shape[1]
+        alpha = self._alpha(length, attention_mask, position_ids, past_key_values).to(given.device)
         self.rotary_emb.alpha = alpha  # type: ignore[assignment]
         return super().forward(
             input_ids=input_ids,
@@ -135,26 +132,51 @@ class QwenModel(Qwen2Model):
             **kwargs,
         )
 
-    def _alpha(self, length: int, mask: Any, position_ids: Tensor | None, device: torch.device) -> Tensor:
-        """(B, 1) or (1, 1): what the rotary base grows by, from the length of each prompt."""
-        one = torch.ones(1, 1, device=device)
+    def _alpha(self, length: int, mask: Any, position_ids: Tensor | None, cache: Cache | None) -> Tensor:
+        """(B or 1, T or 1): what the rotary base grows by, from the length of each prompt."""
         if self.training or not self.config.use_dynamic_ntk:
-            return one
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            lengths = mask.to(device).bool().sum(1, keepdim=True)
-        elif mask is None:
-            lengths = torch.full((1, 1), length, device=device)
-        else:
+            return torch.ones(1, 1)
+        if isinstance(cache, Memory) and cache.step >= 0:
+            lengths = torch.tensor(cache.lengths).repeat_interleave(cache.copies)
+            return self._grown(lengths)[:, None]
+        kept = _alphas.get(cache) if cache is not None and cache.get_seq_length() else None
+        if isinstance(mask, Tensor) and mask.dim() == 4:
             assert position_ids is not None, "a mask of one's own needs position_ids"
-            if int(position_ids.max()) >= self.config.seq_length:
-                raise UserError(
-                    f"a path of {int(position_ids.max()) + 1} tokens in a tree, and this model changes its "
-                    f"positions with the length of a prompt beyond {self.config.seq_length}: the branches of a "
-                    f"tree would not agree. Set layout: padded, or cutoff_len: {self.config.seq_length}."
-                )
-            return one
+            found = self._of_trees(position_ids[0].cpu())
+            if kept is not None and not bool((found == kept.cpu()[0, 0]).all()):
+                self._refuse(position_ids)
+        elif kept is not None:
+            found = kept
+        elif mask is None:
+            past = 0 if cache is None else cache.get_seq_length()
+            found = self._grown(torch.tensor([[past + length]]))
+        else:
+            found = self._grown(mask.bool().sum(1, keepdim=True))
+        if cache is not None:
+            _alphas[cache] = found
+        return found
+
+    def _grown(self, lengths: Tensor) -> Tensor:
         steps = (lengths.double() / self.config.seq_length).log2().add(1).ceil()
         return (2**steps - 1).clamp(min=1).float()
+
+    def _of_trees(self, positions: Tensor) -> Tensor:
+        """(1, T) of a row of trees with positions (T,): each tree's own, where its branches agree."""
+        ends = torch.cat([positions[1:] <= positions[:-1], torch.ones(1, dtype=torch.bool)])
+        tree = ((positions == 0) | (torch.arange(len(positions)) == 0)).long().cumsum(0) - 1
+        grown = self._grown(positions[ends] + 1)
+        most = torch.zeros(int(tree[-1]) + 1).scatter_reduce(0, tree[ends], grown, "amax")
+        least = torch.full_like(most, torch.inf).scatter_reduce(0, tree[ends], grown, "amin")
+        if not torch.equal(most, least):
+            self._refuse(positions)
+        return most[tree][None]
+
+    def _refuse(self, positions: Tensor) -> None:
+        raise UserError(
+            f"a tree with a path of {int(positions.max()) + 1} tokens, and this model changes its positions with "
+            f"the length of a text beyond {self.config.seq_length}: the branches of the tree would not agree. "
+            f"Set layout: padded, or cutoff_len: {self.config.seq_length}."
+        )
 
 
 class QwenForCausalLM(Qwen2ForCausalLM):

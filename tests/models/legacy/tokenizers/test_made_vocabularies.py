@@ -89,7 +89,7 @@ def test_chatglm2_and_3(third: bool, tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
     for tokenizer in reloaded(folder, tmp_path):
         for text in TEXTS:
-            if "</s>" in text:
+            if "</s>" in text or "[MASK]" in text:
                 continue
             own = truth.encode(text)
             assert tokenizer(text, add_special_tokens=False)["input_ids"] == own, text
@@ -141,6 +141,9 @@ def test_chatglm_6b(images: int, tmp_path: Path) -> None:
         code = "def f():\n    return  1\t# x\n\n        y"
         assert tokenizer.decode(ids_of(code), skip_special_tokens=True) == code
         assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (sop, eop)
+        blank = images + truth.piece_to_id("▁")  # a lone space once made the decoder panic
+        assert tokenizer.decode([blank]) == tokenizer.decode([blank, gmask], skip_special_tokens=True) == ""
+        assert tokenizer.decode([]) == ""
         assert tokenizer.padding_side == "left"
 
 

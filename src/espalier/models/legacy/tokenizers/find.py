@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from espalier.errors import UserError
-from espalier.models.legacy.tokenizers import pangu, tiktoken_model
+from espalier.models.legacy.tokenizers import chat, pangu, tiktoken_model
 from espalier.models.legacy.tokenizers.sentencepiece_file import (
     CONTROL,
     SentencePieceModel,
@@ -49,7 +49,7 @@ def legacy_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     kind, model_type = str(said.get("tokenizer_class", "")), str(config.get("model_type", ""))
     sentencepiece = folder / "tokenizer.model"
     if (folder / pangu.FILE).is_file():
-        return pangu.PanguTokenizer(str(folder / pangu.FILE))
+        return pangu.PanguTokenizer(str(folder / pangu.FILE), chat_template=chat.PANGU)
     if (folder / "cog-pretrain.model").is_file():
         return _glm_chinese(folder / "cog-pretrain.model")
     if (folder / "ice_text.model").is_file():
@@ -63,14 +63,16 @@ def legacy_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         kind.lower().startswith(("baichuan", "internlm")) or model_type in ("baichuan", "internlm")
     ):
         internlm = kind.startswith("InternLM") or model_type == "internlm"
-        return _plain(sentencepiece, said, bos=internlm)
+        return _plain(sentencepiece, said, internlm=internlm)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         added = _read(folder / "added_tokens.json")
         if model_type == "aquila" or (said.get("bos_token"), said.get("eos_token")) == ("[CLS]", "</s>"):
-            return _byte_level(folder, AQUILA_SPECIAL, bos="[CLS]", eos="</s>", pad="<|endoftext|>")
+            ends = {"bos_token": "[CLS]", "eos_token": "</s>", "pad_token": "<|endoftext|>"}
+            return _byte_level(folder, AQUILA_SPECIAL, ends, chat.AQUILA)
         if kind.startswith("Moss") or model_type == "moss":
             own = sorted(added, key=added.__getitem__)
-            return _byte_level(folder, own, bos="<|endoftext|>", eos="<eom>", pad="<eom>")
+            ends = {"bos_token": "<|endoftext|>", "eos_token": "<eom>", "pad_token": "<eom>"}
+            return _byte_level(folder, own, ends, chat.MOSS)
     return None
 
 
@@ -117,7 +119,13 @@ def _glm_chinese(file: Path) -> PreTrainedTokenizerFast:
     _around(made, single, "[CLS] $A [SEP] $B:0 <|endoftext|>", names)
     ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"}
     return _wrapped(
-        made, **ends, cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", truncation_side="left"
+        made,
+        **ends,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        truncation_side="left",
+        chat_template=chat.GLM,
     )
 
 
@@ -135,22 +143,23 @@ def _chatglm(file: Path, *, images: int) -> PreTrainedTokenizerFast:
     )
     _around(made, "$A [gMASK] <sop>", "$A [gMASK] <sop> $B:0 <eop>", ["[gMASK]", "<sop>", "<eop>"])
     ends = {"bos_token": "<sop>", "eos_token": "<eop>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return _wrapped(made, **ends, mask_token="[MASK]", padding_side="left")
+    return _wrapped(made, **ends, mask_token="[MASK]", padding_side="left", chat_template=chat.CHATGLM)
 
 
 def _chatglm2(file: Path, said: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """``[gMASK] sop`` A. Its special strings are never found in text ("people" has an "eop"): use their ids.
+    """``[gMASK] <sop>`` A, and ChatGLM3's marks of roles.
 
-    ChatGLM3's marks of roles are found, so that a template can write them.
+    The original has its special tokens by their ids alone, and calls two of them "sop" and "eop", which are in
+    words ("people"). Here templates must write them, so these two have brackets.
     """
     model = read_model(file)
-    names = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]
-    made = fast_tokenizer(model, special=_following(model, names))
-    if any(role in json.dumps(dict(said)) for role in CHATGLM3_ROLES):
-        made.add_tokens([AddedToken(role, normalized=False) for role in CHATGLM3_ROLES])
-    _around(made, "[gMASK] sop $A", "[gMASK] sop $A $B:0 </s>", ["[gMASK]", "sop", "</s>"])
+    names = ["[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"]
+    third = any(role in json.dumps(dict(said)) for role in CHATGLM3_ROLES)
+    made = fast_tokenizer(model, special=_following(model, [*names, *(CHATGLM3_ROLES if third else ())]))
+    _around(made, "[gMASK] <sop> $A", "[gMASK] <sop> $A $B:0 </s>", ["[gMASK]", "<sop>", "</s>"])
     ends = {"eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
-    return _wrapped(made, **ends, padding_side="left", split_special_tokens=True)
+    template = chat.CHATGLM3 if third else chat.CHATGLM2
+    return _wrapped(made, **ends, padding_side="left", chat_template=template)
 
 
 def _glm_4(file: Path, said: Mapping[str, Any]) -> PreTrainedTokenizerFast:
@@ -166,7 +175,8 @@ def _glm_4(file: Path, said: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     made = tiktoken_model.fast_tokenizer(ranks, pattern=tiktoken_model.GLM_4, special=special, compose=False)
     begin = "[gMASK] <sop>" if "<sop>" in special else ""
     _around(made, f"{begin} $A", f"{begin} $A $B:0", begin.split())
-    return _wrapped(made, eos_token="<|endoftext|>", pad_token="<|endoftext|>", padding_side="left")
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    return _wrapped(made, **ends, padding_side="left", chat_template=said.get("chat_template"))
 
 
 def _qwen(file: Path) -> PreTrainedTokenizerFast:
@@ -175,19 +185,23 @@ def _qwen(file: Path) -> PreTrainedTokenizerFast:
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
     special = {name: len(ranks) + i for i, name in enumerate(names)}
     made = tiktoken_model.fast_tokenizer(ranks, pattern=tiktoken_model.QWEN, special=special, compose=True)
-    return _wrapped(made, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    return _wrapped(made, **ends, chat_template=chat.QWEN)
 
 
-def _plain(file: Path, said: Mapping[str, Any], *, bos: bool) -> PreTrainedTokenizerFast:
+def _plain(file: Path, said: Mapping[str, Any], *, internlm: bool) -> PreTrainedTokenizerFast:
     """Baichuan and InternLM: sentencepiece, with a bos token in front where the configuration says so."""
     model = read_model(file)
     made = fast_tokenizer(model, special=_piece_ids(model, ["<unk>", "<s>", "</s>"]))
-    begin = "<s> " if said.get("add_bos_token", bos) else ""
+    begin = "<s> " if said.get("add_bos_token", internlm) else ""
     end = " </s>" if said.get("add_eos_token", False) else ""
     if begin or end:
         _around(made, f"{begin}$A{end}", f"{begin}$A{end} {begin}$B:0{end}", (begin + end).split())
     ends = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return _wrapped(made, **ends, pad_token=_text(said.get("pad_token")) or "<unk>")
+    template = chat.INTERNLM if internlm else None
+    if not internlm and len(model.pieces) > 196:
+        template = chat.baichuan(model.pieces[195][0], model.pieces[196][0])
+    return _wrapped(made, **ends, pad_token=_text(said.get("pad_token")) or "<unk>", chat_template=template)
 
 
 def _text(token: Any) -> str | None:
@@ -196,7 +210,7 @@ def _text(token: Any) -> str | None:
 
 
 def _byte_level(
-    folder: Path, added: Sequence[str], *, bos: str, eos: str, pad: str
+    folder: Path, added: Sequence[str], ends: Mapping[str, str], template: str
 ) -> PreTrainedTokenizerFast:
     """BPE in GPT-2's form with special tokens behind its vocabulary: Aquila, MOSS."""
     made = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
@@ -204,5 +218,6 @@ def _byte_level(
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in added])
     known = made.get_vocab()
-    names = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": "<|endoftext|>"}
-    return _wrapped(made, **{name: text for name, text in names.items() if text in known})
+    names = {**ends, "unk_token": "<|endoftext|>"}
+    kept = {name: text for name, text in names.items() if text in known}
+    return _wrapped(made, **kept, chat_template=template)

@@ -124,7 +124,7 @@ def _normalisation(
     if model.charsmap:
         steps.append(normalizers.Precompiled(model.charsmap))
     if model.squeeze:
-        steps.append(normalizers.Replace(Regex("^ +| +$"), ""))
+        steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
         steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     if model.dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
@@ -144,8 +144,9 @@ def _decoding(
     if model.byte_fallback:
         steps.append(decoders.ByteFallback())
     steps.append(decoders.Fuse())
+    if model.dummy_prefix:  # not decoders.Strip, which panics on a text of spaces alone
+        steps.append(decoders.Replace(Regex(r"\A "), ""))
     if model.squeeze:
+        steps.append(decoders.Replace(Regex(rf"\A{APART}+| ?{APART}+\z"), ""))
         steps.append(decoders.Replace(Regex(f" ?{APART}+ ?"), " "))
-    if model.dummy_prefix:
-        steps.append(decoders.Strip(" ", 1, 1 if model.squeeze and special else 0))
     return steps + [decoders.Replace(piece, text) for text, piece in written]

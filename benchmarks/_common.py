@@ -79,7 +79,7 @@ def paired(
 ) -> dict[str, dict[str, float]]:
     """Run the sides in turn, once to warm up and then `rounds` times; the median of every number.
 
-    A side may give ``seconds`` itself, to leave its own preparation out. No new round begins when `budget`
+    A side may give ``seconds`` itself, to leave its own preparation out; ``cpu_seconds`` is all that it used. No new round begins when `budget`
     seconds are over and one has been measured.
     """
     keep_freed_memory()
@@ -89,9 +89,11 @@ def paired(
         if i > 1 and time.perf_counter() - began > budget * i / (i + 1):
             break
         for name, side in sides.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             numbers = side()
             numbers.setdefault("seconds", time.perf_counter() - start)
+            # Waiting for a core that others use counts in the seconds, and not in these.
+            numbers["cpu_seconds"] = time.process_time() - cpu
             if i:
                 found[name].append(numbers)
     return {
@@ -130,6 +132,9 @@ def report(name: str, results: dict[str, Any], key: str, ours: str) -> None:
     described = machine()
     for side, numbers in results.items():
         ratio = results[ours][key] / numbers[key]
+        if "cpu_seconds" in numbers:
+            by_cpu = results[ours]["cpu_seconds"] / results[ours]["records"]
+            numbers["ratio_by_cpu_seconds"] = numbers["cpu_seconds"] / numbers["records"] / by_cpu
         shown = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
         print(f"{name:24} {side:34} {shown}   {ours} is {ratio:.2f}x", flush=True)
     file = Path(__file__).parent / "results" / f"{name.replace(' ', '-').replace(',', '')}.json"

@@ -6,11 +6,13 @@ medians. Times of different runs on a shared machine say nothing about each othe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -72,36 +74,76 @@ def model_of(size: str, tokenizer: Any) -> Any:
     return load.new_lm(config, VOCABULARY[size], ids)
 
 
-def paired(sides: dict[str, Callable[[], dict[str, float]]], rounds: int = 3) -> dict[str, dict[str, float]]:
-    """Run the sides in turn, once to warm up and then `rounds` times; the median of every number."""
+def paired(
+    sides: dict[str, Callable[[], dict[str, float]]], rounds: int = 3, budget: float = 240
+) -> dict[str, dict[str, float]]:
+    """Run the sides in turn, once to warm up and then `rounds` times; the median of every number.
+
+    A side may give ``seconds`` itself, to leave its own preparation out; ``cpu_seconds`` is all that it used. No new round begins when `budget`
+    seconds are over and one has been measured.
+    """
     keep_freed_memory()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    began = time.perf_counter()
     for i in range(rounds + 1):
+        if i > 1 and time.perf_counter() - began > budget * i / (i + 1):
+            break
         for name, side in sides.items():
-            start = time.perf_counter()
-            numbers = {**side(), "seconds": time.perf_counter() - start}
+            start, cpu = time.perf_counter(), time.process_time()
+            numbers = side()
+            numbers.setdefault("seconds", time.perf_counter() - start)
+            # Waiting for a core that others use counts in the seconds, and not in these.
+            numbers["cpu_seconds"] = time.process_time() - cpu
             if i:
                 found[name].append(numbers)
     return {
-        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        name: {
+            **{key: statistics.median(row[key] for row in rows) for key in rows[0]},
+            "rounds": float(len(rows)),
+        }
         for name, rows in found.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on; no names of hosts or people."""
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("flags"):
+                flags = set(line.split(":", 1)[1].split())
+                break
+    known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    versions = {}
+    for name in ("torch", "transformers", "trl"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "instructions": [flag for flag in known if flag in flags],
+        **versions,
     }
 
 
 def report(name: str, results: dict[str, Any], key: str, ours: str) -> None:
     """Print the numbers and the ratios, and keep them as JSON."""
-    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    described = machine()
     for side, numbers in results.items():
         ratio = results[ours][key] / numbers[key]
+        if "cpu_seconds" in numbers:
+            by_cpu = results[ours]["cpu_seconds"] / results[ours]["records"]
+            numbers["ratio_by_cpu_seconds"] = numbers["cpu_seconds"] / numbers["records"] / by_cpu
         shown = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
-        print(f"{name:24} {side:34} {shown}   espalier is {ratio:.2f}x")
+        print(f"{name:24} {side:34} {shown}   {ours} is {ratio:.2f}x", flush=True)
     file = Path(__file__).parent / "results" / f"{name.replace(' ', '-').replace(',', '')}.json"
     file.parent.mkdir(exist_ok=True)
     kept = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    kept[device] = {
+    kept[f"{described['device']}, {described['threads']} threads"] = {
         "date": time.strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "machine": described,
+        "compared": key,
         "ratios": {side: round(results[ours][key] / n[key], 2) for side, n in results.items()},
         "medians": results,
     }
@@ -110,9 +152,9 @@ def report(name: str, results: dict[str, Any], key: str, ours: str) -> None:
 
 def peak_flops(dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
     """The most that a matrix product reaches here, in FLOP/s."""
-    a = torch.randn(size, size, dtype=dtype)
+    a = torch.randn(size, size).to(dtype)
     best = float("inf")
-    for _ in range(10):
+    for _ in range(20):
         start = time.perf_counter()
         _ = a @ a
         best = min(best, time.perf_counter() - start)

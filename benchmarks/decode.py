@@ -47,7 +47,7 @@ def main() -> None:
             def ours(chosen=chosen, copies=copies, longest=longest, stop=stop) -> dict[str, float]:  # type: ignore[no-untyped-def]
                 sampling = Sampling(longest, stop=stop)
                 found = sample(lm, traits, chosen, sampling, copies=copies, rows=32)
-                return {"tokens": float(sum(len(a.tokens) for answers in found for a in answers))}
+                return {"records": float(sum(len(a.tokens) for answers in found for a in answers))}
 
             def theirs(ids=ids, mask=mask, copies=copies, longest=longest, stop=stop) -> dict[str, float]:  # type: ignore[no-untyped-def]
                 made = plain.generate(
@@ -55,11 +55,11 @@ def main() -> None:
                     num_return_sequences=copies, pad_token_id=0, eos_token_id=list(stop) or None,
                 )[:, ids.shape[1] :]  # fmt: skip
                 ends = torch.isin(made, torch.tensor(stop, dtype=torch.int64)).long()
-                return {"tokens": float((ends.cumsum(1) - ends == 0).sum())}  # the first end token counts
+                return {"records": float((ends.cumsum(1) - ends == 0).sum())}  # the first end token counts
 
             found = paired({"espalier": ours, "transformers generate": theirs}, wanted.rounds)
             for numbers in found.values():
-                numbers["tokens_per_second"] = numbers["tokens"] / numbers["seconds"]
+                numbers["tokens_per_second"] = numbers["records"] / numbers["seconds"]
             report(
                 f"decode {wanted.model} {len(chosen)}x{copies} {ending}",
                 found,

@@ -1,33 +1,39 @@
-"""SFT and DPO steps: Espalier's forward, loss and optimiser against TRL's trainers, same model and data.
+"""Training steps: Espalier's forward, loss and optimiser against TRL's and transformers' trainers.
 
-python benchmarks/training.py [--model S] [--task sft dpo] [--records 32]
+python benchmarks/training.py [--task sft|reward|dpo] [--model S|M] [--records 16]
+
+Same model, same rows, batches of 8 on both sides. What is shown besides the ratio: how much of the measured
+peak of a matrix product Espalier's own steps reach.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
 from typing import Any
 
 import torch
 
-from _common import lengths, model_of, paired, report, text, tokenizer_of
+from _common import lengths, model_of, paired, peak_flops, report, text, tokenizer_of
+from _peers import PER_STEP, Side, transformers_sft, trl_dpo, trl_reward, trl_sft
 from espalier.data.feed import DatasetFeed, Rows
 from espalier.data.records import Chat, Message, Preference
 from espalier.data.templates import choose_template
 from espalier.data.tokenise import Encoder, encode_all
 from espalier.engine.optim import adamw
 from espalier.models.forward import TreeModel
+from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
 from espalier.stages.dpo import Preferences, Reference
+from espalier.stages.reward import PairwiseReward
 from espalier.stages.stage import NextToken
-from espalier.trees import lay_out_tree
+from espalier.trees import Tree, lay_out_tree
 
-PER_STEP = 8
+ROW_TOKENS = 4096
 
 
 def rows_of(n: int, task: str) -> list[dict[str, Any]]:
+    """Prompts of about 180 tokens and answers of about 80, log-normal; pairs share their prompt."""
     prompts, answers = lengths(n, 140, 1, 500), lengths(2 * n, 65, 2, 300)
     made = []
     for i in range(n):
@@ -43,7 +49,7 @@ def rows_of(n: int, task: str) -> list[dict[str, Any]]:
     return made
 
 
-def ours(size: str, task: str, rows: list[dict[str, Any]], tokenizer: Any) -> Any:
+def trees_of(task: str, rows: list[dict[str, Any]], tokenizer: Any) -> list[Tree]:
     def turns(value: Any) -> tuple[Message, ...]:
         return tuple(Message(m["role"], m["content"]) for m in value)
 
@@ -53,15 +59,51 @@ def ours(size: str, task: str, rows: list[dict[str, Any]], tokenizer: Any) -> An
         else Preference(*(turns(r[k]) for k in ("prompt", "chosen", "rejected")))
         for r in rows
     ]
-    trees, _ = encode_all(records, Encoder(tokenizer, choose_template(tokenizer), 1024, "drop"))
+    encoder = Encoder(tokenizer, choose_template(tokenizer), 1024, "drop", task != "reward")
+    trees, left_out = encode_all(records, encoder)
+    assert not left_out
+    if task == "reward":
+        said = {"preference": torch.tensor([1.0, 0.0])}
+        return [Tree(t.tokens, t.trained, t.children, t.ends, t.source, said) for t in trees]
+    return trees
+
+
+def step_flops(trees: list[Tree], lm: torch.nn.Module, task: str) -> float:
+    """Forward and backward of the linear layers and of attention over all trees, in FLOP.
+
+    Twice for a product forward and four times backward; the head on trained tokens only; under DPO the
+    reference's forward besides.
+    """
+    config: Any = lm.config
+    head = lm.get_output_embeddings().weight.numel() if task != "reward" else 0  # type: ignore[operator]
+    tables = lm.get_input_embeddings().weight.numel()  # type: ignore[operator]
+    body = sum(p.numel() for p in lm.parameters()) - tables
+    body -= 0 if config.tie_word_embeddings else lm.get_output_embeddings().weight.numel()  # type: ignore[operator]
+    tokens = sum(t.n_tokens for t in trees)
+    attended = sum(float((torch.arange(1, len(ids) + 1)).sum()) for t in trees for ids, _ in t.paths())
+    for t in trees:  # what the branches share is attended to once
+        shared = len(t.tokens)
+        attended -= (t.n_branches - 1) * shared * (shared + 1) / 2
+    forward = 2 * body * tokens + 2 * head * sum(t.n_trained for t in trees)
+    forward += 4 * config.num_hidden_layers * config.hidden_size * attended
+    return forward * (4 if task == "dpo" else 3)
+
+
+def ours(size: str, task: str, rows: list[dict[str, Any]], tokenizer: Any) -> tuple[Side, float]:
+    trees = trees_of(task, rows, tokenizer)
     lm = model_of(size, tokenizer)
-    model = TreeModel(lm, probe(lm))
+    head = ScalarHead(lm.config.hidden_size) if task == "reward" else None
+    model = TreeModel(lm, probe(lm), head)
     add = Reference(model, copy.deepcopy(model).requires_grad_(False)) if task == "dpo" else None
-    objective: Any = NextToken() if task == "sft" else Preferences("sigmoid", 0.1, 0.0, fresh=False)
+    objective: Any = {
+        "sft": NextToken(),
+        "reward": PairwiseReward("log_sig", fresh=False),
+        "dpo": Preferences("sigmoid", 0.1, 0.0, fresh=False),
+    }[task]
     optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.0)
 
     def run() -> dict[str, float]:
-        feed = DatasetFeed(trees, Rows(lay_out_tree, 4096), trees_per_step=PER_STEP, annotate=add)
+        feed = DatasetFeed(trees, Rows(lay_out_tree, ROW_TOKENS), trees_per_step=PER_STEP, annotate=add)
         for batches in feed.steps():
             count = sum(objective.count(batch) for batch in batches)
             for batch in batches:
@@ -71,59 +113,39 @@ def ours(size: str, task: str, rows: list[dict[str, Any]], tokenizer: Any) -> An
             optimizer.zero_grad()
         return {"records": float(len(trees))}
 
-    return run
-
-
-def theirs(size: str, task: str, rows: list[dict[str, Any]], tokenizer: Any, **settings: Any) -> Any:
-    from datasets import Dataset
-    from transformers import PrinterCallback, ProgressCallback
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-
-    common = {
-        "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": PER_STEP, "num_train_epochs": 1,
-        "report_to": [], "save_strategy": "no", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
-        "disable_tqdm": True, "logging_strategy": "no", "learning_rate": 1e-6, "max_length": 1024, **settings,
-    }  # fmt: skip
-    lm, data = model_of(size, tokenizer), Dataset.from_list(rows)
-    if task == "sft":
-        trainer: Any = SFTTrainer(
-            lm, args=SFTConfig(**common), train_dataset=data, processing_class=tokenizer
-        )
-    else:
-        reference = None if settings.get("precompute_ref_log_probs") else copy.deepcopy(lm)
-        trainer = DPOTrainer(
-            lm, ref_model=reference, args=DPOConfig(**common), train_dataset=data, processing_class=tokenizer
-        )
-    for kind in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(kind)
-
-    def run() -> dict[str, float]:
-        trainer.train()
-        return {"records": float(len(rows))}
-
-    return run
+    return run, step_flops(trees, lm, task)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="S")
-    parser.add_argument("--task", nargs="+", default=["sft", "dpo"])
-    parser.add_argument("--records", type=int, default=32)
+    parser.add_argument("--model", default="S", choices=["S", "M"])
+    parser.add_argument("--task", default="sft", choices=["sft", "reward", "dpo"])
+    parser.add_argument("--records", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     wanted = parser.parse_args()
     tokenizer = tokenizer_of(wanted.model)
-    for task in wanted.task:
-        rows = rows_of(wanted.records, task)
-        sides = {"espalier": ours(wanted.model, task, rows, tokenizer)}
-        sides["TRL"] = theirs(wanted.model, task, rows, tokenizer)
-        if task == "sft":
-            sides["TRL, grouped by length"] = theirs(
-                wanted.model, task, rows, tokenizer, train_sampling_strategy="group_by_length"
-            )
-        found = paired(sides, wanted.rounds)
-        for numbers in found.values():
-            numbers["records_per_second"] = numbers["records"] / numbers["seconds"]
-        report(f"{task} {wanted.model}", found, "records_per_second", "espalier")
+    rows = rows_of(wanted.records, wanted.task)
+    run, flops = ours(wanted.model, wanted.task, rows, tokenizer)
+    sides: dict[str, Side] = {"espalier": run}
+    given = (wanted.model, rows, tokenizer)
+    if wanted.task == "sft":
+        sides["TRL"] = trl_sft(*given)
+        sides["TRL, packing"] = trl_sft(*given, packing=True)
+        sides["transformers Trainer"] = transformers_sft(*given)
+        sides["transformers Trainer, by length"] = transformers_sft(
+            *given, train_sampling_strategy="group_by_length"
+        )
+    elif wanted.task == "reward":
+        sides["TRL"] = trl_reward(*given)
+    else:
+        sides["TRL"] = trl_dpo(*given)
+        # Its reference is computed before the training that is timed, and Espalier's within.
+        sides["TRL, reference precomputed"] = trl_dpo(*given, precompute_ref_log_probs=True)
+    found = paired(sides, wanted.rounds)
+    for numbers in found.values():
+        numbers["records_per_second"] = numbers["records"] / numbers["seconds"]
+    found["espalier"]["share_of_peak"] = flops / found["espalier"]["seconds"] / peak_flops()
+    report(f"{wanted.task} {wanted.model}", found, "records_per_second", "espalier")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from espalier.models.adapters import add_lora
-from espalier.models.decoding import ByHand, ByMemory, ByOwnCache, make_decoder
+from espalier.models.decoding import PACKED, ByHand, ByMemory, ByOwnCache, make_decoder
 from espalier.models.generate import Sampling, sample
 from espalier.models.probe import probe
 
@@ -38,16 +38,17 @@ def test_blocks_by_hand_are_the_models_own(tiny: Tiny, name: str, adapted: bool)
         for part, parameter in lm.named_parameters():
             if "lora_B" in part:
                 nn.init.normal_(parameter, std=0.2)
-    decoder = make_decoder(lm, traits, PROMPTS, 2, 4)
-    assert type(decoder) is ByHand
-    ways = [decoder, ByMemory(lm, traits, PROMPTS, 2, 4), ByOwnCache(lm, PROMPTS, 2)]
+    copies = PACKED if name == "llama" else 2  # with the head's weights packed, and without
+    decoder = make_decoder(lm, traits, PROMPTS, copies, 4)
+    assert isinstance(decoder, ByHand) and (decoder.head is decoder.inner.lm_head) == (name != "llama")
+    ways = [decoder, ByMemory(lm, traits, PROMPTS, copies, 4), ByOwnCache(lm, PROMPTS, copies)]
     found = [way.prompt_logits() for way in ways]
     for step in range(4):
         for logits in found[1:]:
             torch.testing.assert_close(logits, found[0], rtol=1e-4, atol=1e-4)
         if step == 3:
             break
-        tokens = torch.arange(len(found[0])) + 7 * step
+        tokens = torch.arange(len(found[0])) * 3 + 7 * step
         found = [way.next_logits(tokens, step) for way in ways]
         if step == 1:
             rows = torch.tensor([0, 4, 5])

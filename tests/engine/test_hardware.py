@@ -1,0 +1,74 @@
+"""Precision follows what was asked or what was measured, and a machine is named without its host."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from espalier.engine import hardware
+from espalier.engine.hardware import choose_precision, device_name, memory_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"), [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "no"), ("no", "no")]
+)
+def test_what_was_asked_is_taken(wanted: str, found: str) -> None:
+    assert choose_precision(wanted, CPU) == found
+
+
+@pytest.mark.parametrize(("gain", "found"), [(9.0, "bf16"), (1.31, "bf16"), (1.2, "no"), (0.01, "no")])
+def test_auto_takes_bf16_on_a_cpu_only_where_it_is_really_faster(
+    gain: float, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        hardware, "_matmul_seconds", lambda dtype: 1.0 if dtype == torch.float32 else 1 / gain
+    )
+    assert choose_precision("auto", CPU) == found
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a switch of glibc")
+def test_freed_memory_stays_in_the_process() -> None:
+    """Without the switch a freed block of 64 MiB goes back at once, and every later one is made of new pages."""
+    code = (
+        "import ctypes, resource, sys\n"
+        "from espalier.engine.hardware import keep_freed_memory\n"
+        "assert sys.argv[1] == 'no' or keep_freed_memory()\n"
+        "libc, size = ctypes.CDLL('libc.so.6'), ctypes.c_size_t(2**26)\n"
+        "libc.malloc.restype = ctypes.c_void_p\n"
+        "def use():\n"
+        "    block = ctypes.c_void_p(libc.malloc(size))\n"
+        "    libc.memset(block, 1, size)\n"
+        "    libc.free(block)\n"
+        "use()\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): use()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        side: int(
+            subprocess.run(
+                [sys.executable, "-c", code, side], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for side in ("yes", "no")
+    }
+    assert faults["yes"] * 10 < faults["no"]
+
+
+def test_a_machine_is_named_by_what_it_is() -> None:
+    name = device_name(CPU)
+    assert name.endswith(" cores") and socket.gethostname() not in name
+
+
+def test_memory_in_use_grows_with_what_is_held() -> None:
+    before = memory_bytes(CPU)
+    held = torch.ones(2**24)
+    assert memory_bytes(CPU) - before > 2**25
+    del held

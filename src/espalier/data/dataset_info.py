@@ -52,7 +52,9 @@ def looked_up(entry: Any, dataset_dir: str | None) -> Any:
     name, folder = own["path"], Path(dataset_dir or DEFAULT_FOLDER).expanduser()
     there = (folder / NAME).is_file()
     named = there and name in read_info(folder)
-    if not (named and dataset_dir is not None):  # a folder called `data` beside us does not change what a path means
+    if not (
+        named and dataset_dir is not None
+    ):  # a folder called `data` beside us does not change what a path means
         if Path(name).expanduser().exists() or glob.has_magic(name) or (dataset_dir is None and not there):
             return entry
         if (folder / name).exists():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from espalier.data.clean.contamination import Exams, exam_texts, without_exam_items
-from espalier.data.prepare.made import Made, Without
+from espalier.data.made import Made, Without
 from espalier.errors import UserError
 
 QUESTION = "下列关于光合作用的说法中，哪一项是不正确的：叶绿体是进行光合作用的场所"

@@ -17,7 +17,7 @@ import pytest
 from espalier.data.clean.duplicates import without_copies, without_near_copies, without_near_copies_of_dev
 from espalier.data.clean.minhash import Signer, bands_for, candidates
 from espalier.data.clean.shingles import jaccard, shingles
-from espalier.data.prepare.made import DEV, TRAIN, Division, Found, Made, Without
+from espalier.data.made import DEV, TRAIN, Division, Found, Made, Without
 
 
 def plain_shingles(text: str) -> set[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.formats import parse_row
-from espalier.data.prepare.made import Division, Made, Without
+from espalier.data.made import Division, Made, Without
 from espalier.data.prepare.questions import baike, zhidao
 from espalier.data.records import Chat
 

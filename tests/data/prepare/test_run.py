@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from espalier.cli import app, guarded
+from espalier.data.made import Division, skeleton
 from espalier.data.prepare.corpora import CORPORA
-from espalier.data.prepare.made import Division, skeleton
 from espalier.data.prepare.run import prepare
 from espalier.errors import UserError
 

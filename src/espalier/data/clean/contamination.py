@@ -19,7 +19,7 @@ import numpy as np
 from espalier.data.clean.shingles import Numbers, Units, grams
 from espalier.data.clean.view import viewed
 from espalier.data.files import SUFFIXES, is_data_file, read_rows
-from espalier.data.prepare.made import Found, Made, Without
+from espalier.data.made import Found, Made, Without
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 

@@ -20,7 +20,7 @@ import numpy as np
 from espalier.data.clean.minhash import Signatures, Signer, across, bands_for, candidates
 from espalier.data.clean.shingles import jaccard, shingles
 from espalier.data.clean.view import viewed
-from espalier.data.prepare.made import DEV, Division, Found, Made, Without, digest
+from espalier.data.made import DEV, Division, Found, Made, Without, digest
 
 SHOWN = 20
 """Examples of each step in the report."""

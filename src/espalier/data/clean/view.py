@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from espalier.data.formats import parse_row
+from espalier.data.made import Without, key_of
 from espalier.data.parts import CHOSEN, QUESTION, REJECTED, as_label, first_of
-from espalier.data.prepare.made import Without
-from espalier.data.prepare.shape import key_of
 from espalier.data.records import (
     BadRecord,
     Chat,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from espalier.data.prepare.made import Division, Found, Made, Without, one_line, ranking
+from espalier.data.made import Division, Found, Made, Without, one_line, ranking
 from espalier.data.prepare.reading import lacking, rows_of, text_of
 from espalier.data.prepare.shelf import Shelf
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from espalier.data.clean.steps import Cleaning, cleaned
 from espalier.data.clean.view import viewed
+from espalier.data.made import Division, Found, Made, Without
 from espalier.data.prepare.corpora import CORPORA
-from espalier.data.prepare.made import Division, Found, Made, Without
 from espalier.data.prepare.output import Places, write_prepared
 from espalier.data.prepare.reading import data_files, rows
 from espalier.data.prepare.shape import shaped

@@ -52,6 +52,10 @@ def prepare(
         raise UserError(f"{where}: no such file or folder; give the place where the corpus was unpacked")
     if out is not None:
         Places(out)  # refuses a bad name before the work
+        if where.is_dir() and out.resolve().is_relative_to(where.resolve()):
+            raise UserError(
+                f"--out {out} lies inside {where}, and would be read as input the next time; write it elsewhere"
+            )
     cleaning = cleaning or Cleaning()
     if source == "dedup" and cleaning.dedup == "none":
         cleaning = replace(cleaning, dedup="near")

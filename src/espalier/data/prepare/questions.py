@@ -28,19 +28,21 @@ def zhidao(where: Path, division: Division) -> Found:
                 continue
             place, row = found
             problem = lacking(place, row, "title", "reply", "is_best")
-            title, reply = one_line(row.get("title")).strip(), one_line(row.get("reply"))
-            content = one_line(row.get("question")).strip()
+            title, reply = one_line(row.get("title")), one_line(row.get("reply"))
+            content = one_line(row.get("question"))
+            if content.strip() == title.strip():
+                content = ""
             score = _best(row.get("is_best"))
             if problem:
                 yield problem
-            elif not title:
+            elif not title.strip():
                 yield Without(place, "no title", reply)
             elif not reply.strip():
                 yield Without(place, "no reply", title)
             elif score is None:
                 yield Without(place, "is_best is neither 0 nor 1", str(row.get("is_best")))
             else:
-                note = json.dumps([place, "" if content == title else content, score], ensure_ascii=False)
+                note = json.dumps([place, content if content.strip() else "", score], ensure_ascii=False)
                 shelf.add(("",), title, reply, note)
         shelf.arrange()
         for title, items in groupby(shelf.by_key(), key=lambda item: item[1]):

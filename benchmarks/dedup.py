@@ -54,9 +54,13 @@ def exact(sets: list[Any], pairs: Pairs) -> Pairs:
     return {(i, j) for i, j in pairs if jaccard(sets[i], sets[j]) >= THRESHOLD}
 
 
+def tuples(pairs: Any) -> Pairs:
+    return {(earlier, later) for later, earlier in pairs.tolist()}
+
+
 def own(sets: list[Any]) -> Pairs:
     signer = Signer(PLACES)
-    return set(candidates(np.stack([signer.sign(marks) for marks in sets]), *bands_for(THRESHOLD)))
+    return tuples(candidates(np.stack([signer.sign(marks) for marks in sets]), *bands_for(THRESHOLD)))
 
 
 def rensa_signatures(sets: list[Any]) -> Pairs:
@@ -66,7 +70,7 @@ def rensa_signatures(sets: list[Any]) -> Pairs:
     offsets = np.cumsum([0, *(len(marks) for marks in sets)]).astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(sets), offsets, PLACES, 1)
     rows = np.asarray(matrix.to_rows())
-    return set(candidates(rows.astype(np.uint32), *bands_for(THRESHOLD)))
+    return tuples(candidates(rows.astype(np.uint32), *bands_for(THRESHOLD)))
 
 
 def rensa_index(sets: list[Any]) -> Pairs:

@@ -265,3 +265,25 @@ def test_a_ranking_of_one_answer_serves_as_chat_and_makes_no_pair() -> None:
     for kind in ("preference", "ranking"):
         outcome = parse_row(row, "a:1", kind)
         assert isinstance(outcome, LeftOut) and outcome.cause == "only one answer, so no pair"
+
+
+def test_verl_rows_are_prompts_with_their_truth() -> None:
+    row = {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": "2+3=?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "5"},
+        "extra_info": {"index": 0},
+    }
+    prompt = parse_row(row, "a.parquet:1", "prompt")
+    assert isinstance(prompt, Prompt) and (prompt.messages[0].content, prompt.reference) == ("2+3=?", "5")
+
+
+def test_a_question_keeps_the_passage_it_is_about() -> None:
+    chat = parse_row({"context": "春天来了。", "question": "什么来了？", "answer": "春天"}, "a:1", "chat")
+    assert isinstance(chat, Chat) and chat.messages[0].content == "春天来了。\n什么来了？"
+
+
+def test_pairs_of_input_and_target_are_chats() -> None:
+    chat = parse_row({"input": "是或否？", "target": "是", "type": "nli"}, "a:1", "chat")
+    assert isinstance(chat, Chat) and [turn.content for turn in chat.messages] == ["是或否？", "是"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,12 +30,25 @@ SPECIALS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def marked(shared: Any) -> Any:
-    """A real byte-level BPE that knows all marks of the table as tokens."""
+@pytest.fixture(scope="module", params=["byte-level BPE", "sentencepiece with bytes"])
+def marked(request: Any, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A real tokenizer of each kind that knows all marks of the table as tokens."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(shared / "data/tokenizers/aquila_bpe")
+    folder = shared / "data/tokenizers/aquila_bpe"
+    if request.param != "byte-level BPE":
+        folder = tmp_path_factory.mktemp("baichuan2")
+        shutil.copy(shared / "data/tokenizers/baichuan2/tokenizer.model", folder)
+        names = {
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "tokenizer_class": "LlamaTokenizer",
+        }
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps({**names, "legacy": False}), encoding="utf-8"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": SPECIALS})
     return tokenizer
 

@@ -6,9 +6,9 @@ import doctest
 
 import pytest
 
-from espalier.data import dataset_info, mixing, named_templates, pieces, records, specs
+from espalier.data import dataset_info, made, mixing, named_templates, pieces, records, specs
 from espalier.data.clean import minhash, personal, quality, shingles, view
-from espalier.data.prepare import books, made, news, output, poetry, shape, shelf
+from espalier.data.prepare import books, news, output, poetry, shape, shelf
 
 MODULES = [
     dataset_info,

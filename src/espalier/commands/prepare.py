@@ -11,7 +11,7 @@ import typer
 from espalier.errors import UserError
 
 if TYPE_CHECKING:
-    from espalier.data.prepare.made import Found
+    from espalier.data.made import Found
 
 _SOURCES = (
     "couplets, poetry, poetry-metre, classical, zhidao, baike, weibo, lcsts, instruction-wild, alpaca, belle, hh-rlhf, "
@@ -50,8 +50,8 @@ def prepare(
 ) -> None:
     """Raw corpora into records, and records into cleaner ones, with a report of what was left out and why."""
     from espalier.data.clean.steps import Cleaning
+    from espalier.data.made import Division
     from espalier.data.prepare import run
-    from espalier.data.prepare.made import Division
     from espalier.data.prepare.output import Places
     from espalier.data.prepare.shape import SHAPES
 
@@ -106,7 +106,7 @@ def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: 
 
 def _watched(name: str, found: Found) -> Found:
     """`found`, counted on one live line."""
-    from espalier.data.prepare.made import Made
+    from espalier.data.made import Made
     from espalier.engine.progress import ProgressLine
 
     line = ProgressLine(name, None)

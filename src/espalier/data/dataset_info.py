@@ -50,14 +50,17 @@ def looked_up(entry: Any, dataset_dir: str | None) -> Any:
     if not isinstance(own, Mapping) or not isinstance(own.get("path"), str):
         return entry
     name, folder = own["path"], Path(dataset_dir or DEFAULT_FOLDER).expanduser()
-    if Path(name).expanduser().exists() or glob.has_magic(name):
-        return entry
-    if dataset_dir is None and not (folder / NAME).is_file():
-        return entry
-    if (folder / name).exists():
-        return {**own, "path": str(folder / name)}
-    if "/" in name and name not in read_info(folder):
-        return entry  # a hub id, or a path that does not exist
+    there = (folder / NAME).is_file()
+    named = there and name in read_info(folder)
+    if not (
+        named and dataset_dir is not None
+    ):  # a folder called `data` beside us does not change what a path means
+        if Path(name).expanduser().exists() or glob.has_magic(name) or (dataset_dir is None and not there):
+            return entry
+        if (folder / name).exists():
+            return {**own, "path": str(folder / name)}
+        if "/" in name and not named:
+            return entry  # a hub id, or a path that does not exist
     return {**entry_of(name, folder), **{key: value for key, value in own.items() if key != "path"}}
 
 

@@ -11,6 +11,7 @@ import codecs
 import csv
 import gzip
 import io
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".parquet", ".txt", ".txt.gz")
+
+
+_SENTENCE = re.compile(r"[，。！？；～]|[.!?](\s|$)")  # marks that names of columns do not have
 
 
 def is_data_file(path: Path) -> bool:
@@ -133,6 +137,12 @@ def _csv(path: Path, stream: TextIO, delimiter: str) -> Iterator[Placed]:
         raise UserError(
             f"{path}:1: no header; the first line of a {delimiter!r}-separated file names its columns"
         )
+    for name in header:
+        if len(name) > 80 or _SENTENCE.search(name):
+            raise UserError(
+                f"{path}:1: the first line reads like a record ({name[:40]!r}), not like names of columns; put a line "
+                f"with the names in front, such as {delimiter.join(('prompt', 'completion'))!r}"
+            )
     line = reader.line_num + 1
     while True:
         place = f"{path}:{line}"

@@ -79,7 +79,7 @@ def detect(row: Row, kind: str) -> str:
     for column, name in (("messages", "openai"), ("conversations", "sharegpt"), ("instruction", "alpaca")):
         if column in row:
             return name
-    if first_of(row, QUESTION):
+    if first_of(row, QUESTION) or ("input" in row and "target" in row):
         return "prompt_completion"
     raise missing(row, kind)
 
@@ -159,6 +159,9 @@ def _record(parts: Parts, row: Row, kind: str, source: str) -> Record | LeftOut:
 def _reference(row: Row) -> str | None:
     name = first_of(row, _REFERENCE)
     value = row[name] if name else None
+    verl = row.get("reward_model")
+    if name is None and isinstance(verl, Mapping):
+        name, value = "reward_model.ground_truth", verl.get("ground_truth")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     return None if value is None else as_text(value, f"column {name!r}")

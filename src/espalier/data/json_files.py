@@ -65,9 +65,35 @@ def json_file(path: Path, stream: TextIO) -> Iterator[Placed]:
         except json.JSONDecodeError:
             yield from json_lines(path, iter(text.split("\n")), first)
         else:
-            yield f"{path}:{first}", _object(f"{path}:{first}", row), ""
+            yield from _single(path, row, first)
     else:
+        if (
+            isinstance(only := json.loads(line), dict)
+            and not rest.partition("\n")[2].strip()
+            and _is_table(only)
+        ):
+            yield from _single(path, only, first)
+            return
         yield from json_lines(path, _lines(rest, stream), first)
+
+
+def _single(path: Path, row: Any, line: int) -> Iterator[Placed]:
+    """A file of one value: a record, or an object of records by their names, which are numbered from 1."""
+    if isinstance(row, dict) and _is_table(row):
+        for number, value in enumerate(row.values(), start=1):
+            yield f"{path}:{number}", value, ""
+    else:
+        yield f"{path}:{line}", _object(f"{path}:{line}", row), ""
+
+
+def _is_table(row: dict[str, Any]) -> bool:
+    """Whether an object is {name: record}: two or more objects that all have the same keys, and those not role and text."""
+    values = list(row.values())
+    if len(values) < 2 or not all(isinstance(value, dict) for value in values):
+        return False
+    keys = set(values[0])
+    turn = keys <= {"role", "content", "from", "value"}
+    return bool(keys) and not turn and all(set(value) == keys for value in values)
 
 
 def _lines(rest: str, stream: TextIO) -> Iterator[str]:

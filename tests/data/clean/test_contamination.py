@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from espalier.data.clean.contamination import Exams, exam_texts, without_exam_items
-from espalier.data.prepare.made import Made, Without
+from espalier.data.made import Made, Without
 from espalier.errors import UserError
 
 QUESTION = "下列关于光合作用的说法中，哪一项是不正确的：叶绿体是进行光合作用的场所"
@@ -105,7 +105,19 @@ def test_real_exams_find_their_own_questions_and_little_else(shared: Path) -> No
     found = list(without_exam_items(iter(things), (folder / "ceval/val", folder / "cmmlu"), account))
     gone = {int(thing.source.split(":")[1]) for thing in found if isinstance(thing, Without)}
     assert gone >= set(range(40)) and len(gone) <= 42
-    assert set(account) == {"val", "dev", "test"}
+    assert set(account) == {"val", "cmmlu"}
+
+
+def test_short_options_and_numbers_are_no_items(tmp_path: Path) -> None:
+    rows = [
+        {"question": QUESTION, "A": "美国国防部高级研究所", "B": "1, 2, 3, 4, 5, 6, 7, 8, 9, 10"},
+        {"question": "1, 2, 3, 4, 5, 6, 7, 8, 9", "A": "10"},
+        {"question": "哪项对？", "A": "对"},
+    ]
+    (tmp_path / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    index = Exams((tmp_path / "e.jsonl",))
+    assert len(index) == 1
+    assert index.hits("美国国防部高级研究所在1, 2, 3, 4, 5, 6, 7, 8, 9, 10年前") == []
 
 
 def test_no_exam_is_refused(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from espalier.data.clean.duplicates import without_copies, without_near_copies, without_near_copies_of_dev
-from espalier.data.clean.minhash import Signer, bands_for, candidates
+from espalier.data.clean.minhash import Signer, across, bands_for, candidates
 from espalier.data.clean.shingles import jaccard, shingles
-from espalier.data.prepare.made import DEV, TRAIN, Division, Found, Made, Without
+from espalier.data.made import DEV, TRAIN, Division, Found, Made, Without
 
 
 def plain_shingles(text: str) -> set[str]:
@@ -157,9 +157,33 @@ def test_rankings_are_copies_by_prompt_and_best_answer() -> None:
 def test_a_bucket_of_many_is_no_square() -> None:
     """A thousand texts with one signature: each meets a few, not all."""
     signatures = np.zeros((1000, 12), np.uint32)
-    pairs = set(candidates(signatures, 2, 6))
-    assert len(pairs) <= 16 * 1000 and all(earlier < later for earlier, later in pairs)
-    assert {later for _, later in pairs} == set(range(1, 1000))
+    pairs = candidates(signatures, 2, 6)
+    assert len(pairs) <= 8 * 1000 and (pairs[:, 0] > pairs[:, 1]).all()
+    assert set(pairs[:, 0].tolist()) == set(range(1, 1000)) and set(pairs[4:, 1].tolist()) >= {
+        0,
+        1,
+        2,
+        3,
+        998,
+    }
+
+
+def test_candidates_against_all_pairs() -> None:
+    draw = np.random.default_rng(0)
+    signatures = draw.integers(0, 3, (60, 12), dtype=np.uint32)
+    signatures[40:] = signatures[:20]
+    signatures[40:, :3] += 5
+
+    def agree(one: int, other: int) -> bool:
+        return any(
+            (signatures[one, b * 3 : b * 3 + 3] == signatures[other, b * 3 : b * 3 + 3]).all()
+            for b in range(4)
+        )
+
+    wanted = [[later, earlier] for later in range(60) for earlier in range(later) if agree(later, earlier)]
+    assert candidates(signatures, 4, 3).tolist() == wanted and len(wanted) > 20
+    found = across(signatures[:20], signatures, 4, 3).tolist()
+    assert found == [[many, few] for many in range(60) for few in range(20) if agree(few, many)]
 
 
 def test_memory_is_a_few_bytes_a_record() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from espalier.data.clean.personal import is_identity_number, masked, without_personal_data
-from espalier.data.prepare.made import Made
+from espalier.data.made import Made
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.data.clean.quality import filtered, language, repetition
-from espalier.data.prepare.made import Made, Without
+from espalier.data.made import Made, Without
 
 
 @pytest.mark.parametrize(

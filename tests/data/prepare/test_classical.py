@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from espalier.data.made import DEV, TRAIN, Division, Made, Without
 from espalier.data.prepare.classical import classical
-from espalier.data.prepare.made import DEV, TRAIN, Division, Made, Without
 from espalier.errors import UserError
 
 ALL = Division(dev=0)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from espalier.data.formats import parse_row
+from espalier.data.made import DEV, TRAIN, Division, Made, Without
 from espalier.data.prepare.couplets import couplets
-from espalier.data.prepare.made import DEV, TRAIN, Division, Made, Without
 from espalier.data.records import Ranking
 from espalier.errors import UserError
 
@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_bytes_in_every_process(tmp_path: Path) -> 
     code = (
         "import sys, json; from pathlib import Path\n"
         "from espalier.data.prepare.couplets import couplets\n"
-        "from espalier.data.prepare.made import Division\n"
+        "from espalier.data.made import Division\n"
         "print(json.dumps([thing.row for thing in couplets(Path(sys.argv[1]), Division(int(sys.argv[2])))]))"
     )
     outputs = [
@@ -162,6 +162,19 @@ def test_the_same_seed_gives_the_same_bytes_in_every_process(tmp_path: Path) -> 
     ]
     assert outputs[0] == outputs[1] != outputs[2]
     assert len(json.loads(outputs[0])) == 8
+
+
+def test_work_does_not_grow_with_the_corpus(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The predecessor built a set of all lines of a length for every couplet."""
+    from espalier.data.prepare.shelf import Shelf
+
+    looked_at: list[int] = []
+    plain = Shelf._at
+    monkeypatch.setattr(
+        Shelf, "_at", lambda self, position: looked_at.append(position) or plain(self, position)
+    )
+    number = len(made(shared / "data/couplets"))
+    assert len(looked_at) < 4.5 * number
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from espalier.data.formats import parse_row
+from espalier.data.made import DEV, TRAIN, Division, Made, Without
 from espalier.data.prepare.corpora import CORPORA
-from espalier.data.prepare.made import DEV, TRAIN, Division, Made, Without
 from espalier.data.prepare.shape import SHAPES, pairs, shaped
 from espalier.data.records import Chat, Preference, Prompt, Text
 from espalier.errors import UserError

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from espalier.data.prepare.made import Division, Made, Without
+from espalier.data.made import Division, Made, Without
 from espalier.data.prepare.news import lcsts, weibo
 
 ALL = Division(dev=0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from espalier.data.made import DEV, TRAIN, Division, Made, Without
 from espalier.data.prepare.books import BOOKS, FIVE, SEVEN, book_of, genre_of, metre
-from espalier.data.prepare.made import DEV, TRAIN, Division, Made, Without
 from espalier.data.prepare.poetry import poetry
 from espalier.errors import UserError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.formats import parse_row
-from espalier.data.prepare.made import Division, Made, Without
+from espalier.data.made import Division, Made, Without
 from espalier.data.prepare.questions import baike, zhidao
 from espalier.data.records import Chat
 
@@ -85,7 +85,7 @@ def test_the_real_rows(shared: Path) -> None:
             for row in csv.DictReader(stream):
                 if row["title"].strip() and row["reply"].strip():
                     reply = row["reply"].replace("\n", "").replace("\r", "")
-                    wanted[row["title"].replace("\n", "").strip()][reply, int(row["is_best"])] += 1
+                    wanted[row["title"].replace("\n", "").replace("\r", "")][reply, int(row["is_best"])] += 1
     found: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
     for thing in zhidao(folder, ALL):
         if isinstance(thing, Made):

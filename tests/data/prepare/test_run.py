@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from espalier.cli import app, guarded
+from espalier.data.made import Division, skeleton
 from espalier.data.prepare.corpora import CORPORA
-from espalier.data.prepare.made import Division, skeleton
 from espalier.data.prepare.run import prepare
+from espalier.data.sources import DatasetSpec, load_records
 from espalier.errors import UserError
 
 
@@ -49,6 +50,8 @@ def test_a_real_corpus_to_files(shared: Path, tmp_path: Path, source: str) -> No
     train, dev, without = (read(out.parent / name) for name in names[:3])
     assert report["records"] == {"train": len(train), "dev": len(dev)} and len(train) > 4 * len(dev) > 0
     assert sum(report["left_out"].values()) == len(without)
+    kind = {"hh-rlhf": "preference", "instruction-wild": "prompt"}.get(source, "chat")
+    assert len(load_records([DatasetSpec(str(out))], kind).records) == len(train)
     asked = [
         {skeleton(json.dumps(row.get("prompt") or row["messages"][:1], ensure_ascii=False)) for row in part}
         for part in (train, dev)
@@ -104,6 +107,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["prepare", "couplets", empty, "--out", "a.jsonl", "--dev", "2"], "wanted a share"),
         (["prepare", "decontaminate", empty, "--out", "a.jsonl"], "--exams names no file"),
         (["prepare", "alpaca", empty, "--out", "a.jsonl"], "no data file here"),
+        (["prepare", "alpaca", empty, "--out", empty / "a.jsonl"], "would be read as input the next time"),
     ):
         assert run(*words) == 2, words
         assert said in " ".join(capsys.readouterr().err.split()), words

@@ -1,9 +1,10 @@
 """Records that contain questions of an exam, found by runs of characters or words that both have.
 
-An exam is a file, or a folder with all files below it; every text in it of some length is an item. A record is
-contaminated by an item when it has at least `share` of the item's runs (13 characters of Chinese, 8 words of other
-scripts; a shorter item counts as one run, if it is at least 8 characters or 5 words). Single runs, which exams
-share with every textbook ("which of the following is right"), are so no reason to lose a record.
+An exam is a file, or a folder with all files below it; every text in it of at least one run (13 characters of
+Chinese, 8 words of other scripts) is an item, and of a row without such a text its longest, if it is at least 8
+characters or 5 words and not mostly digits; so short options are none. A record is contaminated by an item when it
+has at least half of its runs. Single runs, which exams share with every textbook ("which of the following is
+right"), are so no reason to lose a record.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,14 @@ import numpy as np
 from espalier.data.clean.shingles import Numbers, Units, grams
 from espalier.data.clean.view import viewed
 from espalier.data.files import SUFFIXES, is_data_file, read_rows
-from espalier.data.prepare.made import Found, Made, Without
+from espalier.data.made import Found, Made, Without
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
 RUN = {True: 13, False: 8}
 """Units in a run: Chinese, other."""
 SHORTEST = {True: 8, False: 5}
+_PARTS = ("data", "dev", "test", "train", "val", "valid", "validation")
 SHARE = 0.5
 SHOWN = 20
 
@@ -41,8 +44,10 @@ class Exams:
         runs: dict[tuple[bool, int], list[tuple[Numbers, int]]] = {}
         for name, files in _exams(paths):
             self.names.append(name)
-            for place, text in (found for path in files for found in exam_texts(path)):
-                self._add(place, text, runs)
+            texts = (found for path in files for found in exam_texts(path))
+            for place, row in groupby(texts, key=lambda found: found[0]):
+                for item in _items([text for _, text in row]):
+                    self._add(place, *item, runs)
         self._index: dict[tuple[bool, int], tuple[Numbers, Any]] = {}
         for kind, found in runs.items():
             hashes = np.concatenate([marks for marks, _ in found])
@@ -56,12 +61,9 @@ class Exams:
     def items_of(self, exam: int) -> int:
         return self._exam.count(exam)
 
-    def _add(self, place: str, text: str, runs: dict[tuple[bool, int], list[tuple[Numbers, int]]]) -> None:
-        units = Units.of(text)
-        chinese = units.is_chinese
-        row = units.numbers(chinese)
-        if len(row) < SHORTEST[chinese]:
-            return
+    def _add(
+        self, place: str, chinese: bool, row: Numbers, runs: dict[tuple[bool, int], list[tuple[Numbers, int]]]
+    ) -> None:
         size = min(len(row), RUN[chinese])
         marks = np.unique(grams(row, size))
         runs.setdefault((chinese, size), []).append((marks, len(self._exam)))
@@ -118,8 +120,23 @@ def without_exam_items(found: Found, paths: tuple[Path, ...], account: dict[str,
         yield Without(thing.source, f"has an item of {name}", f"{place} ({share:.0%}): {view.text}")
 
 
+def _items(texts: list[str]) -> list[tuple[bool, Numbers]]:
+    """(Chinese?, units) of the items among the texts of one row of an exam."""
+    found = []
+    for text in texts:
+        units = Units.of(text)
+        if 2 * sum(map(str.isdigit, "".join(units.words))) < len(units.characters):
+            found.append((units.is_chinese, units.numbers(units.is_chinese)))
+    whole = [(chinese, row) for chinese, row in found if len(row) >= RUN[chinese]]
+    if whole or not found:
+        return whole
+    chinese, row = max(found, key=lambda item: len(item[1]) / SHORTEST[item[0]])
+    return [(chinese, row)] if len(row) >= SHORTEST[chinese] else []
+
+
 def _exams(paths: tuple[Path, ...]) -> Iterator[tuple[str, list[Path]]]:
-    """(name, files): a file is an exam; a folder of folders is one exam for each; a folder of files is one."""
+    """(name, files): a file is an exam, and so is a folder; but a folder of nothing but folders is one exam for each,
+    unless these are called as the parts of one (dev, test, …)."""
     for path in paths:
         if path.is_file():
             yield path.name.removesuffix(".gz").rsplit(".", 1)[0], [path]
@@ -131,11 +148,11 @@ def _exams(paths: tuple[Path, ...]) -> Iterator[tuple[str, list[Path]]]:
         files = sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file))
         if not files:
             raise UserError(f"--exams {path}: no exam in this folder; wanted {', '.join(SUFFIXES)}")
-        here = [file for file in files if file.parent == path]
-        if here:
+        names = sorted({file.relative_to(path).parts[0] for file in files})
+        if any(file.parent == path for file in files) or all(name.lower() in _PARTS for name in names):
             yield path.resolve().name, files
             continue
-        for name in sorted({file.relative_to(path).parts[0] for file in files}):
+        for name in names:
             yield name, [file for file in files if file.relative_to(path).parts[0] == name]
 
 

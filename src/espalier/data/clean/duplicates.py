@@ -11,16 +11,16 @@ import json
 import sqlite3
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from espalier.data.clean.minhash import Signatures, Signer, across, bands_for, candidates
+from espalier.data.clean.minhash import Pairs, Signatures, Signer, across, bands_for, candidates
 from espalier.data.clean.shingles import jaccard, shingles
 from espalier.data.clean.view import viewed
-from espalier.data.prepare.made import DEV, Division, Found, Made, Without, digest
+from espalier.data.made import DEV, Division, Found, Made, Without, digest
 
 SHOWN = 20
 """Examples of each step in the report."""
@@ -62,7 +62,7 @@ def without_near_copies(found: Found, threshold: float, account: dict[str, Any])
     with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
         spool = _Spool(Path(folder), bands * rows)
         yield from spool.fill(found)
-        pairs = {(later, earlier) for earlier, later in candidates(spool.signatures(), bands, rows)}
+        pairs = candidates(spool.signatures(), bands, rows)
         yield from spool.without(pairs, threshold, account, "a near copy of an earlier record")
 
 
@@ -77,12 +77,9 @@ def without_near_copies_of_dev(
         dev: list[int] = []
         yield from spool.fill(found, lambda made: made.part or division.part(made.key), dev)
         signed = spool.signatures()
-        held = set(dev)
-        pairs = {
-            (number, dev[place])
-            for place, number in across(signed[dev], signed, bands, rows)
-            if number not in held
-        }
+        pairs = across(signed[dev], signed, bands, rows)
+        pairs = pairs[~np.isin(pairs[:, 0], dev)]
+        pairs[:, 1] = np.asarray(dev, np.int64)[pairs[:, 1]]
         yield from spool.without(pairs, threshold, account, "a near copy of a record of dev")
 
 
@@ -127,11 +124,12 @@ class _Spool:
         *fields, text = json.loads(self._file.readline())
         return Made(*fields), text
 
-    def without(
-        self, pairs: Iterable[tuple[int, int]], threshold: float, account: dict[str, Any], cause: str
-    ) -> Found:
-        """All records in their order, but of each pair (may go, may stay) that is alike the first, if the other stays."""
-        gone = self._alike(sorted(pairs), threshold, account)
+    def without(self, pairs: Pairs, threshold: float, account: dict[str, Any], cause: str) -> Found:
+        """All records in their order, but of each pair (may go, may stay) that is alike the first, if the other stays.
+
+        `pairs` (P, 2) are sorted by the first.
+        """
+        gone = self._alike(pairs, threshold, account)
         for number in range(len(self._starts)):
             thing, text = self.get(number)
             if number not in gone:
@@ -144,14 +142,12 @@ class _Spool:
             _show(account, {**example, "text": text[:200], "kept": other_text[:200]})
             yield Without(thing.source, cause, f"{other.source} ({share:.2f}): {text}")
 
-    def _alike(
-        self, pairs: list[tuple[int, int]], threshold: float, account: dict[str, Any]
-    ) -> dict[int, tuple[int, float]]:
+    def _alike(self, pairs: Pairs, threshold: float, account: dict[str, Any]) -> dict[int, tuple[int, float]]:
         """Number of what goes -> (the record that stays in its place, their similarity)."""
         account["compared"] = len(pairs)
         gone: dict[int, tuple[int, float]] = {}
         current, marks = -1, shingles("")
-        for number, other in pairs:
+        for number, other in (pair.tolist() for pair in pairs):
             if number in gone or other in gone:
                 continue
             if number != current:

@@ -17,10 +17,11 @@ PLACES = 128
 """The longest signature."""
 RECALL = 0.99
 """Which share of the pairs at exactly the threshold must become candidates."""
-NEIGHBOURS = 16
+NEIGHBOURS = 8
 """With how many others of a band's bucket a text is compared: half of them the bucket's first, half the latest."""
 
 Signatures = npt.NDArray[np.uint32]
+Pairs = npt.NDArray[np.int64]
 
 
 def bands_for(threshold: float) -> tuple[int, int]:
@@ -69,29 +70,43 @@ def band_keys(signatures: Signatures, bands: int, rows: int) -> Iterator[Numbers
         yield key
 
 
-def candidates(signatures: Signatures, bands: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Pairs (earlier, later) of rows of `signatures` (N, bands * rows) that agree in a band; a pair may come again."""
+def candidates(signatures: Signatures, bands: int, rows: int) -> Pairs:
+    """(P, 2) of (later, earlier) rows of `signatures` (N, bands * rows) that agree in a band, sorted, each once.
+
+    Of a bucket of many, each is paired with `NEIGHBOURS` others only, so P is at most N * bands * `NEIGHBOURS`.
+    """
+    found = []
+    places = np.arange(len(signatures))
     for key in band_keys(signatures, bands, rows):
-        order = np.argsort(key, kind="stable")
-        same = np.flatnonzero(key[order][1:] == key[order][:-1])
-        if not len(same):
-            continue
-        starts = same[np.flatnonzero(np.diff(same, prepend=-2) != 1)]
-        ends = same[np.flatnonzero(np.diff(same, append=len(key) + 1) != 1)] + 2
-        for start, end in zip(starts, ends, strict=True):
-            bucket = order[start:end].tolist()
-            for place, later in enumerate(bucket):
-                first = bucket[: min(place, NEIGHBOURS // 2)]
-                latest = bucket[max(len(first), place - NEIGHBOURS // 2) : place]
-                yield from ((earlier, later) for earlier in (*first, *latest))
+        order = np.argsort(key, kind="stable")  # stable: a bucket keeps the order of its texts
+        ordered = key[order]
+        starts = np.searchsorted(ordered, ordered, "left")
+        for step in range(1, NEIGHBOURS // 2 + 1):
+            near = places - step >= starts
+            found.append(_codes(order[near], order[places[near] - step]))
+        for step in range(NEIGHBOURS // 2):
+            far = starts + step < places - NEIGHBOURS // 2
+            found.append(_codes(order[far], order[starts[far] + step]))
+    return _pairs(found)
 
 
-def across(few: Signatures, many: Signatures, bands: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Pairs (row of `few`, row of `many`) that agree in a band; a pair may come again."""
+def across(few: Signatures, many: Signatures, bands: int, rows: int) -> Pairs:
+    """(P, 2) of (row of `many`, row of `few`) that agree in a band, sorted, each once; of a bucket `NEIGHBOURS`."""
+    found = []
     for own, others in zip(band_keys(few, bands, rows), band_keys(many, bands, rows), strict=True):
         order = np.argsort(own, kind="stable")
         ordered = own[order]
         first, behind = np.searchsorted(ordered, others, "left"), np.searchsorted(ordered, others, "right")
-        for place in np.flatnonzero(behind > first).tolist():
-            for one in order[first[place] : behind[place]].tolist():
-                yield one, place
+        for step in range(NEIGHBOURS):
+            there = np.flatnonzero(first + step < behind)
+            found.append(_codes(there, order[first[there] + step]))
+    return _pairs(found)
+
+
+def _codes(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.unique((one << 32) | other)
+
+
+def _pairs(codes: list[npt.NDArray[np.int64]]) -> Pairs:
+    whole = np.unique(np.concatenate([np.zeros(0, np.int64), *codes]))
+    return np.stack([whole >> 32, whole & 0xFFFFFFFF], axis=1)

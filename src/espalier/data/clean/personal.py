@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import date
 from typing import Any
 
-from espalier.data.prepare.made import Found, Made
+from espalier.data.made import Found, Made
 
 SHOWN = 20
 

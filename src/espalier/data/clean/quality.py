@@ -12,7 +12,7 @@ from typing import Any
 
 from espalier.data.clean.shingles import folded
 from espalier.data.clean.view import viewed
-from espalier.data.prepare.made import Found, Made, Without
+from espalier.data.made import Found, Made, Without
 
 SHOWN = 20
 REPEATED = 8

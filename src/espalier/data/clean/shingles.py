@@ -18,8 +18,9 @@ Numbers = npt.NDArray[np.uint64]
 
 CHARACTERS, WORDS = 5, 3
 _WORD = re.compile(r"[^\W_]+")
-_HAN = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+# Where stretches of kana and Han characters begin and end, in turn.
+_HAN = np.array([0x3040, 0x3100, 0x3400, 0x4DC0, 0x4E00, 0xA000, 0xF900, 0xFB00, 0x20000, 0x40000], np.uint32)
+_FACTORS = np.random.default_rng(0).integers(0, 2**63, 64, np.uint64) * np.uint64(2) + np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Units:
     @property
     def is_chinese(self) -> bool:
         """Whether Han characters (or kana) are at least a quarter of the letters and digits."""
-        number = sum(int(((self.characters >= low) & (self.characters <= high)).sum()) for low, high in _HAN)
+        number = int(np.count_nonzero(np.searchsorted(_HAN, self.characters, side="right") & 1))
         return 4 * number >= len(self.characters)
 
     def numbers(self, chinese: bool) -> Numbers:
@@ -53,13 +54,14 @@ def folded(text: str) -> str:
 
 
 def grams(row: Numbers, length: int) -> Numbers:
-    """A number for each `length` units in a row, in their order; none where there are fewer."""
-    if len(row) < length:
+    """A number for each `length` units in a row (at most 64), in their order; none where there are fewer."""
+    number = len(row) - length + 1
+    if number < 1:
         return row[:0]
-    total = np.zeros(len(row) - length + 1, np.uint64)
-    for place in range(length):
-        total = mixed(total + row[place : len(row) - length + 1 + place] + _ODD)
-    return total
+    total = row[:number] * _FACTORS[0]
+    for place in range(1, length):
+        total += row[place : place + number] * _FACTORS[place]
+    return mixed(total)
 
 
 def mixed(numbers: Numbers) -> Numbers:

@@ -10,7 +10,7 @@ from espalier.data.clean.contamination import without_exam_items
 from espalier.data.clean.duplicates import without_copies, without_near_copies, without_near_copies_of_dev
 from espalier.data.clean.personal import without_personal_data
 from espalier.data.clean.quality import filtered
-from espalier.data.prepare.made import Division, Found
+from espalier.data.made import Division, Found
 
 DEDUP = ("none", "exact", "near")
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from espalier.data.formats import parse_row
-from espalier.data.parts import CHOSEN, REJECTED, as_label, first_of
-from espalier.data.prepare.made import Without
-from espalier.data.prepare.shape import key_of
+from espalier.data.made import Without, key_of
+from espalier.data.parts import CHOSEN, QUESTION, REJECTED, as_label, first_of
 from espalier.data.records import (
     BadRecord,
     Chat,
@@ -63,9 +62,8 @@ def _kind(row: Mapping[str, Any]) -> str:
         return "preference"
     if "label" in row and as_label(row["label"]) is not None:
         return "unpaired"
-    asked = any(
-        name in row for name in ("messages", "conversations", "instruction", "prompt", "question", "query")
-    )
+    asked = any(name in row for name in ("messages", "conversations", "instruction", *QUESTION))
+    asked = asked or ("input" in row and "target" in row)
     return "text" if not asked and ("text" in row or "content" in row) else "chat"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from espalier.data.files import read_lines
-from espalier.data.prepare.made import DEV, TRAIN, Division, Found, Made, Without, one_line, ranking, skeleton
+from espalier.data.made import DEV, TRAIN, Division, Found, Made, Without, one_line, ranking, skeleton
 from espalier.data.prepare.shelf import Shelf
 from espalier.errors import UserError
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from espalier.data.made import Division, Found
 from espalier.data.prepare import instructions, news, questions
 from espalier.data.prepare.books import metre
 from espalier.data.prepare.classical import classical
 from espalier.data.prepare.couplets import couplets
-from espalier.data.prepare.made import Division, Found
 from espalier.data.prepare.poetry import poetry
 
 

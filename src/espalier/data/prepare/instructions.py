@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.formats import parse_row
-from espalier.data.prepare.made import DEV, TRAIN, Division, Found, Made, Without, digest
+from espalier.data.made import DEV, TRAIN, Division, Found, Made, Without, digest, key_of
 from espalier.data.prepare.reading import Row, data_files, lacking, rows, text_of
-from espalier.data.prepare.shape import key_of, row_of
+from espalier.data.prepare.shape import row_of
 from espalier.data.records import BadRecord, LeftOut
 
 _HELD = re.compile(r"(^|[^a-z])(test|eval|dev|valid|validation)([^a-z]|$)", re.IGNORECASE)

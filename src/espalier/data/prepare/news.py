@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.files import read_lines
-from espalier.data.prepare.made import Division, Found, Made, Without, one_line, ranking
+from espalier.data.made import Division, Found, Made, Without, one_line, ranking
 from espalier.data.prepare.reading import lacking, rows_of, text_of
 from espalier.errors import UserError
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from espalier.data.prepare.made import DEV, PARTS, TRAIN, Division, Made, Without
+from espalier.data.made import DEV, PARTS, TRAIN, Division, Made, Without
 from espalier.errors import UserError
 
 SUFFIXES = (".jsonl",)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.files import is_data_file
+from espalier.data.made import DEV, TRAIN, Division, Found, Made, Without, one_line, ranking
 from espalier.data.prepare.books import BOOKS, PIECES, Book, book_of, genre_of
-from espalier.data.prepare.made import DEV, TRAIN, Division, Found, Made, Without, one_line, ranking
 from espalier.data.prepare.reading import rows
 from espalier.data.prepare.shelf import Shelf, Span
 from espalier.errors import UserError

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from espalier.data.prepare.made import Division, Found, Made, Without, one_line, ranking
+from espalier.data.made import Division, Found, Made, Without, one_line, ranking
 from espalier.data.prepare.reading import lacking, rows_of, text_of
 from espalier.data.prepare.shelf import Shelf
 
@@ -28,19 +28,21 @@ def zhidao(where: Path, division: Division) -> Found:
                 continue
             place, row = found
             problem = lacking(place, row, "title", "reply", "is_best")
-            title, reply = one_line(row.get("title")).strip(), one_line(row.get("reply"))
-            content = one_line(row.get("question")).strip()
+            title, reply = one_line(row.get("title")), one_line(row.get("reply"))
+            content = one_line(row.get("question"))
+            if content.strip() == title.strip():
+                content = ""
             score = _best(row.get("is_best"))
             if problem:
                 yield problem
-            elif not title:
+            elif not title.strip():
                 yield Without(place, "no title", reply)
             elif not reply.strip():
                 yield Without(place, "no reply", title)
             elif score is None:
                 yield Without(place, "is_best is neither 0 nor 1", str(row.get("is_best")))
             else:
-                note = json.dumps([place, "" if content == title else content, score], ensure_ascii=False)
+                note = json.dumps([place, content if content.strip() else "", score], ensure_ascii=False)
                 shelf.add(("",), title, reply, note)
         shelf.arrange()
         for title, items in groupby(shelf.by_key(), key=lambda item: item[1]):

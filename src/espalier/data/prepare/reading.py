@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.files import is_data_file, read_rows
-from espalier.data.prepare.made import Without
+from espalier.data.made import Without
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from espalier.data.clean.steps import Cleaning, cleaned
 from espalier.data.clean.view import viewed
+from espalier.data.made import Division, Found, Made, Without
 from espalier.data.prepare.corpora import CORPORA
-from espalier.data.prepare.made import Division, Found, Made, Without
 from espalier.data.prepare.output import Places, write_prepared
 from espalier.data.prepare.reading import data_files, rows
 from espalier.data.prepare.shape import shaped
@@ -52,6 +52,10 @@ def prepare(
         raise UserError(f"{where}: no such file or folder; give the place where the corpus was unpacked")
     if out is not None:
         Places(out)  # refuses a bad name before the work
+        if where.is_dir() and out.resolve().is_relative_to(where.resolve()):
+            raise UserError(
+                f"--out {out} lies inside {where}, and would be read as input the next time; write it elsewhere"
+            )
     cleaning = cleaning or Cleaning()
     if source == "dedup" and cleaning.dedup == "none":
         cleaning = replace(cleaning, dedup="near")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from espalier.data.prepare.made import Found, Without
+from espalier.data.made import Found, Without
 from espalier.data.records import ASSISTANT, USER, Chat, Messages, Preference, Prompt, Record
 from espalier.errors import UserError
 
@@ -31,19 +31,6 @@ def row_of(record: Record) -> dict[str, Any]:
         return {"prompt": _turns(record.messages), **tools}
     pair = {"chosen": _turns(record.chosen), "rejected": _turns(record.rejected)}
     return {"prompt": _turns(record.prompt), **pair, **tools}
-
-
-def key_of(record: Record) -> str:
-    """What must not stand in both parts: what the user says before the first answer, whatever the system turn."""
-    assert isinstance(record, (Chat, Preference, Prompt)), record
-    messages = record.prompt if isinstance(record, Preference) else record.messages
-    said = []
-    for message in messages:
-        if message.role == ASSISTANT:
-            break
-        if message.role == USER:
-            said.append(message.content)
-    return "\n".join(said)
 
 
 def _turns(messages: Messages) -> Turns:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from espalier.data.records import ASSISTANT, USER, Chat, Preference, Prompt, Record
+
 _FLESH = re.compile(r"[\W_]+")
 
 TRAIN, DEV = "train", "dev"
@@ -109,3 +111,16 @@ def ranking(prompt: str, prefix: str, answers: list[tuple[str, float]]) -> dict[
 def one_line(value: object) -> str:
     """Text without line breaks, as the corpora's answers are kept; anything but text is the empty text."""
     return value.replace("\r", "").replace("\n", "") if isinstance(value, str) else ""
+
+
+def key_of(record: Record) -> str:
+    """What must not stand in both parts: what the user says before the first answer, whatever the system turn."""
+    assert isinstance(record, (Chat, Preference, Prompt)), record
+    messages = record.prompt if isinstance(record, Preference) else record.messages
+    said = []
+    for message in messages:
+        if message.role == ASSISTANT:
+            break
+        if message.role == USER:
+            said.append(message.content)
+    return "\n".join(said)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import model_of, paired, peak_flops, report, text, tokenizer_of
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from _common import model_of, paired, peak_flops, report, text, tokenizer_of
 from espalier.exam.choose import Asked, Chooser
 from espalier.exam.scorer import Scored
 from espalier.exam.shots import Asker
@@ -75,7 +75,9 @@ def main() -> None:
     cases = asked_for.cases.split(",")
     questions = {case: real(case, asked_for.data) if asked_for.data else pseudo(case) for case in cases}
     if asked_for.data:  # a tokenizer of the very texts, so that their lengths are those of a real one
-        texts = [one.prefix + one.prompt + one.candidates[0].text for asked in questions.values() for one in asked]
+        texts = [
+            one.prefix + one.prompt + one.candidates[0].text for asked in questions.values() for one in asked
+        ]
         tokenizer = load.train_tokenizer(texts * 4, 8192 if asked_for.model == "S" else 32768)
     else:
         tokenizer = tokenizer_of(asked_for.model)
@@ -90,7 +92,13 @@ def main() -> None:
 
 
 def compare(
-    case: str, asked: list[Asked], tree: TreeModel, lm: Any, tokenizer: Any, peak: float, how: argparse.Namespace
+    case: str,
+    asked: list[Asked],
+    tree: TreeModel,
+    lm: Any,
+    tokenizer: Any,
+    peak: float,
+    how: argparse.Namespace,
 ) -> None:
     few = asked[: THEIRS[case]]
     pairs = [(one.prefix + one.prompt, c.text) for one in few for c in one.candidates]
@@ -128,7 +136,9 @@ def compare(
         same += one.scores.index(max(one.scores)) == other.index(max(other))
         at += len(one.scores)
     kind = "real" if how.data else "pseudo"
-    print(f"{case} ({kind}): the same choice in {same} of {len(scores)} questions, scores differ by {worst:.1e}")
+    print(
+        f"{case} ({kind}): the same choice in {same} of {len(scores)} questions, scores differ by {worst:.1e}"
+    )
     report(f"exam {case} {kind} {how.model}", found, "items/s", "espalier")
 
 

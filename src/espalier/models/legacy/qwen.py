@@ -137,7 +137,7 @@ class QwenModel(Qwen2Model):
         if self.training or not self.config.use_dynamic_ntk:
             return torch.ones(1, 1)
         if isinstance(cache, Memory) and cache.step >= 0:
-            lengths = torch.tensor(cache.lengths).repeat_interleave(cache.copies)
+            lengths = torch.tensor([cache.lengths[prompt] for prompt in cache.of_row])
             return self._grown(lengths)[:, None]
         kept = _alphas.get(cache) if cache is not None and cache.get_seq_length() else None
         if isinstance(mask, Tensor) and mask.dim() == 4:

@@ -27,7 +27,7 @@ def results_table(results: dict[str, Any]) -> Table:
             str(row["n"]),
             str(row["shots"]),
             metric or "no labels",
-            "-" if metric is None else with_error(row["metrics"], metric),
+            "-" if metric is None else with_error(row["metrics"], metric, row["n"]),
             _share(row.get("chance")),
             _share(row.get("majority")),
             f"{saved:.0%}",
@@ -35,13 +35,21 @@ def results_table(results: dict[str, Any]) -> Table:
         )
         for part, numbers in row.get("parts", {}).items():
             if metric is not None:
-                made.add_row(f"  {part}", str(numbers["n"]), "", "", with_error(numbers, metric), *[""] * 4)
+                made.add_row(
+                    f"  {part}",
+                    str(numbers["n"]),
+                    "",
+                    "",
+                    with_error(numbers, metric, numbers["n"]),
+                    *[""] * 4,
+                )
     return made
 
 
-def with_error(numbers: dict[str, Any], metric: str) -> str:
-    """Value ± standard error."""
-    return f"{numbers[metric]:.3f}±{numbers[f'{metric}_stderr']:.3f}"
+def with_error(numbers: dict[str, Any], metric: str, n: int) -> str:
+    """Value ± standard error; one number alone has none."""
+    error = f"±{numbers[f'{metric}_stderr']:.3f}" if n > 1 else ""
+    return f"{numbers[metric]:.3f}{error}"
 
 
 def _share(value: float | None) -> str:

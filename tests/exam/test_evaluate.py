@@ -215,3 +215,50 @@ def test_memory_does_not_grow_with_the_questions(small: Path, tmp_path: Path) ->
         command = [sys.executable, "-c", code, str(small), str(path), str(folder / "out")]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     assert peaks[1] < 1.5 * peaks[0] + 2**20, peaks
+
+
+def test_the_command_asks_in_a_chat_template(small: Path, tmp_path: Path) -> None:
+    """Through the command line: other prompts, JSON on stdout, a page beside the results."""
+    path = task_file(tmp_path, train="train.jsonl", shots=1)
+    arguments = ["evaluate", str(small), "--tasks", str(path), "--limit", "3", "--json"]
+    said = {}
+    for template in ("none", "auto"):
+        out = tmp_path / template
+        command = [
+            sys.executable,
+            "-m",
+            "espalier.cli",
+            *arguments,
+            "--template",
+            template,
+            "--out",
+            str(out),
+        ]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said[template] = json.loads(found)
+        assert said[template] == json.loads((out / "results.json").read_text("utf-8"))
+        assert (out / "report.html").is_file()
+    assert said["none"]["template"] is None and said["auto"]["template"] is not None
+    plain, chat = (lines(tmp_path / name / "sums.jsonl")[0] for name in said)
+    assert plain["prompt"] == "1 + 1 =" and chat["prompt"] != plain["prompt"] and "1 + 1 =" in chat["prompt"]
+    assert plain["candidates"][0]["text"] == " 2" and chat["candidates"][0]["text"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--tasks", "tnew"], "did you mean tnews"),
+        (["--tasks", "tnews", "--shots", "three"], "--shots three: wanted numbers"),
+        (["--tasks", "tnews", "--prompts", "nice"], "--prompts nice: wanted plain or pangu"),
+        (["--tasks", "tnews", "--data", "nowhere"], "there is no such folder"),
+    ],
+)
+def test_a_wrong_argument_says_what_to_do(
+    arguments: list[str], wanted: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from espalier.cli import app, guarded
+
+    code = guarded(
+        lambda: app(["evaluate", str(small), "--out", str(tmp_path), *arguments], standalone_mode=False)
+    )
+    assert code == 2 and wanted in " ".join(capsys.readouterr().err.split())

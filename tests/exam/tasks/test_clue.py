@@ -21,7 +21,7 @@ from espalier.exam.tasks.clue import SPECS
 from espalier.models.forward import TreeModel
 from tests.exam.independent import alone, encoded, model_of, tokenizer_of
 from tests.exam.planted import planted
-from tests.exam.tasks.clue_prompts import Known, known
+from tests.exam.tasks.clue_prompts import RELATIONS, TNEWS, Known, known
 
 FOLDERS = {"chid": "chid_fewclue"}
 LIMITS = {"iflytek": 1}
@@ -257,3 +257,31 @@ def test_a_broken_line_is_named(name: str, line: str, wanted: str, tmp_path: Pat
 def test_an_unknown_exam_names_the_nearest(exams: Path) -> None:
     with pytest.raises(UserError, match="did you mean tnews"):
         plan(["tnew"], [0], Settings(exams))
+
+
+# --- test sets without answers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompts", ["plain", "pangu"])
+def test_the_files_for_submission(
+    prompts: Any, shared: Path, tokenizer: Any, model: TreeModel, tmp_path: Path
+) -> None:
+    names = ["afqmc", "tnews", "ocnli", "cluewsc2020", "c3", "chid"]
+    settings = Settings(shared / "data" / "clue_format_witness", prompts, split="test", limit=3)
+    planned = plan(names, [0], settings)
+    examine_all(model, tokenizer, planned, tmp_path, name="random", asking=Asking(quiet=True))
+    labels = {
+        "afqmc": {"0", "1"}, "tnews": set(TNEWS), "ocnli": set(RELATIONS), "cluewsc2020": {"true", "false"},
+        "c3": {0, 1, 2, 3},
+    }  # fmt: skip
+    for name, known_labels in labels.items():
+        lines = [json.loads(x) for x in (tmp_path / f"{name}.submission.json").open(encoding="utf-8")]
+        mine = [json.loads(x) for x in (tmp_path / f"{name}.jsonl").open(encoding="utf-8")]
+        assert len(lines) == len(mine) > 0
+        for line, one in zip(lines, mine, strict=True):
+            assert set(line) == {"id", "label"} and line["label"] in known_labels and line["id"] == one["id"]
+            if name in ("tnews", "ocnli"):
+                order = list(TNEWS) if name == "tnews" else RELATIONS
+                assert order[one["prediction"]] == line["label"]
+    whole = json.loads((tmp_path / "chid.submission.json").read_text("utf-8"))
+    assert whole and all(key.startswith("#idiom") and 0 <= said < 10 for key, said in whole.items())

@@ -174,3 +174,21 @@ def test_a_cut_file_of_passages_names_its_line(tmp_path: Path, exams: Path) -> N
     (tmp_path / "cmrc2018" / "dev.json").write_text(text[: len(text) // 2], "utf-8")
     with pytest.raises(UserError, match=r"dev\.json:\d+: broken JSON .* is the file whole"):
         plan(["cmrc2018"], [0], Settings(tmp_path))
+
+
+def test_drcd_is_read_in_its_own_layout(tmp_path: Path) -> None:
+    """Traditional Chinese, SQuAD's layout, ids of paragraphs beside those of questions."""
+    asked_ = {
+        "id": "1001-10-1",
+        "question": "廣州位於何處？",
+        "answers": [{"id": "1", "text": "珠江口", "answer_start": 5}],
+    }
+    whole = {"version": "1.3", "data": [{"title": "廣州", "id": "1001", "paragraphs": [
+        {"context": "廣州位於珠江口。", "id": "1001-10", "qas": [asked_]}]}]}  # fmt: skip
+    (tmp_path / "drcd").mkdir()
+    (tmp_path / "drcd" / "DRCD_dev.json").write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+    (question,) = asked(make_task("drcd", Settings(tmp_path), shots=0))
+    assert (
+        question.prompt == "阅读文章：廣州位於珠江口。\n问：廣州位於何處？\n答："
+        and question.references == ("珠江口",)
+    )

@@ -11,8 +11,10 @@ asks 48 to 128 questions, so the solved examples are read once for as many; an e
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import random
+import statistics
 import time
 from itertools import islice
 from pathlib import Path
@@ -70,6 +72,7 @@ def main() -> None:
     arguments.add_argument("--model", default="S", choices=("S", "M"))
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--cases", default=",".join(CASES))
+    arguments.add_argument("--drift", type=int, default=0, help="also score so many questions in bfloat16")
     asked_for = arguments.parse_args()
     logging.disable(logging.WARNING)
     cases = asked_for.cases.split(",")
@@ -89,6 +92,29 @@ def main() -> None:
     peak = peak_flops() if device == "cpu" else float("nan")
     for case in cases:
         compare(case, questions[case], tree, theirs_lm, tokenizer, peak, asked_for)
+        if asked_for.drift:
+            drift(case, questions[case][: asked_for.drift], tree, tokenizer)
+
+
+def drift(case: str, asked: list[Asked], tree: TreeModel, tokenizer: Any) -> None:
+    """How far scores in bfloat16 are from those in float32, by trees and one candidate a row alike."""
+    exact, _ = Chooser(tree, tokenizer).score(asked)
+    lm = copy.deepcopy(tree.lm).bfloat16()
+    for layout in ("tree", "padded"):
+        half, _ = Chooser(TreeModel(lm, probe(lm, wanted=layout)).eval(), tokenizer).score(asked)
+        differences = [
+            abs(a - b) / n
+            for x, y in zip(exact, half, strict=True)
+            for a, b, n in zip(x.scores, y.scores, x.tokens, strict=True)
+        ]
+        same = sum(
+            x.scores.index(max(x.scores)) == y.scores.index(max(y.scores))
+            for x, y in zip(exact, half, strict=True)
+        )
+        print(
+            f"{case}: bfloat16 in {layout} rows: {statistics.mean(differences):.4f} nats a token off on average, "
+            f"{max(differences):.4f} at most; the same choice in {same} of {len(asked)} questions"
+        )
 
 
 def compare(

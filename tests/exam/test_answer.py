@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from espalier.exam.answer import choose, encode_candidates
 
 import espalier
 from espalier.errors import UserError
+from espalier.exam.answer import choose, encode_candidates
 from espalier.exam.run import evaluate, run_tasks
 from espalier.exam.task import load_task
 from espalier.models import load
@@ -128,9 +128,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_that_knows_gets_everything_and_its_opposite_nothing(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from espalier.exam.answer import Cost, Scored
-
     from espalier.exam import run as room
+    from espalier.exam.answer import Cost, Scored
 
     task = load_task(task_file(tmp_path))
     tokenizer = load.load_tokenizer(str(small))
@@ -214,7 +213,6 @@ def test_one_stop_text_is_one(tmp_path: Path) -> None:
 
 def test_a_broken_model_gets_no_score() -> None:
     from espalier.exam.answer import Scored
-
     from espalier.exam.scores import predicted
 
     with pytest.raises(UserError, match="weights are broken"):

@@ -42,7 +42,12 @@ INFO = {
         "file_name": "talks.json",
         "formatting": "sharegpt",
         "columns": {"messages": "messages"},
-        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+        },
     },
     "pairs": {
         "file_name": "pairs.json",
@@ -65,10 +70,17 @@ FILES: dict[str, list[Any]] = {
         ("sft", "chats,talks", "", 16),
         ("rm", "pairs", "", 8),
         ("dpo", "pairs", "pref_beta: 0.1\npref_loss: sigmoid\n", 8),
-        ("ppo", "chats", "reward_model: {world}/judge\nmax_new_tokens: 4\ntop_k: 0\ntop_p: 0.9\nppo_target: 6.0\n", 8),
+        (
+            "ppo",
+            "chats",
+            "reward_model: {world}/judge\nmax_new_tokens: 4\ntop_k: 0\ntop_p: 0.9\nppo_target: 6.0\n",
+            8,
+        ),
     ],
 )
-def test_a_file_runs_as_it_is(world: Path, tmp_path: Path, stage: str, dataset: str, more: str, records: int) -> None:
+def test_a_file_runs_as_it_is(
+    world: Path, tmp_path: Path, stage: str, dataset: str, more: str, records: int
+) -> None:
     (tmp_path / "dataset_info.json").write_text(json.dumps(INFO), encoding="utf-8")
     for name, rows in FILES.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -77,6 +89,10 @@ def test_a_file_runs_as_it_is(world: Path, tmp_path: Path, stage: str, dataset: 
     path.write_text(FILE.format(**places) + more.format(**places), encoding="utf-8")
     summary = run_stage(config.load_yaml(path))
     assert summary["status"] == "done"
-    left = {cause: count for cause, count in summary.get("left_out", {}).items() if cause.startswith("max_samples")}
+    left = {
+        cause: count
+        for cause, count in summary.get("left_out", {}).items()
+        if cause.startswith("max_samples")
+    }
     assert sum(left.values()) in (0, len(dataset.split(",")))
     assert {Path(name).stem for name in summary["data"]} >= set(dataset.split(","))

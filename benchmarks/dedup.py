@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.data.clean.minhash import Signer, bands_for, candidates
+from espalier.data.clean.minhash import Signer, band_keys, bands_for, candidates
 from espalier.data.clean.shingles import jaccard, shingles
 
 THRESHOLD, PLACES, ROUNDS = 0.8, 126, 3
@@ -60,7 +60,9 @@ def tuples(pairs: Any) -> Pairs:
 
 def own(sets: list[Any]) -> Pairs:
     signer = Signer(PLACES)
-    return tuples(candidates(np.stack([signer.sign(marks) for marks in sets]), *bands_for(THRESHOLD)))
+    return tuples(
+        candidates(band_keys(np.stack([signer.sign(marks) for marks in sets]), *bands_for(THRESHOLD)))
+    )
 
 
 def rensa_signatures(sets: list[Any]) -> Pairs:
@@ -70,7 +72,7 @@ def rensa_signatures(sets: list[Any]) -> Pairs:
     offsets = np.cumsum([0, *(len(marks) for marks in sets)]).astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(sets), offsets, PLACES, 1)
     rows = np.asarray(matrix.to_rows())
-    return tuples(candidates(rows.astype(np.uint32), *bands_for(THRESHOLD)))
+    return tuples(candidates(band_keys(rows.astype(np.uint32), *bands_for(THRESHOLD))))
 
 
 def rensa_index(sets: list[Any]) -> Pairs:

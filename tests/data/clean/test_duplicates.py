@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from espalier.data.clean.duplicates import without_copies, without_near_copies, without_near_copies_of_dev
-from espalier.data.clean.minhash import Signer, across, bands_for, candidates
+from espalier.data.clean.minhash import Signer, across, band_keys, bands_for, candidates
 from espalier.data.clean.shingles import jaccard, shingles
 from espalier.data.made import DEV, TRAIN, Division, Found, Made, Without
 
@@ -157,7 +157,7 @@ def test_rankings_are_copies_by_prompt_and_best_answer() -> None:
 def test_a_bucket_of_many_is_no_square() -> None:
     """A thousand texts with one signature: each meets a few, not all."""
     signatures = np.zeros((1000, 12), np.uint32)
-    pairs = candidates(signatures, 2, 6)
+    pairs = candidates(band_keys(signatures, 2, 6))
     assert len(pairs) <= 8 * 1000 and (pairs[:, 0] > pairs[:, 1]).all()
     assert set(pairs[:, 0].tolist()) == set(range(1, 1000)) and set(pairs[4:, 1].tolist()) >= {
         0,
@@ -181,9 +181,11 @@ def test_candidates_against_all_pairs() -> None:
         )
 
     wanted = [[later, earlier] for later in range(60) for earlier in range(later) if agree(later, earlier)]
-    assert candidates(signatures, 4, 3).tolist() == wanted and len(wanted) > 20
-    found = across(signatures[:20], signatures, 4, 3).tolist()
+    assert candidates(band_keys(signatures, 4, 3)).tolist() == wanted and len(wanted) > 20
+    found = across(band_keys(signatures, 4, 3), np.arange(20)).tolist()
     assert found == [[many, few] for many in range(60) for few in range(20) if agree(few, many)]
+    assert across(band_keys(signatures, 4, 3), np.zeros(0, np.int64)).tolist() == []
+    assert candidates(iter(())).tolist() == []
 
 
 def test_memory_is_a_few_bytes_a_record() -> None:

@@ -15,6 +15,7 @@ from espalier.cli import app, guarded
 from espalier.data.made import Division, skeleton
 from espalier.data.prepare.corpora import CORPORA
 from espalier.data.prepare.run import prepare
+from espalier.data.prepare.shape import SHAPES
 from espalier.data.sources import DatasetSpec, load_records
 from espalier.errors import UserError
 
@@ -127,6 +128,33 @@ def test_any_data_file_is_divided_and_counted(
     report = json.loads(capsys.readouterr().out)
     assert report["records"] == {"train": 300, "dev": 0}
     assert report["groups"]["train"] == {"dpo_zh_demo.json: preference": 300}
+    assert sum(report["languages"].values()) == 300 and report["languages"]["zh"] > 200
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_written_and_read_back(tmp_path: Path, shape: str) -> None:
+    path = tmp_path / "couplets.txt"
+    path.write_text(
+        "".join(f"{'春' * (i % 3 + 2)}{i:02d} {'秋' * (i % 3 + 2)}{i:02d}\n" for i in range(30)),
+        encoding="utf-8",
+    )
+    out = tmp_path / "out/train.jsonl"
+    assert run("prepare", "couplets", path, "--out", out, "--as", shape, "--dev", "0.2", "--no-apart") == 0
+    kind = "ranking" if shape == "own" else shape
+    train, dev = (
+        load_records([DatasetSpec(str(place))], kind).records
+        for place in (out, out.with_name("train.dev.jsonl"))
+    )
+    if (
+        shape == "preference"
+    ):  # 1, 0, 0, -1, -1 makes four pairs; the few couplets of dev have fewer wrong lines
+        assert 100 <= len(train) + len(dev) <= 120
+    else:
+        assert len(train) + len(dev) == 30
+    if shape not in ("own", "text"):
+        key = {"chat": lambda r: r.messages[0].content, "prompt": lambda r: r.messages[0].content,
+               "preference": lambda r: r.prompt[0].content}[shape]  # fmt: skip
+        assert not {key(record) for record in train} & {key(record) for record in dev}
 
 
 def test_a_limit_takes_the_first(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Copies and near copies out of a stream of records; the first of them stays.
 
 Copies are found in one pass, with a number for each text on disk. Near copies need two: all records are put away
-on disk with their signatures, then candidates are compared exactly, so that nothing is taken out that does not
-share `threshold` of its shingles with a record that stays. Memory: about 40 bytes a record.
+on disk with the keys of their signatures' bands, then candidates are compared exactly, so that nothing is taken out
+that does not share `threshold` of its shingles with a record that stays. Memory: about 50 bytes a record.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 import sqlite3
 import tempfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from espalier.data.clean.minhash import Pairs, Signatures, Signer, across, bands_for, candidates
-from espalier.data.clean.shingles import jaccard, shingles
+from espalier.data.clean.minhash import Pairs, Signatures, Signer, across, band_keys, bands_for, candidates
+from espalier.data.clean.shingles import Numbers, jaccard, shingles
 from espalier.data.clean.view import viewed
 from espalier.data.made import DEV, Division, Found, Made, Without, digest
 
@@ -60,9 +60,9 @@ def without_near_copies(found: Found, threshold: float, account: dict[str, Any])
     bands, rows = bands_for(threshold)
     account.update(threshold=threshold, bands=bands, rows=rows, compared=0, removed=0, examples=[])
     with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        spool = _Spool(Path(folder), bands * rows)
+        spool = _Spool(Path(folder), bands, rows)
         yield from spool.fill(found)
-        pairs = candidates(spool.signatures(), bands, rows)
+        pairs = candidates(spool.keys())
         yield from spool.without(pairs, threshold, account, "a near copy of an earlier record")
 
 
@@ -73,51 +73,58 @@ def without_near_copies_of_dev(
     bands, rows = bands_for(threshold)
     account.update(threshold=threshold, compared=0, removed=0, examples=[])
     with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
-        spool = _Spool(Path(folder), bands * rows)
-        dev: list[int] = []
+        spool = _Spool(Path(folder), bands, rows)
+        dev = array("q")
         yield from spool.fill(found, lambda made: made.part or division.part(made.key), dev)
-        signed = spool.signatures()
-        pairs = across(signed[dev], signed, bands, rows)
-        pairs = pairs[~np.isin(pairs[:, 0], dev)]
-        pairs[:, 1] = np.asarray(dev, np.int64)[pairs[:, 1]]
+        few = np.asarray(dev, np.int64)
+        pairs = across(spool.keys(), few)
+        pairs = pairs[~np.isin(pairs[:, 0], few)]
         yield from spool.without(pairs, threshold, account, "a near copy of a record of dev")
 
 
 class _Spool:
-    """Records on disk with their signatures, reached by their number."""
+    """Records on disk, reached by their number, and for each band the keys of all of them."""
 
-    def __init__(self, folder: Path, places: int) -> None:
-        self._folder = folder
-        self._signer = Signer(places)
-        self._places = places
+    def __init__(self, folder: Path, bands: int, rows: int) -> None:
+        self._folder, self._bands, self._rows = folder, bands, rows
+        self._signer = Signer(bands * rows)
         self._file = (folder / "records").open("w+b")
         self._starts = array("q")
         self._end = 0
 
     def fill(
-        self, found: Found, part: Callable[[Made], str] | None = None, dev: list[int] | None = None
+        self, found: Found, part: Callable[[Made], str] | None = None, dev: array[int] | None = None
     ) -> Found:
         """Puts all records away and lets through what cannot be compared; `dev` gets the numbers of dev's records."""
-        with (self._folder / "signatures").open("wb") as signatures:
-            for thing in found:
-                text = _text(thing)
-                marks = shingles(text) if text else None
-                if not isinstance(thing, Made) or text is None or marks is None or not len(marks):
-                    yield thing
-                    continue
-                if part is not None and dev is not None and part(thing) == DEV:
-                    dev.append(len(self._starts))
-                signatures.write(self._signer.sign(marks).tobytes())
-                fields = [thing.row, thing.key, thing.source, thing.group, thing.part, text]
-                self._starts.append(self._end)
-                self._end += self._file.write(json.dumps(fields, default=str).encode() + b"\n")
+        waiting: list[Signatures] = []
+        for thing in found:
+            text = _text(thing)
+            marks = shingles(text) if text else None
+            if not isinstance(thing, Made) or text is None or marks is None or not len(marks):
+                yield thing
+                continue
+            if part is not None and dev is not None and part(thing) == DEV:
+                dev.append(len(self._starts))
+            waiting.append(self._signer.sign(marks))
+            if len(waiting) == 256:
+                self._write_keys(waiting)
+                waiting = []
+            fields = [thing.row, thing.key, thing.source, thing.group, thing.part, text]
+            self._starts.append(self._end)
+            self._end += self._file.write(json.dumps(fields, default=str).encode() + b"\n")
+        self._write_keys(waiting)
 
-    def signatures(self) -> Signatures:
-        """(N, places), on disk."""
-        shape = (len(self._starts), self._places)
-        if not shape[0]:
-            return np.zeros(shape, np.uint32)
-        return np.memmap(self._folder / "signatures", np.uint32, "r", shape=shape)
+    def _write_keys(self, signatures: list[Signatures]) -> None:
+        if signatures:
+            for band, key in enumerate(band_keys(np.stack(signatures), self._bands, self._rows)):
+                with (self._folder / f"band-{band}").open("ab") as stream:
+                    stream.write(key.tobytes())
+
+    def keys(self) -> Iterator[Numbers]:
+        """(N,) of each band, one in memory at a time."""
+        if len(self._starts):
+            for band in range(self._bands):
+                yield np.fromfile(self._folder / f"band-{band}", np.uint64)
 
     def get(self, number: int) -> tuple[Made, str]:
         self._file.seek(self._starts[number])

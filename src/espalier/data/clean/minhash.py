@@ -6,7 +6,7 @@ cut into bands, and texts that agree in a whole band are candidates, to be compa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ NEIGHBOURS = 8
 """With how many others of a band's bucket a text is compared: half of them the bucket's first, half the latest."""
 
 Signatures = npt.NDArray[np.uint32]
+Texts = npt.NDArray[np.int64]
 Pairs = npt.NDArray[np.int64]
 
 
@@ -63,47 +64,53 @@ class Signer:
 def band_keys(signatures: Signatures, bands: int, rows: int) -> Iterator[Numbers]:
     """For each band, a number (N,) for what each row of `signatures` (N, bands * rows) has in it."""
     for band in range(bands):
-        part = np.ascontiguousarray(signatures[:, band * rows : (band + 1) * rows]).astype(np.uint64)
-        key = np.zeros(len(part), np.uint64)
-        for column in range(rows):
-            key = mixed(key * np.uint64(0x9E3779B97F4A7C15) + part[:, column] + np.uint64(1))
+        key = np.zeros(len(signatures), np.uint64)
+        for column in range(band * rows, (band + 1) * rows):
+            place = signatures[:, column].astype(np.uint64)
+            key = mixed(key * np.uint64(0x9E3779B97F4A7C15) + place + np.uint64(1))
         yield key
 
 
-def candidates(signatures: Signatures, bands: int, rows: int) -> Pairs:
-    """(P, 2) of (later, earlier) rows of `signatures` (N, bands * rows) that agree in a band, sorted, each once.
+def candidates(keys: Iterable[Numbers]) -> Pairs:
+    """(P, 2) of (later, earlier) texts that have a band's key in common, sorted, each once; `keys`: (N,) of each band.
 
     Of a bucket of many, each is paired with `NEIGHBOURS` others only, so P is at most N * bands * `NEIGHBOURS`.
     """
     found = []
-    places = np.arange(len(signatures))
-    for key in band_keys(signatures, bands, rows):
+    for key in keys:
         order = np.argsort(key, kind="stable")  # stable: a bucket keeps the order of its texts
         ordered = key[order]
-        starts = np.searchsorted(ordered, ordered, "left")
+        new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+        inside = np.flatnonzero(~new)  # all but the first of each bucket; most buckets hold one text
+        starts = np.flatnonzero(new)[np.cumsum(new)[inside] - 1]
         for step in range(1, NEIGHBOURS // 2 + 1):
-            near = places - step >= starts
-            found.append(_codes(order[near], order[places[near] - step]))
+            near = inside - step >= starts
+            found.append(_codes(order[inside[near]], order[inside[near] - step]))
         for step in range(NEIGHBOURS // 2):
-            far = starts + step < places - NEIGHBOURS // 2
-            found.append(_codes(order[far], order[starts[far] + step]))
+            far = starts + step < inside - NEIGHBOURS // 2
+            found.append(_codes(order[inside[far]], order[starts[far] + step]))
     return _pairs(found)
 
 
-def across(few: Signatures, many: Signatures, bands: int, rows: int) -> Pairs:
-    """(P, 2) of (row of `many`, row of `few`) that agree in a band, sorted, each once; of a bucket `NEIGHBOURS`."""
+def across(keys: Iterable[Numbers], few: Texts) -> Pairs:
+    """(P, 2) of (text, text of `few`) that have a band's key in common, sorted, each once; of a bucket `NEIGHBOURS`.
+
+    `few` (F,) are the numbers of some of the N texts; they are in the first column too.
+    """
     found = []
-    for own, others in zip(band_keys(few, bands, rows), band_keys(many, bands, rows), strict=True):
-        order = np.argsort(own, kind="stable")
-        ordered = own[order]
-        first, behind = np.searchsorted(ordered, others, "left"), np.searchsorted(ordered, others, "right")
+    for key in keys:
+        order = few[np.argsort(key[few], kind="stable")]
+        ordered = key[order]
+        place = np.searchsorted(ordered, key, "left")
+        there = np.flatnonzero(ordered[np.minimum(place, len(few) - 1)] == key) if len(few) else place[:0]
+        first, behind = place[there], np.searchsorted(ordered, key[there], "right")
         for step in range(NEIGHBOURS):
-            there = np.flatnonzero(first + step < behind)
-            found.append(_codes(there, order[first[there] + step]))
+            more = first + step < behind
+            found.append(_codes(there[more], order[first[more] + step]))
     return _pairs(found)
 
 
-def _codes(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _codes(one: Texts, other: Texts) -> npt.NDArray[np.int64]:
     return np.unique((one << 32) | other)
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from espalier.data.clean.quality import language
 from espalier.data.clean.steps import Cleaning, cleaned
-from espalier.data.clean.view import viewed
+from espalier.data.clean.view import View, viewed
 from espalier.data.made import Division, Found, Made, Without
 from espalier.data.prepare.corpora import CORPORA
 from espalier.data.prepare.output import Places, write_prepared
@@ -65,6 +66,8 @@ def prepare(
     if limit is not None:
         read = _first(read, limit)
     accounts: dict[str, Any] = {}
+    if source == "stats":
+        read = _languages(read, accounts.setdefault("languages", {}))
     found = watch(cleaned(shaped(read, shape), cleaning, division, accounts))
     about = {"source": source, "input": str(where), "seed": division.seed, "dev": division.dev, "as": shape}
     return write_prepared(found, out, division, about, accounts)
@@ -84,6 +87,16 @@ def data_rows(where: Path) -> Found:
                 if isinstance(view, Without)
                 else Made(row, view.key, place, group=f"{path.name}: {view.kind}")
             )
+
+
+def _languages(found: Found, counts: dict[str, int]) -> Found:
+    """`found`, its records counted by the script of the first thousand characters."""
+    for thing in found:
+        if isinstance(thing, Made):
+            view = viewed(thing.row, thing.source)
+            name = language(view.text[:1000]) if isinstance(view, View) else ""
+            counts[name or "none"] = counts.get(name or "none", 0) + 1
+        yield thing
 
 
 def _first(found: Found, limit: int) -> Iterator[Made | Without]:

@@ -55,6 +55,7 @@ def load_lm(
     """
     check_folder(name, allow_pickle=allow_pickle)
     _quiet()
+    name = str(checkpoint.fetched(name, allow_pickle=allow_pickle) or name)
     local = Path(name).exists()
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
@@ -114,6 +115,7 @@ def without_dropout(config: Any) -> Any:
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer from a model folder, a folder with vocab.json and merges.txt, or the hub."""
     _quiet()
+    name = str(checkpoint.fetched(name, weights=False) or name)
     folder = Path(name)
     try:
         old = legacy_tokenizer(folder) if folder.is_dir() else None

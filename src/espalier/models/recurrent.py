@@ -48,6 +48,7 @@ class Recurrent:
         self.state = out.state
         return out.logits[:, -1]
 
-    def shrink(self, alive: Tensor) -> Tensor | None:
-        """Keep all rows: a step costs the same for each."""
-        return None
+    def keep(self, rows: Tensor) -> bool:
+        """Go on with these rows (B',) alone."""
+        self.state = [part[rows.to(part.device)] for part in self.state]
+        return True

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import espalier
 from espalier.cli import app
 from espalier.errors import UserError
+from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import family_of
 from espalier.models.load import load_lm
 from tests.models.legacy.plain import IDS
@@ -182,6 +183,29 @@ def test_the_command(folder: Path, state: dict[str, Tensor], tmp_path: Path) -> 
     assert isinstance(again.exception, UserError)
     assert load_lm(str(out), dtype=None).dtype == torch.float16
     assert (logits(out) - logits(folder, allow_pickle=True)).abs().max() == 0
+
+
+def test_a_hub_id_is_fetched_without_its_code(
+    folder: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(state, folder / "model.safetensors")
+    asked: list[list[str]] = []
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        assert name == "someone/baichuan"
+        asked.append(allow_patterns)
+        return str(folder)
+
+    config = json.loads((folder / "config.json").read_text())
+    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(checkpoint.PreTrainedConfig, "get_config_dict", lambda name: (config, {}))
+    model: Any = load_lm("someone/baichuan")
+    assert model.config.model_type == "llama"
+    assert "*.safetensors" in asked[0]
+    assert not {"*.bin", "*.py"} & set(asked[0])
+    config["model_type"] = "llama"
+    assert checkpoint.fetched("someone/baichuan") is None
+    assert checkpoint.fetched(str(folder)) is None
 
 
 def test_any_other_pickled_folder_is_converted_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken, token_ids
 from espalier.models.legacy.native import Native, attend, heads_first
+from espalier.models.legacy.notes import NotedCache
 from espalier.models.legacy.prefix_generation import PrefixGeneration, positions_and_mask
 
 RESIDUAL = (2 * 28) ** 0.5
@@ -170,7 +171,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
         hidden: Tensor = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = NotedCache(config=self.config)
         positions, mask = positions_and_mask(
             input_ids,
             hidden,

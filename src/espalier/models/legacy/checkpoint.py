@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion
@@ -32,6 +33,27 @@ def config_of(folder: Path) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}).") from error
     return config if isinstance(config, dict) and family_of(config) is not None else None
+
+
+def fetched(name: str, *, allow_pickle: bool = False, weights: bool = True) -> Path | None:
+    """An old checkpoint's folder from the hub, without the code that lies in it; None for anything else.
+
+    Args:
+        name: a hub id, or a path (then None).
+        allow_pickle: whether .bin files are fetched too.
+        weights: False fetches the configuration and the tokenizer alone.
+    """
+    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return None
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+        if family_of(config) is None:
+            return None
+        kinds = ["*.json", "*.model", "*.tiktoken", "*.txt"]
+        kinds += ["*.safetensors"] * weights + ["*.bin"] * (weights and allow_pickle)
+        return Path(snapshot_download(name, allow_patterns=kinds))
+    except (OSError, ValueError):  # whoever asks the hub next says what is wrong
+        return None
 
 
 def load_legacy(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
+from espalier.models.legacy.notes import note, noted
 from espalier.models.legacy.prefix import NEVER, Prefix, additive, find_prefix, seen, two_channels
-
-_of_cache: WeakKeyDictionary[Cache, Prefix] = WeakKeyDictionary()
-"""Where the prompts in a cache end: told in the prompt pass, asked for at every later step."""
 
 
 def positions_and_mask(
@@ -63,12 +60,13 @@ def positions_and_mask(
         real = attention_mask.bool()
     prefix = None
     if visible is None:
-        prefix = _of_cache.get(cache) if cache is not None and past else None
-        if prefix is None:
+        start, blank = noted(cache, "start"), noted(cache, "blank")
+        if start is not None and blank is not None:
+            prefix = Prefix(start, blank)
+        else:
             ids = torch.full_like(real, -1, dtype=torch.int64) if input_ids is None else input_ids
             prefix = find_prefix(ids, real[:, -ids.shape[1] :], sop, blanks)
-        if cache is not None:
-            _of_cache[cache] = prefix
+            note(cache, start=prefix.start, blank=prefix.blank)
         visible = seen(prefix.shared, real, past)
     if not given:
         none = torch.full((rows,), NEVER, device=embeds.device)

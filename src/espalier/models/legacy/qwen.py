@@ -16,22 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model, apply_rotary_pos_emb
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken, thirds, token_ids
 from espalier.models.legacy.native import attend, heads_first
+from espalier.models.legacy.notes import NotedCache, note, noted
 from espalier.models.memory import Memory
-
-_alphas: WeakKeyDictionary[Cache, Tensor] = WeakKeyDictionary()
-"""The factor that a cache's keys were rotated with, one a row."""
 
 
 class QwenConfig(Qwen2Config):
@@ -118,7 +115,7 @@ class QwenModel(Qwen2Model):
         given = input_ids if input_ids is not None else inputs_embeds
         assert given is not None
         if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = NotedCache(config=self.config)
         length = given.shape[1]
         alpha = self._alpha(length, attention_mask, position_ids, past_key_values).to(given.device)
         self.rotary_emb.alpha = alpha  # type: ignore[assignment]
@@ -137,9 +134,8 @@ class QwenModel(Qwen2Model):
         if self.training or not self.config.use_dynamic_ntk:
             return torch.ones(1, 1)
         if isinstance(cache, Memory) and cache.step >= 0:
-            lengths = torch.tensor([cache.lengths[prompt] for prompt in cache.of_row])
-            return self._grown(lengths)[:, None]
-        kept = _alphas.get(cache) if cache is not None and cache.get_seq_length() else None
+            return self._grown(torch.tensor([cache.lengths[p] for p in cache.of_row]))[:, None]
+        kept = noted(cache, "alpha")
         if isinstance(mask, Tensor) and mask.dim() == 4:
             assert position_ids is not None, "a mask of one's own needs position_ids"
             found = self._of_trees(position_ids[0].cpu())
@@ -152,8 +148,8 @@ class QwenModel(Qwen2Model):
             found = self._grown(torch.tensor([[past + length]]))
         else:
             found = self._grown(mask.bool().sum(1, keepdim=True))
-        if cache is not None:
-            _alphas[cache] = found
+        if not isinstance(cache, Memory):
+            note(cache, alpha=found)
         return found
 
     def _grown(self, lengths: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def main() -> None:
     found = paired(sides, wanted.rounds)
     for numbers in found.values():
         numbers["records_per_second"] = numbers["records"] / numbers["seconds"]
-    found["espalier"]["share_of_peak"] = flops / found["espalier"]["seconds"] / peak_flops()
+    found["espalier"]["share_of_peak"] = flops / found["espalier"]["cpu_seconds"] / peak_flops()
     report(f"{wanted.task} {wanted.model}", found, "records_per_second", "espalier")
 
 

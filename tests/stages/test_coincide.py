@@ -38,6 +38,14 @@ def test_padded_layout_trains_the_same_model(stage: str, options: Make) -> None:
     assert told[0]["held_out"]["after"] == pytest.approx(told[1]["held_out"]["after"], abs=1e-3)
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
+def test_checkpointed_activations_train_the_same_model(stage: str, options: Make) -> None:
+    kept, again = options(stage, name="kept"), options(stage, name="again", gradient_checkpointing=True)
+    run(kept)
+    run(again)
+    assert far(weights(kept), weights(again)) < 1e-6
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_stopping_twice_is_not_stopping(stage: str, options: Make) -> None:
     whole = options(stage, name="whole", max_steps=8)

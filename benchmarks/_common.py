@@ -116,7 +116,7 @@ def machine() -> dict[str, Any]:
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     versions = {}
-    for name in ("torch", "transformers", "trl"):
+    for name in ("torch", "transformers", "trl", "lm_eval"):
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return {

@@ -135,18 +135,22 @@ def compare(
         requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(some)]
         start = time.perf_counter()
         latest["theirs"] = [score for score, _ in backend.loglikelihood(requests, disable_tqdm=True)]
-        return {"items/s": len(few) * len(some) / len(pairs) / (time.perf_counter() - start)}
+        seconds = time.perf_counter() - start
+        done = len(few) * len(some) / len(pairs)
+        return {"items/s": done / seconds, "records": done, "seconds": seconds}
 
     def ours() -> dict[str, float]:
         chooser = Chooser(tree, tokenizer)  # nothing is remembered from the round before
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         latest["ours"], cost = chooser.score(asked)
-        seconds = time.perf_counter() - start
+        seconds, used = time.perf_counter() - start, time.process_time() - cpu
         flops = 2 * cost.computed * sum(p.numel() for n, p in tree.lm.named_parameters() if "layers" in n)
         return {
             "items/s": len(asked) / seconds,
             "tokens shared": cost.unshared / cost.computed,
-            "of matmul peak": flops / seconds / peak,
+            "of matmul peak": flops / used / peak,
+            "records": float(len(asked)),
+            "seconds": seconds,
         }
 
     trial = pairs[: max(32, len(asked[0].candidates))]

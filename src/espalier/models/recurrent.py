@@ -1,6 +1,7 @@
 """Sampling from a model with a state in place of keys and values (RWKV).
 
-Padding would enter the state, so each prompt is read alone; from there on all rows go together.
+Padding would enter the state, so each prompt is read alone. The rows stay alone after it too: with a state,
+transformers (5.23) mixes each row of a batch with the states of all others.
 """
 
 from __future__ import annotations
@@ -29,26 +30,29 @@ class Recurrent:
 
     def __init__(self, lm: nn.Module, prompts: Sequence[Sequence[int]], copies: int) -> None:
         self.lm, self.prompts, self.copies = lm, prompts, copies
-        self.state: list[Tensor] = []
+        self.states: list[list[Tensor]] = []
 
     def prompt_logits(self) -> Tensor:
         """(P * C, V)."""
         device = next(self.lm.parameters()).device
-        found = [
-            self.lm(input_ids=torch.tensor([list(prompt)], device=device), use_cache=True)
-            for prompt in self.prompts
-        ]
-        parts = zip(*(out.state for out in found), strict=True)
-        self.state = [torch.cat(part).repeat_interleave(self.copies, 0) for part in parts]
-        return torch.cat([out.logits[:, -1] for out in found]).repeat_interleave(self.copies, 0)
+        logits = []
+        for prompt in self.prompts:
+            out: Any = self.lm(input_ids=torch.tensor([list(prompt)], device=device), use_cache=True)
+            # a step writes into the state that it is given
+            self.states += [[part.clone() for part in out.state] for _ in range(self.copies)]
+            logits += [out.logits[:, -1]] * self.copies
+        return torch.cat(logits)
 
     def next_logits(self, tokens: Tensor, step: int) -> Tensor:
         """(B, V) after one more token a row."""
-        out: Any = self.lm(input_ids=tokens[:, None], state=self.state, use_cache=True)
-        self.state = out.state
-        return out.logits[:, -1]
+        logits = []
+        for row, token in enumerate(tokens):
+            out: Any = self.lm(input_ids=token.view(1, 1), state=self.states[row], use_cache=True)
+            self.states[row] = out.state
+            logits.append(out.logits[:, -1])
+        return torch.cat(logits)
 
     def keep(self, rows: Tensor) -> bool:
         """Go on with these rows (B',) alone."""
-        self.state = [part[rows.to(part.device)] for part in self.state]
+        self.states = [self.states[row] for row in rows.tolist()]
         return True

@@ -23,7 +23,7 @@ from espalier.config import (
     split_pipeline,
     stage_of,
 )
-from espalier.config.names import STAGE_SYNONYMS, SWITCHES, VALUES
+from espalier.config.names import CURES, SPREAD, STAGE_SYNONYMS, STAND_INS, SWITCHES, VALUES
 from espalier.errors import UserError
 from espalier.options import (
     COMMON,
@@ -334,21 +334,16 @@ def test_two_names_with_two_values_are_refused(raw: dict[str, Any]) -> None:
 
 
 def test_the_tables_agree_with_the_options() -> None:
-    stage_keys = {
-        "pref_beta",
-        "pref_loss",
-        "reward_model",
-        "kl_coef",
-        "clip_range",
-        "clip_range_value",
-        "lam",
-    }
-    stage_keys |= {"ppo_epochs", "group_size", "max_new_tokens", "label_smoothing", "ref_model"}
-    stage_keys |= {"precompute_ref_logprobs"}
+    from espalier.stages.train import CLASSES
+
+    stage_keys = {item.name for classes in CLASSES.values() for kind in classes for item in fields(kind)}
     keys = {row.key for row in describe(COMMON)} | stage_keys
     targets = {*SYNONYMS.values(), *(name for table in STAGE_SYNONYMS.values() for name in table.values())}
-    assert targets | set(VALUES) | {switch[0] for switch in SWITCHES.values()} <= keys
-    tables = [set(SYNONYMS), set(SWITCHES), set(IGNORED), keys]
+    spread = {inner for table in SPREAD.values() for names in table.values() for inner in names}
+    switched = {switch[0] for switch in SWITCHES.values()}
+    assert targets - {name for table in SPREAD.values() for name in table} <= keys
+    assert {*VALUES, *STAND_INS, *switched, *spread} <= keys
+    tables = [set(SYNONYMS), set(SWITCHES), set(IGNORED), set(CURES), keys]
     assert sum(map(len, tables)) == len(set().union(*tables)), "a name stands in two tables"
     assert all(sentence and not sentence.endswith(".") for sentence in IGNORED.values())
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from espalier.data.encoding import leading
 from espalier.errors import UserError
 from espalier.exam.choose import Asked, Chooser
 from espalier.exam.task import Candidate
@@ -32,19 +33,20 @@ class Generation:
     ended: bool
 
 
-def load_model(path: str, *, dtype: str = "float32", device: str = "auto") -> tuple[nn.Module, Any]:
+def load_model(
+    path: str, *, dtype: str = "float32", device: str = "auto", allow_pickle: bool = False
+) -> tuple[nn.Module, Any]:
     """A model in the Hugging Face calling convention, and its tokenizer (None where the folder has none).
 
     Args:
         path: a folder (an adapter's is merged into its base) or a hub id.
         dtype: float32, bfloat16 or float16.
         device: such as "cuda:0"; "auto" is the first GPU, else the CPU.
+        allow_pickle: read weights in .bin files too, through torch's safe loader (tensors only).
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    lm = load.load_with_adapter(path).to(place, getattr(torch, dtype)).eval()
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-    local = Path(path).is_dir()
-    if local and not any((Path(path) / name).is_file() for name in names):
+    lm = load.load_with_adapter(path, allow_pickle=allow_pickle).to(place, getattr(torch, dtype)).eval()
+    if Path(path).exists() and not load.has_tokenizer(Path(path)):
         return lm, None
     return lm, load.load_tokenizer(path)
 
@@ -84,7 +86,8 @@ def generate(
         UserError: a prompt without tokens.
     """
     ends = tuple(sorted({*load.end_tokens(model, tokenizer), *stop}))
-    ids = [tokenizer.encode(text) for text in prompts]
+    # What some tokenizers put behind a text (an end token) would end the prompt.
+    ids = [leading(tokenizer, t) + tokenizer.encode(t, add_special_tokens=False) for t in prompts]
     for i, tokens in enumerate(ids):
         if not tokens:
             raise UserError(

@@ -15,7 +15,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
+from espalier.commands.prepare import prepare
 from espalier.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -67,6 +69,8 @@ _stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
 
 
 app.command()(evaluate)
+app.command()(convert)
+app.command()(prepare)
 
 
 @app.command()

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from espalier import config
 from espalier.data.formats import KINDS
-from espalier.data.sources import load_records, parse_specs
+from espalier.data.sources import load_records
+from espalier.data.specs import parse_specs
 from espalier.data.templates import choose_template
 from espalier.data.tokenise import Encoder, encode_all
 from espalier.engine import files

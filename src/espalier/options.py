@@ -89,6 +89,9 @@ class ModelOptions(Options):
     trust_remote_code: bool = option(
         False, "Run Python code that comes with the model; only for models you trust."
     )
+    allow_pickle: bool = option(
+        False, "Read weights in .bin files, through torch's safe loader, where there are no safetensors."
+    )
 
     def problems(self) -> list[str]:
         if self.model_name_or_path is None and self.model_config is None:
@@ -158,6 +161,16 @@ class DataOptions(Options):
     )
     dataset_dir: str | None = option(
         None, "A folder whose dataset_info.json gives the names in dataset a meaning."
+    )
+    mix_strategy: Literal["concat", "first", "all"] = option(
+        "concat",
+        "Each source weight times (concat), or drawn by weight until one (first) or every one (all) is used up.",
+    )
+    interleave_probs: list[float] | None = option(
+        None, "The weights of dataset's entries in their order, in place of each one's own."
+    )
+    data_split: list[float] | None = option(
+        None, "Shares of the prompts for SFT, preferences and RL, such as 2,4,4; each stage takes its own."
     )
     eval_dataset: list[str | dict[str, Any]] = option([], "Held-out records, in the same forms as dataset.")
     val_size: float = option(

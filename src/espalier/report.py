@@ -16,13 +16,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from espalier.report_plots import Chart, chart, number, show, show_estimate, show_seconds
+from espalier.report_exams import comparisons, exam_cards
+from espalier.report_plots import Chart, chart, number, percent, show, show_estimate, show_seconds
 from espalier.report_read import Row, Run, Stage, mapping, read_run
 
 NOT_CURVES = {"step", "epoch", "tokens"}
 MACHINE = ["learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"]
 FIRST = ["loss", "exact_match", "accuracy", "reward", "kl", "margin"]
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte")
 MOST_SAMPLES = 8
 
 
@@ -64,7 +64,8 @@ def render(run: Run) -> str:
         total_seconds=sum(seconds for _, seconds in times),
         done=statuses.count("done"),
         stages=[_stage_view(stage) for stage in run.stages],
-        exams=_exam_cards(run.exams),
+        exams=exam_cards(run.exams),
+        comparisons=comparisons(run.comparisons),
         exam_models=[(name, str(results.get("model", ""))) for name, results in run.exams],
         savings=_savings(run),
         times=[(name, seconds, seconds / max(s for _, s in times)) for name, seconds in times if seconds > 0],
@@ -172,37 +173,6 @@ def _before_after(samples: list[Row]) -> list[Row]:
     return sorted(views, key=lambda view: -len(view["answers"]))[:MOST_SAMPLES]
 
 
-def _exam_cards(exams: list[tuple[str, Row]]) -> list[Row]:
-    """One card a task and metric: a line for each exam with value, error bar and n, all on one scale."""
-    cards: dict[tuple[str, str], list[Row]] = {}
-    for exam, results in exams:
-        for task, result in mapping(results.get("tasks")).items():
-            metrics = mapping(mapping(result).get("metrics"))
-            for metric, raw in metrics.items():
-                value = number(raw)
-                if value is None or metric.endswith("_stderr"):
-                    continue
-                line: Row = {"exam": exam, "value": value, "stderr": number(metrics.get(f"{metric}_stderr"))}
-                line["n"], line["shots"] = number(result.get("n")), number(result.get("shots"))
-                cards.setdefault((task, metric), []).append(line)
-    views = []
-    for (task, metric), lines in cards.items():
-        top = max(max(abs(line["value"]) + (line["stderr"] or 0) for line in lines), 1e-9)
-        top = 1.0 if top <= 1.05 else top
-        choose = min if metric.endswith(LOWER_IS_BETTER) else max
-        best = choose(line["value"] for line in lines)
-        for line in lines:
-            error = line["stderr"] or 0
-            line["width"] = _percent(abs(line["value"]) / top)
-            line["low"] = _percent((abs(line["value"]) - error) / top)
-            line["high"] = _percent((abs(line["value"]) + error) / top)
-            line["best"] = len(lines) > 1 and line["value"] == best
-        n = sorted({line["n"] for line in lines if line["n"] is not None})
-        shots = sorted({line["shots"] for line in lines if line["shots"] is not None})
-        views.append({"task": task, "metric": metric, "lines": lines, "n": n, "shots": shots})
-    return views
-
-
 def _savings(run: Run) -> list[Row]:
     """How many tokens sharing kept from being computed: of stages in their rows, of exams in all their tasks."""
 
@@ -223,7 +193,7 @@ def _savings(run: Run) -> list[Row]:
             "name": name,
             "apart": apart,
             "shared": shared,
-            "kept": _percent(shared / apart),
+            "kept": percent(shared / apart),
             "saved": 1 - shared / apart,
         }
         for name, apart, shared in pairs()
@@ -249,10 +219,6 @@ def _facts(stages: list[Stage]) -> list[tuple[str, str]]:
             if value is not None:
                 seen.setdefault(name, {})[str(value)] = None
     return [(name, ", ".join(values)) for name, values in seen.items()]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
 
 
 def _plain(value: Any) -> str:

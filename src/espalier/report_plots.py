@@ -74,6 +74,11 @@ def show_estimate(value: float | None, stderr: float | None, name: str = "") -> 
     return f"{value:,.{decimals}f}", f"{stderr:,.{decimals}f}"
 
 
+def percent(share: float) -> str:
+    """A share of 1 as a length of CSS, cut to 0 and 100 %."""
+    return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+
+
 def show_bytes(value: float) -> str:
     """Bytes in the decimal unit that keeps the number short: 2.5e9 -> "2.5 GB"."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -44,6 +44,7 @@ class Run:
     config_text: str = ""
     stages: list[Stage] = field(default_factory=list)
     exams: list[tuple[str, Row]] = field(default_factory=list)
+    comparisons: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     newest: float = 0.0
 
@@ -74,8 +75,14 @@ def read_run(path: Path) -> Run:
                     _read_jsonl(folder / "samples.jsonl", run),
                 )
             )
-    for results in sorted([*path.glob("*/results.json"), *path.glob("*/*/results.json")]):
-        run.exams.append((results.parent.relative_to(path).as_posix(), _read_json(results, run)))
+    for results in sorted(
+        [*path.glob("results.json"), *path.glob("*/results.json"), *path.glob("*/*/results.json")]
+    ):
+        found = _read_json(results, run)
+        name = results.parent.relative_to(path).as_posix()
+        run.exams.append((name if name != "." else Path(str(found.get("model", "exam"))).name, found))
+    for compared in sorted([*path.glob("compare.json"), *path.glob("*/compare.json")]):
+        run.comparisons.append(_read_json(compared, run))
     if not (run.config_text or run.stages or run.exams):
         raise UserError(
             f"{path}: found no config.yaml, no stage (a folder with metrics.jsonl) and no exam (results.json). "

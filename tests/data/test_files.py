@@ -156,3 +156,46 @@ def test_empty_unknown_and_headless_files(tmp_path: Path) -> None:
         path.write_text(content, encoding="utf-8")
         with pytest.raises(UserError, match=words):
             rows(path)
+
+
+def test_a_table_without_names_of_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("很好，下次再来\t一般\n不错。\t差\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"a\.tsv:1: the first line reads like a record .*put a line with the names in front"
+    ):
+        rows(path)
+
+
+def test_an_object_of_records_by_name_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    table = {"x/1": {"problem": "1+1", "solution": "2"}, "x/2": {"problem": "2+2", "solution": "4"}}
+    for indent in (None, 1):
+        path.write_text(json.dumps(table, indent=indent), encoding="utf-8")
+        assert rows(path) == list(table.values())
+        assert places(path) == ["a.json:1", "a.json:2"]
+    one = {"prompt": {"role": "user", "content": "a"}, "chosen": {"role": "assistant", "content": "b"}}
+    path.write_text(json.dumps(one), encoding="utf-8")
+    assert rows(path) == [one]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_marks_and_utf_16_are_read(tmp_path: Path, encoding: str, name: str) -> None:
+    path = tmp_path / name
+    data = [{"text": "春眠不觉晓\n处处闻啼鸟"}, {"text": "x"}]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in data)
+    if name == "a.json":
+        text = json.dumps(data, ensure_ascii=False)
+    if name == "a.csv":
+        text = 'text\r\n"春眠不觉晓\n处处闻啼鸟"\r\nx\r\n'
+    path.write_bytes(text.encode(encoding))
+    assert rows(path) == data
+
+
+def test_one_line_of_many_megabytes_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        json.dumps({"text": "春" * 7_000_000}, ensure_ascii=False) + '\n{"text": "b"}\n', encoding="utf-8"
+    )
+    assert [len(row["text"]) for row in rows(path)] == [7_000_000, 1]

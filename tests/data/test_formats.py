@@ -222,7 +222,7 @@ def test_a_named_format_is_used_in_place_of_the_detected_one() -> None:
         ("preference", {"instruction": "x", "output": ["a", "b", "c"]}, "broken pair", ["3", "[accepted, rejected]"]),
         ("preference", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}, "no common prompt", ["one prompt"]),
         ("preference", {"prompt": "z", "chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "6"}]}, "two prompts", ["does not contain"]),
-        ("preference", {"prompt": "x", "answers": [{"answer": "y", "score": 1}]}, "broken ranking", ["at least two"]),
+        ("preference", {"prompt": "x", "answers": []}, "broken ranking", ["answers with scores"]),
         ("preference", {"prompt": "x", "answers": [{"answer": "y", "score": "1"}, {"answer": "z", "score": 2}]}, "broken ranking", ["answer 1", "without quotes"]),
         ("preference", {"prompt": "x", "answers": [{"answer": "y", "score": float("nan")}, {"answer": "z", "score": 2}]}, "broken ranking", ["finite"]),
         ("unpaired", {"messages": TURNS}, "missing column", ["`label`"]),
@@ -256,3 +256,34 @@ def test_rows_that_teach_nothing_are_left_out_with_their_cause() -> None:
     assert parse_row(flat, "a:1", "preference") == LeftOut("a:1", "all answers score the same")
     false = parse_row({"messages": TURNS, "label": False}, "a:1", "chat")
     assert isinstance(false, LeftOut) and "label" in false.cause
+
+
+def test_a_ranking_of_one_answer_serves_as_chat_and_makes_no_pair() -> None:
+    row = {"prompt": "x", "prefix": "答：", "answers": [{"answer": "y", "score": 1}]}
+    chat = parse_row(row, "a:1", "chat")
+    assert isinstance(chat, Chat) and (chat.messages[1].prefix, chat.messages[1].content) == ("答：", "y")
+    for kind in ("preference", "ranking"):
+        outcome = parse_row(row, "a:1", kind)
+        assert isinstance(outcome, LeftOut) and outcome.cause == "only one answer, so no pair"
+
+
+def test_verl_rows_are_prompts_with_their_truth() -> None:
+    row = {
+        "data_source": "openai/gsm8k",
+        "prompt": [{"role": "user", "content": "2+3=?"}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": "5"},
+        "extra_info": {"index": 0},
+    }
+    prompt = parse_row(row, "a.parquet:1", "prompt")
+    assert isinstance(prompt, Prompt) and (prompt.messages[0].content, prompt.reference) == ("2+3=?", "5")
+
+
+def test_a_question_keeps_the_passage_it_is_about() -> None:
+    chat = parse_row({"context": "春天来了。", "question": "什么来了？", "answer": "春天"}, "a:1", "chat")
+    assert isinstance(chat, Chat) and chat.messages[0].content == "春天来了。\n什么来了？"
+
+
+def test_pairs_of_input_and_target_are_chats() -> None:
+    chat = parse_row({"input": "是或否？", "target": "是", "type": "nli"}, "a:1", "chat")
+    assert isinstance(chat, Chat) and [turn.content for turn in chat.messages] == ["是或否？", "是"]

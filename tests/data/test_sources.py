@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from espalier.data.records import Chat, Message, Prompt
-from espalier.data.sources import DatasetSpec, load_records, parse_specs, prompt_key, split_validation
+from espalier.data.sources import DatasetSpec, load_records, prompt_key, split_validation
+from espalier.data.specs import parse_specs
 from espalier.errors import UserError
 
 

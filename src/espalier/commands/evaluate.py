@@ -35,12 +35,16 @@ def evaluate(
         str, typer.Option(help="In a template: examples as turns, or in one message.")
     ] = "turns",
     seed: Annotated[int, typer.Option(help="Of the choice of examples.")] = 42,
+    lm_eval_files: Annotated[
+        bool, typer.Option("--lm-eval-files", help="Write results in the form of lm_eval's files, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Examine models: CLUE, C-Eval, CMMLU, MMLU, written answers, and tasks of your own."""
     from espalier.exam.evaluate import Asking
     from espalier.exam.several import evaluate_several
     from espalier.exam.tasks import Settings
+    from espalier.report import write_report
 
     for name, value, known in (
         ("prompts", prompts, ("plain", "pangu")),
@@ -70,11 +74,15 @@ def evaluate(
             layout,
             None if template == "none" else template,
             shots_as,  # type: ignore[arg-type]
+            lm_eval_files=lm_eval_files,
             quiet=as_json,
         ),
     )
+    page = write_report(out)
     if as_json:
         print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        print(f"Details: {page}")
 
 
 def _numbers(shots: str | None) -> list[int | None]:

@@ -13,7 +13,16 @@ from typing import Any, get_type_hints
 
 from espalier.config.convert import Unfit, convert, found_name
 from espalier.config.file import Placed
-from espalier.config.names import IGNORED, STAGE_SYNONYMS, SWITCHES, SYNONYMS, VALUES
+from espalier.config.names import (
+    CURES,
+    IGNORED,
+    SPREAD,
+    STAGE_SYNONYMS,
+    STAND_INS,
+    SWITCHES,
+    SYNONYMS,
+    VALUES,
+)
 from espalier.errors import UserError
 from espalier.options import Options
 
@@ -32,11 +41,14 @@ def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
         UserError: one option is written under two names with different values.
     """
     given, out, notes = Placed.of(raw), Placed(), list[str]()
+    spread: dict[str, Any] = {}
     stage = VALUES["stage"].get(str(given.get("stage")), given.get("stage"))
     for key, value in given.items():
         if key in IGNORED:
             notes.append(f"{given.where(key)} is not used: {IGNORED[key]}.")
             continue
+        if key in CURES and not value:
+            continue  # null, false, nothing: it asks for nothing
         if key == "stages" and isinstance(value, list):
             inner = [canonical(item) if isinstance(item, Mapping) else (item, []) for item in value]
             out[key] = [item for item, _ in inner]
@@ -44,6 +56,12 @@ def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
             continue
         name, value, says_something = _translate(given, key, str(stage))
         if not says_something:
+            continue
+        if isinstance(value, str) and value in STAND_INS.get(name, {}):
+            value, instead = STAND_INS[name][value]
+            notes.append(f"{given.where(key)}: {given[key]} is not offered; {instead}.")
+        if name in SPREAD.get(str(stage), {}):
+            spread |= dict.fromkeys(SPREAD[str(stage)][name], value)
             continue
         if name in out and out[name] != value:
             raise UserError(
@@ -53,6 +71,8 @@ def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
         out.written[name] = given.written.get(key, key)
         if key in given.places:
             out.places[name] = given.places[key]
+    for name, value in spread.items():
+        out.setdefault(name, value)
     return out, list(dict.fromkeys(notes))
 
 
@@ -177,6 +197,8 @@ def unknown_key(
     owners = [name for name, classes in all_classes.items() if key in known_keys(classes)]
     if owners:
         return f"{values.where(key)} is an option of {' and '.join(owners)}, not of {stage}. Remove it here."
+    if key in CURES:
+        return f"{values.where(key)} cannot be taken over. {CURES[key]}"
     if key == "stages":
         return f"{values.where(key)} makes a pipeline of several stages; start it with `espalier run`."
     near = _near(key, [*known, *SYNONYMS, *IGNORED])

@@ -2,12 +2,15 @@
 
 Only tables: `SYNONYMS` has the same meaning under another name, `VALUES` the same value under another name,
 `SWITCHES` a boolean that is one value of another key, `IGNORED` a key that Espalier has no use for, with what it does
-instead. A name that is an option of ours is in none of them.
+instead (its rarer ones are in `elsewhere`), `CURES` a key that must not be passed over, with what to do. A name that
+is an option of ours is in none of them.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from espalier.config.elsewhere import ELSEWHERE
 
 SYNONYMS: dict[str, str] = {
     # the model
@@ -22,6 +25,8 @@ SYNONYMS: dict[str, str] = {
     "lora_model_dir": "adapter_name_or_path",
     "chat_template": "template",
     # which weights
+    "adapter": "finetuning_type",
+    "fine_tuning_type": "finetuning_type",
     "lora_r": "lora_rank",
     "lora_target_modules": "lora_target",
     "target_modules": "lora_target",
@@ -57,6 +62,7 @@ SYNONYMS: dict[str, str] = {
     "adam_eps": "adam_epsilon",
     # the machine
     "use_gradient_checkpointing": "gradient_checkpointing",
+    "deepspeed_config": "deepspeed",
     "torch_compile": "compile",
     # the run
     "output": "output_dir",
@@ -80,22 +86,57 @@ SYNONYMS: dict[str, str] = {
     "num_ppo_epochs": "ppo_epochs",
     "num_generations": "group_size",
     "max_completion_length": "max_new_tokens",
+    "reward_funcs": "reward_function",
+    "max_input_token": "cutoff_len",
+    "prompt_template": "template",
     "response_length": "max_new_tokens",
 }
 
 STAGE_SYNONYMS: dict[str, dict[str, str]] = {
     # TRL gives these names another meaning in each trainer.
     "dpo": {"loss_type": "pref_loss"},
-    "grpo": {"beta": "kl_coef", "epsilon": "clip_range"},
+    "grpo": {
+        "beta": "kl_coef",
+        "epsilon": "clip_range",
+        "epsilon_high": "clip_high",
+        "num_iterations": "grpo_epochs",
+    },
+    "ppo": {"ppo_target": "kl_target", "sft_model_path": "model_name_or_path"},
+}
+
+SPREAD: dict[str, dict[str, tuple[str, ...]]] = {
+    # One name that sets several keys of a stage, as far as they are not written themselves.
+    "grpo": {"clip_range": ("clip_low", "clip_high")},
 }
 
 VALUES: dict[str, dict[str, Any]] = {
     "stage": {"pt": "pretrain", "rm": "reward"},
-    "optim": {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw"},
+    "optim": {
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw_hf": "adamw",
+        "adamw_apex_fused": "adamw",
+    },
+    "mix_strategy": {"interleave_under": "first", "interleave_over": "all", "interleave_once": "first"},
+    "template": {"tokenizer_default": "tokenizer"},
+    "finetuning_type": {
+        "qlora": "lora",
+        "p_tuning_v2": "prefix",
+        "prompt_tuning": "prompt",
+        "prefix_tuning": "prefix",
+    },
     "quantization_method": {"bitsandbytes": "bnb"},
     "report_to": {"none": []},
     "max_steps": {"-1": None},
     "deepspeed": {"": None},
+}
+
+STAND_INS: dict[str, dict[str, tuple[Any, str]]] = {
+    # Values that are not offered, what runs in their place, and how to say so.
+    "optim": dict.fromkeys(
+        ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "paged_adamw"),
+        ("adamw", "AdamW with full states takes its place: more memory, the same steps"),
+    ),
 }
 
 SWITCHES: dict[str, tuple[str, Any, Any]] = {
@@ -104,6 +145,8 @@ SWITCHES: dict[str, tuple[str, Any, Any]] = {
     "fp16": ("precision", "fp16", "fp32"),
     "load_in_4bit": ("quantization_bit", 4, None),
     "load_in_8bit": ("quantization_bit", 8, None),
+    "use_peft": ("finetuning_type", "lora", None),
+    "lora_target_linear": ("lora_target", ["all"], None),
     "disable_gradient_checkpointing": ("gradient_checkpointing", False, True),
 }
 
@@ -136,8 +179,6 @@ IGNORED: dict[str, str] = {
     "group_by_length": "packing fills the rows",
     "pad_to_sequence_len": "rows are as long as their trees",
     "remove_unused_columns": "columns that no record format knows are left alone",
-    "mix_strategy": "sources are mixed by `weight` of each data set",
-    "interleave_probs": "sources are mixed by `weight` of each data set",
     "train_on_prompt": "the assistant's text is trained, the prompt is not",
     "train_on_inputs": "the assistant's text is trained, the prompt is not",
     "mask_history": "every assistant turn is trained in one pass",
@@ -210,4 +251,20 @@ IGNORED: dict[str, str] = {
     "infer_backend": _GENERATE,
     "repetition_penalty": _GENERATE,
     "num_beams": _GENERATE,
+    **ELSEWHERE,
+}
+
+CURES: dict[str, str] = {
+    # Keys without which a run would silently be another one.
+    "reward_model_adapters": "Merge it first (espalier merge ADAPTER OUT) and name OUT as `reward_model`.",
+    "ref_model_adapters": "Merge it first (espalier merge ADAPTER OUT) and name OUT as `ref_model`.",
+    "add_tokens": "Add them to the tokenizer's folder and name it as `tokenizer`.",
+    "add_special_tokens": "Add them to the tokenizer's folder and name it as `tokenizer`.",
+    "default_system": "Write a system turn into the records.",
+    "use_llama_pro": "Expanded blocks are not offered; use finetuning_type: freeze or lora.",
+    "unfrozen_parameters": "Use finetuning_type: freeze with `freeze_ratio`, or lora with `lora_target`.",
+    "rl": "Write `stage: dpo` (or another stage) instead.",
+    "adapter_folder": "Name the adapter's own folder as `adapter_name_or_path`.",
+    "train_from_scratch": "Give `model_config` in place of `model_name_or_path`.",
+    "relora_steps": "ReLoRA is not offered; remove it.",
 }

@@ -11,22 +11,20 @@ import codecs
 import csv
 import gzip
 import io
-import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
+from espalier.data.json_files import Placed, json_file, json_lines
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".parquet", ".txt", ".txt.gz")
 
-# (place, the row or what is wrong with it, the raw text where it is a line)
-Placed = tuple[str, dict[str, Any] | BadRecord, str]
 
-_SPACE = re.compile(r"\s*")
+_SENTENCE = re.compile(r"[，。！？；～]|[.!?](\s|$)")  # marks that names of columns do not have
 
 
 def is_data_file(path: Path) -> bool:
@@ -52,15 +50,32 @@ def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
             return
         with _open_text(path) as stream:
             if name.endswith(".jsonl"):
-                yield from _json_lines(path, stream)
+                yield from json_lines(path, stream)
             elif name.endswith(".json"):
-                yield from _json(path, stream.read())
+                yield from json_file(path, stream)
             elif name.endswith((".csv", ".tsv")):
                 yield from _csv(path, stream, "\t" if name.endswith(".tsv") else ",")
             elif lines:
                 yield from _text_lines(path, stream)
             else:
                 yield f"{path}:1", {"text": stream.read()}, ""
+    except UnicodeDecodeError:
+        raise _foreign_encoding(path) from None
+    except (OSError, EOFError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); check that the file is whole and may be read"
+        ) from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place, text) of every line of a text file with any suffix, blank lines included, line breaks taken off.
+
+    Raises `UserError` for a file that cannot be read or has a foreign encoding.
+    """
+    try:
+        with _open_text(path) as stream:
+            for number, line in enumerate(stream, start=1):
+                yield f"{path}:{number}", line.rstrip("\r\n")
     except UnicodeDecodeError:
         raise _foreign_encoding(path) from None
     except (OSError, EOFError) as error:
@@ -114,96 +129,6 @@ def _foreign_encoding(path: Path) -> UserError:
     )
 
 
-def _json_lines(path: Path, lines: Iterator[str] | TextIO) -> Iterator[Placed]:
-    for number, line in enumerate(lines, start=1):
-        text = line.rstrip("\r\n")
-        if not text.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            yield place, _broken(place, error, error.colno), text
-        else:
-            yield place, _object(place, row), text
-
-
-def _broken(place: str, error: json.JSONDecodeError, column: int) -> BadRecord:
-    return BadRecord(
-        place, "broken JSON", f"broken JSON at column {column} ({error.msg}); repair the line or remove it"
-    )
-
-
-def _object(place: str, row: Any) -> dict[str, Any] | BadRecord:
-    if isinstance(row, dict):
-        return row
-    return BadRecord(
-        place, "not an object", f"a bare {type(row).__name__}, wanted a JSON object with named columns"
-    )
-
-
-def _json(path: Path, text: str) -> Iterator[Placed]:
-    """A .json file: an array of objects, or JSON lines, or one object."""
-    start = _SPACE.match(text).end()  # type: ignore[union-attr]
-    if start == len(text):
-        raise UserError(f"{path}: the file holds nothing but white space; wanted a list of records")
-    if text[start] == "[":
-        yield from _json_array(path, text, start + 1)
-        return
-    first_line = text[start:].split("\n", 1)[0]
-    try:
-        json.loads(first_line)
-    except json.JSONDecodeError:
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError:
-            yield from _json_lines(path, iter(text.split("\n")))
-        else:
-            yield f"{path}:1", _object(f"{path}:1", row), ""
-    else:
-        yield from _json_lines(path, iter(text.split("\n")))
-
-
-def _json_array(path: Path, text: str, at: int) -> Iterator[Placed]:
-    """The objects of an array one by one, each with its line; what follows a break cannot be read."""
-    decoder = json.JSONDecoder()
-    line = text.count("\n", 0, at) + 1
-    counted = at
-    while True:
-        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-        line += text.count("\n", counted, at)
-        counted = at
-        place = f"{path}:{line}"
-        if text[at : at + 1] == "]":
-            rest = _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
-            if rest != len(text):
-                yield (
-                    place,
-                    BadRecord(place, "broken JSON", "text follows behind the array's end; remove it"),
-                    "",
-                )
-            return
-        try:
-            if at == len(text):
-                raise json.JSONDecodeError("the array is not closed", text, at)
-            row, end = decoder.raw_decode(text, at)
-            after = _SPACE.match(text, end).end()  # type: ignore[union-attr]
-            if text[after : after + 1] not in (",", "]"):
-                raise json.JSONDecodeError(
-                    "the array ends without ]" if after == len(text) else "no comma", text, after
-                )
-        except json.JSONDecodeError as error:
-            where = f"{path}:{error.lineno}"
-            reason = (
-                f"broken JSON at column {error.colno} ({error.msg}), in the record that begins at line {line}; the file "
-                "may be cut off; repair it or fetch it again; nothing behind this place was read"
-            )
-            yield where, BadRecord(where, "broken JSON", reason), text[at : at + 2000]
-            return
-        yield place, _object(place, row), ""
-        at = after + 1 if text[after] == "," else after
-
-
 def _csv(path: Path, stream: TextIO, delimiter: str) -> Iterator[Placed]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(stream, delimiter=delimiter)
@@ -212,6 +137,12 @@ def _csv(path: Path, stream: TextIO, delimiter: str) -> Iterator[Placed]:
         raise UserError(
             f"{path}:1: no header; the first line of a {delimiter!r}-separated file names its columns"
         )
+    for name in header:
+        if len(name) > 80 or _SENTENCE.search(name):
+            raise UserError(
+                f"{path}:1: the first line reads like a record ({name[:40]!r}), not like names of columns; put a line "
+                f"with the names in front, such as {delimiter.join(('prompt', 'completion'))!r}"
+            )
     line = reader.line_num + 1
     while True:
         place = f"{path}:{line}"

@@ -56,7 +56,7 @@ def parse_row(
     try:
         if not isinstance(row, Mapping):
             raise Bad("not an object", f"the record is {shown(row)}, wanted an object with named columns")
-        row = _renamed(row, columns or {})
+        row = renamed(row, columns or {})
         parts = FORMATS[format or detect(row, kind)](row, kind)
         return _record(parts, row, kind, source)
     except Bad as bad:
@@ -79,7 +79,7 @@ def detect(row: Row, kind: str) -> str:
     for column, name in (("messages", "openai"), ("conversations", "sharegpt"), ("instruction", "alpaca")):
         if column in row:
             return name
-    if first_of(row, QUESTION):
+    if first_of(row, QUESTION) or ("input" in row and "target" in row):
         return "prompt_completion"
     raise missing(row, kind)
 
@@ -148,6 +148,8 @@ def _record(parts: Parts, row: Row, kind: str, source: str) -> Record | LeftOut:
             return Ranking(parts.prompt, ((chosen, 1.0), (rejected, 0.0)), source, tools)
         return Preference(parts.prompt, chosen, rejected, source, tools)
     if parts.ranked:
+        if len(parts.ranked) == 1:
+            return LeftOut(source, "only one answer, so no pair")
         if parts.ranked[0][1] == parts.ranked[-1][1]:
             return LeftOut(source, "all answers score the same")
         return Ranking(parts.prompt, parts.ranked, source, tools)
@@ -157,6 +159,9 @@ def _record(parts: Parts, row: Row, kind: str, source: str) -> Record | LeftOut:
 def _reference(row: Row) -> str | None:
     name = first_of(row, _REFERENCE)
     value = row[name] if name else None
+    verl = row.get("reward_model")
+    if name is None and isinstance(verl, Mapping):
+        name, value = "reward_model.ground_truth", verl.get("ground_truth")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     return None if value is None else as_text(value, f"column {name!r}")
@@ -173,7 +178,8 @@ def _tools(row: Row) -> str | None:
     return json.dumps(value, ensure_ascii=False) if value else None
 
 
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row with our column names, {ours: theirs}; raises `Bad` where it lacks one of them."""
     missing = [theirs for theirs in columns.values() if theirs not in row]
     if missing:
         raise Bad("missing column", f"`columns` names {missing[0]!r}, but the record has {columns_of(row)}")

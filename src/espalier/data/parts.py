@@ -26,8 +26,8 @@ Row = Mapping[str, Any]
 
 CHOSEN = ("chosen", "selected", "response_chosen")
 REJECTED = ("rejected", "response_rejected")
-QUESTION = ("prompt", "question", "query")
-COMPLETION = ("completion", "response", "answer")
+QUESTION = ("prompt", "question", "query", "problem")
+COMPLETION = ("completion", "response", "answer", "solution", "target")
 WANTED = {
     "text": "`text`",
     "chat": "`messages`, `conversations`, `instruction` and `output`, or `prompt` and `completion`",
@@ -99,7 +99,7 @@ def parse_prompt_completion(row: Row, kind: str) -> Parts:
     prompt = _prompt(row)
     name = first_of(row, COMPLETION)
     if kind == "prompt" or name is None:
-        return Parts(prompt=prompt)
+        return Parts(prompt=prompt, prefix=as_text(row.get("prefix"), "column 'prefix'", may_be_empty=True))
     return Parts(prompt=prompt, answer=_answer(row[name], f"column {name!r}"))
 
 
@@ -140,10 +140,10 @@ def parse_ranking(row: Row, kind: str) -> Parts:
     if kind == "prompt":
         return Parts(prompt=prompt, prefix=prefix)
     answers = row.get("answers")
-    if not isinstance(answers, list) or len(answers) < 2:
+    if not isinstance(answers, list) or not answers:
         raise Bad(
             "broken ranking",
-            f"column 'answers' holds {shown(answers)}, wanted a list of at least two answers",
+            f"column 'answers' holds {shown(answers)}, wanted a list of answers with scores",
         )
     ranked = []
     for number, item in enumerate(answers, start=1):
@@ -170,17 +170,19 @@ def _prompt(row: Row) -> Messages:
     if "instruction" in row:
         names = ["instruction", "input"]
     else:
-        first = first_of(row, QUESTION)
+        first = first_of(row, QUESTION) or ("input" if "input" in row and "target" in row else None)
         if first is None:
             raise missing(row, "prompt")
         if not isinstance(row[first], str) and row[first] is not None:
             return _with_system(row, as_messages(row[first], f"column {first!r}"))
-        # LLaMA-Factory's own names: `prompt` is the instruction and `query` its input.
-        names = [first] if first != "prompt" else ["prompt", "query"]
+        # LLaMA-Factory's own names: `prompt` is the instruction and `query` its input. A question about a passage
+        # cannot be answered without it.
+        names = {"prompt": ["prompt", "query"], "question": ["context", "question"]}.get(first, [first])
     texts = [as_text(row.get(name), f"column {name!r}", may_be_empty=True) for name in names]
     question = "\n".join(text for text in texts if text)
+    asked = names[names[0] == "context"]
     if not question.strip():
-        raise Bad("empty prompt", f"column {names[0]!r} is empty; fill it in or remove the record")
+        raise Bad("empty prompt", f"column {asked!r} is empty; fill it in or remove the record")
     return _with_system(row, (*as_history(row.get("history")), Message(USER, question)))
 
 
@@ -231,7 +233,10 @@ def first_of(row: Row, names: tuple[str, ...]) -> str | None:
 
 
 def columns_of(row: Row) -> str:
-    return ", ".join(f"`{name}`" for name in row) or "(none)"
+    """The names of the first twelve columns, each cut to 40 characters, as a message may show them."""
+    names = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(str, row)]
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(f"`{name}`" for name in names[:12]) + more or "(none)"
 
 
 def missing(row: Row, kind: str) -> Bad:

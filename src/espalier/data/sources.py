@@ -16,38 +16,21 @@ import os
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.data.dataset_info import as_described
 from espalier.data.files import SUFFIXES, Placed, is_data_file, read_rows
-from espalier.data.formats import FORMATS, parse_row
+from espalier.data.formats import parse_row
+from espalier.data.mixing import interleaved, takes
 from espalier.data.records import ASSISTANT, KINDS, BadRecord, Chat, LeftOut, Prompt, Record, Text
+from espalier.data.specs import DatasetSpec
 from espalier.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHOWN = 10
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """One entry of `dataset`.
-
-    >>> DatasetSpec("data/*.jsonl", format="alpaca", weight=0.5).weight
-    0.5
-    """
-
-    path: str
-    """A file, a folder (read with all that is below it but what is hidden), a glob, or a hub id `owner/name`."""
-    format: str | None = None
-    """One of `FORMATS`, or `lines` for a .txt file with one document a line; None: found by the columns."""
-    weight: float = 1.0
-    """How many times the source enters an epoch: 2 is twice, 0.5 a seeded half of it."""
-    split: str | None = None
-    """The split of a hub dataset; None is `train`. Files have none."""
-    columns: Mapping[str, str] | None = None
-    """A column's name here -> its name in the file, as in {"prompt": "question_text"}."""
 
 
 @dataclass
@@ -63,53 +46,6 @@ class Loaded:
     """File -> its sha256, for the run's summary."""
 
 
-def parse_specs(value: Any) -> list[DatasetSpec]:
-    """`dataset` of a config as specs: a path, or a list of paths and mappings {path, format, weight, split, columns}.
-
-    Raises `UserError` for an unknown key or a value of the wrong kind, naming the entry.
-    """
-    if isinstance(value, (str, Path, Mapping, DatasetSpec)):
-        value = [value]
-    if not isinstance(value, Sequence) or not value:
-        raise UserError(
-            f"dataset is {value!r}; wanted a path, or a list of paths or of {{path, format, weight, …}}"
-        )
-    return [_spec(entry, f"dataset, entry {number}") for number, entry in enumerate(value, start=1)]
-
-
-def _spec(entry: Any, what: str) -> DatasetSpec:
-    if isinstance(entry, DatasetSpec):
-        entry = {option.name: getattr(entry, option.name) for option in fields(DatasetSpec)}
-    if isinstance(entry, (str, Path)):
-        entry = {"path": str(entry)}
-    if not isinstance(entry, Mapping):
-        raise UserError(f"{what} is {entry!r}; wanted a path or {{path, format, weight, split, columns}}")
-    known = [option.name for option in fields(DatasetSpec)]
-    for key in entry:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise UserError(f"{what}: unknown key {key!r}; {hint}")
-    path, form, weight, columns = (entry.get(key) for key in ("path", "format", "weight", "columns"))
-    if not isinstance(path, (str, Path)) or not str(path):
-        raise UserError(f"{what}: `path` is {path!r}; wanted a file, a folder, a glob or a hub id")
-    if form is not None and form != "lines" and form not in FORMATS:
-        near = difflib.get_close_matches(str(form), FORMATS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"{what}: unknown format {form!r}{hint}; known are {', '.join(FORMATS)}, lines")
-    weight = 1.0 if weight is None else weight
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise UserError(
-            f"{what}: `weight` is {weight!r}; wanted a number above 0 (0.5: half of it, 2: twice)"
-        )
-    if columns is not None and not (
-        isinstance(columns, Mapping)
-        and all(isinstance(name, str) for pair in columns.items() for name in pair)
-    ):
-        raise UserError(f"{what}: `columns` is {columns!r}; wanted {{name here: name in the file}}")
-    return DatasetSpec(str(path), form, float(weight), entry.get("split"), columns)
-
-
 def load_records(
     specs: Sequence[DatasetSpec],
     kind: str,
@@ -117,8 +53,14 @@ def load_records(
     skip_bad: bool = False,
     rejected_path: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    mix: str = "concat",
+    max_samples: int | None = None,
+    data_split: Sequence[float] | None = None,
 ) -> Loaded:
     """All records of `specs`, of one `kind` (one of `KINDS`), in the order of the sources.
+
+    `mix` "first" or "all" draws from the sources by their weights instead (see `mixing`). `max_samples` takes the
+    first of each source; `data_split` the share of them that records of this kind get (see `mixing.takes`).
 
     With `skip_bad`, bad records are counted and written to `rejected_path` (JSON lines: source, reason, row);
     without it the first ten of them are the error. Raises `UserError` for those, for a source that is missing
@@ -127,6 +69,7 @@ def load_records(
     assert kind in KINDS, kind
     loaded = Loaded()
     rejected: list[tuple[BadRecord, Any]] = []
+    sources: list[list[Record]] = []
     for spec in specs:
         records: list[Record] = []
         for place, row, raw in _rows(spec, loaded.hashes):
@@ -134,19 +77,31 @@ def load_records(
                 outcome: Any = row
             else:
                 form = None if spec.format == "lines" else spec.format
-                outcome = parse_row(row, place, kind, format=form, columns=spec.columns)
+                columns = spec.columns or {}
+                if spec.optional_columns:
+                    row, columns = as_described(row, columns, spec.tags, kind), {}
+                outcome = parse_row(row, place, kind, format=form, columns=columns)
             if isinstance(outcome, BadRecord):
                 rejected.append((outcome, raw if isinstance(row, BadRecord) else row))
                 loaded.left_out[f"bad record: {outcome.cause}"] += 1
             elif isinstance(outcome, LeftOut):
                 loaded.left_out[outcome.cause] += 1
+            elif data_split and not takes(data_split, kind, prompt_key(outcome), seed):
+                loaded.left_out[f"data_split {','.join(f'{x:g}' for x in data_split)}: another stage's"] += 1
             else:
                 records.append(outcome)
-        weighed = _weighed(records, spec, seed)
-        if spec.weight < 1:
+        if max_samples is not None and len(records) > max_samples:
+            loaded.left_out[f"max_samples {max_samples} of {spec.path}"] += len(records) - max_samples
+            records = records[:max_samples]
+        if spec.samples is not None and len(records) > spec.samples:
+            loaded.left_out[f"more than {spec.samples} samples of {spec.path}"] += len(records) - spec.samples
+            chosen = random.Random(f"{seed}:{spec.path}").sample(range(len(records)), spec.samples)
+            records = [records[index] for index in sorted(chosen)]
+        weighed = _weighed(records, spec, seed) if mix == "concat" else records
+        if len(weighed) < len(records):
             loaded.left_out[f"weight {spec.weight:g} of {spec.path}"] += len(records) - len(weighed)
-        loaded.counts[spec.path] = loaded.counts.get(spec.path, 0) + len(weighed)
-        loaded.records += weighed
+        sources.append(weighed)
+    _mix(loaded, sources, specs, mix, seed)
     if rejected and not skip_bad:
         raise _too_bad([bad for bad, _ in rejected], len(loaded.records))
     if rejected and rejected_path is not None:
@@ -160,6 +115,24 @@ def load_records(
             f"no {kind} record in {', '.join(spec.path for spec in specs)} ({causes}); wanted at least one"
         )
     return loaded
+
+
+def _mix(
+    loaded: Loaded, sources: list[list[Record]], specs: Sequence[DatasetSpec], mix: str, seed: int
+) -> None:
+    if mix == "concat" or not all(sources):
+        order = [(place, index) for place, source in enumerate(sources) for index in range(len(source))]
+    else:
+        order = interleaved([len(source) for source in sources], [spec.weight for spec in specs], mix, seed)
+    loaded.records = [sources[place][index] for place, index in order]
+    drawn = Counter(place for place, _ in order)
+    used: Counter[int] = Counter(place for place, _ in set(order))
+    for place, spec in enumerate(specs):
+        loaded.counts[spec.path] = loaded.counts.get(spec.path, 0) + drawn[place]
+        if used[place] < len(sources[place]):
+            loaded.left_out[f"mix_strategy {mix}: not drawn of {spec.path}"] += (
+                len(sources[place]) - used[place]
+            )
 
 
 def _too_bad(bad: list[BadRecord], good: int) -> UserError:
@@ -253,7 +226,9 @@ def _hub_rows(spec: DatasetSpec) -> Iterator[Placed]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(spec.path, split=spec.split or "train")
+        rows = datasets.load_dataset(
+            spec.path, *([spec.subset] if spec.subset else []), split=spec.split or "train"
+        )
     except Exception as error:  # the hub's client raises dozens of kinds, all of them the user's to solve
         raise UserError(
             f"{spec.path}: no such file here, and as a hub dataset it cannot be had "

@@ -17,20 +17,10 @@ from typing import Any, Protocol
 
 import jinja2
 
+from espalier.data.named_templates import forms, named_template
+from espalier.data.pieces import Piece, joined
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of text; `trained` says whether the model learns to write it.
-
-    >>> [Piece("User:\\n2+3=?\\nAssistant:\\n", False), Piece("5</s>", True), Piece("\\n", False)][1].trained
-    True
-    """
-
-    text: str
-    trained: bool
 
 
 class Template(Protocol):
@@ -65,9 +55,9 @@ def prompt_text(
 
 
 def choose_template(tokenizer: Any, name: str = "auto") -> Template:
-    """`tokenizer` (the tokenizer's own chat template), `simple`, or `auto`: the first if there is one.
+    """`tokenizer` (the tokenizer's own chat template), `simple`, `auto` (the first if there is one), or a named form.
 
-    Raises `UserError` for an unknown name, for `tokenizer` without a chat template, for a missing eos token.
+    Raises `UserError` for an unknown name, for `tokenizer` without a chat template, for a missing end token.
     """
     if name == "auto":
         name = "tokenizer" if tokenizer.chat_template else "simple"
@@ -85,7 +75,9 @@ def choose_template(tokenizer: Any, name: str = "auto") -> Template:
                 "to end a turn with; set eos_token in its tokenizer_config.json"
             )
         return SimpleTemplate(tokenizer.eos_token)
-    known = ["auto", "tokenizer", "simple"]
+    if name in forms():
+        return named_template(tokenizer, name)
+    known = ["auto", "tokenizer", "simple", *forms()]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "use `auto` for the model's own template"
     raise UserError(f"unknown template {name!r}; {hint} Known are {', '.join(known)}")
@@ -137,7 +129,7 @@ class SimpleTemplate:
                 pieces.append(Piece(f"{speaker}{message.content}\n", False))
         if add_generation_prompt:
             pieces.append(Piece(self._SPEAKERS[ASSISTANT], False))
-        return _joined(pieces)
+        return joined(pieces)
 
 
 @dataclass(frozen=True)
@@ -176,7 +168,7 @@ class TokenizerTemplate:
                 end, added = self._end(messages, index, full, start, tools)
             pieces += [Piece(full[done:start], False), Piece(full[start:end] + added, True)]
             done = end
-        return _joined([*pieces, Piece(full[done:], False)])
+        return joined([*pieces, Piece(full[done:], False)])
 
     @cached_property
     def end_of_turn(self) -> str:
@@ -319,16 +311,3 @@ def _common(one: str, other: str) -> int:
     """How many characters two texts have in common at their beginning."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same text in the fewest pieces, none of them empty."""
-    joined: list[Piece] = []
-    for piece in pieces:
-        if not piece.text:
-            continue
-        if joined and joined[-1].trained == piece.trained:
-            joined[-1] = Piece(joined[-1].text + piece.text, piece.trained)
-        else:
-            joined.append(piece)
-    return joined

@@ -85,28 +85,30 @@ def _numbers(path: Path, metric: str) -> dict[str, float]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            if "prediction" in row:
-                if row["gold"] is not None:
-                    found[row["id"]] = float(row["prediction"] == row["gold"])
-            elif metric in row["metrics"]:
+            if metric in row.get("metrics", {}):
                 found[row["id"]] = row["metrics"][metric]
+            elif metric == "accuracy" and row.get("gold") is not None:
+                found[row["id"]] = float(row["prediction"] == row["gold"])
     return found
 
 
 def comparison_table(pairs: list[dict[str, Any]]) -> Table:
     """One line a task and pair: the difference with its interval; p where answers are right or wrong."""
-    made = Table(title="b - a, on the same questions", box=None, pad_edge=False)
-    for column in ("exam", "a", "b", "n", "a", "b", "b - a [95 %]", "p"):
+    models = list(dict.fromkeys((pair["a"], pair["b"]) for pair in pairs))
+    made = Table(title="Paired by question", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("exam", "n", "first", "second", "second - first [95 %]", "p"):
         made.add_column(column, justify="left" if column == "exam" else "right", overflow="fold")
-    for pair in pairs:
-        made.add_row(
-            pair["task"],
-            pair["a"],
-            pair["b"],
-            str(pair["n"]),
-            f"{pair['mean_a']:.3f}",
-            f"{pair['mean_b']:.3f}",
-            f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]",
-            f"{pair['mcnemar_p']:.3f}" if "mcnemar_p" in pair else "-",
-        )
+    for a, b in models:
+        made.add_row(f"[bold]{b}[/] against {a}", *[""] * 5)
+        for pair in pairs:
+            if (pair["a"], pair["b"]) != (a, b):
+                continue
+            made.add_row(
+                "  " + pair["task"],
+                str(pair["n"]),
+                f"{pair['mean_a']:.3f}",
+                f"{pair['mean_b']:.3f}",
+                f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]",
+                f"{pair['mcnemar_p']:.3f}" if "mcnemar_p" in pair else "-",
+            )
     return made

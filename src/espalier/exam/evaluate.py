@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from espalier.data.records import LeftOut
 from espalier.data.templates import choose_template
 from espalier.engine import files
+from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.signals import StopSignal
-from espalier.errors import UserError
+from espalier.exam.harness import examine_harness
+from espalier.exam.lm_eval_files import write_lm_eval_files
+from espalier.exam.plan import Planned, plan
 from espalier.exam.run import Examiner, settings_hash
 from espalier.exam.shots import Asker, ShotsAs
 from espalier.exam.tables import results_table
 from espalier.exam.task import Task
-from espalier.exam.tasks import NoFolder, NoShots, Settings, make_task, names_of
+from espalier.exam.tasks import Settings
 from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.probe import probe
+from espalier.models.saved import read_scalar_head
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Asking:
         template: ask in a chat template (auto or a name); None: plain text.
         shots_as: with a template, solved examples as turns or in one message.
         trust_remote_code: run Python code that comes with the model.
+        lm_eval_files: write results in the form of lm_eval's files, too.
         quiet: no progress and no table.
     """
 
@@ -44,49 +49,8 @@ class Asking:
     template: str | None = None
     shots_as: ShotsAs = "turns"
     trust_remote_code: bool = False
+    lm_eval_files: bool = False
     quiet: bool = False
-
-
-@dataclass
-class Planned:
-    """The tasks of a call, with how many questions each has, and those that cannot be asked, with the reason."""
-
-    tasks: list[tuple[Task, int]] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
-def plan(names: Sequence[str], shots: Sequence[int | None], settings: Settings) -> Planned:
-    """Read every task once, before a model is loaded, so that a broken line is found at once.
-
-    Args:
-        names: tasks and groups.
-        shots: each task is asked with each of these numbers; None is what a user's task says, or 0.
-
-    Raises:
-        UserError: a task that cannot be read; no task that can be asked.
-    """
-    found = Planned()
-    for name, by_itself in names_of(names).items():
-        for count in shots:
-            try:
-                task = make_task(name, settings, shots=count)
-            except NoShots as reason:
-                found.skipped[f"{name}, {count} shots"] = str(reason)
-                continue
-            except NoFolder as reason:
-                if by_itself:
-                    raise
-                found.skipped[name] = str(reason)
-                continue
-            if len(shots) > 1:
-                task = replace(task, name=f"{task.name}_{task.shots}shot")
-            number = sum(1 for question in task.read() if not isinstance(question, LeftOut))
-            if any(task.name == other.name for other, _ in found.tasks):
-                raise UserError(f"two tasks are called {task.name}: rename one, their results share a file.")
-            found.tasks.append((task, number))
-    if not found.tasks:
-        raise UserError("no exam can be asked: " + " ".join(found.skipped.values()))
-    return found
 
 
 def evaluate(
@@ -115,11 +79,13 @@ def evaluate(
         UserError: a task or model that cannot be read.
         Interrupted: a signal came; what is done is kept.
     """
+    keep_freed_memory()
     planned = plan(tasks, shots, settings or Settings(Path()))
     lm = load.load_with_adapter(model_name_or_path, trust_remote_code=asking.trust_remote_code)
     tokenizer = load.load_tokenizer(model_name_or_path, trust_remote_code=asking.trust_remote_code)
-    lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
-    model = TreeModel(lm, probe(lm, wanted=asking.layout)).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    traits = probe(lm.to(device), wanted=asking.layout)
+    model = TreeModel(lm, traits, read_scalar_head(model_name_or_path)).to(device).eval()
     return examine_all(model, tokenizer, planned, out, name=model_name_or_path, asking=asking)
 
 
@@ -131,21 +97,22 @@ def examine_all(
     examiner = Examiner(model, tokenizer, Asker(template, asking.shots_as))
     how = {
         "model": name,
+        "weights": settings_hash({"files": fingerprint(name)}),
         "layout": "padded" if model.traits.method == "padded" else "tree",
         "template": None if template is None else type(template).__name__,
         "shots_as": None if template is None else asking.shots_as,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
-    results: dict[str, Any] = {**how, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
-    results |= {"tasks": {}, "prefixes": {}, "skipped": planned.skipped}
-    before = _earlier(out)
+    before = _earlier(out, how)
+    rows: dict[str, Any] = before.get("tasks", {})
+    prefixes: dict[str, str] = before.get("prefixes", {})
+    results = {**how, "tasks": rows, "prefixes": prefixes, "skipped": planned.skipped}
+    asked = []
     with StopSignal() as signal, _progress(asking.quiet) as bar:
         for task, number in planned.tasks:
-            key = settings_hash({**how, "weights": fingerprint(name), **_about(task, number)})
-            done = before.get("tasks", {}).get(task.name, {})
-            if done.get("settings") == key and (out / f"{task.name}.jsonl").is_file():
-                results["tasks"][task.name] = done
-                results["prefixes"] |= before.get("prefixes", {})
-            else:
+            key = settings_hash({**how, **_about(task, number)})
+            asked.append(task.name)
+            if rows.get(task.name, {}).get("settings") != key or not (out / f"{task.name}.jsonl").is_file():
                 line = bar.add_task(task.name, total=number)
                 found = examiner.examine(
                     task,
@@ -154,15 +121,47 @@ def examine_all(
                     advance=partial(bar.advance, line),
                     stopped=lambda: signal.asked,
                 )
-                results["tasks"][task.name] = found.row | {"settings": key}
-                results["prefixes"] |= found.prefixes
+                if task.submission is not None:
+                    _write_submission(task, out)
+                rows[task.name] = found.row | {"settings": key}
+                prefixes |= found.prefixes
             files.write_json(out / "results.json", results)
+        for task_name, shots in planned.harness:
+            settings = planned.settings
+            made = examine_harness(
+                model,
+                tokenizer,
+                task_name,
+                out,
+                shots=shots,
+                suffix=f"_{shots}shot" if [n for n, _ in planned.harness].count(task_name) > 1 else "",
+                limit=settings.limit,
+                data=settings.data,
+                seed=settings.seed,
+                in_template=template is not None,
+                shots_as_turns=asking.shots_as == "turns",
+            )
+            rows |= made
+            asked += made
+            files.write_json(out / "results.json", results)
+    if asking.lm_eval_files:
+        write_lm_eval_files(out, results)
     if not asking.quiet:
         console = Console()
-        console.print(results_table(results))
+        console.print(results_table({**results, "tasks": {key: rows[key] for key in asked}}))
         for what, reason in planned.skipped.items():
             console.print(f"left out: {what}: {reason}", highlight=False)
     return results
+
+
+def _write_submission(task: Task, out: Path) -> None:
+    """``TASK.submission.json``: the predictions as the exam's organisers want them."""
+    assert task.submission is not None
+    with (out / f"{task.name}.jsonl").open(encoding="utf-8") as lines:
+        said = (json.loads(line)["prediction"] for line in lines)
+        asked = (question for question in task.read() if not isinstance(question, LeftOut))
+        text = task.submission(zip(asked, said, strict=True))
+    files.write_text(out / f"{task.name}.submission.json", text)
 
 
 def fingerprint(name: str) -> list[Any]:
@@ -185,12 +184,14 @@ def _about(task: Task, number: int) -> Mapping[str, Any]:
     }
 
 
-def _earlier(out: Path) -> dict[str, Any]:
+def _earlier(out: Path, how: Mapping[str, Any]) -> dict[str, Any]:
+    """What `out` has of the same model asked in the same way; {} where it has none."""
     try:
         found = json.loads((out / "results.json").read_text("utf-8"))
     except (OSError, json.JSONDecodeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    same = isinstance(found, dict) and all(found.get(key) == value for key, value in how.items())
+    return found if same else {}
 
 
 def _progress(quiet: bool) -> Progress:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.engine import files
-from espalier.exam.choose import Cost
+from espalier.exam.scorer import Cost
 from espalier.exam.scores import Moments, Tally
 
 

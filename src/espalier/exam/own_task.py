@@ -19,7 +19,6 @@ or, for answers that are generated::
 from __future__ import annotations
 
 import difflib
-import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -69,6 +68,7 @@ def load_task(
         read=lambda: islice(maker.questions(data, before), limit),
         shots=count,
         normalise=settings.get("normalise", "sum"),
+        kind="write" if "generation" in settings else "choose",
         generation=_generation(settings.get("generation")),
         about={"task_file": path.name, "version": settings.get("version", 1), "seed": seed},
         inputs=(path, data, *([path.parent / str(settings["train"])] if count else [])),
@@ -206,7 +206,7 @@ class _Maker:
             raise UserError(f"{self._path}: {count} shots, but no `train` file to take them from.")
         file = self._path.parent / str(train)
         pool = ((q.prompt, self._answer(q)) for q in self.questions(file, Shots()))
-        pairs = draw_shots(pool, count, random.Random(seed), str(file))
+        pairs = draw_shots(pool, count, seed, str(file))
         return Shots("", pairs, str(self._settings.get("shot_separator", "\n\n")))
 
     def _answer(self, question: Question) -> str:

@@ -10,19 +10,22 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from espalier.data.records import LeftOut
+from espalier.data.templates import choose_template
 from espalier.errors import Interrupted, UserError
-from espalier.exam import scores
-from espalier.exam.choose import Asked, Chooser
+from espalier.exam.choose import Chooser
 from espalier.exam.kept import Kept
+from espalier.exam.rate import Rater
+from espalier.exam.read import Reader
 from espalier.exam.shots import Asker
-from espalier.exam.task import Question, Shots, Task
+from espalier.exam.task import Task
+from espalier.exam.ways import Choosing, Rating, Reading, Way, Writing
 from espalier.exam.write import Writer
 from espalier.models.forward import TreeModel
 
@@ -76,118 +79,61 @@ class Examiner:
         Raises:
             Interrupted: `stopped` said so; what was done is kept in ``NAME.jsonl.partial``.
         """
+        way = self._way(task)
         kept = Kept.open(out, task.name, settings)
         advance(kept.tally.n)
         questions = islice(_counted(task, kept.left_out), kept.tally.n, None)
-        answer = self._write if task.generation else self._choose
         while block := list(islice(questions, BLOCK)):
             start = time.perf_counter()
-            lines, numbers, cost = answer(task, block, kept)
-            for question, found in zip(block, numbers, strict=True):
-                kept.tally.add(question, found)
-            kept.add(lines, cost, time.perf_counter() - start)
+            answered, cost = way.answer(block, kept)
+            for one in answered:
+                kept.tally.add(one.numbers, group=one.group, chance=one.chance, gold=one.gold)
+            kept.add([one.line for one in answered], cost, time.perf_counter() - start)
             advance(len(block))
             if stopped():
                 raise Interrupted(
                     f"stopped in {task.name} after {kept.tally.n} questions; they are kept in {out}. "
                     "The same command goes on from there."
                 )
-        row = self._row(task, kept)
+        row = _row(task, kept)
         kept.finish()
         return Examined(row, kept.prefixes)
 
-    def _row(self, task: Task, kept: Kept) -> dict[str, Any]:
-        if kept.tally.n == 0:
-            raise UserError(f"{task.name}: no question in it.")
-        row: dict[str, Any] = {"shots": task.shots, **kept.tally.summary(task.parts)}
-        row |= {
-            "normalise": None if task.generation else task.normalise,
-            "seconds": round(kept.seconds, 3),
-            "tokens_computed": kept.cost.computed,
-            "tokens_unshared": kept.cost.unshared,
-            "about": dict(task.about),
-        }
-        for name, counts in (("left_out", kept.left_out), ("shortened", kept.shortened)):
-            if counts:
-                row[name] = dict(counts)
-        return row
-
-    def _choose(self, task: Task, block: Sequence[Question], kept: Kept) -> Any:
-        asking = _Asking(self.asker, block)
-        found, cost = self._chooser.score(asking.asked, asking.shorter)
-        lines, numbers = [], []
-        for question, asked, scored, fewer in zip(block, asking.asked, found, asking.dropped, strict=True):
-            said = scores.predicted(scored, task.normalise)
-            numbers.append({} if question.gold is None else {"accuracy": float(said == question.gold)})
-            kept.shorten(fewer, scored.cut)
-            lines.append(
-                _heads(question, asked, kept)
-                | {
-                    "candidates": [{"text": c.text, "scored_from": c.scored_from} for c in asked.candidates],
-                    "scores": scored.scores,
-                    "tokens": scored.tokens,
-                    "normalise": task.normalise,
-                    "gold": question.gold,
-                    "prediction": said,
-                }
-                | ({"cut": scored.cut} if scored.cut else {})
+    def _way(self, task: Task) -> Way:
+        if task.kind == "choose":
+            return Choosing(self._chooser, self.asker, task)
+        if task.kind == "write":
+            assert task.generation is not None
+            return Writing(self._writer, self._chooser, self.asker, task.generation)
+        if task.kind == "read":
+            return Reading(Reader(self.model, self.tokenizer))
+        if self.model.scalar_head is None:
+            raise UserError(
+                f"{task.name} rates answers, and this model has no scalar head: it is no reward model. "
+                "Train one with `stage: reward`."
             )
-        return lines, numbers, cost
-
-    def _write(self, task: Task, block: Sequence[Question], kept: Kept) -> Any:
-        how = task.generation
-        assert how is not None
-        asking = _Asking(self.asker, block)
-        texts, cuts, cost = self._writer.write(
-            [asked.prefix + asked.prompt for asked in asking.asked],
-            max_new_tokens=how.max_new_tokens,
-            stop=how.stop,
-            shorten=lambda i: None if (one := asking.shorter(i)) is None else one.prefix + one.prompt,
-        )
-        lines, numbers = [], []
-        for question, asked, text, cut, fewer in zip(
-            block, asking.asked, texts, cuts, asking.dropped, strict=True
-        ):
-            answer = how.clean(text)
-            numbers.append(how.judge(answer, question.references) if question.references else {})
-            kept.shorten(fewer, cut)
-            lines.append(
-                _heads(question, asked, kept)
-                | {"text": answer, "references": list(question.references), "metrics": numbers[-1]}
-                | ({"cut": cut} if cut else {})
-            )
-        return lines, numbers, cost
+        template = self.asker.template or choose_template(self.tokenizer)
+        return Rating(Rater(self.model, self.tokenizer, template))
 
 
-class _Asking:
-    """The questions of a block as they are asked, with fewer solved examples where they do not fit."""
-
-    def __init__(self, asker: Asker, block: Sequence[Question]) -> None:
-        self._asker, self._block = asker, block
-        self._shots: list[Shots] = [question.shots for question in block]
-        self.asked: list[Asked] = [asker.ask(question) for question in block]
-        self.dropped = [0] * len(block)
-
-    def shorter(self, i: int) -> Asked | None:
-        """Question i without its first example; None where it has none."""
-        if not self._shots[i].pairs:
-            return None
-        self._shots[i] = self._shots[i].fewer()
-        self.dropped[i] += 1
-        self.asked[i] = self._asker.ask(self._block[i], self._shots[i])
-        return self.asked[i]
+def _row(task: Task, kept: Kept) -> dict[str, Any]:
+    if kept.tally.n == 0:
+        raise UserError(f"{task.name}: no question in it.")
+    row: dict[str, Any] = {"shots": task.shots, **kept.tally.summary(task.parts)}
+    row |= {
+        "normalise": task.normalise if task.kind == "choose" else None,
+        "seconds": round(kept.seconds, 3),
+        "tokens_computed": kept.cost.computed,
+        "tokens_unshared": kept.cost.unshared,
+        "about": dict(task.about),
+    }
+    for name, counts in (("left_out", kept.left_out), ("shortened", kept.shortened)):
+        if counts:
+            row[name] = dict(counts)
+    return row
 
 
-def _heads(question: Question, asked: Asked, kept: Kept) -> dict[str, Any]:
-    key = None
-    if asked.prefix:
-        key = hashlib.sha256(asked.prefix.encode()).hexdigest()[:12]
-        kept.prefixes[key] = asked.prefix
-    group = {"subject": question.group} if question.group else {}
-    return {"id": question.id, **group, "prefix": key, "prompt": asked.prompt}
-
-
-def _counted(task: Task, left_out: Counter[str]) -> Iterator[Question]:
+def _counted(task: Task, left_out: Counter[str]) -> Iterator[Any]:
     """The questions; what is left out is counted by cause, from the beginning."""
     left_out.clear()
     for question in task.read():

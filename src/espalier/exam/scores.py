@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from espalier.errors import UserError
-from espalier.exam.choose import Scored
-from espalier.exam.task import Question
+from espalier.exam.scorer import Scored
 
 
 def predicted(scored: Scored, normalise: str) -> int:
@@ -27,28 +26,43 @@ def predicted(scored: Scored, normalise: str) -> int:
 
 @dataclass
 class Moments:
-    """Mean and standard error of numbers that are seen once, in constant memory."""
+    """Sum of x over sum of w, and its standard error, of pairs that are seen once, in constant memory.
+
+    Where every w is 1 it is a mean. The error is that of a ratio estimator (Cochran 1977, eq. 6.13).
+    """
 
     n: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    x: float = 0.0
+    w: float = 0.0
+    xx: float = 0.0
+    xw: float = 0.0
+    ww: float = 0.0
 
-    def add(self, value: float) -> None:
+    def add(self, x: float, w: float = 1.0) -> None:
         self.n += 1
-        self.total += value
-        self.squares += value * value
+        self.x += x
+        self.w += w
+        self.xx += x * x
+        self.xw += x * w
+        self.ww += w * w
 
     @property
     def mean(self) -> float:
-        return self.total / self.n
+        return self.x / self.w
 
     @property
     def stderr(self) -> float:
-        """s / sqrt(n) with the unbiased s; 0 for a single number, which says nothing about spread."""
+        """0 for a single number, which says nothing about spread."""
         if self.n < 2:
             return 0.0
-        variance = max(0.0, self.squares / self.n - self.mean**2) * self.n / (self.n - 1)
-        return math.sqrt(variance / self.n)
+        residual = max(0.0, self.xx - 2 * self.mean * self.xw + self.mean**2 * self.ww)
+        return math.sqrt(residual * self.n / (self.n - 1)) / self.w
+
+
+LN2 = math.log(2)
+
+Number = float | tuple[float, float]
+"""What one question adds to a metric: a number, or x and w of a ratio."""
 
 
 @dataclass
@@ -57,8 +71,9 @@ class Tally:
 
     Attributes:
         metrics: by subject and metric.
-        blind: 1 / candidates of each question, what guessing reaches.
+        blind: of each question, what guessing reaches.
         golds: how often each answer is the right one, by its label, or by its place where it has none.
+        n: questions.
     """
 
     metrics: dict[str, dict[str, Moments]] = field(default_factory=dict)
@@ -66,16 +81,25 @@ class Tally:
     golds: Counter[str] = field(default_factory=Counter)
     n: int = 0
 
-    def add(self, question: Question, numbers: Mapping[str, float]) -> None:
-        """Count one question with its numbers by metric."""
+    def add(
+        self, numbers: Mapping[str, Number], *, group: str = "", chance: float | None = None, gold: str = ""
+    ) -> None:
+        """Count one question.
+
+        Args:
+            numbers: by metric.
+            group: its subject.
+            chance: what guessing reaches.
+            gold: a name of the right answer.
+        """
         self.n += 1
-        mine = self.metrics.setdefault(question.group, {})
+        mine = self.metrics.setdefault(group, {})
         for name, value in numbers.items():
-            mine.setdefault(name, Moments()).add(value)
-        if question.candidates:
-            self.blind.add(1 / len(question.candidates))
-        if question.candidates and question.gold is not None:
-            self.golds[question.candidates[question.gold].label or str(question.gold)] += 1
+            mine.setdefault(name, Moments()).add(*(value if isinstance(value, tuple) else (value,)))
+        if chance is not None:
+            self.blind.add(chance)
+        if gold:
+            self.golds[gold] += 1
 
     def summary(self, parts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """n, metrics with standard errors, chance and majority, and averages by subject and part.
@@ -86,10 +110,11 @@ class Tally:
         names = list(dict.fromkeys(name for mine in self.metrics.values() for name in mine))
         found: dict[str, Any] = {"n": self.n, "metrics": {}}
         for name in names:
-            found["metrics"] |= _named(name, _pooled([mine[name] for mine in self.metrics.values()]))
-        if len(self.metrics) > 1:
+            pooled = _pooled([mine[name] for mine in self.metrics.values() if name in mine])
+            found["metrics"] |= _named(name, pooled)
+        if names and len(self.metrics) > 1:
             for name in names:
-                each = [mine[name] for mine in self.metrics.values()]
+                each = [mine[name] for mine in self.metrics.values() if name in mine]
                 found["metrics"] |= _named(f"macro_{name}", _averaged(each))
             found["subjects"] = {
                 group: {"n": next(iter(mine.values())).n}
@@ -97,31 +122,36 @@ class Tally:
                 for group, mine in self.metrics.items()
                 if mine
             }
-            found["parts"] = {
-                part: self._part(names, [self.metrics[g] for g in groups if g in self.metrics])
-                for part, groups in parts.items()
-                if any(g in self.metrics for g in groups)
+            members = {
+                part: [self.metrics[g] for g in groups if g in self.metrics] for part, groups in parts.items()
             }
+            found["parts"] = {part: _part(names, mine) for part, mine in members.items() if mine}
         if self.blind.n:
             found["chance"] = self.blind.mean
         if self.golds:
             found["majority"] = max(self.golds.values()) / self.n
         return found
 
-    def _part(self, names: Sequence[str], members: Sequence[dict[str, Moments]]) -> dict[str, float]:
-        part: dict[str, float] = {"n": sum(next(iter(m.values())).n for m in members)}
-        for name in names:
-            part |= _named(name, _pooled([m[name] for m in members]))
-            part |= _named(f"macro_{name}", _averaged([m[name] for m in members]))
-        return part
+
+def _part(names: Sequence[str], members: Sequence[dict[str, Moments]]) -> dict[str, float]:
+    part: dict[str, float] = {"n": sum(next(iter(m.values())).n for m in members)}
+    for name in names:
+        part |= _named(name, _pooled([m[name] for m in members]))
+        part |= _named(f"macro_{name}", _averaged([m[name] for m in members]))
+    return part
 
 
 def _named(name: str, pair: tuple[float, float]) -> dict[str, float]:
-    return {name: pair[0], f"{name}_stderr": pair[1]}
+    found = {name: pair[0], f"{name}_stderr": pair[1]}
+    if name.endswith("nats_per_token"):  # the same number as people know it; its error by the delta method
+        known = name.replace("nats_per_token", "perplexity")
+        value = math.exp(min(pair[0], 700.0))
+        found |= {known: value, f"{known}_stderr": value * pair[1]}
+    return found
 
 
 def _pooled(each: Sequence[Moments]) -> tuple[float, float]:
-    whole = Moments(sum(m.n for m in each), sum(m.total for m in each), sum(m.squares for m in each))
+    whole = Moments(*(sum(values) for values in zip(*(astuple(m) for m in each), strict=True)))
     return whole.mean, whole.stderr
 
 

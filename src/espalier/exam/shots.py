@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-import random
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,18 +19,26 @@ ShotsAs = Literal["turns", "message"]
 
 
 def draw_shots(
-    pool: Iterable[tuple[str, str]], count: int, maker: random.Random, where: str
+    pool: Iterable[tuple[str, str]], count: int, seed: int, where: str
 ) -> tuple[tuple[str, str], ...]:
     """`count` different (question, answer) pairs of a stream, each equally likely, without holding the stream.
+
+    Each pair's key is a hash of the seed and its text; the smallest keys win, so a repeated pair has no second
+    chance, and neither the order of the file nor other pairs change a pair's key.
 
     Raises:
         UserError: there are fewer.
     """
-    keyed = ((maker.random(), place, pair) for place, pair in enumerate(dict.fromkeys(pool)))
-    chosen = heapq.nsmallest(count, keyed)
+    chosen: dict[bytes, tuple[str, str]] = {}
+    for pair in pool:
+        key = hashlib.blake2b("\x1f".join((str(seed), *pair)).encode(), digest_size=16).digest()
+        if len(chosen) < count or key < max(chosen):
+            chosen[key] = pair
+            if len(chosen) > count:
+                del chosen[max(chosen)]
     if len(chosen) < count:
         raise UserError(f"{where}: {len(chosen)} solved examples; {count} shots need as many.")
-    return tuple(pair for _, _, pair in chosen)
+    return tuple(chosen[key] for key in sorted(chosen))
 
 
 @dataclass

@@ -14,7 +14,8 @@ def first_metric(row: dict[str, Any]) -> str | None:
 
 def results_table(results: dict[str, Any]) -> Table:
     """One line a task: its number with standard error beside what blind guessing reaches, and the saving."""
-    made = Table(title=f"{results['model']} ({results['layout']} layout)", box=None, pad_edge=False)
+    title = f"{results['model']} ({results['layout']} layout)"
+    made = Table(title=title, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column("exam", overflow="fold")
     for column in ("n", "shots", "metric", "value", "chance", "major.", "saved", "s"):
         made.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
@@ -26,7 +27,7 @@ def results_table(results: dict[str, Any]) -> Table:
             str(row["n"]),
             str(row["shots"]),
             metric or "no labels",
-            "-" if metric is None else with_error(row["metrics"], metric),
+            "-" if metric is None else with_error(row["metrics"], metric, row["n"]),
             _share(row.get("chance")),
             _share(row.get("majority")),
             f"{saved:.0%}",
@@ -34,13 +35,21 @@ def results_table(results: dict[str, Any]) -> Table:
         )
         for part, numbers in row.get("parts", {}).items():
             if metric is not None:
-                made.add_row(f"  {part}", str(numbers["n"]), "", "", with_error(numbers, metric), *[""] * 4)
+                made.add_row(
+                    f"  {part}",
+                    str(numbers["n"]),
+                    "",
+                    "",
+                    with_error(numbers, metric, numbers["n"]),
+                    *[""] * 4,
+                )
     return made
 
 
-def with_error(numbers: dict[str, Any], metric: str) -> str:
-    """Value ± standard error."""
-    return f"{numbers[metric]:.3f}±{numbers[f'{metric}_stderr']:.3f}"
+def with_error(numbers: dict[str, Any], metric: str, n: int) -> str:
+    """Value ± standard error; one number alone has none."""
+    error = f"±{numbers[f'{metric}_stderr']:.3f}" if n > 1 else ""
+    return f"{numbers[metric]:.3f}{error}"
 
 
 def _share(value: float | None) -> str:

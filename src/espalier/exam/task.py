@@ -5,14 +5,13 @@ Nothing here reads a file or knows a model; `own_task` and `tasks/` make these, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from espalier.data.records import LeftOut
-
 Normalise = Literal["sum", "mean"]
+Kind = Literal["choose", "write", "rate", "read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +89,14 @@ class Generation:
         stop: texts that end it; they are not part of it.
         judge: numbers of one answer.
         clean: turns what the model wrote into the answer that is judged.
+        likelihood: whether the right answers' perplexity is measured, too.
     """
 
     max_new_tokens: int
     stop: tuple[str, ...]
     judge: Judge
     clean: Callable[[str], str] = str.strip
+    likelihood: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,22 +106,26 @@ class Task:
     Attributes:
         name: what results.json calls it.
         read: the questions (and what is left out, by cause), from the beginning, as often as it is called;
-            nothing is held in memory.
+            nothing is held in memory. Records instead of questions, where they are rated or read.
         shots: how many solved examples stand before a question.
         normalise: whether a candidate's score is the sum of its tokens' logprobs or their mean.
-        generation: how answers are written; None: they are chosen among candidates.
+        kind: what the model does: it chooses among candidates, writes, rates answers by a scalar head, or
+            reads texts.
+        generation: how answers are written.
         parts: subjects that are averaged together, such as C-Eval's four groups.
         about: what makes two runs comparable (prompt set and its version, files, seed); goes into results.json.
         inputs: the files that it reads; when one changes, earlier results don't count.
-        labelled: False where no right answers are known, as in a test set for submission.
+        submission: of a test set without answers, turns (question, prediction) pairs into the text of the file
+            that its organisers want; None where right answers are known.
     """
 
     name: str
-    read: Callable[[], Iterator[Question | LeftOut]]
+    read: Callable[[], Iterator[Any]]
     shots: int = 0
     normalise: Normalise = "sum"
+    kind: Kind = "choose"
     generation: Generation | None = None
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Path, ...] = ()
-    labelled: bool = True
+    submission: Callable[[Iterable[tuple[Question, int]]], str] | None = None

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from espalier.data.encoding import leading
 from espalier.errors import UserError
-from espalier.exam.choose import Cost
+from espalier.exam.scorer import Cost
 from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.generate import Sampling, sample
@@ -37,8 +37,11 @@ class Writer:
         max_new_tokens: int,
         stop: Sequence[str],
         shorten: Callable[[int], str | None] = lambda i: None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
     ) -> tuple[list[str], list[int], Cost]:
-        """The likeliest answer to each whole prompt, without the stop text.
+        """An answer to each whole prompt, without the stop text; the likeliest, unless a temperature is given.
 
         Args:
             prompts: solved examples included.
@@ -46,6 +49,7 @@ class Writer:
             stop: texts that end an answer.
             shorten: gives prompt i with fewer shots, when it does not fit; None when it cannot: then tokens
                 are cut at its beginning.
+            temperature, top_p, top_k: of the sampling; 0 takes the likeliest token.
 
         Returns:
             The answers, how many tokens were cut of each prompt, and what was computed.
@@ -66,7 +70,8 @@ class Writer:
                 found = self._encoded(shorter)
             cut.append(max(0, len(found) - room))
             ids.append(found[-room:])
-        sampling = Sampling(max_new_tokens, 0.0, stop=(*self._ends, *stop_ids(self._tokenizer, stop)))
+        ends = (*self._ends, *stop_ids(self._tokenizer, stop))
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, ends)
         answers = sample(self._model.lm, self._model.traits, ids, sampling, rows=self._rows)
         texts = [self._text(answer.tokens, stop) for (answer,) in answers]
         computed = sum(map(len, ids)) + sum(len(answer.tokens) for (answer,) in answers)

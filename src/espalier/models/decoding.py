@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from espalier.models.attention import attention_mask, decoding_mask
 from espalier.models.forward import Traits, tapped
 from espalier.models.memory import Memory
+from espalier.models.recurrent import Recurrent, is_recurrent
 from espalier.trees import Tree, lay_out_tree
 
 PLAIN_BLOCKS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -51,6 +52,8 @@ def make_decoder(
     shared = traits.method == "pieces" or (traits.method == "blocks" and device.type == "cuda")
     windows = [w for w in traits.windows.values() if w is not None]
     longest = max(map(len, prompts)) + room
+    if is_recurrent(lm):
+        return Recurrent(lm, prompts, copies)
     if not shared or any(w < longest for w in windows):
         return ByOwnCache(lm, prompts, copies)
     if _is_plain(lm):

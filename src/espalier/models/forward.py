@@ -32,6 +32,7 @@ class Want:
         entropy: of the distributions that the trained tokens come from.
         values: of the states before the trained tokens (needs a scalar head).
         scores: of the branches, read at their leaves (needs a scalar head).
+        greedy: whether each trained token is the likeliest; without gradients only.
         temperature: of logprobs and entropy.
     """
 
@@ -39,17 +40,22 @@ class Want:
     entropy: bool = False
     values: bool = False
     scores: bool = False
+    greedy: bool = False
     temperature: float = 1.0
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What was asked for, in float32: (B, A) grids with zeros where no token is, and (B,) scores."""
+    """What was asked for, in float32: (B, A) grids with zeros where no token is, and (B,) scores.
+
+    `greedy` is a grid of 1 and 0.
+    """
 
     logprobs: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
     scores: Tensor | None = None
+    greedy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,24 +111,28 @@ class TreeModel(nn.Module):
         with tapped(head, batch.read_at if through_model else None) as taken:
             logits = self._run(batch, trunk).logits
         hidden = taken[0].flatten(0, -2)
-        logprobs = entropy = values = scores = None
+        logprobs = entropy = values = scores = greedy = None
         if want.logprobs and len(batch.labels):
             if through_model:
-                found = label_logprobs(logits.flatten(0, -2), batch.labels, want.temperature, want.entropy)
+                logits = logits.flatten(0, -2)
+                found = label_logprobs(logits, batch.labels, want.temperature, want.entropy)
+                greedy = logits.argmax(-1) == batch.labels if want.greedy else None
             elif not torch.is_grad_enabled() and not want.entropy and want.temperature == 1.0:
-                found = shared_logprobs(head, hidden, batch.read_at, batch.labels), None
+                said, greedy = shared_logprobs(head, hidden, batch.read_at, batch.labels)
+                found = said, None
             else:
                 at = hidden[batch.read_at]
                 found = chunked_logprobs(head, at, batch.labels, want.temperature, want.entropy)
             logprobs = batch.grid(found[0])
             entropy = None if found[1] is None else batch.grid(found[1])
+            greedy = batch.grid(greedy.float()) if want.greedy and greedy is not None else None
         elif want.logprobs:
             logprobs = hidden.new_zeros(batch.shape)
         if want.values and self.scalar_head is not None:
             values = batch.grid(self.scalar_head(hidden[batch.read_at]))
         if want.scores and self.scalar_head is not None:
             scores = self.scalar_head(hidden[batch.leaf_at])
-        return Outputs(logprobs, entropy, values, scores)
+        return Outputs(logprobs, entropy, values, scores, greedy)
 
     def _run(self, batch: Batch, trunk: Trunk | None) -> Any:
         if batch.attention_mask is not None:

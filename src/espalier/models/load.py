@@ -1,6 +1,6 @@
 """Models and tokenizers from folders, hub ids, or from nothing but a configuration.
 
-This is the one door to the Hugging Face model classes. No pickle is read: a folder needs safetensors.
+This is the one door to the Hugging Face model classes. No pickle is read unless it is asked for.
 Weights are float32 (the optimiser's master copy) unless asked otherwise; precision is the engine's affair.
 """
 
@@ -19,6 +19,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from espalier.errors import UserError
+from espalier.models.legacy import checkpoint
+from espalier.models.legacy.registration import register
+from espalier.models.legacy.tokenizers.find import legacy_tokenizer
+from espalier.models.legacy.weights import refusal
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Of a new tokenizer: the padding, and the marks around a turn (the last one ends every answer)."""
@@ -29,22 +33,43 @@ CHATML = (
 )
 
 
-def load_lm(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> nn.Module:
+def load_lm(
+    name: str,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> nn.Module:
     """A causal language model from a folder with safetensors, or from the hub when `name` is no path.
 
+    Old Chinese checkpoints in their original layout are converted on the way (`espalier.models.legacy`).
+
+    Args:
+        name: a folder or a hub id.
+        dtype: of the parameters; None keeps the file's.
+        trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read .bin files, through torch's safe loader, where there are no safetensors.
+
     Raises:
-        UserError: the folder is missing, has no config or no safetensors, or holds another kind of model.
+        UserError: the folder is missing, has no config or no weights, or holds another kind of model.
     """
-    check_folder(name)
+    check_folder(name, allow_pickle=allow_pickle)
     _quiet()
-    local = Path(name).is_dir()
+    name = str(checkpoint.fetched(name, allow_pickle=allow_pickle) or name)
+    local = Path(name).exists()
+    old = checkpoint.config_of(Path(name)) if local else None
+    if old is not None:
+        return checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
+    register(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
+        if config.model_type == "rwkv":
+            config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
         return AutoModelForCausalLM.from_pretrained(
             name,
             config=without_dropout(config),
-            dtype=dtype,
-            use_safetensors=True,
+            dtype="auto" if dtype is None else dtype,
+            use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
             local_files_only=local,
         )
@@ -90,8 +115,12 @@ def without_dropout(config: Any) -> Any:
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer from a model folder, a folder with vocab.json and merges.txt, or the hub."""
     _quiet()
+    name = str(checkpoint.fetched(name, weights=False) or name)
     folder = Path(name)
     try:
+        old = legacy_tokenizer(folder) if folder.is_dir() else None
+        if old is not None:
+            return _completed(old)
         if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
             return _bare_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -105,6 +134,12 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             "Set `tokenizer:` to a folder that holds tokenizer.json, or to a hub id."
         ) from error
     return _completed(tokenizer)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files of any kind."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "*.model", "*.tiktoken")
+    return any(True for name in names for _ in folder.glob(name))
 
 
 def _bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -222,8 +257,8 @@ def freeze_lowest(lm: nn.Module, ratio: float) -> int:
     return frozen
 
 
-def check_folder(name: str) -> None:
-    """Whether a name that is a path is a model's or an adapter's folder with weights.
+def check_folder(name: str, *, allow_pickle: bool = False) -> None:
+    """Whether a name that is a path is a model's or an adapter's folder with weights that may be read.
 
     Raises:
         UserError: it is not; what was found, what was wanted, what to do.
@@ -233,22 +268,23 @@ def check_folder(name: str) -> None:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"{name}: there is no such folder. Check model_name_or_path.")
         return
-    if folder.is_file():
+    if folder.is_file() and checkpoint.config_of(folder) is None:
         raise UserError(f"{name}: is a file. Wanted the folder that holds config.json and *.safetensors.")
     if (folder / "adapter_config.json").is_file():
         return
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and checkpoint.config_of(folder) is None:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"{name}: no config.json here (found {found}). Wanted a Hugging Face model folder.")
     if not any(folder.glob("*.safetensors")):
-        pickles = [p.name for p in folder.glob("*.bin")] + [p.name for p in folder.glob("*.pt*")]
-        cure = (
-            f"Its weights are pickles ({pickles[0]}), which can run code when they are read: "
-            "convert them to safetensors first."
+        pickles = [folder] if folder.is_file() else [*folder.glob("*.bin"), *folder.glob("*.pt*")]
+        if pickles and allow_pickle:
+            return
+        cure = "Copy the weights here, or give `model_config:` for a new model."
+        raise UserError(
+            refusal(pickles[0])
             if pickles
-            else "Copy the weights here, or give `model_config:` for a new model."
+            else f"{name}: a model folder without weights (no *.safetensors). {cure}"
         )
-        raise UserError(f"{name}: a model folder without weights (no *.safetensors). {cure}")
 
 
 def read_config(value: dict[str, Any] | str) -> dict[str, Any]:
@@ -281,17 +317,17 @@ def hidden_size(lm: nn.Module) -> int:
     return int(config.get_text_config().hidden_size)
 
 
-def load_with_adapter(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+def load_with_adapter(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> nn.Module:
     """A model folder, or an adapter folder: then its base model with the adapter merged into it."""
     from espalier.models import adapters
 
     settings = Path(name) / "adapter_config.json"
     if not settings.is_file():
-        return load_lm(name, trust_remote_code=trust_remote_code)
+        return load_lm(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     base = json.loads(settings.read_text("utf-8")).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{settings}: names no base model. Set base_model_name_or_path in it.")
-    lm = load_lm(base, trust_remote_code=trust_remote_code)
+    lm = load_lm(base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     return adapters.merged(adapters.load_adapter(lm, name, trainable=False))
 
 

@@ -10,7 +10,6 @@ from espalier.errors import UserError
 from espalier.options import (
     COMMON,
     AdapterOptions,
-    DataOptions,
     EngineOptions,
     ModelOptions,
     TrainOptions,
@@ -46,7 +45,6 @@ def check_possible(stage: str, options: Mapping[type, Any]) -> None:
         "compile": options[EngineOptions].compile,
         "optim": options[TrainOptions].optim != "adamw",
         "rope_scaling": options[ModelOptions].rope_scaling is not None,
-        "dataset_dir": options[DataOptions].dataset_dir is not None,
         "quantization_bit": options[AdapterOptions].quantization_bit is not None,
     }
     for key, asked in not_yet.items():

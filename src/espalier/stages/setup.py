@@ -17,7 +17,8 @@ from torch import nn
 
 from espalier.data.feed import DatasetFeed, Rows
 from espalier.data.records import ASSISTANT, Chat, Prompt, Ranking
-from espalier.data.sources import Loaded, load_records, parse_specs, split_validation
+from espalier.data.sources import Loaded, load_records, split_validation
+from espalier.data.specs import parse_specs
 from espalier.data.templates import Template, choose_template, prompt_text
 from espalier.data.tokenise import EncodedPrompt, Encoder, encode_all, encode_prompts
 from espalier.engine.strategy import whole_parameters
@@ -97,7 +98,7 @@ class Setup:
     def _make_tokenizer(self, model: ModelOptions) -> Any:
         name = model.tokenizer or model.model_name_or_path
         if model.model_name_or_path is not None:
-            load.check_folder(model.model_name_or_path)
+            load.check_folder(model.model_name_or_path, allow_pickle=model.allow_pickle)
         if name is not None:
             return load.load_tokenizer(name, trust_remote_code=model.trust_remote_code)
         wanted = self.option(TokenizerOptions).vocab_size
@@ -164,7 +165,9 @@ class Setup:
             ids = {k: getattr(self.tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
             return load.new_lm(config, len(self.tokenizer), ids), None
         lm, head = (
-            load.load_with_adapter(name, trust_remote_code=model.trust_remote_code),
+            load.load_with_adapter(
+                name, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle
+            ),
             read_scalar_head(name),
         )
         grown = load.fit_vocabulary(lm, self.tokenizer)
@@ -211,17 +214,19 @@ class Setup:
         data = self.option(DataOptions)
         if (key, kind) not in self._loaded:
             loaded = load_records(
-                parse_specs(value),
+                parse_specs(value, data.dataset_dir, data.interleave_probs if key == "dataset" else None),
                 kind,
                 skip_bad=data.skip_bad,
                 rejected_path=self.rejected_path,
                 seed=self.option(RunOptions).seed,
+                mix=data.mix_strategy,
+                max_samples=data.max_samples,
+                data_split=data.data_split,
             )
             self.hashes.update(loaded.hashes)
             self.account.update(loaded.left_out)
             self._loaded[key, kind] = loaded
-        records = self._loaded[key, kind].records
-        return records[: data.max_samples] if data.max_samples else records
+        return self._loaded[key, kind].records
 
     def encoder(self, *, answers_trained: bool = True) -> Encoder:
         overlong = self.option(DataOptions).overlong

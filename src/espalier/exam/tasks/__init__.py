@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from espalier.errors import UserError
 from espalier.exam.own_task import load_task
 from espalier.exam.task import Task
-from espalier.exam.tasks import clue, knowledge, writing
+from espalier.exam.tasks import clue, knowledge, records, writing
 from espalier.exam.tasks.settings import NoFolder, NoShots, Settings
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -48,8 +47,8 @@ def names_of(wanted: Sequence[str]) -> dict[str, bool]:
     return found
 
 
-PREFIXES = ("generation", "reward", "perplexity", "lm_eval")
-"""Exams on a file of the user's: PREFIX:FILE."""
+PREFIXES = (*records.KINDS, "lm_eval")
+"""Exams on a file of the user's are PREFIX:FILE; those of the library lm_eval are lm_eval:NAME."""
 
 
 def make_task(name: str, settings: Settings, *, shots: int | None) -> Task:
@@ -69,5 +68,4 @@ def make_task(name: str, settings: Settings, *, shots: int | None) -> Task:
     if name in writing.SPECS:
         return writing.writing_task(name, mine)
     kind, _, file = name.partition(":")
-    assert kind == "generation", name
-    return writing.sft_task(Path(file), mine)
+    return records.file_task(kind, file, mine)

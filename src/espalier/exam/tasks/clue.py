@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -106,7 +107,7 @@ def clue_task(name: str, settings: Settings) -> Task:
     where = ", ".join(str(path) for path in train)
     fixed = Shots()
     if settings.shots:
-        pairs = draw_shots(pool(), settings.shots, random.Random(settings.seed), where)
+        pairs = draw_shots(pool(), settings.shots, settings.seed, where)
         fixed = Shots("", pairs, separator)
     whole = list(dict.fromkeys(pool())) if settings.shots and settings.new_shots else []
 
@@ -119,6 +120,15 @@ def clue_task(name: str, settings: Settings) -> Task:
                 yield asked(item, Shots("", tuple(maker.sample(whole, settings.shots)), separator))
             else:
                 yield asked(item, fixed)
+
+    def submission(answers: Iterable[tuple[Question, int]]) -> str:
+        if name == "chid":
+            return json.dumps({f"#{question.id}#": said for question, said in answers}, indent=1) + "\n"
+        names = dict(zip(prompts.words(name, labels), labels, strict=True)) if labels else {}
+        return "".join(
+            json.dumps({"id": q.id, "label": names.get(q.candidates[said].label, said)}) + "\n"
+            for q, said in answers
+        )
 
     return Task(
         name=name,
@@ -133,7 +143,7 @@ def clue_task(name: str, settings: Settings) -> Task:
             "seed": settings.seed,
         },
         inputs=(*files, *train, *folder.glob("*_answer.json")),
-        labelled=settings.split == "dev",
+        submission=None if settings.split == "dev" else submission,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -113,8 +113,17 @@ def knowledge_task(name: str, settings: Settings) -> Task:
             "missing_subjects": [key for key in known if key not in here],
         },
         inputs=tuple(folder / pattern.format(key) for key in here),
-        labelled=exam.test == exam.evaluation or settings.split == "dev",
+        submission=None if exam.test == exam.evaluation or settings.split == "dev" else submission,
     )
+
+
+def submission(answers: Iterable[tuple[Question, int]]) -> str:
+    """C-Eval's file for its test set: {subject: {id: letter}}."""
+    found: dict[str, dict[str, str]] = {}
+    for question, prediction in answers:
+        name = question.id.removeprefix(f"{question.group}-")
+        found.setdefault(question.group, {})[name] = LETTERS[prediction]
+    return json.dumps(found, indent=4) + "\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,17 @@
-"""Exams whose answers are written: CMRC 2018, DRCD, GSM8K, mathematics, LCSTS, and any SFT file."""
+"""Exams whose answers are written: CMRC 2018, DRCD, GSM8K, mathematics, LCSTS."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from espalier.data.files import read_rows
-from espalier.data.formats import parse_row
-from espalier.data.records import BadRecord, Chat, LeftOut
 from espalier.errors import UserError
 from espalier.exam.cmrc import judge_cmrc
-from espalier.exam.judge import judge_rouge, judge_text
+from espalier.exam.judge import judge_rouge
 from espalier.exam.mathematics import boxed, judge_expression, judge_number
 from espalier.exam.shots import draw_shots
 from espalier.exam.task import Generation, Question, Shots, Task
@@ -174,7 +170,7 @@ def writing_task(name: str, settings: Settings) -> Task:
         if not train:
             raise NoShots(f"{name}: no train file in {folder}, and solved examples come from nowhere else.")
         pool = ((q.prompt, spec.shot(q)) for q in spec.read(train))
-        shots = Shots("", draw_shots(pool, settings.shots, random.Random(settings.seed), str(train[0])))
+        shots = Shots("", draw_shots(pool, settings.shots, settings.seed, str(train[0])))
 
     def read() -> Iterator[Question]:
         for q in islice(spec.read(files), settings.limit):
@@ -184,44 +180,8 @@ def writing_task(name: str, settings: Settings) -> Task:
         name=name,
         read=read,
         shots=settings.shots,
+        kind="write",
         generation=spec.generation,
         about={"prompts": "v1", "files": [p.name for p in files], "train": [p.name for p in train]},
         inputs=(*files, *train),
-    )
-
-
-def _last_turn(chat: Chat, place: str) -> Question | LeftOut:
-    """The last turn as the question, what was said before as its solved examples."""
-    intro = "".join(m.content + "\n" for m in chat.messages if m.role == "system")
-    turns = [m for m in chat.messages if m.role != "system"]
-    if len(turns) < 2 or len(turns) % 2 or turns[-1].role != "assistant" or not turns[-1].content.strip():
-        return LeftOut(place, "no answer of the assistant at the end")
-    before = tuple((u.content + "\n", a.content) for u, a in zip(turns[:-2:2], turns[1:-2:2], strict=True))
-    shots = Shots(intro, before, "\n")
-    name, asked, answer = place.rsplit(":", 1)[-1], turns[-2].content + "\n", turns[-1].content
-    return Question(name, asked, references=(answer,), source=place, shots=shots)
-
-
-def sft_task(path: Path, settings: Settings, *, max_new_tokens: int = 256) -> Task:
-    """Any file of chats as an exam: the last answer is written and compared by ROUGE, BLEU and exact match."""
-    if settings.shots:
-        raise NoShots(f"generation:{path}: an SFT file has no solved examples; ask it with 0 shots.")
-
-    def read() -> Iterator[Question | LeftOut]:
-        for place, row, _ in islice(read_rows(path), settings.limit):
-            record = row if isinstance(row, BadRecord) else parse_row(row, place, "chat")
-            if isinstance(record, BadRecord):
-                raise UserError(str(record))
-            if isinstance(record, LeftOut):
-                yield record
-                continue
-            assert isinstance(record, Chat)
-            yield _last_turn(record, place)
-
-    return Task(
-        name=f"generation_{path.stem}",
-        read=read,
-        generation=Generation(max_new_tokens, (), judge_text),
-        about={"files": [path.name]},
-        inputs=(path,),
     )

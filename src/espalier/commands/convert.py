@@ -1,0 +1,24 @@
+"""The command `espalier convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The folder of an old checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The plain folder to write.")],
+    allow_pickle: Annotated[
+        bool,
+        typer.Option("--allow-pickle", help="Read .bin and .pth files, through torch's safe loader."),
+    ] = False,
+) -> None:
+    """An old checkpoint as a plain folder of safetensors that loads without remote code."""
+    from espalier.models.legacy.convert import convert_folder
+
+    model = convert_folder(source, out, allow_pickle=allow_pickle)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{out}: {type(model).__name__}, {parameters:,} parameters, {next(model.parameters()).dtype}")

@@ -1,0 +1,140 @@
+"""The command `espalier prepare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from espalier.errors import UserError
+
+if TYPE_CHECKING:
+    from espalier.data.made import Found
+
+_SOURCES = (
+    "couplets, poetry, poetry-metre, classical, zhidao, baike, weibo, lcsts, instruction-wild, alpaca, belle, hh-rlhf, "
+    "rm-static, deepspeed-chat, hc3, zhihu-kol; or, for data files of any format: clean, dedup, decontaminate, split, stats."
+)
+
+
+def prepare(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCES)],
+    where: Annotated[Path, typer.Argument(metavar="IN", help="The corpus' folder or file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.jsonl for train; its neighbours get the rest.")
+    ] = None,
+    dev: Annotated[float, typer.Option(help="Share of the prompts that train never sees.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of every choice: parts, wrong answers.")] = 42,
+    shape: Annotated[
+        str, typer.Option("--as", help="own, or rankings as chat, preference, text, prompt.")
+    ] = "own",
+    limit: Annotated[int | None, typer.Option(help="Only so many records of the corpus.")] = None,
+    dedup: Annotated[str, typer.Option(help="Copies to take out: none, exact, near.")] = "none",
+    near: Annotated[float, typer.Option(help="Similarity from which texts are near copies.")] = 0.8,
+    apart: Annotated[
+        bool, typer.Option("--apart/--no-apart", help="Take near copies of dev's records out of train.")
+    ] = True,
+    mask: Annotated[bool, typer.Option("--mask", help="Mask phone, e-mail and identity numbers.")] = False,
+    min_chars: Annotated[int, typer.Option(help="Take out shorter records.")] = 0,
+    max_chars: Annotated[int | None, typer.Option(help="Take out longer records.")] = None,
+    languages: Annotated[str, typer.Option(help="Keep only these, such as zh,en (by script).")] = "",
+    max_repetition: Annotated[
+        float | None, typer.Option(help="Take out what repeats more of itself, such as 0.5.")
+    ] = None,
+    exams: Annotated[
+        str, typer.Option(help="Exam files or folders to keep out of the data; with commas.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Raw corpora into records, and records into cleaner ones, with a report of what was left out and why."""
+    from espalier.data.clean.steps import Cleaning
+    from espalier.data.made import Division
+    from espalier.data.prepare import run
+    from espalier.data.prepare.output import Places
+    from espalier.data.prepare.shape import SHAPES
+
+    if shape not in SHAPES:
+        raise UserError(f"--as {shape}: wanted {', '.join(SHAPES)}.")
+    if not 0 <= dev < 1:
+        raise UserError(f"--dev {dev}: wanted a share from 0 to below 1, such as 0.01.")
+    if out is None and source != "stats":
+        raise UserError("--out is missing: wanted a name for the train part, such as --out train.jsonl.")
+    wanted = tuple(name.strip() for name in languages.split(",") if name.strip())
+    _check(dedup, near, wanted, max_repetition)
+    report = run.prepare(
+        source,
+        where,
+        out,
+        Division(seed, dev if source != "stats" else 0.0),
+        shape=shape,
+        cleaning=Cleaning(
+            dedup,
+            near,
+            apart,
+            mask,
+            min_chars,
+            max_chars,
+            wanted,
+            max_repetition,
+            tuple(Path(name.strip()) for name in exams.split(",") if name.strip()),
+        ),
+        limit=limit,
+        watch=lambda found: _watched(source, found),
+    )
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, indent=2))
+    else:
+        _show(report, Places(out) if out else None)
+
+
+def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
+    from espalier.data.clean.quality import LANGUAGES
+    from espalier.data.clean.steps import DEDUP
+
+    if dedup not in DEDUP:
+        raise UserError(f"--dedup {dedup}: wanted {', '.join(DEDUP)}.")
+    if not 0 < near <= 1:
+        raise UserError(f"--near {near}: wanted a similarity above 0 and up to 1, such as 0.8.")
+    for name in languages:
+        if name not in LANGUAGES:
+            raise UserError(f"--languages {name}: known are {', '.join(LANGUAGES)}.")
+    if max_repetition is not None and not 0 <= max_repetition <= 1:
+        raise UserError(f"--max-repetition {max_repetition}: wanted a share from 0 to 1, such as 0.5.")
+
+
+def _watched(name: str, found: Found) -> Found:
+    """`found`, counted on one live line."""
+    from espalier.data.made import Made
+    from espalier.engine.progress import ProgressLine
+
+    line = ProgressLine(name, None)
+    records = without = 0
+    try:
+        for thing in found:
+            if isinstance(thing, Made):
+                records += 1
+            else:
+                without += 1
+            if (records + without) % 256 == 0:
+                line.move(records, f"records, {without} left out")
+            yield thing
+    finally:
+        line.close()
+
+
+def _show(report: dict[str, Any], places: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{report['source']}: {report['input']}", show_header=False)
+    for part, count in report["records"].items():
+        path = {"train": places.train, "dev": places.dev}[part] if places else ""
+        table.add_row(f"records for {part}", f"{count:,}", str(path))
+    for cause, count in report["left_out"].items():
+        table.add_row(f"left out: {cause}", f"{count:,}", "")
+    console.print(table)
+    if places:
+        console.print(f"What was left out: {places.left_out}; the report: {places.text}", soft_wrap=True)

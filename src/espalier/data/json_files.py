@@ -1,0 +1,200 @@
+"""JSON and JSON lines -> rows with their places, read piece by piece: memory holds one record, not the file.
+
+A row that is broken comes out as a `BadRecord` in its place. Opening files and other kinds of them is `files`' task.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from espalier.data.records import BadRecord
+from espalier.errors import UserError
+
+# (place, the row or what is wrong with it, the raw text where it is a line)
+Placed = tuple[str, dict[str, Any] | BadRecord, str]
+
+_SPACE = re.compile(r"\s*")
+_CHUNK = 1 << 16
+_NEAR = 16  # an error so close to the end of what was read may only say that more must be read
+
+
+def json_lines(path: Path, lines: Iterable[str], start: int = 1) -> Iterator[Placed]:
+    """One object a line; blank lines are counted and skipped."""
+    for number, line in enumerate(lines, start=start):
+        text = line.rstrip("\r\n")
+        if not text.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            reason = f"broken JSON at column {error.colno} ({error.msg}); repair the line or remove it"
+            yield place, BadRecord(place, "broken JSON", reason), text
+        except RecursionError:
+            reason = "objects nested too deeply to be read; repair the line or remove it"
+            yield place, BadRecord(place, "broken JSON", reason), text
+        else:
+            yield place, _object(place, row), text
+
+
+def json_file(path: Path, stream: TextIO) -> Iterator[Placed]:
+    """A .json file: an array of objects, or JSON lines, or one object."""
+    window = Window(stream)
+    window.skip_space()
+    if not window.left:
+        raise UserError(f"{path}: the file holds nothing but white space; wanted a list of records")
+    if window.text[window.at] == "[":
+        window.move(window.at + 1)
+        yield from _array(path, window)
+        return
+    first = window.line
+    while "\n" not in window.text[window.at :] and window.more():
+        pass
+    rest = window.text[window.at :]
+    line = rest.split("\n", 1)[0]
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        text = rest + stream.read()
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError:
+            yield from json_lines(path, iter(text.split("\n")), first)
+        else:
+            yield from _single(path, row, first)
+    else:
+        if (
+            isinstance(only := json.loads(line), dict)
+            and not rest.partition("\n")[2].strip()
+            and _is_table(only)
+        ):
+            yield from _single(path, only, first)
+            return
+        yield from json_lines(path, _lines(rest, stream), first)
+
+
+def _single(path: Path, row: Any, line: int) -> Iterator[Placed]:
+    """A file of one value: a record, or an object of records by their names, which are numbered from 1."""
+    if isinstance(row, dict) and _is_table(row):
+        for number, value in enumerate(row.values(), start=1):
+            yield f"{path}:{number}", value, ""
+    else:
+        yield f"{path}:{line}", _object(f"{path}:{line}", row), ""
+
+
+def _is_table(row: dict[str, Any]) -> bool:
+    """Whether an object is {name: record}: two or more objects that all have the same keys, and those not role and text."""
+    values = list(row.values())
+    if len(values) < 2 or not all(isinstance(value, dict) for value in values):
+        return False
+    keys = set(values[0])
+    turn = keys <= {"role", "content", "from", "value"}
+    return bool(keys) and not turn and all(set(value) == keys for value in values)
+
+
+def _lines(rest: str, stream: TextIO) -> Iterator[str]:
+    """The lines of a text that goes on in a stream."""
+    *whole, begun = rest.split("\n")
+    yield from whole
+    yield begun + stream.readline()
+    yield from stream
+
+
+def _object(place: str, row: Any) -> dict[str, Any] | BadRecord:
+    if isinstance(row, dict):
+        return row
+    return BadRecord(
+        place, "not an object", f"a bare {type(row).__name__}, wanted a JSON object with named columns"
+    )
+
+
+class Window:
+    """What was read of a stream: `text`, used up to `at`, which is a line and column (from 1) of the file."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.text, self.at = "", 0
+        self.line, self.column = 1, 1
+
+    @property
+    def left(self) -> bool:
+        return self.at < len(self.text)
+
+    def more(self) -> bool:
+        """Reads on, each time as much again as is left, so that a long record is not looked at too often."""
+        rest = self.text[self.at :]
+        chunk = self._stream.read(max(_CHUNK, len(rest)))
+        if chunk:
+            self.text, self.at = rest + chunk, 0
+        return bool(chunk)
+
+    def move(self, to: int) -> None:
+        """Uses the text up to `to`."""
+        self.line, self.column = self.place(to)
+        self.at = to
+
+    def skip_space(self) -> None:
+        """Moves to what is no white space, or to the end."""
+        while True:
+            self.move(_SPACE.match(self.text, self.at).end())  # type: ignore[union-attr]
+            if self.left or not self.more():
+                return
+
+    def place(self, to: int) -> tuple[int, int]:
+        """(line, column) of a place in the text, not before `at`."""
+        lines = self.text.count("\n", self.at, to)
+        column = to - self.text.rfind("\n", self.at, to) if lines else self.column + to - self.at
+        return self.line + lines, column
+
+
+def _array(path: Path, window: Window) -> Iterator[Placed]:
+    """The objects of an array one by one, each with its line; what follows a break cannot be read."""
+    decoder = json.JSONDecoder()
+    while True:
+        window.skip_space()
+        place = f"{path}:{window.line}"
+        if window.text.startswith("]", window.at):
+            window.move(window.at + 1)
+            window.skip_space()
+            if window.left:
+                reason = "text follows behind the array's end; remove it"
+                yield place, BadRecord(place, "broken JSON", reason), ""
+            return
+        try:
+            row, end = _next(decoder, window)
+        except json.JSONDecodeError as error:
+            line, column = window.place(error.pos)
+            where = f"{path}:{line}"
+            reason = (
+                f"broken JSON at column {column} ({error.msg}), in the record that begins at line {window.line}; the "
+                "file may be cut off; repair it or fetch it again; nothing behind this place was read"
+            )
+            yield where, BadRecord(where, "broken JSON", reason), window.text[window.at : window.at + 2000]
+            return
+        yield place, _object(place, row), ""
+        window.move(end)
+
+
+def _next(decoder: json.JSONDecoder, window: Window) -> tuple[Any, int]:
+    """The value at the window's beginning, and where what follows it and its comma begins."""
+    while True:
+        text = window.text
+        try:
+            if not window.left:
+                raise json.JSONDecodeError("the array is not closed", text, window.at)
+            row, end = decoder.raw_decode(text, window.at)
+            after = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+            if text[after : after + 1] == "]":
+                return row, after
+            if text[after : after + 1] != ",":
+                message = "the array ends without ]" if after == len(text) else "no comma"
+                raise json.JSONDecodeError(message, text, after)
+            return row, after + 1
+        except json.JSONDecodeError as error:
+            may_go_on = error.msg.startswith("Unterminated string") or error.pos >= len(text) - _NEAR
+            if not (may_go_on and window.more()):
+                raise

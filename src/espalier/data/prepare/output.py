@@ -1,0 +1,196 @@
+"""Prepared records -> files: OUT (train), OUT.dev, what was left out, and a report as JSON and for people.
+
+All files are written under temporary names and renamed together at the end, so a run that is stopped leaves
+either everything or nothing. Memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from espalier.data.made import DEV, PARTS, TRAIN, Division, Made, Without
+from espalier.errors import UserError
+
+SUFFIXES = (".jsonl",)
+_SHOWN = 100  # characters of what is left out
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files of one preparation lie; all names follow from the file for train.
+
+    >>> Places(Path("poems.jsonl")).dev.name
+    'poems.dev.jsonl'
+    """
+
+    train: Path
+
+    def __post_init__(self) -> None:
+        if not self.train.name.endswith(SUFFIXES):
+            raise UserError(f"--out {self.train}: wanted a name that ends with {' or '.join(SUFFIXES)}")
+
+    def named(self, what: str) -> Path:
+        """The neighbour of the train file called after `what` ("dev.jsonl")."""
+        return self.train.with_name(f"{self.train.name.removesuffix('.jsonl')}.{what}")
+
+    @property
+    def dev(self) -> Path:
+        return self.named("dev.jsonl")
+
+    @property
+    def left_out(self) -> Path:
+        return self.named("left_out.jsonl")
+
+    @property
+    def report(self) -> Path:
+        return self.named("report.json")
+
+    @property
+    def text(self) -> Path:
+        return self.named("report.md")
+
+
+@dataclass
+class Tally:
+    """Counts that grow with the kinds of things counted, never with their number."""
+
+    records: Counter[str] = field(default_factory=Counter)
+    groups: dict[str, Counter[str]] = field(default_factory=lambda: {part: Counter() for part in PARTS})
+    answers: Counter[int] = field(default_factory=Counter)
+    characters: Counter[int] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def add(self, made: Made, part: str, line: str) -> None:
+        self.records[part] += 1
+        if made.group:
+            self.groups[part][made.group] += 1
+        answers = made.row.get("answers")
+        if isinstance(answers, list):
+            self.answers[len(answers)] += 1
+        self.characters[1 << len(line).bit_length()] += 1
+
+    def as_json(self) -> dict[str, Any]:
+        """For the report; `characters` counts the records whose line is shorter than each bound."""
+        return {
+            "records": {part: self.records[part] for part in PARTS},
+            "groups": {part: dict(counts.most_common()) for part, counts in self.groups.items()},
+            "answers_per_record": dict(sorted(self.answers.items())),
+            "characters_below": dict(sorted(self.characters.items())),
+            "left_out": dict(self.left_out.most_common()),
+        }
+
+
+def write_prepared(
+    found: Iterable[Made | Without],
+    out: Path | None,
+    division: Division,
+    about: dict[str, Any],
+    accounts: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes everything and returns the report: `about` (source, seed, …), the numbers, `accounts` of the steps.
+
+    Without `out` only the report is made. Raises `UserError` where nothing at all became a record, with the causes;
+    no file is written then.
+    """
+    tally = Tally()
+    with Together() as files:
+        streams: dict[str, TextIO] = {}
+        places = Places(out) if out else None
+        if places:
+            places.train.parent.mkdir(parents=True, exist_ok=True)
+            streams = {
+                TRAIN: files.open(places.train),
+                DEV: files.open(places.dev),
+                "": files.open(places.left_out),
+            }
+        for thing in found:
+            if isinstance(thing, Without):
+                tally.left_out[thing.cause] += 1
+                part, row = "", {"source": thing.source, "cause": thing.cause, "text": thing.text[:_SHOWN]}
+                line = json.dumps(row, ensure_ascii=False)
+            else:
+                part = thing.part or division.part(thing.key)
+                line = json.dumps(thing.row, ensure_ascii=False, default=str)
+                tally.add(thing, part, line)
+            if streams:
+                streams[part].write(line + "\n")
+        if not tally.records:
+            causes = ", ".join(f"{count} {cause}" for cause, count in tally.left_out.most_common(5))
+            raise UserError(
+                f"{about.get('input', out)}: not one record came out ({causes or 'nothing was found'}); check that "
+                "this is the right folder and source"
+            )
+        report = {**about, **tally.as_json(), **accounts}
+        if places:
+            files.open(places.report).write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+            files.open(places.text).write(as_markdown(report))
+    return report
+
+
+class Together:
+    """Files that appear together when the `with` ends well, and not at all when it does not."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._paths: list[tuple[Path, Path]] = []
+
+    def __enter__(self) -> Together:
+        return self
+
+    def open(self, path: Path) -> TextIO:
+        partial = path.with_name(path.name + ".partial")
+        stream = self._stack.enter_context(partial.open("w", encoding="utf-8", newline="\n"))
+        self._paths.append((partial, path))
+        return stream
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._stack.close()
+        for partial, path in self._paths:
+            if kind is None:
+                partial.replace(path)
+            else:
+                partial.unlink(missing_ok=True)
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The report for a person: what came in, what was left out and why."""
+    lines = [f"# Prepared: {report.get('source', '')}", ""]
+    plain = {key: value for key, value in report.items() if not isinstance(value, dict)}
+    lines += [f"- {key}: {value}" for key, value in plain.items()]
+    for key, value in report.items():
+        if isinstance(value, dict) and value:
+            lines += ["", f"## {key.replace('_', ' ')}", ""]
+            lines += _table(value)
+    return "\n".join(lines) + "\n"
+
+
+def _table(value: dict[Any, Any]) -> list[str]:
+    numbers, examples = _flat(value, "")
+    rows = [f"| {name} | {number} |" for name, number in numbers]
+    table = ["| | number |", "|---|---|", *rows] if rows else []
+    return [*table, *(["", *(f"- {line}" for line in examples)] if examples else [])]
+
+
+def _flat(value: dict[Any, Any], before: str) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Numbers by their path of names, and examples as lines."""
+    numbers: list[tuple[str, Any]] = []
+    examples: list[str] = []
+    for name, inner in value.items():
+        path = f"{before}{name}"
+        if isinstance(inner, dict):
+            deeper = _flat(inner, f"{path}: ")
+            numbers += deeper[0]
+            examples += deeper[1]
+        elif isinstance(inner, list):
+            for example in inner:
+                shown = ", ".join(f"{key}: {str(text)[:_SHOWN]}" for key, text in example.items())
+                examples.append(" ".join(f"{before}{shown}".split()))
+        else:
+            numbers.append((path, inner))
+    return numbers, examples

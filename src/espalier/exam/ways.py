@@ -1,0 +1,198 @@
+"""What a model does in an exam: choose among candidates, write answers, rate answers, read texts.
+
+Each way takes a block of questions and gives, for each, its line of ``TASK.jsonl`` and what it adds to the numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from espalier.exam import scores
+from espalier.exam.choose import Asked, Chooser
+from espalier.exam.kept import Kept
+from espalier.exam.rate import Rater, pair_numbers
+from espalier.exam.read import Reader
+from espalier.exam.scorer import Cost, Scored
+from espalier.exam.shots import Asker
+from espalier.exam.task import Candidate, Generation, Question, Shots, Task
+from espalier.exam.write import Writer
+
+
+@dataclass
+class Answered:
+    """One question's line, and what it adds to the numbers (see `Tally.add`)."""
+
+    line: dict[str, Any]
+    numbers: dict[str, scores.Number]
+    group: str = ""
+    chance: float | None = None
+    gold: str = ""
+
+
+class Way(Protocol):
+    """How a task's questions are answered."""
+
+    def answer(self, block: Sequence[Any], kept: Kept) -> tuple[list[Answered], Cost]:
+        """Every question of a block, in order; what did not fit is counted in `kept`."""
+        ...
+
+
+@dataclass
+class Choosing:
+    """The candidate with the highest score is the answer."""
+
+    chooser: Chooser
+    asker: Asker
+    task: Task
+
+    def answer(self, block: Sequence[Question], kept: Kept) -> tuple[list[Answered], Cost]:
+        asking = Asking(self.asker, block)
+        found, cost = self.chooser.score(asking.asked, asking.shorter)
+        answered = []
+        for question, asked, scored, fewer in zip(block, asking.asked, found, asking.dropped, strict=True):
+            kept.shorten(fewer, scored.cut)
+            answered.append(self._answered(question, asked, scored, kept))
+        return answered, cost
+
+    def _answered(self, question: Question, asked: Asked, scored: Scored, kept: Kept) -> Answered:
+        said = scores.predicted(scored, self.task.normalise)
+        line = heads(question, asked, kept) | {
+            "candidates": [{"text": c.text, "scored_from": c.scored_from} for c in asked.candidates],
+            "scores": scored.scores,
+            "tokens": scored.tokens,
+            "normalise": self.task.normalise,
+            "gold": question.gold,
+            "prediction": said,
+        }
+        if scored.cut:
+            line["cut"] = scored.cut
+        chance = 1 / len(question.candidates)
+        if question.gold is None:
+            return Answered(line, {}, question.group, chance)
+        name = question.candidates[question.gold].label or str(question.gold)
+        return Answered(line, {"accuracy": float(said == question.gold)}, question.group, chance, name)
+
+
+@dataclass
+class Writing:
+    """The answer is what the model writes."""
+
+    writer: Writer
+    chooser: Chooser
+    asker: Asker
+    how: Generation
+
+    def answer(self, block: Sequence[Question], kept: Kept) -> tuple[list[Answered], Cost]:
+        how, asking = self.how, Asking(self.asker, block)
+        texts, cuts, cost = self.writer.write(
+            [asked.prefix + asked.prompt for asked in asking.asked],
+            max_new_tokens=how.max_new_tokens,
+            stop=how.stop,
+            shorten=lambda i: None if (one := asking.shorter(i)) is None else one.prefix + one.prompt,
+        )
+        likely = self._likelihoods(block, asking, cost) if how.likelihood else [{} for _ in block]
+        answered = []
+        for i, (question, text, cut) in enumerate(zip(block, texts, cuts, strict=True)):
+            said = how.clean(text)
+            judged = how.judge(said, question.references) if question.references else {}
+            kept.shorten(asking.dropped[i], cut)
+            line = heads(question, asking.asked[i], kept)
+            line |= {"text": said, "references": list(question.references), "metrics": judged}
+            if cut:
+                line["cut"] = cut
+            answered.append(Answered(line, {**judged, **likely[i]}, question.group))
+        return answered, cost
+
+    def _likelihoods(
+        self, block: Sequence[Question], asking: Asking, cost: Cost
+    ) -> list[dict[str, scores.Number]]:
+        """Nats a token of each question's first right answer."""
+        asked = [
+            Asked(one.prefix, one.prompt, (Candidate(question.references[0]),))
+            for question, one in zip(block, asking.asked, strict=True)
+        ]
+        found, more = self.chooser.score(asked)
+        cost.computed += more.computed
+        cost.unshared += more.unshared
+        return [{"nats_per_token": (-one.scores[0], float(one.tokens[0]))} for one in found]
+
+
+@dataclass
+class Rating:
+    """Answers that people compared get their numbers from a reward model."""
+
+    rater: Rater
+
+    def answer(self, block: Sequence[Any], kept: Kept) -> tuple[list[Answered], Cost]:
+        found, cost = self.rater.rate(block)
+        answered = []
+        for record, rated in zip(block, found, strict=True):
+            kept.shorten(0, rated.cut)
+            said, right = (max(range(len(v)), key=v.__getitem__) for v in (rated.scores, rated.said))
+            line = {
+                "id": record.source.rsplit(":", 1)[-1],
+                "source": record.source,
+                "prompt": [{"role": m.role, "content": m.content} for m in record.prompt],
+                "candidates": [{"text": text} for text in rated.texts],
+                "scores": rated.scores,
+                "preference": rated.said,
+                "gold": right,
+                "prediction": said,
+            }
+            numbers = pair_numbers(rated.scores, rated.said)
+            line["metrics"] = {name: x / n for name, (x, n) in numbers.items()}
+            answered.append(Answered(line, dict(numbers), chance=0.5))
+        return answered, cost
+
+
+@dataclass
+class Reading:
+    """Texts are read; how likely each of their tokens is."""
+
+    reader: Reader
+
+    def answer(self, block: Sequence[Any], kept: Kept) -> tuple[list[Answered], Cost]:
+        found, cost = self.reader.read([record.text for record in block])
+        answered = []
+        for record, (nats, tokens, size) in zip(block, found, strict=True):
+            line = {"id": record.source.rsplit(":", 1)[-1], "source": record.source}
+            line |= {"nats": nats, "tokens": tokens, "bytes": size}
+            numbers: dict[str, scores.Number] = {
+                "bits_per_byte": (nats / scores.LN2, float(size)),
+                "nats_per_token": (nats, float(tokens)),
+            }
+            line["metrics"] = {"bits_per_byte": nats / scores.LN2 / size}
+            answered.append(Answered(line, numbers))
+        return answered, cost
+
+
+class Asking:
+    """The questions of a block as they are asked, with fewer solved examples where they do not fit."""
+
+    def __init__(self, asker: Asker, block: Sequence[Question]) -> None:
+        self._asker, self._block = asker, block
+        self._shots: list[Shots] = [question.shots for question in block]
+        self.asked: list[Asked] = [asker.ask(question) for question in block]
+        self.dropped = [0] * len(block)
+
+    def shorter(self, i: int) -> Asked | None:
+        """Question i without its first example; None where it has none."""
+        if not self._shots[i].pairs:
+            return None
+        self._shots[i] = self._shots[i].fewer()
+        self.dropped[i] += 1
+        self.asked[i] = self._asker.ask(self._block[i], self._shots[i])
+        return self.asked[i]
+
+
+def heads(question: Question, asked: Asked, kept: Kept) -> dict[str, Any]:
+    """How a question's line begins; the text before it is kept once, by a key."""
+    key = None
+    if asked.prefix:
+        key = hashlib.sha256(asked.prefix.encode()).hexdigest()[:12]
+        kept.prefixes[key] = asked.prefix
+    group = {"subject": question.group} if question.group else {}
+    return {"id": question.id, **group, "prefix": key, "prompt": asked.prompt}

@@ -1,0 +1,186 @@
+"""Baichuan-13B and Baichuan2: Llama with ALiBi in place of rotary positions, and a head of unit rows.
+
+ALiBi (Press et al. 2022) adds ``slope * (k - q)`` to the score of key k for query q. Only ``slope * k`` matters
+in a softmax over keys, and that is two further numbers in each key and query: so every attention
+implementation, cache and tree layout computes it without a mask of its own.
+
+Baichuan-7B is plain Llama (`llama_like`), and so is Baichuan2-7B once the rows of its head are normalised;
+the module here serves it where the original trains with a z-loss or ties the embeddings.
+
+B rows, T tokens, H heads, D numbers a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
+
+from espalier.models.legacy.conversion import Conversion, Named
+from espalier.models.legacy.llama_like import llama_settings, place_packed
+from espalier.models.legacy.native import attend, heads_first
+from espalier.models.legacy.prefix import additive
+
+BLOCK = 256
+"""A position is ``BLOCK * a + b``, so that both numbers are exact in bfloat16 up to 65,536 tokens."""
+
+
+class BaichuanConfig(LlamaConfig):
+    """Llama's, and: `alibi` for ALiBi (else rotary), `norm_head`, and `z_loss_weight` of the original loss."""
+
+    model_type = "espalier_baichuan"
+
+    alibi: bool = True
+    norm_head: bool = False
+    z_loss_weight: float = 0.0
+
+
+def slopes(heads: int) -> Tensor:
+    """The slope of each head (H,), float32: a geometric series, filled up with every second one of the next."""
+    closest = 2 ** int(math.log2(heads))
+    found = [2 ** (-8 * (i + 1) / closest) for i in range(closest)]
+    found += [2 ** (-4 * (2 * i + 1) / closest) for i in range(heads - closest)]
+    return torch.tensor(found)
+
+
+class ALiBiAttention(LlamaAttention):
+    """Llama's attention without rotation, with positions in further columns of queries and keys."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Any = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        *,
+        position_ids: Tensor,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        query = heads_first(self.q_proj(hidden_states), self.head_dim)
+        key = heads_first(self.k_proj(hidden_states), self.head_dim)
+        value = heads_first(self.v_proj(hidden_states), self.head_dim)
+        size, wide = self.head_dim, -(-(self.head_dim + 2) // 8) * 8  # kernels want multiples of 8
+        slope = (slopes(query.shape[1]).to(query.device) / self.scaling)[None, :, None, None]
+        asked = torch.cat([slope * BLOCK, slope], -1).to(query.dtype)
+        at = position_ids[:, None, :, None]
+        placed = torch.cat([at // BLOCK, at % BLOCK], -1).to(key.dtype)
+        query = _widened(query, asked, wide)
+        key = _widened(key, placed, wide)
+        value = nn.functional.pad(value, (0, wide - size))
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        found = attend(self, query, key, value, attention_mask, self.scaling, **kwargs)[..., :size]
+        return self.o_proj(found.reshape(*hidden_states.shape[:-1], -1)), None
+
+
+def _widened(x: Tensor, columns: Tensor, wide: int) -> Tensor:
+    """(B, H, T, D) and (B, H, T, 2), either broadcast, to (B, H, T, wide) with zeros at the end."""
+    columns = columns.expand(*x.shape[:-1], 2)
+    return nn.functional.pad(torch.cat([x, columns], -1), (0, wide - x.shape[-1] - 2))
+
+
+class NormHead(nn.Linear):
+    """An output layer whose rows count by their direction alone."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, nn.functional.normalize(self.weight))
+
+
+class BaichuanModel(LlamaModel):
+    config_class = BaichuanConfig
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        if config.alibi:
+            for i, layer in enumerate(self.layers):
+                layer.self_attn = ALiBiAttention(config, i)
+            self.post_init()
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPast:
+        """As Llama's; a mask (B, T) may name segments 1, 2, 3, ... that do not see each other (0: padding)."""
+        return super().forward(input_ids, _by_segment(input_ids, attention_mask, self.dtype), **kwargs)
+
+
+def _by_segment(input_ids: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if mask is None or mask.dtype == torch.bool or mask.is_floating_point():
+        return mask
+    if mask.dim() == 3:
+        return additive(mask[:, None].bool(), dtype)
+    if mask.dim() != 2 or input_ids is None or mask.shape != input_ids.shape or int(mask.max()) <= 1:
+        return mask
+    same = (mask[:, None, :] == mask[:, :, None]) & (mask != 0)[:, None, :]
+    return additive(same.tril()[:, None], dtype)
+
+
+class BaichuanForCausalLM(LlamaForCausalLM):
+    config_class = BaichuanConfig
+    config: BaichuanConfig
+
+    def __init__(self, config: BaichuanConfig) -> None:
+        super().__init__(config)
+        self.model = BaichuanModel(config)
+        if config.norm_head:
+            self.lm_head = NormHead(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """A new head (of another vocabulary) counts by direction too."""
+        if self.config.norm_head and isinstance(new_embeddings, nn.Linear):
+            weight = new_embeddings.weight
+            new_embeddings = NormHead(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            new_embeddings.weight = weight
+        super().set_output_embeddings(new_embeddings)
+
+    def forward(  # type: ignore[override]
+        self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutputWithPast:
+        """As Llama's; the loss has the original's z-loss: its weight times the mean of the largest logit squared."""
+        found = super().forward(input_ids=input_ids, labels=labels, **kwargs)
+        if found.loss is not None and self.config.z_loss_weight:
+            largest = found.logits[:, :-1].float().amax(-1)
+            found.loss = found.loss + self.config.z_loss_weight * largest.square().mean()
+        return found
+
+
+def baichuan_alibi(old: Mapping[str, Any]) -> Conversion:
+    """Baichuan-13B."""
+    return _native(old, alibi=True, norm_head=False)
+
+
+def baichuan2_alibi(old: Mapping[str, Any]) -> Conversion:
+    """Baichuan2-13B."""
+    return _native(old, alibi=True, norm_head=True)
+
+
+def baichuan2_rotary(old: Mapping[str, Any]) -> Conversion:
+    """Baichuan2-7B: Llama, with the rows of the head normalised once, where nothing is lost by that."""
+    settings = llama_settings(old)
+    if settings["tie_word_embeddings"] or old.get("z_loss_weight"):
+        return _native(old, alibi=False, norm_head=True)
+
+    def place(name: str, tensor: Tensor) -> Named:
+        if name == "lm_head.weight":
+            return [(name, nn.functional.normalize(tensor.float()).to(tensor.dtype))]
+        return place_packed(name, tensor)
+
+    return Conversion(LlamaConfig(**settings), LlamaForCausalLM, place)
+
+
+def _native(old: Mapping[str, Any], *, alibi: bool, norm_head: bool) -> Conversion:
+    settings = {
+        "max_position_embeddings": old.get("model_max_length", 4096),
+        **llama_settings(old),
+        "alibi": alibi,
+        "norm_head": norm_head,
+        "z_loss_weight": float(old.get("z_loss_weight") or 0.0),
+    }
+    return Conversion(BaichuanConfig(**settings), BaichuanForCausalLM, place_packed)

@@ -1,0 +1,92 @@
+"""Old models in the hands of the rest: layouts, sampling, adapters, saving."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import espalier
+from espalier.models import adapters
+from espalier.models.forward import TreeModel
+from espalier.models.generate import Sampling, sample
+from espalier.models.load import blocks, checkpoint_activations, context_length, freeze_lowest, load_lm
+from espalier.models.probe import probe
+from espalier.models.saved import save_model
+from tests.models.legacy.conftest import FAMILIES, cases
+
+PADDED = ("chatglm", "glm")
+"""Their prompts are read both ways, which is no tree."""
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def model(family: str, shared: Path) -> Any:
+    return espalier.load_model(str(shared / "golden" / family), device="cpu")[0]
+
+
+def test_the_layout_is_earned(family: str, model: Any) -> None:
+    traits = probe(model)
+    expected = "padded" if family in PADDED else "dense" if family == "moss" else "pieces"
+    assert traits.method == expected, traits.reason
+    assert traits.plain_head
+
+
+def test_sampling_gives_the_original_s_tokens(family: str, model: Any, shared: Path) -> None:
+    traits = probe(model)
+    for case in cases(shared / "golden" / family):
+        if case.kind != "generate" or (family in PADDED and case.inputs["input_ids"].shape[0] > 1):
+            continue
+        ids = case.inputs["input_ids"]
+        mask = case.inputs.get("attention_mask", torch.ones_like(ids))
+        if family == "glm":  # the tiny stand-ins for the ids that config.json does not name
+            model.config.bos_token_id, model.config.blank_token_ids = 246, [243, 248, 249]
+            mask = torch.ones_like(ids)
+        prompts = [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+        found = sample(model, traits, prompts, Sampling(case.max_new_tokens, temperature=0))
+        for row, answers in enumerate(found):
+            assert answers[0].tokens == case.arrays["new_tokens"][row].tolist(), case.name
+
+
+def test_lora_on_every_linear_layer_and_merged(family: str, model: Any, shared: Path, tmp_path: Path) -> None:
+    case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq19"))
+    with torch.no_grad():
+        before = model(**case.inputs).logits
+    adapted: Any = adapters.add_lora(
+        copy.deepcopy(model), rank=2, alpha=None, dropout=0.0, target=["all"], bias="none"
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.train()
+    checkpoint_activations(adapted)
+    adapted(**case.inputs, labels=case.arrays["labels"], use_cache=False).loss.backward()
+    grads = {n: p.grad for n, p in adapted.named_parameters() if p.requires_grad}
+    assert len(grads) >= 8
+    assert all(g is not None and g.abs().max() > 0 for g in grads.values())
+    adapted.eval()
+    with torch.no_grad():
+        wanted = adapted(**case.inputs).logits
+        assert (wanted - before).abs().max() > 1e-2
+        traits = probe(adapted)
+        save_model(tmp_path, TreeModel(adapters.merged(adapted), traits), None)
+        again = load_lm(str(tmp_path))
+        assert (again(**case.inputs).logits - wanted).abs().max() < 5e-5
+
+
+def test_the_lowest_blocks_freeze(family: str, model: Any, shared: Path) -> None:
+    case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq7"))
+    frozen = freeze_lowest(model, 0.5)
+    assert frozen == len(blocks(model)) // 2
+    assert context_length(model) == 64
+    model.train()
+    model(**case.inputs, labels=case.arrays["labels"], use_cache=False).loss.backward()
+    assert all(p.grad is None for p in blocks(model)[0].parameters())
+    assert any(p.grad is not None for p in blocks(model)[-1].parameters())

@@ -1,0 +1,101 @@
+"""Conversations of the old chat models, as texts and as trained tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from espalier.data.encoding import encode_pieces
+from espalier.data.records import Message
+from espalier.data.templates import choose_template, prompt_text
+from espalier.errors import UserError
+from espalier.models.legacy.tokenizers import chat
+from espalier.models.load import load_tokenizer, train_tokenizer
+
+ASKED = [
+    Message("user", "你好"),
+    Message("assistant", "好的"),
+    Message("user", "再见"),
+    Message("assistant", "走好"),
+]
+
+
+def written(template: str, messages: list[Message], *, prompt: bool = False) -> str:
+    tokenizer = train_tokenizer(["你好"], 300)
+    tokenizer.chat_template = template
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+
+
+@pytest.mark.parametrize(
+    ("template", "one", "two"),
+    [
+        (chat.PANGU, "你好<sep>好的<eot>", "你好<sep>好的<eot>再见<sep>走好<eot>"),
+        (
+            chat.GLM,
+            "[CLS]你好[gMASK]<|endoftext|><|startofpiece|>好的<|endofpiece|>",
+            "[CLS]你好\n好的\n再见[gMASK]<|endoftext|><|startofpiece|>走好<|endofpiece|>",
+        ),
+        (
+            chat.CHATGLM,
+            "你好[gMASK]<sop>好的<eop>",
+            "[Round 0]\n问：你好\n答：好的\n[Round 1]\n问：再见\n答：[gMASK]<sop>走好<eop>",
+        ),
+        (
+            chat.CHATGLM2,
+            "[gMASK]<sop>[Round 1]\n\n问：你好\n\n答：好的",
+            "[gMASK]<sop>[Round 1]\n\n问：你好\n\n答：好的\n\n[Round 2]\n\n问：再见\n\n答：走好",
+        ),
+        (
+            chat.CHATGLM3,
+            "[gMASK]<sop><|user|>\n 你好<|assistant|>\n 好的",
+            "[gMASK]<sop><|user|>\n 你好<|assistant|>\n 好的<|user|>\n 再见<|assistant|>\n 走好",
+        ),
+        (
+            chat.baichuan("<u>", "<a>"),
+            "<u>你好<a>好的</s>",
+            "<u>你好<a>好的</s><u>再见<a>走好</s>",
+        ),
+        (
+            chat.INTERNLM,
+            "<|User|>:你好<eoh>\n<|Bot|>:好的<eoa>\n",
+            "<|User|>:你好<eoh>\n<|Bot|>:好的<eoa>\n<|User|>:再见<eoh>\n<|Bot|>:走好<eoa>\n",
+        ),
+    ],
+)
+def test_texts(template: str, one: str, two: str) -> None:
+    assert written(template, ASKED[:2]) == one
+    assert written(template, ASKED) == two
+    for upto in (1, 3):  # what an answer is generated from is what stands before it in training
+        prompt = written(template, ASKED[:upto], prompt=True)
+        assert (one, two)[upto // 2].startswith(prompt + ASKED[upto].content)
+
+
+def test_a_blank_of_one_s_own_is_kept() -> None:
+    found = written(chat.GLM, [Message("user", "中国的首都是[MASK]。")], prompt=True)
+    assert found == "[CLS]中国的首都是[MASK]。<|endoftext|><|startofpiece|>"
+
+
+@pytest.mark.parametrize("name", ["pangu", "glm_chinese_sp", "qwen", "baichuan2", "aquila_bpe"])
+def test_the_answer_and_its_end_are_trained(name: str, shared: Path) -> None:
+    tokenizer: Any = load_tokenizer(str(shared / "data" / "tokenizers" / name))
+    template = choose_template(tokenizer)
+    pieces = template.render(ASKED[:2])
+    ((ids, flags),) = encode_pieces(tokenizer, [pieces], bos=False)
+    trained = tokenizer.decode([i for i, flag in zip(ids, flags, strict=True) if flag])
+    assert trained.replace(" ", "") == "好的" + template.end_of_turn
+    prompt = prompt_text(template, ASKED[:1])
+    asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert ids[: len(asked)] == asked
+    assert not any(flags[: len(asked)])
+
+
+def test_only_the_last_answer_of_a_prefix_model_is_trained(shared: Path) -> None:
+    tokenizer: Any = load_tokenizer(str(shared / "data" / "tokenizers" / "glm_chinese_sp"))
+    template = choose_template(tokenizer)
+    with pytest.raises(UserError, match="turn 2"):
+        template.render(ASKED)
+    pieces = template.render(ASKED, train_from=3)
+    assert "".join(p.text for p in pieces if p.trained) == "走好<|endofpiece|>"

@@ -71,7 +71,7 @@ def model_of(size: str, tokenizer: Any) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
     }
-    return load.new_lm(config, VOCABULARY[size], ids)
+    return load.new_lm(config, max(VOCABULARY[size], len(tokenizer)), ids)
 
 
 def paired(

@@ -1,6 +1,6 @@
 """Candidates' scores by trees against lm_eval's "hf" backend: same model, same questions, float32, in turn.
 
-    python benchmarks/exams.py [--data DIR] [--model S|M] [--rounds 3] [--cases options,tnews,iflytek,letters]
+    python benchmarks/exams.py [--data DIR] [--model S|M] [--tokenizer DIR] [--rounds 3] [--cases options,tnews,iflytek,letters]
 
 With `--data` (a folder of the exams' folders) the questions are real: MMLU's options in full with 5 shots, TNEWS and IFLYTEK with
 all labels and 3 shots, C-Eval's letters with 5 shots. Without, pseudo-text of the same shape. lm_eval gets the batch
@@ -70,6 +70,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--data", type=Path)
     arguments.add_argument("--model", default="S", choices=("S", "M"))
+    arguments.add_argument("--tokenizer", help="a folder; None: one trained on the questions' text")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--cases", default=",".join(CASES))
     arguments.add_argument("--drift", type=int, default=0, help="also score so many questions in bfloat16")
@@ -77,7 +78,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     cases = asked_for.cases.split(",")
     questions = {case: real(case, asked_for.data) if asked_for.data else pseudo(case) for case in cases}
-    if asked_for.data:  # a tokenizer of the very texts, so that their lengths are those of a real one
+    if asked_for.tokenizer:
+        tokenizer = load.load_tokenizer(asked_for.tokenizer)
+    elif asked_for.data:  # a tokenizer of the very texts, so that their lengths are those of a real one
         texts = [
             one.prefix + one.prompt + one.candidates[0].text for asked in questions.values() for one in asked
         ]
@@ -165,7 +168,7 @@ def compare(
         other = latest["theirs"][at : at + len(one.scores)]
         same += one.scores.index(max(one.scores)) == other.index(max(other))
         at += len(one.scores)
-    kind = "real" if how.data else "pseudo"
+    kind = ("real" if how.data else "pseudo") + (f" {Path(how.tokenizer).name}" if how.tokenizer else "")
     print(
         f"{case} ({kind}): the same choice in {same} of {len(scores)} questions, scores differ by {worst:.1e}"
     )

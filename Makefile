@@ -39,7 +39,7 @@ arrows: $(TEST_STAMP)
 	$(BIN)/lint-imports
 
 tests: $(TEST_STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache

@@ -31,7 +31,7 @@ def processes_wanted(strategy: str, num_processes: int) -> int:
 def relaunch(arguments: list[str], processes: int) -> int:
     """Run ``espalier ARGUMENTS`` in so many processes on this machine; returns the exit code.
 
-    Several machines: start `torchrun` yourself with ``-m espalier.cli`` (docs/guides/scaling.md).
+    Several machines: start `torchrun` yourself with ``-m espalier.cli`` (docs/scaling.md).
     """
     import subprocess
 

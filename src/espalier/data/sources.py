@@ -76,7 +76,7 @@ def load_records(
     for spec in specs:
         records: list[Record] = []
         formats = loaded.formats.setdefault(spec.path, Counter())
-        for place, row, raw in _rows(spec, loaded.hashes):
+        for place, row, raw in rows_of(spec, loaded.hashes):
             if isinstance(row, BadRecord):
                 outcome: Any = row
             else:
@@ -171,7 +171,8 @@ def _weighed(records: list[Record], spec: DatasetSpec, seed: int) -> list[Record
     return records * int(copies) + [records[index] for index in sorted(picked)]
 
 
-def _rows(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
+def rows_of(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
+    """The rows behind a spec in order, unparsed; each file's sha256 is added to `hashes`."""
     files = _files(spec)
     if files is None:
         yield from _hub_rows(spec)

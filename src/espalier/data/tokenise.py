@@ -60,6 +60,13 @@ class Encoder:
     def bos(self) -> bool:
         return adds_bos(self.tokenizer)
 
+    @cached_property
+    def stop(self) -> tuple[int, ...]:
+        """Ids that end an answer: the tokenizer's end token and the last token of the template's turn end."""
+        end = self.tokenizer.encode(self.template.end_of_turn, add_special_tokens=False)[-1:]
+        known = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        return tuple(sorted({*end, *known}))
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -116,7 +123,7 @@ def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Account)
     documents = [record.text for record in records if isinstance(record, Text)]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
     rendered = [
-        [] if isinstance(record, Text) else _located(_branches, record, encoder) for record in records
+        [] if isinstance(record, Text) else _located(branches_of, record, encoder) for record in records
     ]
     flat = [pieces for branches in rendered for pieces in branches]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
@@ -129,7 +136,7 @@ def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Account)
             yield _tree(record, fitted, encoder)
 
 
-def _branches(record: Record, encoder: Encoder) -> list[list[Piece]]:
+def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
     """The pieces of each branch of a record; in all but chats only what follows the prompt is trained."""
     if isinstance(record, Chat):
         return [encoder.template.render(record.messages, tools=record.tools)]
@@ -243,7 +250,7 @@ def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Account) ->
 
     def encoded(count: int) -> Path:
         return encode_pieces(
-            encoder.tokenizer, _located(_branches, shorter[count], encoder), bos=encoder.bos
+            encoder.tokenizer, _located(branches_of, shorter[count], encoder), bos=encoder.bos
         )[0]
 
     if shorter:

@@ -18,21 +18,28 @@ from espalier.stages.setup import Setup
 
 STYLES = {"": "dim", WARNING: "yellow"}
 
-_KINDS = {"pretrain": "text", "sft": "chat", "reward": "preference", "dpo": "preference"}
+KINDS_OF = {"pretrain": "text", "sft": "chat", "reward": "preference", "dpo": "preference"}
+"""Stage -> the kind of its records; the others take prompts."""
 
 
 def show_preflight(
-    console: Console, name: str, result: Mapping[str, Any], *, whole: bool = False, lead: str = ""
+    console: Console,
+    name: str,
+    result: Mapping[str, Any],
+    *,
+    whole: bool = False,
+    lead: str = "",
+    quiet: bool = False,
 ) -> None:
     """Print a preflight, each line behind `lead` and the stage's name, and stop at its errors.
 
-    whole: with a bar for each range of lengths; else a few lines.
+    whole: with a bar for each range of lengths; else a few lines. quiet: print nothing, only stop.
 
     Raises:
         UserError: the preflight has found errors.
     """
     for style, text in lines(result, whole=whole):
-        if style == ERROR:
+        if quiet or style == ERROR:
             continue  # told once, by the exception
         said = Text(f"{lead}{name}: {text}" if name else f"{lead}{text}", style=STYLES[style])
         console.print(said, highlight=False, soft_wrap=True)
@@ -41,9 +48,9 @@ def show_preflight(
 
 def read_as(stage: str, setup: Setup) -> None:
     """Read and tokenise the data as `stage` does when it is built, and nothing else of it."""
-    train, held_out = setup.records(_KINDS.get(stage, "prompt"))
+    train, held_out = setup.records(KINDS_OF.get(stage, "prompt"))
     for records, part in ((train, TRAIN), (held_out, HELD_OUT)):
-        if stage in _KINDS:
+        if stage in KINDS_OF:
             setup.trees(records, part, answers_trained=stage != "reward")
         else:
             setup.prompts(records, longest_prompt(setup), part)

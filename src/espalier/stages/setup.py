@@ -65,6 +65,7 @@ class Setup:
         options: an instance of each option class, by class.
         rank, world, device: this process.
         say: shows one line to the user and keeps it for the summary.
+        tokenizer: given where it is known without the model's folder; else that folder's, or a new one.
         hashes: file -> sha256 of everything read so far.
         preflight: what the data read and tokenised so far looks like, and what was left out of it.
         padded, layout_reason: what the probe of the run's model has said.
@@ -77,6 +78,7 @@ class Setup:
     device: torch.device
     say: Callable[[str], None]
     rejected_path: Path | None = None
+    tokenizer: Any = None
     hashes: dict[str, str] = field(default_factory=dict)
     padded: bool = False
     layout_reason: str = ""
@@ -87,7 +89,8 @@ class Setup:
         self._policy: nn.Module | None = None
         model, data = self.option(ModelOptions), self.option(DataOptions)
         self.preflight = Preflight(data.cutoff_len, lambda tree: draw_tree(tree, self.tokenizer.decode))
-        self.tokenizer = self._make_tokenizer(model)
+        if self.tokenizer is None:
+            self.tokenizer = self._make_tokenizer(model)
         self.template: Template = choose_template(self.tokenizer, model.template or "auto")
         self.cutoff_len = data.cutoff_len
 
@@ -118,10 +121,8 @@ class Setup:
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """Ids that end an answer: the tokenizer's end token and the last token of the template's turn end."""
-        end = self.tokenizer.encode(self.template.end_of_turn, add_special_tokens=False)[-1:]
-        known = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
-        return tuple(sorted({*end, *known}))
+        """Ids that end an answer."""
+        return self.encoder().stop
 
     def load_policy(self, name: str | None = None, *, scalar_head: bool = False) -> TreeModel:
         """A model that the run trains: loaded or new, with its adapter, frozen part and checkpointing.

@@ -15,7 +15,7 @@ ERROR, WARNING = "error", "warning"
 _ASKED_FOR = ("data_split ", "max_samples ", "more than ", "weight ", "mix_strategy ", "label is false")
 """Beginnings of the causes that the user's own options have: counted, but nothing to warn of."""
 _ADVICE = {
-    "bad record": "repair them; they stand in rejected.jsonl with their reasons",
+    "bad record": "repair them; a run writes them to rejected.jsonl with their reasons",
     "chosen equals rejected": "a pair of equal answers teaches nothing; remove it",
     "all answers score the same": "a ranking needs two different scores; remove it",
     "only one answer": "a ranking needs two answers; use such records for SFT",
@@ -79,7 +79,7 @@ def stop_at_errors(result: Mapping[str, Any]) -> None:
     if errors:
         raise UserError(
             "\n".join(
-                f"{f['place']}: {f['what']} ({f['count']} of {f['of']} records of {f['part']}): {f['advice']}"
+                f"{f['place']}: {f['advice']} ({f['what']}: {f['count']} of {f['of']} records of {f['part']})"
                 + (f"\n{f['detail']}" if f["detail"] else "")
                 for f in errors
             )

@@ -30,6 +30,8 @@ class Part:
     tokens: int
     trained_tokens: int
     lengths: dict[str, int]
+    unit: str
+    """What lengths are counted in: tokens, or characters where no tokenizer is at hand."""
     histogram: list[tuple[int, int, int]]
     """(from, up to but not including, how many trees)"""
     languages: dict[str, float]
@@ -107,7 +109,13 @@ def look(
     return facts(records, lengths, tokens, trained), findings
 
 
-def facts(records: Sequence[Record], lengths: npt.NDArray[np.int64], tokens: int, trained: int) -> Part:
+def facts(
+    records: Sequence[Record],
+    lengths: npt.NDArray[np.int64],
+    tokens: int,
+    trained: int,
+    unit: str = "tokens",
+) -> Part:
     """The numbers of a part from the `lengths` (N,) of its trees or prompts."""
     return Part(
         len(records),
@@ -115,6 +123,7 @@ def facts(records: Sequence[Record], lengths: npt.NDArray[np.int64], tokens: int
         tokens,
         trained,
         quantiles(lengths),
+        unit,
         histogram(lengths),
         languages(records),
         dict(Counter(map(role_order, records)).most_common(8)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from espalier.data.account import Account
+from espalier.data.clean.view import texts_of
 from espalier.data.preflight.compare import other_languages, shared_prompts, swapped_pairs
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, Finding, left_out, unasked
 from espalier.data.preflight.look import Part, facts, look
@@ -22,11 +24,11 @@ class Preflight:
     """What is known of a run's data so far; `result` may be asked at any time.
 
     Args:
-        cutoff_len: the most tokens of a path.
+        cutoff_len: the most tokens of a path; None where nothing is cut.
         draw: a tree as text, for errors.
     """
 
-    def __init__(self, cutoff_len: int, draw: Callable[[Tree], str]) -> None:
+    def __init__(self, cutoff_len: int | None, draw: Callable[[Tree], str]) -> None:
         self._cutoff_len, self._draw = cutoff_len, draw
         self._loaded: dict[str, Loaded] = {}
         self._parts: dict[str, Part] = {}
@@ -64,7 +66,7 @@ class Preflight:
             return
         self._tokenised.take_in(account)
         found, self._findings[part] = look(
-            part, records, trees, stop=stop, cutoff_len=self._cutoff_len, draw=self._draw
+            part, records, trees, stop=stop, cutoff_len=self._cutoff_len or sys.maxsize, draw=self._draw
         )
         self._keep(part, found)
 
@@ -77,6 +79,11 @@ class Preflight:
         self._tokenised.take_in(account)
         lengths = np.array([len(prompt.tokens) for prompt in encoded], np.int64)
         self._keep(part, facts(records, lengths, int(lengths.sum()), 0))
+
+    def unencoded(self, part: str, records: Sequence[Record]) -> None:
+        """Records without a tokenizer: their lengths are counted in characters."""
+        lengths = np.array([sum(map(len, texts_of(record))) for record in records], np.int64)
+        self._keep(part, facts(records, lengths, int(lengths.sum()), 0, "characters"))
 
     def _keep(self, part: str, found: Part) -> None:
         self._parts[part] = found

@@ -78,20 +78,22 @@ def _sources(result: Mapping[str, Any], whole: bool) -> list[Line]:
     return found
 
 
-def _part(name: str, part: Mapping[str, Any], cutoff_len: int, whole: bool) -> list[Line]:
+def _part(name: str, part: Mapping[str, Any], cutoff_len: int | None, whole: bool) -> list[Line]:
     lengths = part["lengths"]
     head = f"{name}: {part['records']:,} records"
     if not lengths:
         return [("", head)]
     if part["trees"] != part["records"]:
         head += f", {part['trees']:,} trees"
-    head += f", {part['tokens']:,} tokens"
+    unit = part["unit"]
+    head += f", {part['tokens']:,} {unit}"
     if part["trained_tokens"]:
         head += f", {part['trained_tokens']:,} trained"
     spans = ", ".join(f"{key} {value:,}" for key, value in lengths.items())
     found = [("", f"{head}; {spoken(part['languages'])}")]
+    limit = f" of cutoff_len {cutoff_len:,}" if cutoff_len and unit == "tokens" else ""
     row = "" if whole else f" |{blocks(part['histogram'])}|"
-    found.append(("", f"  tokens: {spans} of cutoff_len {cutoff_len:,}{row}"))
+    found.append(("", f"  {unit}: {spans}{limit}{row}"))
     if whole:
         found += [("", f"  {bar}") for bar in _bars(part["histogram"])]
         found += [("", f"  {count:,} x {order}") for order, count in part["roles"].items()]

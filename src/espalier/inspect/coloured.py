@@ -19,6 +19,8 @@ from espalier.trees.tree import Tree
 TRAINED, READ, CUT = "trained", "read", "cut"
 _COLOURS = {TRAINED: "green", READ: "bright_black", CUT: "red strike"}
 
+_HALF = "\ufffd"  # what a tokenizer decodes a part of a character's bytes to
+
 Span = tuple[str, str]
 """(what becomes of it: trained, read or cut; the text)"""
 
@@ -133,14 +135,16 @@ def _texts(record: Record, encoder: Encoder) -> list[str]:
 
 
 def _spans(tokens: Any, trained: Any, tokenizer: Any) -> list[Span]:
-    """Neighbours of one kind as one text."""
+    """Neighbours of one kind as one text; a character that a border cuts into bytes stays whole, before it."""
     ids, flags = [int(token) for token in tokens], [bool(flag) for flag in trained]
     found: list[Span] = []
     start = 0
-    for at in range(1, len(ids) + 1):
-        if at == len(ids) or flags[at] != flags[start]:
-            found.append((TRAINED if flags[start] else READ, tokenizer.decode(ids[start:at])))
-            start = at
+    while start < len(ids):
+        end = next((at for at in range(start, len(ids)) if flags[at] != flags[start]), len(ids))
+        ends = range(end, min(end + 4, len(ids) + 1))
+        end = next((at for at in ends if not tokenizer.decode(ids[start:at]).endswith(_HALF)), end)
+        found.append((TRAINED if flags[start] else READ, tokenizer.decode(ids[start:end])))
+        start = end
     return found
 
 

@@ -15,7 +15,7 @@ ERROR, WARNING = "error", "warning"
 _ASKED_FOR = ("data_split ", "max_samples ", "more than ", "weight ", "mix_strategy ", "label is false")
 """Beginnings of the causes that the user's own options have: counted, but nothing to warn of."""
 _ADVICE = {
-    "bad record": "repair them; a run writes them to rejected.jsonl with their reasons",
+    "bad record": "a run writes such records to rejected.jsonl",
     "chosen equals rejected": "a pair of equal answers teaches nothing; remove it",
     "all answers score the same": "a ranking needs two different scores; remove it",
     "only one answer": "a ranking needs two answers; use such records for SFT",

@@ -135,13 +135,15 @@ def test_what_is_cut_or_dropped_is_counted_with_its_cause(
 ) -> None:
     long = {"instruction": "问", "output": "答" * 300}
     path = file(tmp_path, "a.jsonl", [*CHATS[:8], long, long])
-    finding = only(flown(tokenizer, path, cutoff_len=64, overlong=overlong))
-    cause = {
-        "drop": "dropped: longer than cutoff_len",
-        "trim": "trimmed: end of the answer, its end token too",
+    result = flown(tokenizer, path, cutoff_len=64, overlong=overlong)
+    causes = {
+        "drop": ["dropped: longer than cutoff_len"],
+        "trim": ["trimmed: beginning of the prompt", "trimmed: end of the answer, its end token too"],
     }
-    assert (finding["what"], finding["count"], finding["of"]) == (cause[overlong], 2, 10)
-    assert finding["place"] == f"{path}:9" and "cutoff_len" in finding["advice"]
+    assert [finding["what"] for finding in result["findings"]] == causes[overlong]
+    for finding in result["findings"]:
+        assert (finding["count"], finding["of"], finding["place"]) == (2, 10, f"{path}:9")
+        assert finding["level"] == WARNING and "cutoff_len" in finding["advice"]
 
 
 def test_a_missing_end_token_stops_a_run_and_is_drawn(tokenizer: Any, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from espalier.data.preflight.findings import TRAIN
+
 Line = tuple[str, str]
 """(style, text)"""
 
@@ -33,9 +35,9 @@ def said(finding: Mapping[str, Any]) -> str:
     """A finding in one line: how many of how many, what, where first, what to do."""
     of = max(finding["of"], 1)
     part = f" of {finding['part']}" if finding["part"] else ""
-    place = f"; the first: {finding['place']}" if finding["place"] else ""
+    place = f"; the first at {finding['place']}" if finding["place"] else ""
     count = f"{finding['count']:,} of {finding['of']:,} ({share(finding['count'] / of)}){part}"
-    return f"{finding['level']}: {count}: {finding['what']}{place}. {finding['advice']}".rstrip(". ") + "."
+    return f"{finding['level']}: {count}: {finding['what']}{place}: {finding['advice']}".rstrip(": ")
 
 
 def share(value: float) -> str:
@@ -91,6 +93,7 @@ def _part(name: str, part: Mapping[str, Any], cutoff_len: int | None, whole: boo
         head += f", {part['trained_tokens']:,} trained"
     spans = ", ".join(f"{key} {value:,}" for key, value in lengths.items())
     found = [("", f"{head}; {spoken(part['languages'])}")]
+    whole = whole and name == TRAIN  # the other parts are compared at a glance
     limit = f" of cutoff_len {cutoff_len:,}" if cutoff_len and unit == "tokens" else ""
     row = "" if whole else f" |{blocks(part['histogram'])}|"
     found.append(("", f"  {unit}: {spans}{limit}{row}"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
 
 import espalier
 from espalier.engine import files
@@ -34,7 +35,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, render(title, sections))
-    print(f"# page: {path}")
+    Console(stderr=True).print(f"[dim]page: {path}[/]", highlight=False, soft_wrap=True)
 
 
 def render(title: str, sections: Sequence[Section]) -> str:

@@ -94,7 +94,7 @@ def test_a_clean_set_gives_facts_and_no_warning(tokenizer: Any, tmp_path: Path) 
     assert part["roles"] == {"user, assistant": 30}
     assert sum(count for _, _, count in part["histogram"]) == 30
     assert lines(result, whole=True)[-1] == ("", "nothing to warn of")
-    json.dumps(result)
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_the_numbers_are_those_of_the_trees(tokenizer: Any, tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ class Part:
     lengths: dict[str, int]
     unit: str
     """What lengths are counted in: tokens, or characters where no tokenizer is at hand."""
-    histogram: list[tuple[int, int, int]]
-    """(from, up to but not including, how many trees)"""
+    histogram: list[list[int]]
+    """[from, up to but not including, how many trees] of each bin"""
     languages: dict[str, float]
     """Script -> share of the records looked at; "" is text without a letter."""
     roles: dict[str, int]
@@ -124,7 +124,7 @@ def facts(
         trained,
         quantiles(lengths),
         unit,
-        histogram(lengths),
+        [list(one) for one in histogram(lengths)],
         languages(records),
         dict(Counter(map(role_order, records)).most_common(8)),
     )

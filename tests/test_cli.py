@@ -130,14 +130,10 @@ def test_inspect_shows_a_config_as_it_will_run(tmp_path: Path, capsys: pytest.Ca
     assert "lr_scheduler_type" in shown and "max_steps: 1" in shown
 
 
-def test_inspect_shows_trained_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path, lines(GOOD))
-    assert call("sft", file) == 0
-    model = str(tmp_path / "run" / "sft" / "model")
+def test_inspect_shows_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("sft", written(tmp_path, lines(GOOD))) == 0
     capsys.readouterr()
-    assert call("inspect", str(tmp_path / "data.jsonl"), "--model", model) == 0
-    assert "trained_tokens" in capsys.readouterr().out
-    assert call("inspect", model, "--json") == 0
+    assert call("inspect", str(tmp_path / "run" / "sft" / "model"), "--json") == 0
     assert json.loads(capsys.readouterr().out)["layout"] == "tree"
 
 

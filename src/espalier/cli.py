@@ -17,6 +17,8 @@ from rich.console import Console
 
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
+from espalier.commands.inspect import inspect
+from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
 from espalier.errors import Interrupted, UserError
 
@@ -31,7 +33,6 @@ File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="The options, as 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Options that win over the file's.")
 ]
-AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _errors = Console(stderr=True)
 _state = {"verbose": False}
 
@@ -71,6 +72,8 @@ _stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
 app.command()(evaluate)
 app.command()(convert)
 app.command()(prepare)
+app.command()(inspect)
+app.command()(merge)
 
 
 @app.command()
@@ -96,33 +99,6 @@ def chat(
     from espalier.serve.terminal import chat as talk
 
     talk(model, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=system)
-
-
-@app.command()
-def inspect(
-    what: Annotated[
-        str, typer.Argument(metavar="MODEL|DATA|CONFIG", help="A folder, a data file or a YAML.")
-    ],
-    model: Annotated[str | None, typer.Option(help="For data: whose tokenizer and template.")] = None,
-    template: Annotated[str | None, typer.Option(help="For data: the template's name.")] = None,
-    limit: Annotated[int, typer.Option(help="For data: how many records to show.")] = 3,
-    as_json: AsJSON = False,
-) -> None:
-    """Look before you train: a model's parts, a data file's trained text, a config as it will run."""
-    from espalier.inspection import inspect as look
-
-    look(what, model=model, template=template, limit=limit, as_json=as_json)
-
-
-@app.command()
-def merge(
-    adapter: Annotated[str, typer.Argument(help="An adapter folder, as a run's model/.")],
-    out: Annotated[Path, typer.Argument(help="The plain model folder to write.")],
-) -> None:
-    """An adapter and its base model as one plain model folder."""
-    from espalier.inspection import merge_adapter
-
-    merge_adapter(adapter, out)
 
 
 @app.command()

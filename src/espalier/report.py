@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from espalier.report_data import data_view
 from espalier.report_exams import comparisons, exam_cards
 from espalier.report_plots import Chart, chart, number, percent, show, show_estimate, show_seconds
 from espalier.report_read import Row, Run, Stage, mapping, read_run
@@ -96,6 +97,7 @@ def _stage_view(stage: Stage) -> Row:
         "curves": curves,
         "machine": machine,
         "samples": _before_after(stage.samples),
+        "data": data_view(mapping(summary.get("preflight"))),
     }
 
 

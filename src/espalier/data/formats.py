@@ -9,6 +9,7 @@ preference row also serves as chat (its chosen answer) or as a prompt. A row tha
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from espalier.data import parts as layouts
@@ -43,13 +44,20 @@ _REFERENCE = ("reference", "ground_truth", "answer")
 
 
 def parse_row(
-    row: Row, source: str, kind: str, *, format: str | None = None, columns: Mapping[str, str] | None = None
+    row: Row,
+    source: str,
+    kind: str,
+    *,
+    format: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    formats: Counter[str] | None = None,
 ) -> Record | BadRecord | LeftOut:
     """One row as a record of `kind` (one of `KINDS`).
 
     `format` names one of `FORMATS` instead of detecting it; `columns` maps a column's name here to its name in
     the user's file ({"prompt": "question_text"}). Kind "preference" gives a `Ranking` for a row with ranked
-    answers; kind "ranking" always gives a `Ranking` (a pair scores 1 and 0).
+    answers; kind "ranking" always gives a `Ranking` (a pair scores 1 and 0). `formats` counts the name of the format
+    that the row is read in.
     """
     assert kind in KINDS, kind
     assert format is None or format in FORMATS, format
@@ -57,7 +65,10 @@ def parse_row(
         if not isinstance(row, Mapping):
             raise Bad("not an object", f"the record is {shown(row)}, wanted an object with named columns")
         row = renamed(row, columns or {})
-        parts = FORMATS[format or detect(row, kind)](row, kind)
+        name = format or detect(row, kind)
+        if formats is not None:
+            formats[name] += 1
+        parts = FORMATS[name](row, kind)
         return _record(parts, row, kind, source)
     except Bad as bad:
         return BadRecord(source, bad.cause, bad.reason)

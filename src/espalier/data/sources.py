@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.data.account import Account
 from espalier.data.dataset_info import as_described
 from espalier.data.files import SUFFIXES, Placed, is_data_file, read_rows
 from espalier.data.formats import parse_row
@@ -40,8 +41,10 @@ class Loaded:
     records: list[Any] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     """Records that came in, by the spec's path (after weighing)."""
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: Account = field(default_factory=Account)
     """How many rows did not become records, by cause."""
+    formats: dict[str, Counter[str]] = field(default_factory=dict)
+    """In which formats the rows were read, by the spec's path."""
     hashes: dict[str, str] = field(default_factory=dict)
     """File -> its sha256, for the run's summary."""
 
@@ -72,7 +75,8 @@ def load_records(
     sources: list[list[Record]] = []
     for spec in specs:
         records: list[Record] = []
-        for place, row, raw in _rows(spec, loaded.hashes):
+        formats = loaded.formats.setdefault(spec.path, Counter())
+        for place, row, raw in rows_of(spec, loaded.hashes):
             if isinstance(row, BadRecord):
                 outcome: Any = row
             else:
@@ -80,12 +84,12 @@ def load_records(
                 columns = spec.columns or {}
                 if spec.optional_columns:
                     row, columns = as_described(row, columns, spec.tags, kind), {}
-                outcome = parse_row(row, place, kind, format=form, columns=columns)
+                outcome = parse_row(row, place, kind, format=form, columns=columns, formats=formats)
             if isinstance(outcome, BadRecord):
                 rejected.append((outcome, raw if isinstance(row, BadRecord) else row))
-                loaded.left_out[f"bad record: {outcome.cause}"] += 1
+                loaded.left_out.add(f"bad record: {outcome.cause}", outcome.source, outcome.reason)
             elif isinstance(outcome, LeftOut):
-                loaded.left_out[outcome.cause] += 1
+                loaded.left_out.add(outcome.cause, outcome.source)
             elif data_split and not takes(data_split, kind, prompt_key(outcome), seed):
                 loaded.left_out[f"data_split {','.join(f'{x:g}' for x in data_split)}: another stage's"] += 1
             else:
@@ -167,7 +171,8 @@ def _weighed(records: list[Record], spec: DatasetSpec, seed: int) -> list[Record
     return records * int(copies) + [records[index] for index in sorted(picked)]
 
 
-def _rows(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
+def rows_of(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
+    """The rows behind a spec in order, unparsed; each file's sha256 is added to `hashes`."""
     files = _files(spec)
     if files is None:
         yield from _hub_rows(spec)

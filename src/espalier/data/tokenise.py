@@ -8,7 +8,6 @@ into rows elsewhere; here a branch is at most `cutoff_len` tokens long.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from espalier.data.account import Account
 from espalier.data.encoding import Path, adds_bos, encode_pieces, encode_texts
 from espalier.data.records import (
     SYSTEM,
@@ -60,6 +60,13 @@ class Encoder:
     def bos(self) -> bool:
         return adds_bos(self.tokenizer)
 
+    @cached_property
+    def stop(self) -> tuple[int, ...]:
+        """Ids that end an answer: the tokenizer's end token and the last token of the template's turn end."""
+        end = self.tokenizer.encode(self.template.end_of_turn, add_special_tokens=False)[-1:]
+        known = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        return tuple(sorted({*end, *known}))
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -69,7 +76,7 @@ class EncodedPrompt:
     record: Prompt
 
 
-def encode_all(records: Sequence[Record], encoder: Encoder) -> tuple[list[Tree], Counter[str]]:
+def encode_all(records: Sequence[Record], encoder: Encoder) -> tuple[list[Tree], Account]:
     """Trees of all records but `Prompt`s in order, and how many records were left out or trimmed, by cause.
 
     A `Text` gives as many trees as it fills; any other record one tree or none. Raises `UserError` with the record's
@@ -77,7 +84,7 @@ def encode_all(records: Sequence[Record], encoder: Encoder) -> tuple[list[Tree],
     """
     assert encoder.overlong in OVERLONG, encoder.overlong
     trees: list[Tree] = []
-    account: Counter[str] = Counter()
+    account = Account()
     for start in range(0, len(records), _BATCH):
         trees += _encode_batch(records[start : start + _BATCH], encoder, account)
     return trees, account
@@ -90,9 +97,9 @@ def encode(record: Record, encoder: Encoder) -> list[Tree]:
 
 def encode_prompts(
     records: Sequence[Prompt], encoder: Encoder, *, max_prompt_length: int
-) -> tuple[list[EncodedPrompt], Counter[str]]:
+) -> tuple[list[EncodedPrompt], Account]:
     """Token ids to generate from, and the account; "trim" cuts the beginning of a prompt and keeps its bos token."""
-    account: Counter[str] = Counter()
+    account = Account()
     found: list[EncodedPrompt] = []
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
@@ -104,19 +111,19 @@ def encode_prompts(
                 if encoder.overlong == "error":
                     raise _too_long(record.source, len(ids), "max_prompt_length", max_prompt_length)
                 if encoder.overlong == "drop":
-                    account["dropped: prompt longer than max_prompt_length"] += 1
+                    account.add("dropped: prompt longer than max_prompt_length", record.source)
                     continue
-                account["trimmed: beginning of the prompt"] += 1
+                account.add("trimmed: beginning of the prompt", record.source)
                 ids, flags = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
             found.append(EncodedPrompt(ids, record))
     return found, account
 
 
-def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Counter[str]) -> Iterator[Tree]:
+def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Account) -> Iterator[Tree]:
     documents = [record.text for record in records if isinstance(record, Text)]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
     rendered = [
-        [] if isinstance(record, Text) else _located(_branches, record, encoder) for record in records
+        [] if isinstance(record, Text) else _located(branches_of, record, encoder) for record in records
     ]
     flat = [pieces for branches in rendered for pieces in branches]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
@@ -129,7 +136,7 @@ def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Counter[
             yield _tree(record, fitted, encoder)
 
 
-def _branches(record: Record, encoder: Encoder) -> list[list[Piece]]:
+def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
     """The pieces of each branch of a record; in all but chats only what follows the prompt is trained."""
     if isinstance(record, Chat):
         return [encoder.template.render(record.messages, tools=record.tools)]
@@ -172,7 +179,7 @@ def _tree(record: Record, paths: list[Path], encoder: Encoder) -> Tree:
     return Tree.join(paths, source=record.source, extras=extras)
 
 
-def _document(record: Text, ids: list[int], encoder: Encoder, account: Counter[str]) -> Iterator[Tree]:
+def _document(record: Text, ids: list[int], encoder: Encoder, account: Account) -> Iterator[Tree]:
     """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens.
 
     A piece after the first begins with the last token of the piece before, untrained, so that every token of the
@@ -186,7 +193,7 @@ def _document(record: Text, ids: list[int], encoder: Encoder, account: Counter[s
         )
     ids = [*([tokenizer.bos_token_id] if encoder.bos else []), *ids, tokenizer.eos_token_id]
     if len(ids) < 2:
-        account["dropped: document without a token"] += 1
+        account.add("dropped: document without a token", record.source)
         return
     step = max(encoder.cutoff_len - 1, 1)
     for start in range(0, len(ids) - 1, step):
@@ -194,26 +201,26 @@ def _document(record: Text, ids: list[int], encoder: Encoder, account: Counter[s
         yield Tree.from_path(piece, [False] + [True] * (len(piece) - 1), source=record.source)
 
 
-def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Counter[str]) -> list[Path] | None:
+def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Account) -> list[Path] | None:
     """The branches within `cutoff_len`, or None for a record that is left out; either way it is counted."""
     longest = max(len(ids) for ids, _ in paths)
     if longest > encoder.cutoff_len:
         if encoder.overlong == "error":
             raise _too_long(record.source, longest, "cutoff_len", encoder.cutoff_len)
         if encoder.overlong == "drop":
-            account["dropped: longer than cutoff_len"] += 1
+            account.add("dropped: longer than cutoff_len", record.source)
             return None
         trimmed: list[Path] | None
         if isinstance(record, Chat):
             trimmed = _trimmed_chat(record, paths[0], encoder, account)
         else:
-            trimmed = _trimmed_answers(paths, encoder, account)
+            trimmed = _trimmed_answers(record, paths, encoder, account)
         if trimmed is None:
-            account["dropped: answer longer than cutoff_len"] += 1
+            account.add("dropped: answer longer than cutoff_len", record.source)
             return None
         paths = trimmed
     if not all(any(flags) for _, flags in paths):
-        account["dropped: no trained token"] += 1
+        account.add("dropped: no trained token", record.source)
         return None
     return paths
 
@@ -225,27 +232,29 @@ def _too_long(source: str, length: int, key: str, limit: int) -> UserError:
     )
 
 
-def _trimmed_answers(paths: list[Path], encoder: Encoder, account: Counter[str]) -> list[Path] | None:
+def _trimmed_answers(
+    record: Record, paths: list[Path], encoder: Encoder, account: Account
+) -> list[Path] | None:
     """The same number of tokens cut from the beginning of every branch; answers stay whole."""
     excess = max(len(ids) for ids, _ in paths) - encoder.cutoff_len
     prompt = min(_prompt_length(path) for path in paths)
     if excess > prompt - 1 - encoder.bos:
         return None
-    account["trimmed: beginning of the prompt"] += 1
+    account.add("trimmed: beginning of the prompt", record.source)
     return [_without_beginning(path, excess, encoder) for path in paths]
 
 
-def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Counter[str]) -> list[Path]:
+def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Account) -> list[Path]:
     """Without its oldest exchanges, then without the beginning of its prompt, then without the end of its answer."""
     shorter = _suffixes(chat)
 
     def encoded(count: int) -> Path:
         return encode_pieces(
-            encoder.tokenizer, _located(_branches, shorter[count], encoder), bos=encoder.bos
+            encoder.tokenizer, _located(branches_of, shorter[count], encoder), bos=encoder.bos
         )[0]
 
     if shorter:
-        account["trimmed: oldest exchanges"] += 1
+        account.add("trimmed: oldest exchanges", chat.source)
         last = len(shorter) - 1
         # The fewest exchanges to drop, by halving: a long chat is not encoded once for each of its turns.
         path = encoded(
@@ -255,10 +264,10 @@ def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Counter[str
     if excess > 0:
         spare = max(_prompt_length(path) - max(encoder.cutoff_len // 4, 2), 0)
         if spare:
-            account["trimmed: beginning of the prompt"] += 1
+            account.add("trimmed: beginning of the prompt", chat.source)
             path = _without_beginning(path, min(excess, spare), encoder)
     if len(path[0]) > encoder.cutoff_len:
-        account["trimmed: end of the answer, its end token too"] += 1
+        account.add("trimmed: end of the answer, its end token too", chat.source)
         path = (path[0][: encoder.cutoff_len], path[1][: encoder.cutoff_len])
     return [path]
 

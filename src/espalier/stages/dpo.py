@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from espalier.data.feed import Rows
+from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.track import Numbers
 from espalier.maths import losses
 from espalier.maths.reduce import masked_mean, masked_sum
@@ -157,7 +158,7 @@ def build(setup: Setup) -> Parts:
     policy = setup.load_policy()
     records, held_out = setup.records("preference")
     setup.only_pairs(records)
-    train, judged = setup.trees(records), setup.trees(held_out)
+    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
     if options.ref_model is not None:
         frozen: TreeModel | None = setup.load_frozen(options.ref_model)
     else:

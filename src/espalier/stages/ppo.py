@@ -267,4 +267,4 @@ def _critic(setup: Setup, reward_model: str | None) -> TreeModel:
 def _documents(setup: Setup, options: PPOOptions) -> list[Tree]:
     if options.ptx_dataset is None:
         return []
-    return setup.trees(setup.load_file(options.ptx_dataset, "chat"))
+    return setup.trees(setup.load_file(options.ptx_dataset, "chat"), "ptx")

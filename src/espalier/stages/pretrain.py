@@ -6,6 +6,7 @@ which is lost.
 
 from __future__ import annotations
 
+from espalier.data.preflight.findings import HELD_OUT
 from espalier.stages.setup import Setup
 from espalier.stages.stage import HeldOut, NextToken, Parts, validator
 
@@ -15,7 +16,7 @@ OPTIONS: tuple[type, ...] = ()
 def build(setup: Setup) -> Parts:
     model = setup.load_policy()
     records, held_out = setup.records("text")
-    train, judged = setup.trees(records), setup.trees(held_out)
+    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
     return Parts(
         trained=model,
         main=model,

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from espalier.data.preflight.findings import HELD_OUT, TRAIN
 from espalier.engine.track import Numbers
 from espalier.maths.losses import pairwise_log_exp, pairwise_log_sig, ranking_pairs
 from espalier.models.forward import Outputs, Want
@@ -88,10 +89,12 @@ def _pairs(batch: Batch) -> tuple[Tensor, Tensor]:
     return ranking_pairs(batch.extras["preference"], batch.tree_id)
 
 
-def preference_trees(setup: Setup, records: list[object], *, answers_trained: bool) -> list[Tree]:
+def preference_trees(
+    setup: Setup, records: list[object], part: str = TRAIN, *, answers_trained: bool
+) -> list[Tree]:
     """Trees of pairs and rankings alike, with what people said as ``extras["preference"]`` (B,)."""
     found = []
-    for tree in setup.trees(records, answers_trained=answers_trained):
+    for tree in setup.trees(records, part, answers_trained=answers_trained):
         said = tree.extras.get("scores", torch.tensor([1.0, 0.0]))
         found.append(
             Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, {"preference": said})
@@ -103,7 +106,7 @@ def build(setup: Setup) -> Parts:
     model = setup.load_policy(scalar_head=True).without_lm_head()
     records, held_out = setup.records("preference")
     train = preference_trees(setup, records, answers_trained=False)
-    judged = preference_trees(setup, held_out, answers_trained=False)
+    judged = preference_trees(setup, held_out, HELD_OUT, answers_trained=False)
     objective = PairwiseReward(setup.option(RewardOptions).reward_loss, fresh=not setup.head_was_loaded)
     return Parts(
         trained=model,

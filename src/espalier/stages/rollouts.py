@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.tokenise import EncodedPrompt
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
@@ -64,6 +65,18 @@ class RolloutOptions(Options):
         return []
 
 
+def longest_prompt(setup: Setup) -> int:
+    """The most tokens of a prompt that leave room for an answer."""
+    options = setup.option(RolloutOptions)
+    room = setup.cutoff_len - options.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"max_new_tokens {options.max_new_tokens} leaves no room for a prompt in cutoff_len "
+            f"{setup.cutoff_len}. Raise cutoff_len or lower max_new_tokens."
+        )
+    return min(room, options.max_prompt_length or room)
+
+
 class Roller:
     """Samples answers of the present policy and scores them, on all ranks together.
 
@@ -93,21 +106,15 @@ class Roller:
         self.asks, self.held_out = self._read_asks()
 
     def _read_asks(self) -> tuple[list[Ask], list[Ask]]:
-        options, setup = self._options, self._setup
-        room = setup.cutoff_len - options.max_new_tokens
-        if room < 1:
-            raise UserError(
-                f"max_new_tokens {options.max_new_tokens} leaves no room for a prompt in cutoff_len "
-                f"{setup.cutoff_len}. Raise cutoff_len or lower max_new_tokens."
-            )
-        longest = min(room, options.max_prompt_length or room)
+        setup = self._setup
+        longest = longest_prompt(setup)
         train, held_out = setup.records("prompt")
         asks = [_ask(found) for found in setup.prompts(train, longest)]
         if not asks:
             raise UserError(
                 f"no prompt is at most {longest} tokens long. Raise cutoff_len, or set overlong: trim."
             )
-        return asks, [_ask(found) for found in setup.prompts(held_out, longest)]
+        return asks, [_ask(found) for found in setup.prompts(held_out, longest, HELD_OUT)]
 
     def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[Answered]:
         """Answers to these prompts: every rank samples its share, and gets all."""

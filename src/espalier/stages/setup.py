@@ -6,7 +6,6 @@ Options stop here: what a stage gets from these methods are trees, prompts and m
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from torch import nn
 
 from espalier.data.feed import DatasetFeed, Rows
+from espalier.data.preflight.findings import TRAIN
+from espalier.data.preflight.run import Preflight
 from espalier.data.records import ASSISTANT, Chat, Prompt, Ranking
 from espalier.data.sources import Loaded, load_records, split_validation
 from espalier.data.specs import parse_specs
@@ -64,8 +65,9 @@ class Setup:
         options: an instance of each option class, by class.
         rank, world, device: this process.
         say: shows one line to the user and keeps it for the summary.
+        tokenizer: given where it is known without the model's folder; else that folder's, or a new one.
         hashes: file -> sha256 of everything read so far.
-        account: records left out or trimmed so far, by cause.
+        preflight: what the data read and tokenised so far looks like, and what was left out of it.
         padded, layout_reason: what the probe of the run's model has said.
         head_was_loaded: whether the last model came with a scalar head of its own.
     """
@@ -76,8 +78,8 @@ class Setup:
     device: torch.device
     say: Callable[[str], None]
     rejected_path: Path | None = None
+    tokenizer: Any = None
     hashes: dict[str, str] = field(default_factory=dict)
-    account: Counter[str] = field(default_factory=Counter)
     padded: bool = False
     layout_reason: str = ""
     head_was_loaded: bool = False
@@ -86,7 +88,9 @@ class Setup:
         self._loaded: dict[tuple[str, str], Loaded] = {}
         self._policy: nn.Module | None = None
         model, data = self.option(ModelOptions), self.option(DataOptions)
-        self.tokenizer = self._make_tokenizer(model)
+        self.preflight = Preflight(data.cutoff_len, lambda tree: draw_tree(tree, self.tokenizer.decode))
+        if self.tokenizer is None:
+            self.tokenizer = self._make_tokenizer(model)
         self.template: Template = choose_template(self.tokenizer, model.template or "auto")
         self.cutoff_len = data.cutoff_len
 
@@ -117,10 +121,8 @@ class Setup:
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """Ids that end an answer: the tokenizer's end token and the last token of the template's turn end."""
-        end = self.tokenizer.encode(self.template.end_of_turn, add_special_tokens=False)[-1:]
-        known = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
-        return tuple(sorted({*end, *known}))
+        """Ids that end an answer."""
+        return self.encoder().stop
 
     def load_policy(self, name: str | None = None, *, scalar_head: bool = False) -> TreeModel:
         """A model that the run trains: loaded or new, with its adapter, frozen part and checkpointing.
@@ -199,12 +201,13 @@ class Setup:
     def records(self, kind: str) -> tuple[list[Any], list[Any]]:
         """Training and held-out records of a kind; held out by `eval_dataset` or by `val_size`."""
         data, seed = self.option(DataOptions), self.option(RunOptions).seed
-        train = self._load("dataset", data.dataset, kind)
+        train, held_out = self._load("dataset", data.dataset, kind), []
         if data.eval_dataset:
-            return train, self._load("eval_dataset", data.eval_dataset, kind)
-        if data.val_size:
-            return split_validation(train, data.val_size, seed)
-        return train, []
+            held_out = self._load("eval_dataset", data.eval_dataset, kind)
+        elif data.val_size:
+            train, held_out = split_validation(train, data.val_size, seed)
+        self.preflight.divided(train, held_out, apart=not data.eval_dataset)
+        return train, held_out
 
     def load_file(self, value: Any, kind: str) -> list[Any]:
         """Records of a further data set that a stage's own option names."""
@@ -224,7 +227,7 @@ class Setup:
                 data_split=data.data_split,
             )
             self.hashes.update(loaded.hashes)
-            self.account.update(loaded.left_out)
+            self.preflight.read(key, loaded)
             self._loaded[key, kind] = loaded
         return self._loaded[key, kind].records
 
@@ -232,9 +235,9 @@ class Setup:
         overlong = self.option(DataOptions).overlong
         return Encoder(self.tokenizer, self.template, self.cutoff_len, overlong, answers_trained)
 
-    def trees(self, records: Sequence[Any], *, answers_trained: bool = True) -> list[Tree]:
+    def trees(self, records: Sequence[Any], part: str = TRAIN, *, answers_trained: bool = True) -> list[Tree]:
         made, account = encode_all(records, self.encoder(answers_trained=answers_trained))
-        self.account.update(account)
+        self.preflight.encoded(part, records, made, account, self.stop)
         if not made and records:
             causes = "; ".join(f"{n} {cause}" for cause, n in account.items())
             raise UserError(
@@ -242,9 +245,11 @@ class Setup:
             )
         return made
 
-    def prompts(self, records: Sequence[Prompt], max_prompt_length: int) -> list[EncodedPrompt]:
+    def prompts(
+        self, records: Sequence[Prompt], max_prompt_length: int, part: str = TRAIN
+    ) -> list[EncodedPrompt]:
         made, account = encode_prompts(records, self.encoder(), max_prompt_length=max_prompt_length)
-        self.account.update(account)
+        self.preflight.prompts(part, records, made, account)
         return made
 
     def sample_prompts(self, records: Sequence[Any]) -> list[SamplePrompt]:
@@ -264,22 +269,6 @@ class Setup:
     def sample_asks(self, asks: Sequence[Ask]) -> list[SamplePrompt]:
         chosen = asks[: self.option(RunOptions).samples]
         return [SamplePrompt(ask.text, ask.tokens, ask.reference) for ask in chosen]
-
-    def check_end_is_trained(self, trees: Sequence[Tree]) -> None:
-        """An answer must end in a token that generation stops at, and that token must be trained.
-
-        Raises:
-            UserError: it is not so in the first trees, shown as text.
-        """
-        for tree in trees[:8]:
-            for tokens, trained in tree.paths():
-                if int(tokens[trained][-1]) not in self.stop and len(tokens) < self.cutoff_len:
-                    drawn = draw_tree(tree, self.tokenizer.decode)
-                    raise UserError(
-                        f"{tree.source}: the last trained token is not the end of a turn "
-                        f"({self.tokenizer.decode(list(self.stop))!r}), so the model would never learn to stop. "
-                        f"Check the chat template.\n{drawn}"
-                    )
 
     def only_pairs(self, records: Sequence[Any]) -> None:
         """DPO learns from pairs.

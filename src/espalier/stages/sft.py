@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from espalier.data.preflight.findings import HELD_OUT
 from espalier.stages.setup import Setup
 from espalier.stages.stage import HeldOut, NextToken, Parts, validator
 
@@ -11,8 +12,7 @@ OPTIONS: tuple[type, ...] = ()
 def build(setup: Setup) -> Parts:
     model = setup.load_policy()
     records, held_out = setup.records("chat")
-    train, judged = setup.trees(records), setup.trees(held_out)
-    setup.check_end_is_trained(train)
+    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
     return Parts(
         trained=model,
         main=model,

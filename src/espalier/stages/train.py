@@ -29,6 +29,7 @@ from espalier.engine.track import Tracker, keep_rows
 from espalier.errors import UserError
 from espalier.options import AdamOptions, EngineOptions, RunOptions, TrainOptions
 from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES, check_possible
+from espalier.stages.preflight import show_preflight
 from espalier.stages.results import finished, save_models, write_config, write_summary
 from espalier.stages.resume import resume, save
 from espalier.stages.running import Running, Start
@@ -105,8 +106,7 @@ def _prepared(start: Start) -> Running:
         start.folder / "rejected.jsonl",
     )
     parts: Parts = STAGES[start.stage].build(setup)
-    for cause, count in setup.account.items():
-        start.say(f"{count} records {cause}")
+    show_preflight(start.console, start.name, setup.preflight.result())
     sharded = start.option(EngineOptions).strategy in SHARDED
     sampler = copy.deepcopy(parts.main.lm) if sharded and start.stage in SAMPLED else None
     module, optimizer = accelerator.prepare(parts.trained, _optimizer(start, parts))

@@ -49,7 +49,7 @@ def viewed(row: Mapping[str, Any], place: str) -> View | Without:
         kind, outcome = "chat", parse_row(row, place, "chat")
     if isinstance(outcome, (BadRecord, LeftOut)):
         return Without(place, outcome.cause, str(row))
-    return View(kind, _key(outcome), "\n".join(_texts(outcome)))
+    return View(kind, _key(outcome), "\n".join(texts_of(outcome)))
 
 
 def _kind(row: Mapping[str, Any]) -> str:
@@ -75,7 +75,8 @@ def _key(record: Record) -> str:
     return key_of(record)
 
 
-def _texts(record: Record) -> list[str]:
+def texts_of(record: Record) -> list[str]:
+    """Everything said in a record, turn by turn; of a ranking the prompt and the best answer."""
     if isinstance(record, Text):
         return [record.text]
     if isinstance(record, (Chat, Prompt)):

@@ -1,0 +1,86 @@
+"""What a person should know before training, and which of it stops a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.data.account import Account
+from espalier.errors import UserError
+
+TRAIN, HELD_OUT = "train", "held out"
+ERROR, WARNING = "error", "warning"
+
+_ASKED_FOR = ("data_split ", "max_samples ", "more than ", "weight ", "mix_strategy ", "label is false")
+"""Beginnings of the causes that the user's own options have: counted, but nothing to warn of."""
+_ADVICE = {
+    "bad record": "a run writes such records to rejected.jsonl",
+    "chosen equals rejected": "a pair of equal answers teaches nothing; remove it",
+    "all answers score the same": "a ranking needs two different scores; remove it",
+    "only one answer": "a ranking needs two answers; use such records for SFT",
+    "trimmed: end of the answer": "the model does not learn to stop from these; raise cutoff_len",
+    "trimmed": "raise cutoff_len to keep them whole",
+    "dropped: no trained token": "every record needs an answer, or text, that is to be learned",
+    "dropped: document": "remove these empty documents",
+    "dropped: prompt longer": "raise max_prompt_length or cutoff_len, or say `overlong: trim`",
+    "dropped": "raise cutoff_len, or say `overlong: trim`",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a person should know: `count` of `of` records, the first of them at `place` (FILE:LINE).
+
+    >>> Finding(WARNING, "equal answers", 2, 300, "a.jsonl:7", "remove them").count
+    2
+    """
+
+    level: str
+    what: str
+    count: int
+    of: int
+    place: str
+    advice: str
+    part: str = ""
+    detail: str = ""
+    """A drawing of the first case, where words are not enough."""
+
+
+def left_out(account: Account, of: int) -> list[dict[str, Any]]:
+    """An account with shares of `of` records, most frequent first."""
+    return [
+        {
+            "cause": cause,
+            "count": count,
+            "share": round(count / max(of, 1), 6),
+            "place": account.first.get(cause, ("", ""))[0],
+            "reason": account.first.get(cause, ("", ""))[1],
+        }
+        for cause, count in account.most_common()
+    ]
+
+
+def unasked(account: Account, of: int) -> list[Finding]:
+    """A warning for each cause of the account that no option has asked for."""
+    found = []
+    for cause, count in account.most_common():
+        if cause.startswith(_ASKED_FOR):
+            continue
+        place, reason = account.first.get(cause, ("", ""))
+        advice = next((text for start, text in _ADVICE.items() if cause.startswith(start)), "")
+        found.append(Finding(WARNING, cause, count, of, place, "; ".join(t for t in (reason, advice) if t)))
+    return found
+
+
+def stop_at_errors(result: Mapping[str, Any]) -> None:
+    """Raises `UserError` with every error of a `Preflight.result`."""
+    errors = [f for f in result["findings"] if f["level"] == ERROR]
+    if errors:
+        raise UserError(
+            "\n".join(
+                f"{f['place']}: {f['advice']} ({f['what']}: {f['count']} of {f['of']} records of {f['part']})"
+                + (f"\n{f['detail']}" if f["detail"] else "")
+                for f in errors
+            )
+        )

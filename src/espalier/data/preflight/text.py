@@ -1,0 +1,117 @@
+"""A preflight's result as lines for a terminal, each with a style: "" (plain), "warning" or "error"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from espalier.data.preflight.findings import TRAIN
+
+Line = tuple[str, str]
+"""(style, text)"""
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_WIDTH = 40
+
+
+def lines(result: Mapping[str, Any], *, whole: bool) -> list[Line]:
+    """What a person reads of `Preflight.result`.
+
+    whole: every source, order of turns and a bar for each range of lengths; else a few lines a run, lengths as one
+    row of blocks.
+    """
+    found = _sources(result, whole)
+    for name, part in result["parts"].items():
+        found += _part(name, part, result["cutoff_len"], whole)
+    asked = [cause for cause in result["left_out"] if not _warned(cause["cause"], result)]
+    found += [("", f"left out: {c['count']:,} ({share(c['share'])}) {c['cause']}") for c in asked]
+    found += [(finding["level"], said(finding)) for finding in result["findings"]]
+    if not result["findings"]:
+        found.append(("", "nothing to warn of"))
+    return found
+
+
+def said(finding: Mapping[str, Any]) -> str:
+    """A finding in one line: how many of how many, what, where first, what to do."""
+    of = max(finding["of"], 1)
+    part = f" of {finding['part']}" if finding["part"] else ""
+    place = f"; the first at {finding['place']}" if finding["place"] else ""
+    count = f"{finding['count']:,} of {finding['of']:,} ({share(finding['count'] / of)}){part}"
+    return f"{finding['level']}: {count}: {finding['what']}{place}: {finding['advice']}".rstrip(": ")
+
+
+def share(value: float) -> str:
+    """A share of 1 for people: never 0 % or 100 % where it is not quite so."""
+    if 0 < value < 0.001:
+        return "under 0.1 %"
+    if 0.999 < value < 1:
+        return "over 99.9 %"
+    return f"{100 * value:.1f} %".replace(".0 %", " %")
+
+
+def spoken(languages: Mapping[str, float], most: int = 4) -> str:
+    """Scripts with their shares, most frequent first."""
+    named = [f"{name or 'no letters'} {share(value)}" for name, value in languages.items()]
+    return ", ".join(named[:most]) + (", …" if len(named) > most else "")
+
+
+def blocks(histogram: Sequence[Sequence[int]]) -> str:
+    """Counts as a row of blocks of eight heights; a range without records is a space.
+
+    >>> blocks([(0, 10, 1), (10, 20, 8), (20, 30, 0)])
+    '▁█ '
+    """
+    top = max((count for _, _, count in histogram), default=0)
+    return "".join(_BLOCKS[(8 * count - 1) // top] if count else " " for _, _, count in histogram)
+
+
+def _sources(result: Mapping[str, Any], whole: bool) -> list[Line]:
+    sources = list(result["sources"].items())
+    shown = sources if whole else sources[:4]
+    found = []
+    for path, source in shown:
+        formats = ", ".join(
+            f"{name}{f' {count:,}' if len(source['formats']) > 1 else ''}"
+            for name, count in source["formats"].items()
+        )
+        found.append(("", f"{path}: {source['records']:,} records ({formats or 'no format'})"))
+    if len(shown) < len(sources):
+        found.append(("", f"… and {len(sources) - len(shown)} more sources"))
+    return found
+
+
+def _part(name: str, part: Mapping[str, Any], cutoff_len: int | None, whole: bool) -> list[Line]:
+    lengths = part["lengths"]
+    head = f"{name}: {part['records']:,} records"
+    if not lengths:
+        return [("", head)]
+    if part["trees"] != part["records"]:
+        head += f", {part['trees']:,} trees"
+    unit = part["unit"]
+    head += f", {part['tokens']:,} {unit}"
+    if part["trained_tokens"]:
+        head += f", {part['trained_tokens']:,} trained"
+    spans = ", ".join(f"{key} {value:,}" for key, value in lengths.items())
+    found = [("", f"{head}; {spoken(part['languages'])}")]
+    whole = whole and name == TRAIN  # the other parts are compared at a glance
+    limit = f" of cutoff_len {cutoff_len:,}" if cutoff_len and unit == "tokens" else ""
+    row = "" if whole else f" |{blocks(part['histogram'])}|"
+    found.append(("", f"  {unit}: {spans}{limit}{row}"))
+    if whole:
+        found += [("", f"  {bar}") for bar in _bars(part["histogram"])]
+        found += [("", f"  {count:,} x {order}") for order, count in part["roles"].items()]
+    return found
+
+
+def _bars(histogram: Sequence[Sequence[int]]) -> list[str]:
+    top = max((count for _, _, count in histogram), default=1)
+    names = [f"{low:,}-{high - 1:,}" if high - low > 1 else f"{low:,}" for low, high, _ in histogram]
+    wide = max((len(name) for name in names), default=0)
+    return [
+        f"{name:>{wide}} {'█' * max(round(_WIDTH * count / top), int(count > 0)):<{_WIDTH}} {count:,}"
+        for name, (_, _, count) in zip(names, histogram, strict=True)
+    ]
+
+
+def _warned(cause: str, result: Mapping[str, Any]) -> bool:
+    return any(finding["what"] == cause for finding in result["findings"])

@@ -1,0 +1,152 @@
+"""A data file (or a folder, a glob) as it would be trained on: what it is, what smells wrong, and records in colour."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+
+from espalier.data.formats import KINDS, parse_row
+from espalier.data.named_templates import NamedTemplate, forms
+from espalier.data.preflight.findings import TRAIN
+from espalier.data.preflight.run import Preflight
+from espalier.data.records import BadRecord, LeftOut
+from espalier.data.sources import Loaded, load_records, rows_of
+from espalier.data.specs import DatasetSpec, parse_specs
+from espalier.data.templates import SimpleTemplate, Template, choose_template
+from espalier.data.tokenise import Encoder, encode_all, encode_prompts
+from espalier.errors import UserError
+from espalier.inspect.coloured import Shown, examples, print_shown, shown, written
+from espalier.inspect.page import Section, write_page
+from espalier.models import load
+from espalier.stages.preflight import show_preflight
+from espalier.trees.draw import draw_tree
+
+_TRIED = ("preference", "ranking", "unpaired", "chat", "text", "prompt")
+"""Kinds, the most telling first."""
+_FIRST_ROWS = 200
+_WHOLE = 1 << 30  # a limit that no record reaches
+
+
+@dataclass(frozen=True)
+class DataQuestion:
+    """How to look at data.
+
+    Attributes:
+        model: whose tokenizer and template; without it lengths are characters.
+        template: the template's name; else the tokenizer's own, or `simple`.
+        kind: one of `KINDS`; else the most telling one that the first rows can be.
+        cutoff_len: the most tokens of a path; None: nothing is cut.
+        overlong: "trim" or "drop": what happens to longer ones.
+        limit: how many records to show.
+    """
+
+    model: str | None = None
+    template: str | None = None
+    kind: str | None = None
+    cutoff_len: int | None = None
+    overlong: str = "trim"
+    limit: int = 3
+
+
+def show_data(what: str, question: DataQuestion, *, as_json: bool, html: Path | None) -> None:
+    """Read, tokenise (where a model is named) and show.
+
+    Raises:
+        UserError: unreadable data, or an error that a run would stop at.
+    """
+    if question.cutoff_len is not None and question.model is None:
+        raise UserError("--cutoff-len counts tokens, so it needs --model MODEL for the tokenizer.")
+    specs = parse_specs(what)
+    kind = question.kind or kind_of(specs)
+    if kind not in KINDS:
+        raise UserError(f"--as {kind}: wanted {', '.join(KINDS)}.")
+    loaded = load_records(specs, kind, skip_bad=True)
+    if question.model is None:
+        preflight, records = _unencoded(loaded, question)
+    else:
+        preflight, records = _encoded(loaded, kind, question)
+    result = preflight.result()
+    if html is not None:
+        write_page(html, what, [Section("", f"read as {kind}", result, records)])
+    if as_json:
+        print(json.dumps({"kind": kind, **result}, ensure_ascii=False, indent=2))
+        return
+    console = Console()
+    console.print(f"[bold]{kind}[/]")
+    for record in records:
+        print_shown(console, record)
+    if question.model is None:
+        console.print("[dim]--model MODEL counts tokens, with its tokenizer and template[/]")
+    show_preflight(console, "", result, whole=True)
+
+
+def kind_of(specs: list[DatasetSpec]) -> str:
+    """The most telling kind that most of the first rows can be read as.
+
+    Raises:
+        UserError: none; with what was wrong with the rows as chats.
+    """
+    first = [(spec, row) for spec in specs for row in islice(rows_of(spec, {}), _FIRST_ROWS)]
+    reasons: dict[str, str] = {}
+    good: Counter[str] = Counter()
+    for kind in _TRIED:
+        for spec, (place, row, _) in first:
+            form = None if spec.format == "lines" else spec.format
+            found = row if isinstance(row, BadRecord) else parse_row(row, place, kind, format=form)
+            if isinstance(found, BadRecord):
+                reasons.setdefault(kind, str(found))
+            elif not isinstance(found, LeftOut):
+                good[kind] += 1
+        if 2 * good[kind] > len(first):
+            return kind
+    if good:
+        return good.most_common(1)[0][0]
+    raise UserError(reasons.get("chat", f"{', '.join(spec.path for spec in specs)}: no records."))
+
+
+def _unencoded(loaded: Loaded, question: DataQuestion) -> tuple[Preflight, list[Shown]]:
+    preflight = Preflight(None, lambda tree: "")
+    preflight.read("dataset", loaded)
+    preflight.divided(loaded.records, [], apart=True)
+    preflight.unencoded(TRAIN, loaded.records)
+    template = bare_template(question.template or "simple")
+    return preflight, [written(record, template) for record in loaded.records[: question.limit]]
+
+
+def bare_template(name: str) -> Template:
+    """A template without a tokenizer; `</s>` stands for the end token where the template names none.
+
+    Raises:
+        UserError: there is no such template, or it is a tokenizer's own.
+    """
+    if name == "simple":
+        return SimpleTemplate("</s>")
+    if name in forms():
+        return NamedTemplate(forms()[name], forms()[name].end or "</s>")
+    if name in ("auto", "tokenizer"):
+        raise UserError(f"--template {name} is the model's own; name it with --model MODEL.")
+    raise UserError(f"--template {name}: known are simple, {', '.join(forms())}.")
+
+
+def _encoded(loaded: Loaded, kind: str, question: DataQuestion) -> tuple[Preflight, list[Shown]]:
+    assert question.model is not None
+    tokenizer = load.load_tokenizer(question.model)
+    template = choose_template(tokenizer, question.template or "auto")
+    encoder = Encoder(tokenizer, template, question.cutoff_len or _WHOLE, question.overlong)
+    preflight = Preflight(
+        question.cutoff_len, lambda tree: draw_tree(tree, lambda ids: str(tokenizer.decode(list(ids))))
+    )
+    preflight.read("dataset", loaded)
+    preflight.divided(loaded.records, [], apart=True)
+    if kind == "prompt":
+        prompts, account = encode_prompts(loaded.records, encoder, max_prompt_length=encoder.cutoff_len)
+        preflight.prompts(TRAIN, loaded.records, prompts, account)
+    else:
+        trees, account = encode_all(loaded.records, encoder)
+        preflight.encoded(TRAIN, loaded.records, trees, account, encoder.stop)
+    return preflight, [shown(r, encoder) for r in examples(loaded.records, account, question.limit)]

@@ -1,0 +1,52 @@
+"""An inspection as one self-contained page: findings, lengths, languages, and records with trained text in green."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
+
+import espalier
+from espalier.engine import files
+from espalier.inspect.coloured import Shown
+from espalier.report_data import data_view
+from espalier.report_plots import show
+
+
+@dataclass(frozen=True)
+class Section:
+    """One data set, or one stage of a config."""
+
+    name: str
+    subtitle: str
+    preflight: Mapping[str, Any]
+    records: Sequence[Shown]
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
+    """Write the page in one step; a folder that is missing is made.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, render(title, sections))
+    Console(stderr=True).print(f"[dim]page: {path}[/]", highlight=False, soft_wrap=True)
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    """The page as text; every value is escaped by jinja."""
+    here = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, *espalier.__path__]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    here.filters.update(show=show)
+    views = [(section, data_view(section.preflight)) for section in sections]
+    return here.get_template("page.html.jinja").render(title=title, sections=views)

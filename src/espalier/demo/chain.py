@@ -26,7 +26,7 @@ TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
 EXAMINED = ("pretrain", "sft", "dpo", "ppo", "grpo")
 MUST_IMPROVE_QUICK = ("sft", "reward")
 REWARD_ACCURACY = 0.9
-QUICK_SIZES = {"pretrain": 2500, "pref_train": 800}
+QUICK_SIZES = {"pretrain": 2100, "pref_train": 800}
 
 
 def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:

@@ -104,6 +104,21 @@ def test_what_does_not_fit_loses_examples_first_then_its_beginning(shared: Path)
         Chooser(model, tokenizer).score([Asked("", "Say:", (Candidate(" word" * 60), Candidate(" no")))])
 
 
+def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(shared: Path) -> None:
+    """As PanGu's prompts need on long app descriptions: label and beginning stay, in all candidates alike."""
+    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+    model = model_of("llama", tokenizer, max_position_embeddings=40)
+    labels, text = (" sports", " money market"), " word" * 60
+    candidates = tuple(Candidate(f"{label}:{text}", len(label) + 1) for label in labels)
+    (found,), _ = Chooser(model, tokenizer).score([Asked("", "About", candidates)])
+    assert found.cut > 0 and found.tokens[0] == found.tokens[1]
+    kept = " word" * found.tokens[0]
+    for label, score in zip(labels, found.scores, strict=True):
+        truth, n = alone(model.lm, tokenizer, "About", f"{label}:{kept}", len(label) + 1)
+        assert n == found.tokens[0] and score == pytest.approx(truth, abs=1e-4)
+    assert len(tokenizer(f"About{labels[1]}:{kept}")["input_ids"]) - 1 == 40, "no more is cut than must be"
+
+
 def test_bfloat16_drifts_but_little(shared: Path) -> None:
     tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
     model = model_of("llama", tokenizer)

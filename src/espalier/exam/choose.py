@@ -70,7 +70,8 @@ class Chooser:
                         continue
                     again = shorten(i)
                     if again is None:
-                        groups.append(([], {i: self._without(trunk, questions[i], excess)}))
+                        shorter_one = self._without(trunk, questions[i], excess, waiting[i].prompt)
+                        groups.append(([], {i: shorter_one}))
                         cut[i] = excess
                     else:
                         shorter[i] = again
@@ -88,16 +89,30 @@ class Chooser:
         asked = [(one.prompt, one.candidates) for one in mine.values()]
         return head.ids, dict(zip(mine, encode_questions(self._tokenizer, head, asked), strict=True))
 
-    def _without(self, trunk: list[int], question: Encoded, excess: int) -> Encoded:
-        """The question without `excess` tokens at its beginning, after the bos token where there is one."""
+    def fits(self, text: str) -> bool:
+        """Whether a candidate's text fits into the context behind one token at least."""
+        return (
+            len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) < self._context
+        )
+
+    def _without(self, trunk: list[int], question: Encoded, excess: int, prompt: str) -> Encoded:
+        """The question without `excess` tokens at its beginning, after the bos token where there is one.
+
+        Where that is not enough, and only part of each candidate is scored, that part loses its end, the same in all.
+        """
         whole = trunk + question.stem
         kept = 1 if adds_bos(self._tokenizer) else 0
-        if len(whole) - excess <= kept:
+        if len(whole) - excess > kept:
+            return replace(question, stem=whole[:kept] + whole[kept + excess :])
+        stem = whole[:1]
+        room = min(self._context + 1 - len(stem) - unscored for _, unscored in question.tails)
+        if room < 1 or not all(unscored for _, unscored in question.tails):
             raise UserError(
                 f"a candidate of {question.longest - len(question.stem)} tokens does not fit into the model's "
-                f"context of {self._context}: leave the question out, or take a model with a longer context."
+                f"context of {self._context} (the question {prompt[:40]!r}): leave the question out, or take a "
+                "model with a longer context."
             )
-        return replace(question, stem=whole[:kept] + whole[kept + excess :])
+        return Encoded(stem, [(tail[: unscored + room], unscored) for tail, unscored in question.tails])
 
     def _head(self, prefix: str, first: Asked) -> Head:
         if prefix not in self._heads:

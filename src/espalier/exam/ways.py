@@ -103,21 +103,27 @@ class Writing:
             line |= {"text": said, "references": list(question.references), "metrics": judged}
             if cut:
                 line["cut"] = cut
+            if how.likelihood and not likely[i]:
+                kept.shortened["perplexity_left_out"] += 1
             answered.append(Answered(line, {**judged, **likely[i]}, question.group))
         return answered, cost
 
     def _likelihoods(
         self, block: Sequence[Question], asking: Asking, cost: Cost
     ) -> list[dict[str, scores.Number]]:
-        """Nats a token of each question's first right answer."""
+        """Nats a token of each question's first right answer; {} where the answer is longer than the context."""
+        found: list[dict[str, scores.Number]] = [{} for _ in block]
+        fitting = [i for i, question in enumerate(block) if self.chooser.fits(question.references[0])]
         asked = [
-            Asked(one.prefix, one.prompt, (Candidate(question.references[0]),))
-            for question, one in zip(block, asking.asked, strict=True)
+            Asked(asking.asked[i].prefix, asking.asked[i].prompt, (Candidate(block[i].references[0]),))
+            for i in fitting
         ]
-        found, more = self.chooser.score(asked)
+        scored, more = self.chooser.score(asked)
         cost.computed += more.computed
         cost.unshared += more.unshared
-        return [{"nats_per_token": (-one.scores[0], float(one.tokens[0]))} for one in found]
+        for i, one in zip(fitting, scored, strict=True):
+            found[i] = {"nats_per_token": (-one.scores[0], float(one.tokens[0]))}
+        return found
 
 
 @dataclass

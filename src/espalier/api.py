@@ -18,6 +18,7 @@ from espalier.exam.task import Candidate
 from espalier.models import load
 from espalier.models.forward import Traits, TreeModel
 from espalier.models.generate import Sampling, sample
+from espalier.models.marks import around_prompt, marked
 from espalier.models.probe import probe
 
 _traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
@@ -56,9 +57,11 @@ def score(
 ) -> list[tuple[float, int]]:
     """Sum of the logprobs of each candidate after the prompt, and how many tokens it has; exact.
 
-    The prompt is computed once for all candidates.
+    The prompt is computed once for all candidates. Models that find their prompt's end by marks (T5, BART, GLM,
+    ChatGLM-6B) get them where the prompt has none.
     """
     chooser = Chooser(TreeModel(model, _probed(model)).eval(), tokenizer)
+    prompt = marked(prompt, around_prompt(model, tokenizer))
     ((found,), _) = chooser.score([Asked("", prompt, tuple(Candidate(text) for text in candidates))])
     return list(zip(found.scores, found.tokens, strict=True))
 
@@ -76,7 +79,7 @@ def generate(
     copies: int = 1,
     seed: int = 0,
 ) -> list[list[Generation]]:
-    """Sample `copies` answers to each prompt; ``result[i][c]`` is copy c of prompt i.
+    """Sample `copies` answers to each prompt; ``result[i][c]`` is copy c of prompt i. Marks as in `score`.
 
     Args:
         temperature: 0 takes the likeliest token.
@@ -86,6 +89,8 @@ def generate(
         UserError: a prompt without tokens.
     """
     ends = tuple(sorted({*load.end_tokens(model, tokenizer), *stop}))
+    around = around_prompt(model, tokenizer)
+    prompts = [marked(prompt, around) for prompt in prompts]
     # What some tokenizers put behind a text (an end token) would end the prompt.
     ids = [leading(tokenizer, t) + tokenizer.encode(t, add_special_tokens=False) for t in prompts]
     for i, tokens in enumerate(ids):

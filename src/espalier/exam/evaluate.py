@@ -28,6 +28,7 @@ from espalier.exam.task import Task
 from espalier.exam.tasks import Settings
 from espalier.models import load
 from espalier.models.forward import TreeModel
+from espalier.models.marks import around_prompt
 from espalier.models.probe import probe
 from espalier.models.saved import read_scalar_head
 
@@ -94,8 +95,10 @@ def examine_all(
 ) -> dict[str, Any]:
     """Examine a model that is in memory; see `evaluate`."""
     template = None if asking.template is None else choose_template(tokenizer, asking.template)
-    examiner = Examiner(model, tokenizer, Asker(template, asking.shots_as))
-    how = {
+    around = around_prompt(model.lm, tokenizer)
+    asker = Asker(template, asking.shots_as, around)
+    examiner = Examiner(model, tokenizer, asker)
+    how: dict[str, Any] = {
         "model": name,
         "weights": settings_hash({"files": fingerprint(name)}),
         "layout": "padded" if model.traits.method == "padded" else "tree",
@@ -103,6 +106,8 @@ def examine_all(
         "shots_as": None if template is None else asking.shots_as,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
+    if template is None and any(around):
+        how["around"] = list(around)
     before = _earlier(out, how)
     rows: dict[str, Any] = before.get("tasks", {})
     prefixes: dict[str, str] = before.get("prefixes", {})

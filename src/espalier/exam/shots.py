@@ -48,10 +48,12 @@ class Asker:
     Attributes:
         template: of chat models; None asks in plain text.
         shots_as: with a template, whether solved examples are turns of their own or stand in one message.
+        around: in plain text, the marks before and behind it that the model finds its prompt by; mostly none.
     """
 
     template: Template | None = None
     shots_as: ShotsAs = "turns"
+    around: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         self._frames: dict[Shots, tuple[str, str]] = {}
@@ -60,10 +62,14 @@ class Asker:
         """The question with its own shots, or with others."""
         before = question.shots if shots is None else shots
         if self.template is None:
-            return Asked(before.text, question.prompt, question.candidates)
+            first, last = self.around
+            candidates = question.candidates
+            if last:
+                candidates = tuple(map(_without_space, candidates))
+            return Asked(first + before.text, question.prompt + last, candidates)
         prefix, suffix = self._frame(before)
         # A turn begins with the answer itself: white space before it belongs to plain text only.
-        candidates = tuple(_without_space(candidate) for candidate in question.candidates)
+        candidates = tuple(map(_without_space, question.candidates))
         return Asked(prefix, question.prompt.strip() + suffix, candidates)
 
     def _frame(self, shots: Shots) -> tuple[str, str]:

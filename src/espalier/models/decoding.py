@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from espalier.models.attention import attention_mask, decoding_mask
+from espalier.models.encoder_decoder import Answering, is_encoder_decoder
 from espalier.models.forward import Traits, tapped
 from espalier.models.memory import Memory
 from espalier.models.recurrent import Recurrent, is_recurrent
@@ -52,6 +53,8 @@ def make_decoder(
     shared = traits.method == "pieces" or (traits.method == "blocks" and device.type == "cuda")
     windows = [w for w in traits.windows.values() if w is not None]
     longest = max(map(len, prompts)) + room
+    if is_encoder_decoder(lm):
+        return Answering(lm, prompts, copies)
     if is_recurrent(lm):
         return Recurrent(lm, prompts, copies)
     if not shared or any(w < longest for w in windows):

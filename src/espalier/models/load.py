@@ -16,9 +16,17 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from espalier.errors import UserError
+from espalier.models import marks
+from espalier.models.encoder_decoder import is_encoder_decoder, takes_rows
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.registration import register
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
@@ -65,7 +73,7 @@ def load_lm(
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
         if config.model_type == "rwkv":
             config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
-        return AutoModelForCausalLM.from_pretrained(
+        lm = _kind(config).from_pretrained(
             name,
             config=without_dropout(config),
             dtype="auto" if dtype is None else dtype,
@@ -73,6 +81,7 @@ def load_lm(
             trust_remote_code=trust_remote_code,
             local_files_only=local,
         )
+        return takes_rows(lm) if config.is_encoder_decoder else lm
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{name}: cannot be loaded as a causal language model ({_first_line(error)}). "
@@ -98,16 +107,26 @@ def new_lm(config: dict[str, Any], vocab_size: int, token_ids: dict[str, int | N
     settings["vocab_size"] = max(int(settings.get("vocab_size") or 0), vocab_size)
     try:
         made = AutoConfig.for_model(kind, **{**settings, **token_ids})
-        return AutoModelForCausalLM.from_config(without_dropout(made), dtype=torch.float32)
+        lm = _kind(made).from_config(without_dropout(made), dtype=torch.float32)
+        return takes_rows(lm) if made.is_encoder_decoder else lm
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"model_config: {_first_line(error)}") from error
+
+
+def _kind(config: Any) -> Any:
+    """The family of classes that answers for this configuration; an encoder-decoder learns where to begin."""
+    if not config.is_encoder_decoder:
+        return AutoModelForCausalLM
+    if config.to_dict().get("decoder_start_token_id") is None:
+        config.decoder_start_token_id = config.pad_token_id  # as T5 has it, whose files may leave it out
+    return AutoModelForSeq2SeqLM
 
 
 def without_dropout(config: Any) -> Any:
     """The configuration with every dropout at 0: policy and reference must differ by their weights alone, and
     tree attention has none. LoRA's own dropout is another matter."""
     for key, value in config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
+        if isinstance(value, float) and any(name in key for name in ("dropout", "pdrop", "layerdrop")):
             setattr(config, key, 0.0)
     return config
 
@@ -121,7 +140,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         old = legacy_tokenizer(folder) if folder.is_dir() else None
         if old is not None:
             return _completed(old)
-        if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
+        bare = not any((folder / name).is_file() for name in ("tokenizer_config.json", "spiece.model"))
+        if folder.is_dir() and bare:
             return _bare_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, local_files_only=folder.is_dir()
@@ -133,7 +153,22 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             f"{name}: no tokenizer can be loaded from here ({_first_line(error)}). "
             "Set `tokenizer:` to a folder that holds tokenizer.json, or to a hub id."
         ) from error
-    return _completed(tokenizer)
+    return for_model(_completed(tokenizer), name)
+
+
+def for_model(
+    tokenizer: PreTrainedTokenizerBase, model: str | dict[str, Any] | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, with the chat template that the model needs if it is an encoder-decoder.
+
+    Args:
+        tokenizer: changed in place.
+        model: its folder, hub id, or the configuration of a new one.
+    """
+    seq2seq = None if model is None else marks.config_of_encoder_decoder(model)
+    if seq2seq is not None:
+        marks.give_template(tokenizer, seq2seq)
+    return tokenizer
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -221,17 +256,21 @@ def fit_vocabulary(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     return max(0, missing)
 
 
-def blocks(lm: nn.Module) -> nn.ModuleList:
-    """The transformer blocks, lowest first.
+def blocks(lm: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, lowest first; an encoder's before its decoder's.
 
     Raises:
         ValueError: no list of as many modules as the configuration has layers.
     """
     config: Any = lm.config
+    if is_encoder_decoder(lm):
+        stacks = (lm.get_encoder(), lm.get_decoder())  # type: ignore[operator]
+        lists = [next(m for m in stack.children() if isinstance(m, nn.ModuleList)) for stack in stacks]
+        return [block for stack in lists for block in stack]
     layers = int(config.get_text_config().num_hidden_layers)
     for module in lm.modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
-            return module
+            return list(module)
     raise ValueError(f"{type(lm).__name__}: no list of {layers} blocks found")
 
 
@@ -245,8 +284,8 @@ def freeze_lowest(lm: nn.Module, ratio: float) -> int:
     frozen = int(ratio * len(stack))
     if frozen == 0:
         return 0
-    lowest = list(stack)[:frozen]
-    kept = {id(p) for block in list(stack)[frozen:] for p in block.parameters()}
+    lowest = stack[:frozen]
+    kept = {id(p) for block in stack[frozen:] for p in block.parameters()}
     for module in [lm.get_input_embeddings(), *lowest]:  # type: ignore[operator]
         for parameter in module.parameters():
             if id(parameter) not in kept:

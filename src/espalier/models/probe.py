@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from espalier.models.attention import NAME, Method
+from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.forward import Traits, TreeModel, Want
+from espalier.models.marks import needs_marks
 from espalier.trees.layout import lay_out_padded, lay_out_tree
 from espalier.trees.tree import Tree
 
@@ -47,6 +49,13 @@ def _probe(lm: nn.Module, wanted: str) -> Traits:
     own = config._attn_implementation
     if wanted == "padded":
         return Traits("padded", plain, windows, "padded layout, as asked")
+    if needs_marks(lm):
+        why = f"{config.model_type} reads its prompts both ways, which is no tree"
+        if is_encoder_decoder(lm):
+            why = f"{config.model_type} is an encoder-decoder; equal prompts of a batch are encoded once"
+        if wanted == "tree":
+            raise ValueError(f"layout: tree was asked for, but {why}. Use layout: auto or padded.")
+        return Traits("padded", plain, windows, f"padded layout: {why}")
     device = next(lm.parameters()).device
     trees = _tiny_trees(config)
     truth = _logprobs(lm, Traits("padded", plain, windows, ""), trees)
@@ -69,6 +78,12 @@ def _probe(lm: nn.Module, wanted: str) -> Traits:
     if wanted == "tree":
         raise ValueError(f"layout: tree was asked for, but {reason}. Use layout: auto or padded.")
     return Traits("padded", plain, windows, reason)
+
+
+def _answer_begins(config: Any) -> tuple[int, int]:
+    """What stands between a question and its answer in a row of an encoder-decoder."""
+    ends = config.eos_token_id
+    return ends if isinstance(ends, int) else ends[0], config.decoder_start_token_id
 
 
 def sliding_windows(config: Any) -> dict[str, int | None]:
@@ -113,22 +128,32 @@ def _logprobs(lm: nn.Module, traits: Traits, trees: list[Tree]) -> torch.Tensor:
 
 
 def _head_is_plain(lm: nn.Module) -> bool:
-    """Whether the logits are the output embeddings applied to what they are given, and nothing more."""
+    """Whether the logits are the output embeddings applied to what they are given, and nothing more.
+
+    A soft-cap bends large logits only, and a fresh model's are small; a bias is lost beside large ones.
+    """
+    dtype = next(lm.parameters()).dtype
+    small = 1e-5 if dtype in TOLERANCE else 1e-2
+    return _same_as_head(lm, 1.0, small) and _same_as_head(lm, 1000.0, 1e-2)
+
+
+def _same_as_head(lm: nn.Module, factor: float, tolerance: float) -> bool:
+    """The same, with what the head is given enlarged, and differences relative to the largest logit."""
     head = lm.get_output_embeddings()  # type: ignore[operator]
     if head is None:
         raise ValueError(f"{type(lm).__name__} has no output embeddings: it is not a causal language model")
     taken: list[torch.Tensor] = []
 
     def enlarge(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        # A soft-cap bends large logits only, and a fresh model's are small.
-        taken.append(args[0] * 1000)
+        taken.append(args[0] * factor)
         return (taken[0],)
 
     handle = head.register_forward_pre_hook(enlarge)
     try:
-        ids = torch.arange(4, device=next(lm.parameters()).device)[None]
+        asked = [1, 2, 3] if not is_encoder_decoder(lm) else [3, *_answer_begins(lm.config), 3]
+        ids = torch.tensor([asked], device=next(lm.parameters()).device)
         logits = lm(input_ids=ids, use_cache=False).logits
     finally:
         handle.remove()
     expected = head(taken[0])
-    return bool((logits - expected).abs().max() <= 1e-2 * expected.abs().max())
+    return bool((logits - expected).abs().max() <= tolerance * expected.abs().max())

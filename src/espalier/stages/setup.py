@@ -103,13 +103,14 @@ class Setup:
         name = model.tokenizer or model.model_name_or_path
         if model.model_name_or_path is not None:
             load.check_folder(model.model_name_or_path, allow_pickle=model.allow_pickle)
-        if name is not None:
-            return load.load_tokenizer(name, trust_remote_code=model.trust_remote_code)
-        wanted = self.option(TokenizerOptions).vocab_size
         config = load.read_config(model.model_config or {})
+        if name is not None:
+            made = load.load_tokenizer(name, trust_remote_code=model.trust_remote_code)
+            return load.for_model(made, model.model_name_or_path or config)
+        wanted = self.option(TokenizerOptions).vocab_size
         size = wanted or int(config.get("vocab_size") or 8192)
         self.say(f"training a byte-level BPE tokenizer of {size} tokens on the run's own text")
-        return load.train_tokenizer(self._texts(), size)
+        return load.for_model(load.train_tokenizer(self._texts(), size), config)
 
     def _texts(self) -> list[str]:
         """The training data as text, for a new tokenizer."""

@@ -9,6 +9,7 @@ import torch
 
 from espalier.engine.track import Meter
 from espalier.models.generate import Sampling, sample
+from espalier.models.load import context_length
 from espalier.options import EngineOptions
 from espalier.stages.catalogue import SAMPLED, SHARDED
 from espalier.stages.judge import judged
@@ -61,12 +62,13 @@ def _show(running: Running, step: int) -> None:
         return
     longest = start.option(RolloutOptions).max_new_tokens if start.stage in SAMPLED else SAMPLE_TOKENS
     prompts = [prompt.tokens for prompt in parts.sample_prompts]
+    room = context_length(parts.main.lm) - max(map(len, prompts))
     with live.accelerator.autocast():
         said = sample(
             live.sampler or parts.main.lm,
             parts.main.traits,
             prompts,
-            Sampling(longest, 0.0, stop=running.setup.stop),
+            Sampling(max(1, min(longest, room)), 0.0, stop=running.setup.stop),
         )
     with (start.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         for prompt, (answer,) in zip(parts.sample_prompts, said, strict=True):

@@ -27,6 +27,7 @@ from espalier.models import load
 from espalier.models.saved import save_model
 from tests.exam.independent import model_of, tokenizer_of
 from tests.exam.test_own_task import task_file
+from tests.families.test_marked import t5
 
 SHOTS = "Question: What is the capital of France?\nAnswer: Paris\n\n" * 8
 
@@ -85,6 +86,26 @@ def test_loglikelihoods_are_those_of_the_hf_backend(both: tuple[EspalierLM, HFLM
         assert score == pytest.approx(right, abs=1e-4, rel=1e-5) and greedy == right_greedy
     if ours.model.traits.method != "padded":
         assert ours.cost.computed < 0.5 * ours.cost.unshared
+
+
+def test_an_encoder_decoder_is_asked_as_the_hf_backend_asks_it(tmp_path: Path) -> None:
+    """Its seq2seq mode encodes context and continuation apart, and scores no end token."""
+    folder = t5(tmp_path)
+    theirs = HFLM(pretrained=str(folder), backend="seq2seq", batch_size=2, max_length=256, device="cpu")
+    ours = EspalierLM(str(folder), max_length=256)
+    asked = [
+        ("一加一等于几？答：", " 二。"),
+        ("一加一等于几？答：", " 三。"),
+        ("say hello", " hello there"),
+        ("你好", "再见"),
+    ]
+    found = ours.loglikelihood(requests("loglikelihood", asked))
+    truth = theirs.loglikelihood(requests("loglikelihood", asked), disable_tqdm=True)
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in truth], abs=1e-4)
+    how = {"until": ["。"], "max_gen_toks": 6, "do_sample": False}
+    written = [(context, how) for context, _ in asked]
+    said = ours.generate_until(requests("generate_until", written))
+    assert said == theirs.generate_until(requests("generate_until", written), disable_tqdm=True)
 
 
 def test_rolling_loglikelihoods_are_those_of_the_hf_backend(both: tuple[EspalierLM, HFLM]) -> None:

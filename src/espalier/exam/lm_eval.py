@@ -19,6 +19,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from espalier.data.encoding import leading
 from espalier.engine.hardware import keep_freed_memory
 from espalier.errors import UserError
 from espalier.exam.encode import Encoded, agreement
@@ -26,6 +27,7 @@ from espalier.exam.scorer import Cost, Scorer
 from espalier.exam.write import Writer
 from espalier.models import load
 from espalier.models.forward import TreeModel
+from espalier.models.marks import around_prompt, marked
 from espalier.models.probe import probe
 
 _SHORTEST_SHARED = 64  # tokens of a beginning that is worth a trunk of its own
@@ -78,6 +80,7 @@ class EspalierLM(TemplateLM):
         self.cost = Cost()
         self._scorer = Scorer(pretrained)
         self._writer = Writer(pretrained, tokenizer)
+        self._around = around_prompt(pretrained.lm, tokenizer)
 
     @property
     def eot_token_id(self) -> int:
@@ -110,6 +113,17 @@ class EspalierLM(TemplateLM):
             begun = string.startswith(self.tokenizer.decode([self.prefix_token_id]))
             return list(self.tokenizer.encode(string, **({"add_special_tokens": False} if begun else {})))
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As lm_eval's, but for models that find their prompt by marks: these stand between the two."""
+        if not any(self._around):
+            return super()._encode_pair(context, continuation)
+        asked = marked(context, self._around)
+        before, whole = (
+            leading(self.tokenizer, text) + self.tok_encode(text, add_special_tokens=False)
+            for text in (asked, asked + continuation.lstrip())
+        )
+        return before, whole[len(before) :]
 
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], disable_tqdm: bool = False, **_: Any
@@ -168,7 +182,7 @@ class EspalierLM(TemplateLM):
             how = dict(requests[members[0]].args[1])
             until = how.get("until") or []
             written, _, cost = self._writer.write(
-                [requests[i].args[0] for i in members],
+                [marked(requests[i].args[0], self._around) for i in members],
                 max_new_tokens=int(how.get("max_gen_toks", 256)),
                 stop=[until] if isinstance(until, str) else list(until),
                 temperature=float(how.get("temperature", 1.0)) if how.get("do_sample") else 0.0,

@@ -70,3 +70,22 @@ def test_the_oldest_exchange_goes_first_and_is_counted(folder: Path) -> None:
 def test_half_a_character_is_not_shown() -> None:
     half = "世界".encode()[:4].decode("utf-8", errors="replace")
     assert whole_characters(half) == "世"
+
+
+def test_a_question_longer_than_the_model_is_cut_and_said(folder: Path) -> None:
+    talk = session(folder, limit=20, room=4)
+    list(talk.ask("Hello world " * 30))
+    assert talk.cut == len(talk._encoded()) - 20 - answered(talk) > 0
+    command = [sys.executable, "-m", "espalier.cli", "chat", str(folder), "--max-new-tokens", "5000"]
+    done = subprocess.run(
+        command, input="Hello " * 3000 + "\n/exit\n", text=True, capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the model's context is" in done.stdout
+    assert "were left out" in done.stdout
+
+
+def answered(talk: Session) -> int:
+    """Tokens that the answer has added to the conversation."""
+    asked = Session(talk.model, talk.tokenizer, talk.sampling, talk.limit, messages=talk.messages[:-1])
+    return len(talk._encoded()) - len(asked._encoded())

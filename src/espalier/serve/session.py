@@ -21,6 +21,7 @@ class Session:
     Attributes:
         limit: the most tokens of a prompt; the oldest exchange goes when it is passed.
         forgotten: exchanges that have gone so far.
+        cut: tokens that the last question was too long by; they were left out at its beginning.
     """
 
     model: TreeModel
@@ -30,6 +31,7 @@ class Session:
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
     forgotten: int = 0
+    cut: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,12 +68,13 @@ class Session:
             self.messages.append(Message(ASSISTANT, self.tokenizer.decode(tokens, skip_special_tokens=True)))
 
     def clear(self) -> None:
-        self.messages, self.forgotten = [], 0
+        self.messages, self.forgotten, self.cut = [], 0, 0
 
     def _prompt(self) -> list[int]:
         while True:
             ids = self._encoded()
             if len(ids) <= self.limit or len(self.messages) < 3:
+                self.cut = max(0, len(ids) - self.limit)
                 return ids[-self.limit :]
             self.messages = self.messages[2:]
             self.forgotten += 1

@@ -28,8 +28,11 @@ def chat(
     lm = load.load_with_adapter(model_path).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load.load_tokenizer(model_path)
     model = TreeModel(lm, probe(lm)).eval()
-    sampling = Sampling(max_new_tokens, temperature, top_p)
-    session = Session(model, tokenizer, sampling, max(16, load.context_length(lm) - max_new_tokens), system)
+    context = load.context_length(lm)
+    room = min(max_new_tokens, max(1, context // 2))
+    if room < max_new_tokens:
+        console.print(f"[dim]answers of at most {room} tokens: the model's context is {context}[/]")
+    session = Session(model, tokenizer, Sampling(room, temperature, top_p), context - room, system)
     by_hand = sys.stdin.isatty()
     if by_hand:
         console.print(f"[dim]{model_path}: {model.traits.reason}\n{HELP}[/]")
@@ -74,3 +77,7 @@ def _answer(line: str, session: Session, console: Console) -> None:
     console.out("")
     if session.forgotten > before:
         console.print("[dim]the oldest exchange was forgotten: the conversation had outgrown the model[/]")
+    if session.cut:
+        console.print(
+            f"[dim]{session.cut} tokens at the beginning were left out: more than the model holds[/]"
+        )

@@ -19,6 +19,7 @@ from espalier.exam.rows import lay_out_questions
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import TreeModel, Want
 from espalier.models.trunk import Trunk
+from espalier.models.virtual import has_virtual_tokens
 from espalier.trees import Batch, Tree, lay_out_padded, pack
 
 ROW_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -106,7 +107,8 @@ class Scorer:
     def _cacheable(self, trunk: list[int], questions: dict[int, Encoded]) -> bool:
         windows = [w for w in self._model.traits.windows.values() if w is not None]
         longest = len(trunk) + max(q.longest for q in questions.values())
-        fits = self._model.traits.method == "pieces" and all(w >= longest for w in windows)
+        takes = self._model.traits.method == "pieces" and not has_virtual_tokens(self._model.lm)
+        fits = takes and all(w >= longest for w in windows)
         return fits and len(trunk) >= _SHORTEST_TRUNK and all(q.stem for q in questions.values())
 
     def _after_trunk(

@@ -20,6 +20,7 @@ from espalier.models.attention import attention_mask, decoding_mask
 from espalier.models.forward import Traits, tapped
 from espalier.models.memory import Memory
 from espalier.models.recurrent import Recurrent, is_recurrent
+from espalier.models.virtual import virtual_tokens
 from espalier.trees import Tree, lay_out_tree
 
 PLAIN_BLOCKS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -54,6 +55,12 @@ def make_decoder(
     longest = max(map(len, prompts)) + room
     if is_recurrent(lm):
         return Recurrent(lm, prompts, copies)
+    virtual = virtual_tokens(lm)
+    if virtual is not None:
+        longest += virtual.length
+        # Padding stands between learned keys and a prompt, and a window is counted in places.
+        apart = virtual.ahead > 0 and any(w < longest for w in windows)
+        return Apart(lm, prompts, copies) if apart else AfterVirtual(lm, prompts, copies)
     if not shared or any(w < longest for w in windows):
         return ByOwnCache(lm, prompts, copies)
     if _is_plain(lm):
@@ -190,8 +197,8 @@ class ByOwnCache:
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
         return self._run(tokens[:, None], positions)
 
-    def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
-        extra = {"position_ids": positions} if self.takes_positions else {}
+    def _run(self, ids: Tensor | None, positions: Tensor, **given: Tensor) -> Tensor:
+        extra = {**given, **({"position_ids": positions} if self.takes_positions else {})}
         out: Any = self.lm(
             input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
         )
@@ -207,6 +214,48 @@ class ByOwnCache:
         return True
 
 
+class AfterVirtual(ByOwnCache):
+    """The same after a model's virtual tokens: embeddings of each row's own, or keys and values in the cache."""
+
+    def __init__(self, lm: Any, prompts: Sequence[Sequence[int]], copies: int) -> None:
+        virtual = virtual_tokens(lm)
+        assert virtual is not None
+        places = virtual.length - virtual.ahead  # that take part in the prompt's rows
+        super().__init__(lm.base_model, [[0] * places + list(prompt) for prompt in prompts], copies)
+        self.virtual, self.places = virtual, places
+        if virtual.ahead:
+            dtype = next(lm.parameters()).dtype
+            self.cache = virtual.dynamic_cache(len(self.ids), dtype, lm.config)
+            self.mask = torch.nn.functional.pad(self.mask, (virtual.ahead, 0), value=1)
+
+    def prompt_logits(self) -> Tensor:
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, self.virtual.ahead :]
+        if self.virtual.embeddings is None:
+            return self._run(self.ids, positions)
+        embedded = self.lm.get_input_embeddings()(self.ids)  # type: ignore[operator]
+        learned = self.mask.bool() & (positions < self.places)
+        own = self.virtual.embeddings.to(embedded.dtype).repeat(len(self.ids), 1)
+        return self._run(None, positions, inputs_embeds=embedded.masked_scatter(learned[..., None], own))
+
+
+class Apart:
+    """Each prompt read and continued by itself, after the model's virtual tokens, so that no row is padded."""
+
+    def __init__(self, lm: Any, prompts: Sequence[Sequence[int]], copies: int) -> None:
+        self.copies = copies
+        self.each = [AfterVirtual(lm, [prompt], copies) for prompt in prompts]
+
+    def prompt_logits(self) -> Tensor:
+        return torch.cat([one.prompt_logits() for one in self.each])
+
+    def next_logits(self, tokens: Tensor, step: int) -> Tensor:
+        parts = zip(self.each, tokens.split(self.copies), strict=True)
+        return torch.cat([one.next_logits(part, step) for one, part in parts])
+
+    def keep(self, rows: Tensor) -> bool:
+        return False
+
+
 def _inner(lm: Any) -> Any:
     """The model below an adapter, whose layers are the adapted ones."""
     return lm.get_base_model() if type(lm).__name__ == "PeftModelForCausalLM" else lm
@@ -217,8 +266,6 @@ def _is_plain(lm: Any) -> bool:
 
     Sharding and offloading work by hooks on modules or by forwards put in their place.
     """
-    if type(lm).__name__ == "PeftModelForCausalLM" and lm.active_peft_config.is_prompt_learning:
-        return False
     inner = _inner(lm)
     kind = type(inner)
     if kind.__name__ not in PLAIN_BLOCKS or not kind.__module__.startswith("transformers.models."):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from espalier.errors import UserError
 from espalier.models.legacy import checkpoint
+from espalier.models.legacy.families import conversion_of
 from espalier.models.legacy.registration import register
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.legacy.weights import refusal
+from espalier.models.virtual import virtual_tokens
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Of a new tokenizer: the padding, and the marks around a turn (the last one ends every answer)."""
@@ -221,42 +223,6 @@ def fit_vocabulary(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     return max(0, missing)
 
 
-def blocks(lm: nn.Module) -> nn.ModuleList:
-    """The transformer blocks, lowest first.
-
-    Raises:
-        ValueError: no list of as many modules as the configuration has layers.
-    """
-    config: Any = lm.config
-    layers = int(config.get_text_config().num_hidden_layers)
-    for module in lm.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
-            return module
-    raise ValueError(f"{type(lm).__name__}: no list of {layers} blocks found")
-
-
-def freeze_lowest(lm: nn.Module, ratio: float) -> int:
-    """Freeze the embeddings and the lowest `ratio` of the blocks; returns how many blocks are frozen.
-
-    Nothing below the first trainable block needs a gradient, so autograd neither runs there nor keeps
-    activations.
-    """
-    stack = blocks(lm)
-    frozen = int(ratio * len(stack))
-    if frozen == 0:
-        return 0
-    lowest = list(stack)[:frozen]
-    kept = {id(p) for block in list(stack)[frozen:] for p in block.parameters()}
-    for module in [lm.get_input_embeddings(), *lowest]:  # type: ignore[operator]
-        for parameter in module.parameters():
-            if id(parameter) not in kept:
-                parameter.requires_grad_(False)
-    for name, parameter in lm.named_parameters():
-        if any(part in name for part in ("wpe", "position_embeddings", "embed_positions")):
-            parameter.requires_grad_(False)
-    return frozen
-
-
 def check_folder(name: str, *, allow_pickle: bool = False) -> None:
     """Whether a name that is a path is a model's or an adapter's folder with weights that may be read.
 
@@ -318,17 +284,64 @@ def hidden_size(lm: nn.Module) -> int:
 
 
 def load_with_adapter(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> nn.Module:
-    """A model folder, or an adapter folder: then its base model with the adapter merged into it."""
+    """A model folder, or an adapter folder: then its base model with the adapter merged into it.
+
+    Virtual tokens cannot be merged and stay on top. The base may be an adapter's folder in its turn: that of an
+    earlier stage on whose merged model this one has trained.
+    """
     from espalier.models import adapters
 
-    settings = Path(name) / "adapter_config.json"
-    if not settings.is_file():
+    if not adapters.is_adapter(name):
         return load_lm(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    base = json.loads(settings.read_text("utf-8")).get("base_model_name_or_path")
+    base = base_of(name)
+    lm = load_with_adapter(base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    return with_adapters(lm, [name])
+
+
+def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
+    """The model with saved adapters in their order, each merged; the last stays on top where it cannot be.
+
+    Raises:
+        UserError: an adapter that cannot be merged stands below another one.
+    """
+    from espalier.models import adapters
+
+    for folder in folders:
+        if adapters.is_adapted(lm):
+            adapters.merged(lm)  # says why it cannot
+        adapted: Any = adapters.load_adapter(lm, folder, trainable=False)
+        lm = adapters.merged(adapted) if adapters.can_merge(adapted) else adapted
+        if not adapters.is_adapted(lm):
+            _renamed(lm, folder)
+    return lm
+
+
+def vocabulary_of(name: str) -> int | None:
+    """How many embeddings a saved model has that is a base; None where its files do not say."""
+    from espalier.models import adapters
+
+    while adapters.is_adapter(name):
+        name = base_of(name)
+    try:
+        old = checkpoint.config_of(Path(name)) if Path(name).exists() else None
+        config: Any = AutoConfig.from_pretrained(name) if old is None else conversion_of(old).config
+        return int(config.get_text_config().vocab_size)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def base_of(adapter: str) -> str:
+    """The model or adapter that an adapter's folder says it was made for."""
+    file = Path(adapter) / "adapter_config.json"
+    base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
     if not base:
-        raise UserError(f"{settings}: names no base model. Set base_model_name_or_path in it.")
-    lm = load_lm(base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    return adapters.merged(adapters.load_adapter(lm, name, trainable=False))
+        raise UserError(f"{file}: names no base model. Set base_model_name_or_path in it.")
+    return str(base)
+
+
+def _renamed(lm: Any, name: str) -> None:
+    """What an adapter that is made on this model will name as its base."""
+    lm.name_or_path = lm.config.name_or_path = name
 
 
 def checkpoint_activations(lm: nn.Module) -> None:
@@ -341,7 +354,8 @@ def checkpoint_activations(lm: nn.Module) -> None:
 
 
 def context_length(lm: nn.Module) -> int:
-    """The most positions that the model was made for; 2048 where its configuration does not say."""
+    """The most positions that the model was made for, less its virtual tokens; 2048 where nothing is said."""
     config: Any = lm.config
     found = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
-    return int(found) if isinstance(found, int) else 2048
+    virtual = virtual_tokens(lm)
+    return (int(found) if isinstance(found, int) else 2048) - (0 if virtual is None else virtual.length)

@@ -12,8 +12,9 @@ import torch
 import espalier
 from espalier.models import adapters
 from espalier.models.forward import TreeModel
+from espalier.models.freezing import blocks, freeze_lowest
 from espalier.models.generate import Sampling, sample
-from espalier.models.load import blocks, checkpoint_activations, context_length, freeze_lowest, load_lm
+from espalier.models.load import checkpoint_activations, context_length, load_lm
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
 from tests.models.legacy.conftest import FAMILIES, cases

@@ -7,6 +7,7 @@ four files are the doors to PEFT.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,6 @@ from torch import nn
 
 from espalier.errors import UserError
 from espalier.models.adapter_targets import linear_names as linear_names
-from espalier.models.virtual import has_virtual_tokens
 
 KINDS = {
     PeftType.LORA: "lora",
@@ -77,7 +77,10 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
     _grow(lm, Path(folder))
     virtual = KINDS[settings["peft_type"]] in VIRTUAL
     try:
-        made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            # PEFT takes AdaLoRA's ranks for LoRA's patterns of ranks, and warns that they are none
+            warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
+            made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:300]
         raise UserError(
@@ -204,8 +207,10 @@ class StepZero:
 def _says_nothing(lm: PeftModel, trained: dict[str, nn.Parameter]) -> bool:
     """Whether the model with its adapter is exactly the model without: a factor of 0, or of 1, in each part."""
     settings: Any = lm.active_peft_config
-    if settings.peft_type not in (PeftType.LORA, PeftType.ADALORA, PeftType.IA3) or has_virtual_tokens(lm):
+    if settings.peft_type not in (PeftType.LORA, PeftType.ADALORA, PeftType.IA3):
         return False
+    if settings.peft_type != PeftType.IA3 and settings.bias != "none":
+        return False  # switched off, an adapter leaves its trained biases behind
     decides = {PeftType.LORA: ".lora_B.", PeftType.ADALORA: ".lora_E.", PeftType.IA3: ".ia3_l."}
     idle = 1.0 if settings.peft_type == PeftType.IA3 else 0.0
     marks = (".lora_", ".ia3_")

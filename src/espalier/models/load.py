@@ -312,7 +312,7 @@ def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
         adapted: Any = adapters.load_adapter(lm, folder, trainable=False)
         lm = adapters.merged(adapted) if adapters.can_merge(adapted) else adapted
         if not adapters.is_adapted(lm):
-            _renamed(lm, folder)
+            _renamed(lm.requires_grad_(True), folder)  # an adapter freezes what it stands on
     return lm
 
 

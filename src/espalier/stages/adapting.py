@@ -49,9 +49,9 @@ def adapted(lm: nn.Module, options: Opts, tokenizer: Any, *, own: bool) -> nn.Mo
         on_top = folders.pop()
     if folders:
         lm = load.with_adapters(lm, folders)
+    if folders or on_top is not None:
+        lm = adapters.merged(lm)  # says why where it cannot
     if on_top is not None:
-        if adapters.is_adapted(lm):
-            adapters.merged(lm)  # says why it cannot
         _check_same(on_top, adapters.KINDS[adapters.read_settings(on_top)["peft_type"]], kind)
         return adapters.load_adapter(lm, on_top, trainable=True)
     if adapters.is_adapted(lm):  # virtual tokens that came with the model's folder and cannot be merged
@@ -64,7 +64,7 @@ def _check_same(where: str, found: str, kind: str) -> None:
     if found != kind and {found, kind} != {"p_tuning", "prompt"}:
         raise UserError(
             f"{where} is an adapter of kind {found}, and finetuning_type is {kind}. Set finetuning_type: {found} to "
-            "train it on, or create_new_adapter: true to merge it and begin another."
+            "train it on; or, where it can be merged, give it as adapter_name_or_path with create_new_adapter: true."
         )
 
 

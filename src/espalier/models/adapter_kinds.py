@@ -31,6 +31,7 @@ from espalier.models.adapter_targets import (
     linear_layers,
     shortest,
 )
+from espalier.models.rope_modules import changes_with_length
 
 _PREFIX_LM = "it finds the end of its prompt by marks among the ids, and virtual tokens have none"
 BY_THEIR_IDS = {
@@ -159,6 +160,11 @@ def check_virtual(lm: nn.Module, kind: str) -> None:
         raise UserError(
             f"finetuning_type: {kind} is not possible with {config.model_type}: {BY_THEIR_IDS[config.model_type]}. "
             "Use lora, or ia3."
+        )
+    if changes_with_length(lm):
+        raise UserError(
+            f"finetuning_type: {kind} with positions that change with the length of a text (dynamic NTK, longrope) is "
+            "not possible: what stands before all texts would have to change with each. Use lora, or rope_scaling: yarn."
         )
 
 

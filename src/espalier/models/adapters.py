@@ -20,6 +20,7 @@ from torch import nn
 
 from espalier.errors import UserError
 from espalier.models.adapter_targets import linear_names as linear_names
+from espalier.models.rope import scaling_of
 
 KINDS = {
     PeftType.LORA: "lora",
@@ -35,6 +36,8 @@ VIRTUAL = ("prompt", "p_tuning", "prefix")
 """Adapters of virtual tokens, which stand before the text and are no part of any weight."""
 
 WEIGHTS = "adapter_model.safetensors"
+BESIDE = "espalier.json"
+"""What PEFT's settings have no place for: how the positions of the model below are scaled."""
 
 
 def is_adapter(name: str) -> bool:
@@ -161,6 +164,16 @@ def save_adapter(lm: Any, folder: Path, state: dict[str, torch.Tensor], *, embed
     lm.save_pretrained(
         str(folder), state_dict=state, safe_serialization=True, save_embedding_layers=embeddings
     )
+    scaling = scaling_of(lm.config)
+    if scaling is not None:
+        text = json.dumps({"rope_scaling": scaling}, indent=2) + "\n"
+        (folder / BESIDE).write_text(text, "utf-8")
+
+
+def trained_scaling(folder: str) -> dict[str, Any] | None:
+    """The scaling of positions that an adapter was trained with."""
+    file = Path(folder) / BESIDE
+    return json.loads(file.read_text("utf-8")).get("rope_scaling") if file.is_file() else None
 
 
 class StepZero:

@@ -20,6 +20,7 @@ from espalier.models.attention import attention_mask, decoding_mask
 from espalier.models.forward import Traits, tapped
 from espalier.models.memory import Memory
 from espalier.models.recurrent import Recurrent, is_recurrent
+from espalier.models.rope_modules import answering, changes_with_length
 from espalier.models.virtual import virtual_tokens
 from espalier.trees import Tree, lay_out_tree
 
@@ -61,7 +62,7 @@ def make_decoder(
         # Padding stands between learned keys and a prompt, and a window is counted in places.
         apart = virtual.ahead > 0 and any(w < longest for w in windows)
         return Apart(lm, prompts, copies) if apart else AfterVirtual(lm, prompts, copies)
-    if not shared or any(w < longest for w in windows):
+    if not shared or any(w < longest for w in windows) or changes_with_length(lm):
         return ByOwnCache(lm, prompts, copies)
     if _is_plain(lm):
         return ByHand(lm, traits, prompts, copies, room)
@@ -187,6 +188,7 @@ class ByOwnCache:
             mask[i, width - len(prompt) :] = 1
         self.ids = ids.repeat_interleave(copies, 0).to(device)
         self.mask = mask.repeat_interleave(copies, 0).to(device)
+        self.prompts = self.mask.sum(1)
         self.takes_positions = "position_ids" in inspect.signature(lm.forward).parameters
 
     def prompt_logits(self) -> Tensor:
@@ -199,9 +201,10 @@ class ByOwnCache:
 
     def _run(self, ids: Tensor | None, positions: Tensor, **given: Tensor) -> Tensor:
         extra = {**given, **({"position_ids": positions} if self.takes_positions else {})}
-        out: Any = self.lm(
-            input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
-        )
+        with answering(self.prompts):
+            out: Any = self.lm(
+                input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
+            )
         self.cache = out.past_key_values
         return out.logits[:, -1]
 
@@ -210,7 +213,7 @@ class ByOwnCache:
             return False
         rows = rows.to(self.mask.device)
         self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
+        self.mask, self.prompts = self.mask[rows], self.prompts[rows]
         return True
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ from espalier.models.legacy.families import conversion_of
 from espalier.models.legacy.registration import register
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.legacy.weights import refusal
+from espalier.models.rope import longest, set_scaling, warn_if_other
+from espalier.models.rope_modules import put_in_place
 from espalier.models.virtual import virtual_tokens
+
+Scaling = str | Mapping[str, Any]
+"""A name, or a mapping with rope_type and factor."""
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Of a new tokenizer: the padding, and the marks around a turn (the last one ends every answer)."""
@@ -41,6 +47,8 @@ def load_lm(
     dtype: torch.dtype | None = torch.float32,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    rope_scaling: Scaling | None = None,
+    length: int | None = None,
 ) -> nn.Module:
     """A causal language model from a folder with safetensors, or from the hub when `name` is no path.
 
@@ -51,6 +59,8 @@ def load_lm(
         dtype: of the parameters; None keeps the file's.
         trust_remote_code: run Python code that comes with the model.
         allow_pickle: read .bin files, through torch's safe loader, where there are no safetensors.
+        rope_scaling: for a longer context, see `rope.set_scaling`; None is what the folder says.
+        length: of texts, for a scaling without a factor.
 
     Raises:
         UserError: the folder is missing, has no config or no weights, or holds another kind of model.
@@ -61,13 +71,17 @@ def load_lm(
     local = Path(name).exists()
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
-        return checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
+        scale = None if rope_scaling is None else partial(set_scaling, wanted=rope_scaling, length=length)
+        lm = checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle, prepare=scale)
+        return put_in_place(lm)
     register(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
+        if rope_scaling is not None:
+            set_scaling(config, rope_scaling, length=length)
         if config.model_type == "rwkv":
             config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
-        return AutoModelForCausalLM.from_pretrained(
+        made = AutoModelForCausalLM.from_pretrained(
             name,
             config=without_dropout(config),
             dtype="auto" if dtype is None else dtype,
@@ -75,6 +89,9 @@ def load_lm(
             trust_remote_code=trust_remote_code,
             local_files_only=local,
         )
+        return put_in_place(made)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{name}: cannot be loaded as a causal language model ({_first_line(error)}). "
@@ -82,13 +99,21 @@ def load_lm(
         ) from error
 
 
-def new_lm(config: dict[str, Any], vocab_size: int, token_ids: dict[str, int | None]) -> nn.Module:
+def new_lm(
+    config: dict[str, Any],
+    vocab_size: int,
+    token_ids: dict[str, int | None],
+    *,
+    rope_scaling: Scaling | None = None,
+    length: int | None = None,
+) -> nn.Module:
     """A new model with random weights.
 
     Args:
         config: transformers' own configuration keys, ``model_type`` among them.
         vocab_size: of the tokenizer; wins over a ``vocab_size`` in the configuration that is smaller.
         token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer.
+        rope_scaling, length: as in `load_lm`.
     """
     _quiet()
     settings = dict(config)
@@ -100,7 +125,11 @@ def new_lm(config: dict[str, Any], vocab_size: int, token_ids: dict[str, int | N
     settings["vocab_size"] = max(int(settings.get("vocab_size") or 0), vocab_size)
     try:
         made = AutoConfig.for_model(kind, **{**settings, **token_ids})
-        return AutoModelForCausalLM.from_config(without_dropout(made), dtype=torch.float32)
+        if rope_scaling is not None:
+            set_scaling(made, rope_scaling, length=length)
+        return put_in_place(AutoModelForCausalLM.from_config(without_dropout(made), dtype=torch.float32))
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"model_config: {_first_line(error)}") from error
 
@@ -283,18 +312,27 @@ def hidden_size(lm: nn.Module) -> int:
     return int(config.get_text_config().hidden_size)
 
 
-def load_with_adapter(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> nn.Module:
+def load_with_adapter(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    rope_scaling: Scaling | None = None,
+    length: int | None = None,
+) -> nn.Module:
     """A model folder, or an adapter folder: then its base model with the adapter merged into it.
 
     Virtual tokens cannot be merged and stay on top. The base may be an adapter's folder in its turn: that of an
-    earlier stage on whose merged model this one has trained.
+    earlier stage on whose merged model this one has trained. The base gets the scaling of positions that the adapter
+    was trained with, unless another is asked for.
     """
     from espalier.models import adapters
 
+    given = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "length": length}
     if not adapters.is_adapter(name):
-        return load_lm(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    base = base_of(name)
-    lm = load_with_adapter(base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        return load_lm(name, **given, rope_scaling=rope_scaling)  # type: ignore[arg-type]
+    scaling = adapters.trained_scaling(name) if rope_scaling is None else rope_scaling
+    lm = load_with_adapter(base_of(name), **given, rope_scaling=scaling)  # type: ignore[arg-type]
     return with_adapters(lm, [name])
 
 
@@ -309,6 +347,7 @@ def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
     for folder in folders:
         if adapters.is_adapted(lm):
             adapters.merged(lm)  # says why it cannot
+        warn_if_other(lm.config, adapters.trained_scaling(folder), folder)
         adapted: Any = adapters.load_adapter(lm, folder, trainable=False)
         lm = adapters.merged(adapted) if adapters.can_merge(adapted) else adapted
         if not adapters.is_adapted(lm):
@@ -355,7 +394,5 @@ def checkpoint_activations(lm: nn.Module) -> None:
 
 def context_length(lm: nn.Module) -> int:
     """The most positions that the model was made for, less its virtual tokens; 2048 where nothing is said."""
-    config: Any = lm.config
-    found = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
     virtual = virtual_tokens(lm)
-    return (int(found) if isinstance(found, int) else 2048) - (0 if virtual is None else virtual.length)
+    return longest(lm.config) - (0 if virtual is None else virtual.length)

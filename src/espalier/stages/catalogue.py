@@ -47,7 +47,6 @@ def check_possible(stage: str, options: Mapping[type, Any]) -> None:
     not_yet = {
         "compile": options[EngineOptions].compile,
         "optim": options[TrainOptions].optim != "adamw",
-        "rope_scaling": options[ModelOptions].rope_scaling is not None,
         "quantization_bit": options[AdapterOptions].quantization_bit is not None,
     }
     for key, asked in not_yet.items():

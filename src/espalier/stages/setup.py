@@ -133,7 +133,7 @@ class Setup:
             scalar_head: whether it gives numbers; a head that was saved is kept, else a new one is made.
         """
         model = self.option(ModelOptions)
-        lm, head = self._lm(name or model.model_name_or_path)
+        lm, head = self._lm(name or model.model_name_or_path, own=name is None)
         lm = adapted(lm, self.options, self.tokenizer, own=name is None)
         traits = probe(lm, wanted=model.layout)
         self.padded, self.layout_reason = traits.method == "padded", traits.reason
@@ -160,16 +160,21 @@ class Setup:
         traits = probe(lm, wanted=self.option(ModelOptions).layout)
         return TreeModel(lm, traits, head if scalar_head else None).to(self.device)
 
-    def _lm(self, name: str | None) -> tuple[nn.Module, ScalarHead | None]:
+    def _lm(self, name: str | None, *, own: bool = False) -> tuple[nn.Module, ScalarHead | None]:
         model = self.option(ModelOptions)
         if name is None:
             torch.manual_seed(self.option(RunOptions).seed)
             config = load.read_config(model.model_config or {})
             ids = {k: getattr(self.tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            return load.new_lm(config, len(self.tokenizer), ids), None
+            scaling = {"rope_scaling": model.rope_scaling, "length": self.cutoff_len}
+            return load.new_lm(config, len(self.tokenizer), ids, **scaling), None  # type: ignore[arg-type]
         lm, head = (
             load.load_with_adapter(
-                name, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle
+                name,
+                trust_remote_code=model.trust_remote_code,
+                allow_pickle=model.allow_pickle,
+                rope_scaling=model.rope_scaling if own else None,
+                length=self.cutoff_len,
             ),
             read_scalar_head(name),
         )

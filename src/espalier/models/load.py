@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,16 @@ from espalier.models.legacy.families import conversion_of
 from espalier.models.legacy.registration import register
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.legacy.weights import refusal
+from espalier.models.new_tokenizer import CHATML as CHATML
+from espalier.models.new_tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
+from espalier.models.new_tokenizer import bare_tokenizer
+from espalier.models.new_tokenizer import train_tokenizer as train_tokenizer
 from espalier.models.rope import longest, set_scaling, warn_if_other
 from espalier.models.rope_modules import put_in_place
 from espalier.models.virtual import virtual_tokens
 
 Scaling = str | Mapping[str, Any]
 """A name, or a mapping with rope_type and factor."""
-
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""Of a new tokenizer: the padding, and the marks around a turn (the last one ends every answer)."""
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def load_lm(
@@ -153,7 +149,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         if old is not None:
             return _completed(old)
         if folder.is_dir() and not (folder / "tokenizer_config.json").is_file():
-            return _bare_tokenizer(folder)
+            return bare_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, local_files_only=folder.is_dir()
         )
@@ -171,57 +167,6 @@ def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer's files of any kind."""
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "*.model", "*.tiktoken")
     return any(True for name in names for _ in folder.glob(name))
-
-
-def _bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A folder with only a vocabulary: byte-level BPE in the form of GPT-2, or one tokenizer.json."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    if (folder / "tokenizer.json").is_file():
-        made = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary, merges = str(folder / "vocab.json"), str(folder / "merges.txt")
-        made = Tokenizer(models.BPE.from_file(vocabulary, merges))
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
-    else:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise UserError(
-            f"{folder}: no tokenizer here (found {found}). "
-            "Wanted tokenizer.json, tokenizer_config.json, or vocab.json with merges.txt."
-        )
-    known = made.get_vocab()
-    end = "<|endoftext|>" if "<|endoftext|>" in known else None
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token=end, pad_token=end)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS[1:])})
-    if end is None:
-        tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS[0]})
-    tokenizer.eos_token = SPECIAL_TOKENS[2]
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE on the user's own text, with ChatML as its template; every text round-trips."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token=SPECIAL_TOKENS[2], pad_token=SPECIAL_TOKENS[0]
-    )
-    tokenizer.chat_template = CHATML
-    return tokenizer
 
 
 def _completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

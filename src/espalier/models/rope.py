@@ -54,7 +54,8 @@ def set_scaling(config: Any, wanted: str | Mapping[str, Any], *, length: int | N
 
     Args:
         config: of transformers, or one of ours.
-        wanted: a name of `ROTARY` or `ALIBI`, or a mapping with rope_type, factor and what else the type knows.
+        wanted: a name of `ROTARY` or `ALIBI`, one with its factor (``yarn:4``), or a mapping with rope_type, factor and
+            what else the type knows.
         length: what a text may come to; a name without a factor takes the least whole one that reaches it.
 
     Raises:
@@ -111,7 +112,11 @@ def set_scaling(config: Any, wanted: str | Mapping[str, Any], *, length: int | N
 
 def _read(wanted: str | Mapping[str, Any], config: Any, length: int | None) -> tuple[dict[str, Any], int]:
     """The whole setting, and the length that it is a scaling of."""
-    given = {"rope_type": wanted} if isinstance(wanted, str) else dict(wanted)
+    if isinstance(wanted, str):
+        name, _, number = wanted.partition(":")
+        given: dict[str, Any] = {"rope_type": name, **({"factor": _number(number)} if number else {})}
+    else:
+        given = dict(wanted)
     name = given.pop("rope_type", None) or given.pop("type", None)
     given.pop("type", None)
     if name == "longrope":
@@ -127,9 +132,7 @@ def _read(wanted: str | Mapping[str, Any], config: Any, length: int | None) -> t
         factor = float(math.ceil(length / original))
     if factor is None:
         fits = f"cutoff_len {length} fits into {original} positions" if length else "nothing says how long"
-        raise UserError(
-            f"rope_scaling: {name} has no factor, and {fits}. Give a mapping such as {{rope_type: {name}, factor: 4}}."
-        )
+        raise UserError(f"rope_scaling: {name} has no factor, and {fits}. Give one: {name}:4, or a mapping.")
     if not isinstance(factor, int | float) or factor < 1:
         raise UserError(f"rope_scaling: factor {factor}; wanted a number of at least 1.")
     unknown = [key for key in given if key not in EXTRA[name]]
@@ -144,6 +147,13 @@ def _read(wanted: str | Mapping[str, Any], config: Any, length: int | None) -> t
     if name == "llama3":
         made = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, **made}
     return made, original
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _write_rotary(config: Any, settings: dict[str, Any], original: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -41,21 +42,20 @@ def encoded(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def by_loop(words: Counter[tuple[int, ...]], size: int) -> list[tuple[tuple[int, ...], int]]:
-    """BPE by its definition: the most frequent pair of neighbours becomes one, `size` times; pieces with counts."""
+def by_loop(words: Counter[tuple[int, ...]], size: int) -> list[tuple[int, ...]]:
+    """BPE by its definition: the most frequent pair of neighbours becomes one, `size` times."""
     table = {word: [(i,) for i in word] for word in words}
-    found: list[tuple[tuple[int, ...], int]] = []
+    found: list[tuple[int, ...]] = []
     for _ in range(size):
         pairs: Counter[tuple[tuple[int, ...], tuple[int, ...]]] = Counter()
         for word, parts in table.items():
-            for a, b in zip(parts, parts[1:], strict=False):
-                pairs[a, b] += words[word]
-        if not pairs or max(pairs.values()) < 2:
+            for pair in itertools.pairwise(parts):
+                pairs[pair] += words[word]
+        (chosen, most), *others = pairs.most_common(2) or [((), 0)]
+        if most < 2:
             break
-        best = max(pairs.values())
-        # ties as the library breaks them are not part of the definition: take the one that it took
-        found.append((min(a + b for (a, b), n in pairs.items() if n == best), best))
-        chosen = min((a, b) for (a, b), n in pairs.items() if n == best)
+        assert not others or others[0][1] < most, "the definition says nothing about ties"
+        found.append(chosen[0] + chosen[1])
         for word, parts in table.items():
             made: list[tuple[int, ...]] = []
             for part in parts:
@@ -67,31 +67,26 @@ def by_loop(words: Counter[tuple[int, ...]], size: int) -> list[tuple[tuple[int,
     return found
 
 
-def test_new_pieces_are_those_of_the_definition() -> None:
+def test_new_pieces_are_those_of_the_definition_in_its_order() -> None:
     tokenizer = train_tokenizer(OLD, 280)
-    texts = ["dog dog dog dig", " mud mud"]
-    words: Counter[tuple[int, ...]] = Counter()
-    for text in texts:
-        for word in text.split(" "):
-            at = text.index(word)
-            words[tuple(encoded(tokenizer, (" " if at else "") + word))] += text.split(" ").count(word)
+    texts = [*["xy"] * 4, *["xyz"] * 2, *["zw"] * 9, *["zwq"] * 3, "zwqv"]
+    words = Counter(tuple(encoded(tokenizer, text)) for text in texts)
     pieces = vocabulary.joined_pieces(tokenizer, texts, 50)
-    found = {p.parts for p in pieces}
-    said = [tokenizer.decode(list(p.parts)) for p in pieces]
-    assert " dog" in said and " mud" in said and " dig" not in said, said  # once is too seldom
+    assert [p.parts for p in pieces] == by_loop(words, 50)
+    assert [tokenizer.decode(list(p.parts)) for p in pieces] == ["zw", "xy", "zwq", "xyz"]
     for piece in pieces:
         assert piece.pair is not None and piece.text == "".join(piece.pair)
-        assert len(piece.parts) >= 2 and piece.parts in found
 
 
-def test_what_is_joined_first_is_the_most_frequent() -> None:
+def test_pieces_stay_within_words_and_out_of_numbers() -> None:
     tokenizer = train_tokenizer(OLD, 280)
-    texts = ["xy xy xy xy xy zw zw zw zw zw zw zw", "xyz"]
-    pieces = vocabulary.joined_pieces(tokenizer, texts, 3)
-    loop = by_loop(Counter({tuple(encoded(tokenizer, " xy")): 4, tuple(encoded(tokenizer, " zw")): 7,
-                            tuple(encoded(tokenizer, "xy")): 1, tuple(encoded(tokenizer, "xyz")): 1}), 3)  # fmt: skip
-    assert {p.parts for p in pieces[:2]} == {parts for parts, _ in loop[:2]}
-    assert tokenizer.decode(list(pieces[1].parts)) == " zw"
+    texts = ["dog dog, dog. dog dig 2024 2024 2024", "mud-mud mud mud2 mud2 mud2 (x) (x) (x)"]
+    said = [tokenizer.decode(list(p.parts)) for p in vocabulary.joined_pieces(tokenizer, texts, 50)]
+    assert " dog" in said and "mud" in said and " mud" in said
+    for text in said:
+        letters = [c.isalpha() for c in text.strip()]
+        assert all(letters) or not any(letters), text
+        assert " " not in text.strip() and not any(c.isdigit() for c in text)
 
 
 @pytest.fixture
@@ -109,7 +104,8 @@ def test_every_text_becomes_what_it_was_with_pieces_joined(
     assert new.get_vocab().items() >= old.get_vocab().items()
     new.save_pretrained(str(tmp_path))
     again = load_tokenizer(str(tmp_path))
-    parts = {again.get_vocab()[p.text]: p.parts for p in pieces}
+    numbers = again.get_vocab()
+    parts = {numbers[p.text]: p.parts for p in pieces}
     for text in [*OLD, *NEW, "<|im_start|>user\nthe dog<|im_end|>", "dd  ditch\tditto 床前明月光"]:
         ids = encoded(again, text)
         assert ids == encoded(new, text)
@@ -130,13 +126,14 @@ def test_new_rows_are_the_means_of_the_old_pieces(
     before = [lm.get_input_embeddings().weight.clone(), lm.get_output_embeddings().weight.clone()]
     grown = vocabulary.grow_embeddings(lm, new, pieces)
     assert grown == max(0, len(new) - len(old) - spare)
+    numbers = new.get_vocab()
     after = [lm.get_input_embeddings().weight, lm.get_output_embeddings().weight]
     assert (after[0] is after[1]) == tied
     for was, now in zip(before, after, strict=True):
         assert torch.equal(now[: len(old)], was[: len(old)])
         for piece in pieces:
             mean = was[list(piece.parts)].mean(0)
-            torch.testing.assert_close(now[new.get_vocab()[piece.text]], mean)
+            torch.testing.assert_close(now[numbers[piece.text]], mean)
     assert lm.config.vocab_size == len(after[0])
 
 
@@ -174,7 +171,7 @@ def wiki(shared: Path) -> list[str]:
 def test_real_vocabularies_learn_real_chinese(
     shared: Path, name: str, kind: str, gain: float, tmp_path: Path
 ) -> None:
-    tokenizer, lines = real(shared, name), wiki(shared)
+    tokenizer, lines = real(shared, name), wiki(shared)[:600]
     apart, learned = lines[9::10], [line for i, line in enumerate(lines) if i % 10 != 9]
     old = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     known, before = tokenizer.get_vocab(), vocabulary.characters_per_token(tokenizer, apart)
@@ -186,8 +183,9 @@ def test_real_vocabularies_learn_real_chinese(
     assert again.get_vocab().items() >= known.items()
     assert len(again) == len(known) + len(pieces)
     assert vocabulary.characters_per_token(again, apart) > gain * before
-    parts = {again.get_vocab()[p.text]: p.parts for p in pieces}
-    for line in [*apart, *learned[:50]]:
+    numbers = again.get_vocab()
+    parts = {numbers[p.text]: p.parts for p in pieces}
+    for line in [*apart, *learned[:20]]:
         ids, was = encoded(again, line), old.encode(line, add_special_tokens=False).ids
         assert again.backend_tokenizer.decode(ids) == old.decode(was)
         if kind == "bpe":

@@ -26,6 +26,9 @@ from espalier.errors import UserError
 SPACE = "\u2581"
 """How sentencepiece writes a space."""
 
+MARKS = (SPACE, "\u0120")
+"""How pieces write a space at their beginning: sentencepiece's, and that of byte-level BPE."""
+
 FIRST = 0x20000
 """Where the characters begin that stand for old pieces while the new ones are found."""
 
@@ -117,19 +120,20 @@ def joined_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece
 def _words(text: str, encoding: Any, barred: set[int], by_id: dict[int, str]) -> Iterator[list[int]]:
     """Runs of ids between which pieces may be joined: of one pre-token, one word, and one kind of character."""
     word: list[int] = []
-    before: tuple[Any, str, int] | None = None
+    where, kind = -1, ""  # of the token before: its pre-token, and the kind of its last character
     for number, index, (start, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
-        inside = text[start:end].strip() or text[start:end] or " "
-        first, last = _class(inside[0]), _class(inside[-1])
+        inside = text[start:end].strip()
+        first, last = (_class(inside[0]), _class(inside[-1])) if inside else ("space", "space")
         bars = number in barred or "number" in (first, last)
-        begins = by_id[number].startswith((SPACE, "\u0120")) and before is not None
-        if bars or begins or before is None or before[0] != index or before[1] != first:
+        spaced = first == "space" or by_id[number].startswith(MARKS)
+        after_space = kind == "space"  # a space goes with what follows it
+        if bars or index != where or (not after_space and (spaced or first != kind)):
             if len(word) > 1:
                 yield word
             word = []
         if not bars:
             word.append(number)
-        before = None if bars else (index, last, end)
+        where, kind = (-1, "") if bars else (index, last)
     if len(word) > 1:
         yield word
 

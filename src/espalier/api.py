@@ -35,7 +35,12 @@ class Generation:
 
 
 def load_model(
-    path: str, *, dtype: str = "float32", device: str = "auto", allow_pickle: bool = False
+    path: str,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    allow_pickle: bool = False,
+    rope_scaling: load.Scaling | None = None,
 ) -> tuple[nn.Module, Any]:
     """A model in the Hugging Face calling convention, and its tokenizer (None where the folder has none).
 
@@ -44,9 +49,11 @@ def load_model(
         dtype: float32, bfloat16 or float16.
         device: such as "cuda:0"; "auto" is the first GPU, else the CPU.
         allow_pickle: read weights in .bin files too, through torch's safe loader (tensors only).
+        rope_scaling: for texts longer than the model was trained at, such as ``"yarn:4"``; see `models.rope`.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    lm = load.load_with_adapter(path, allow_pickle=allow_pickle).to(place, getattr(torch, dtype)).eval()
+    lm = load.load_with_adapter(path, allow_pickle=allow_pickle, rope_scaling=rope_scaling)
+    lm = lm.to(place, getattr(torch, dtype)).eval()
     if Path(path).exists() and not load.has_tokenizer(Path(path)):
         return lm, None
     return lm, load.load_tokenizer(path)

@@ -20,6 +20,7 @@ from espalier.commands.evaluate import evaluate
 from espalier.commands.inspect import inspect
 from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
+from espalier.commands.vocab import vocab
 from espalier.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -74,6 +75,7 @@ app.command()(convert)
 app.command()(prepare)
 app.command()(inspect)
 app.command()(merge)
+app.add_typer(vocab, name="vocab")
 
 
 @app.command()
@@ -94,11 +96,19 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 0.9,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    rope_scaling: Annotated[str | None, typer.Option(help="For longer texts, such as yarn:4.")] = None,
 ) -> None:
     """Talk to a model in the terminal."""
     from espalier.serve.terminal import chat as talk
 
-    talk(model, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=system)
+    talk(
+        model,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        system=system,
+        rope_scaling=rope_scaling,
+    )
 
 
 @app.command()

@@ -7,33 +7,14 @@ the wiring: no other function takes one of these classes, they take the plain va
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    min: float | None = None,
-    max: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """One key: its default, its sentence, and its range (``min``/``max`` inclusive, ``above``/``below`` not)."""
-    limits = {"min": min, "max": max, "above": above, "below": below}
-    metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-class Options:
-    """The base of every option class; overrides `problems` where keys depend on each other."""
-
-    def problems(self) -> list[str]:
-        """Whole sentences, one for each pair of keys that contradict each other, with the remedy."""
-        return []
+from espalier.adapter_options import AdaloraOptions as AdaloraOptions
+from espalier.adapter_options import LoraOptions as LoraOptions
+from espalier.adapter_options import VirtualTokenOptions as VirtualTokenOptions
+from espalier.option_base import Options as Options
+from espalier.option_base import option as option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +54,9 @@ class ModelOptions(Options):
     tokenizer: str | None = option(
         None, "A tokenizer's folder or hub id; else the model's own, or a new one trained on the data."
     )
-    adapter_name_or_path: str | None = option(
-        None, "A PEFT adapter to load onto the model and go on training."
+    adapter_name_or_path: list[str] = option(
+        [],
+        "PEFT adapters: all but the last are merged into the model in their order, the last is trained on.",
     )
     rope_scaling: dict[str, Any] | str | None = option(
         None, "Longer context by scaled rotary positions: linear, dynamic, yarn, llama3, or a mapping."
@@ -121,8 +103,11 @@ class TokenizerOptions(Options):
 class AdapterOptions(Options):
     """Which weights are trained, and how the others are stored."""
 
-    finetuning_type: Literal["full", "freeze", "lora", "adalora", "prompt", "p_tuning", "prefix"] = option(
-        "full", "Train all weights (full), the upper blocks (freeze), or an adapter."
+    finetuning_type: Literal["full", "freeze", "lora", "adalora", "ia3", "prompt", "p_tuning", "prefix"] = (
+        option("full", "Train all weights (full), some of them (freeze), or an adapter.")
+    )
+    create_new_adapter: bool = option(
+        False, "Merge every adapter of adapter_name_or_path and begin a new one on top."
     )
     freeze_ratio: float = option(
         0.0,
@@ -130,13 +115,15 @@ class AdapterOptions(Options):
         min=0,
         max=1,
     )
-    lora_rank: int = option(8, "The rank of the LoRA matrices.", min=1)
-    lora_alpha: float | None = option(None, "LoRA's scale is alpha / rank; null: twice the rank.", above=0)
-    lora_dropout: float = option(0.0, "Dropout before the LoRA matrices.", min=0, below=1)
-    lora_target: list[str] = option(
-        ["all"], "Names of the linear layers that get LoRA; all: every one but the head."
+    freeze_trainable_layers: int | None = option(
+        None, "With freeze: train only so many of the highest blocks, or of the lowest when negative."
     )
-    lora_bias: Literal["none", "all", "lora_only"] = option("none", "Which biases are trained with LoRA.")
+    freeze_trainable_modules: list[str] = option(
+        [], "With freeze: train only these parts, by name or pattern; of those blocks, where they are given."
+    )
+    freeze_extra_modules: list[str] = option(
+        [], "With freeze: train these parts outside of the blocks too, such as norm or embed_tokens."
+    )
     quantization_bit: Literal[2, 3, 4, 8] | None = option(None, "Store the frozen weights in so many bits.")
     quantization_method: str = option("bnb", "How the frozen weights are quantised, for example bnb.")
 
@@ -147,8 +134,23 @@ class AdapterOptions(Options):
                 f"`quantization_bit` {self.quantization_bit} and `finetuning_type` {self.finetuning_type} contradict "
                 "each other: quantised weights cannot be trained. Set finetuning_type: lora, or remove quantization_bit."
             )
-        if self.finetuning_type == "freeze" and self.freeze_ratio == 0:
-            found.append("`finetuning_type` freeze needs `freeze_ratio` above 0, for example 0.7.")
+        named = {
+            "freeze_trainable_layers": self.freeze_trainable_layers is not None,
+            "freeze_trainable_modules": bool(self.freeze_trainable_modules),
+            "freeze_extra_modules": bool(self.freeze_extra_modules),
+        }
+        asked = [name for name, given in named.items() if given]
+        if self.finetuning_type == "freeze" and self.freeze_ratio == 0 and not asked:
+            found.append(
+                "`finetuning_type` freeze needs `freeze_ratio` above 0, for example 0.7, or freeze_trainable_layers, "
+                "or freeze_trainable_modules."
+            )
+        if asked and self.finetuning_type != "freeze":
+            found.append(f"`{asked[0]}` belongs to finetuning_type: freeze, not to {self.finetuning_type}.")
+        elif asked and self.freeze_ratio:
+            found.append(f"`freeze_ratio` and `{asked[0]}` both say what is trained. Remove one.")
+        if self.freeze_trainable_layers == 0:
+            found.append("`freeze_trainable_layers` 0 trains nothing; give a number of blocks.")
         return found
 
 
@@ -292,6 +294,9 @@ COMMON: tuple[type[Options], ...] = (
     ModelOptions,
     TokenizerOptions,
     AdapterOptions,
+    LoraOptions,
+    AdaloraOptions,
+    VirtualTokenOptions,
     DataOptions,
     TrainOptions,
     AdamOptions,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from espalier.models.adapters import add_lora
+from espalier.models.adapter_kinds import add_lora
 from espalier.models.decoding import PACKED, ByHand, ByMemory, ByOwnCache, make_decoder
 from espalier.models.generate import Sampling, sample
 from espalier.models.probe import probe

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, BartConfig, MT5Config, PegasusConfig, T5Config
 
 from espalier.errors import UserError
-from espalier.models import adapters, load
+from espalier.models import adapter_kinds, adapters, load
 from espalier.models.forward import TreeModel, Want
+from espalier.models.freezing import blocks, freeze_lowest
 from espalier.models.generate import Sampling, sample
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
@@ -157,7 +158,7 @@ def test_transformers_own_calls_are_as_they_were(pair: tuple[Any, Any]) -> None:
 
 def test_lora_is_merged_and_saved(pair: tuple[Any, Any], tmp_path: Path) -> None:
     _, lm = pair
-    adapted: Any = adapters.add_lora(lm, rank=2, alpha=None, dropout=0.0, target=["all"], bias="none")
+    adapted: Any = adapter_kinds.add_lora(lm, rank=2, alpha=None, dropout=0.0, target=["all"], bias="none")
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -175,12 +176,12 @@ def test_lora_is_merged_and_saved(pair: tuple[Any, Any], tmp_path: Path) -> None
 
 def test_freezing_takes_the_encoder_first(pair: tuple[Any, Any]) -> None:
     _, lm = pair
-    depth = len(load.blocks(lm))
+    depth = len(blocks(lm))
     assert depth == (4 if "t5" in lm.config.model_type else 5)
-    assert load.freeze_lowest(lm, 0.4) == 2 or depth == 4
+    assert freeze_lowest(lm, 0.4) == 2 or depth == 4
     TreeModel(lm, probe(lm))(lay_out_padded(trees(lm)), Want()).logprobs.sum().backward()  # type: ignore[union-attr]
-    assert all(p.grad is None for p in load.blocks(lm)[0].parameters() if not p.requires_grad)
-    assert any(p.grad is not None for p in load.blocks(lm)[-1].parameters())
+    assert all(p.grad is None for p in blocks(lm)[0].parameters() if not p.requires_grad)
+    assert any(p.grad is not None for p in blocks(lm)[-1].parameters())
 
 
 def test_a_row_without_an_answer_s_beginning_is_refused() -> None:

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from espalier.errors import UserError
+from espalier.models.freezing import blocks, freeze_lowest
 from espalier.models.load import (
-    blocks,
     checkpoint_activations,
     end_tokens,
     fit_vocabulary,
-    freeze_lowest,
     hidden_size,
     load_lm,
     load_tokenizer,

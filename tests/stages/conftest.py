@@ -106,7 +106,8 @@ def rows(options: dict[str, Any]) -> list[dict[str, Any]]:
 def far(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """The largest difference of two sets of weights with the same names."""
     assert a.keys() == b.keys() and a
-    return max(float((a[k] - b[k]).abs().max()) for k in a)
+    assert all(a[k].shape == b[k].shape for k in a)
+    return max(float((a[k] - b[k]).abs().max()) for k in a if a[k].numel())
 
 
 def start(options: dict[str, Any], tmp_path: Path, *, processes: int = 1) -> subprocess.Popen[str]:

@@ -30,6 +30,9 @@ def evaluate(
         bool, typer.Option("--new-shots", help="Draw examples anew for each question.")
     ] = False,
     layout: Annotated[str, typer.Option(help="auto, tree or padded.")] = "auto",
+    rope_scaling: Annotated[
+        str | None, typer.Option(help="Longer texts than the model was made for, such as yarn:4.")
+    ] = None,
     template: Annotated[str, typer.Option(help="Ask in a chat template: none, auto, or a name.")] = "none",
     shots_as: Annotated[
         str, typer.Option(help="In a template: examples as turns, or in one message.")
@@ -74,6 +77,7 @@ def evaluate(
             layout,
             None if template == "none" else template,
             shots_as,  # type: ignore[arg-type]
+            rope_scaling=rope_scaling,
             lm_eval_files=lm_eval_files,
             quiet=as_json,
         ),

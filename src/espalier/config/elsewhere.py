@@ -18,11 +18,10 @@ _REASONS: dict[str, str] = {
         rpo_alpha loraplus_lr_embedding pissa_iter pissa_convert galore_target galore_rank galore_update_interval
         galore_scale galore_proj_type galore_layerwise use_apollo apollo_target apollo_rank badam_mode
         badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio use_adam_mini use_muon
-        use_dft_loss freeze_extra_modules freeze_trainable_modules additional_target lora_modules_to_save
+        use_dft_loss additional_target lora_modules_to_save
         modules_to_save moe_aux_loss_coef loss_watchdog_threshold loss_watchdog_patience early_stopping_patience
         optim_args optim_target_modules liger_rope liger_rms_norm liger_swiglu
         liger_fused_linear_cross_entropy plugins noisy_embedding_alpha""",
-    "an adapter that is given is trained further; merge it to begin a new one": "create_new_adapter",
     "bitsandbytes' nf4 with double quantisation": """
         double_quantization quantization_type quantization_device_map bnb_4bit_quant_type bnb_4bit_use_double_quant
         bnb_4bit_compute_dtype use_bnb_nested_quant""",

@@ -68,7 +68,7 @@ class Hooks:
     Attributes:
         save: write a checkpoint of the step.
         validate: numbers of the held-out data at this step.
-        after_step: bookkeeping after each optimiser step (a moving average of weights).
+        after_step: bookkeeping after each optimiser step (a moving average of weights); the gradients are still there.
     """
 
     save: Callable[[int], None]
@@ -163,12 +163,12 @@ def run_loop(
                 "Lower learning_rate, or use precision: fp32; the last checkpoint is kept."
             )
         optimizer.step()
-        optimizer.zero_grad()
         progress.step += 1
         progress.tokens += int(tokens)
         progress.path_tokens += int(path_tokens)
         progress.seconds = seconds_before + time.perf_counter() - clock
         hooks.after_step(progress.step)
+        optimizer.zero_grad()
         tracker.step(progress.step)
         done = progress.step >= feed.total_steps
         if first or done or _due(progress.step, schedule.logging_steps):

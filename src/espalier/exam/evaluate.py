@@ -30,6 +30,7 @@ from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.marks import around_prompt
 from espalier.models.probe import probe
+from espalier.models.rope import scaling_of
 from espalier.models.saved import read_scalar_head
 
 
@@ -42,6 +43,7 @@ class Asking:
         template: ask in a chat template (auto or a name); None: plain text.
         shots_as: with a template, solved examples as turns or in one message.
         trust_remote_code: run Python code that comes with the model.
+        rope_scaling: of its positions, such as ``yarn:4``; None: what the model's folder says.
         lm_eval_files: write results in the form of lm_eval's files, too.
         quiet: no progress and no table.
     """
@@ -50,6 +52,7 @@ class Asking:
     template: str | None = None
     shots_as: ShotsAs = "turns"
     trust_remote_code: bool = False
+    rope_scaling: str | None = None
     lm_eval_files: bool = False
     quiet: bool = False
 
@@ -82,7 +85,9 @@ def evaluate(
     """
     keep_freed_memory()
     planned = plan(tasks, shots, settings or Settings(Path()))
-    lm = load.load_with_adapter(model_name_or_path, trust_remote_code=asking.trust_remote_code)
+    lm = load.load_with_adapter(
+        model_name_or_path, trust_remote_code=asking.trust_remote_code, rope_scaling=asking.rope_scaling
+    )
     tokenizer = load.load_tokenizer(model_name_or_path, trust_remote_code=asking.trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     traits = probe(lm.to(device), wanted=asking.layout)
@@ -108,6 +113,9 @@ def examine_all(
     }
     if template is None and any(around):
         how["around"] = list(around)
+    scaling = scaling_of(model.lm.config)
+    if scaling is not None:
+        how["rope_scaling"] = scaling
     before = _earlier(out, how)
     rows: dict[str, Any] = before.get("tasks", {})
     prefixes: dict[str, str] = before.get("prefixes", {})

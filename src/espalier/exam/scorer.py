@@ -18,7 +18,9 @@ from espalier.exam.encode import Encoded
 from espalier.exam.rows import lay_out_questions
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import TreeModel, Want
+from espalier.models.rope_modules import changes_with_length
 from espalier.models.trunk import Trunk
+from espalier.models.virtual import has_virtual_tokens
 from espalier.trees import Batch, Tree, lay_out_padded, pack
 
 ROW_TOKENS = {"cpu": 1024, "cuda": 16384}
@@ -106,7 +108,10 @@ class Scorer:
     def _cacheable(self, trunk: list[int], questions: dict[int, Encoded]) -> bool:
         windows = [w for w in self._model.traits.windows.values() if w is not None]
         longest = len(trunk) + max(q.longest for q in questions.values())
-        fits = self._model.traits.method == "pieces" and all(w >= longest for w in windows)
+        lm = self._model.lm
+        takes = self._model.traits.method == "pieces"
+        takes = takes and not has_virtual_tokens(lm) and not changes_with_length(lm)
+        fits = takes and all(w >= longest for w in windows)
         return fits and len(trunk) >= _SHORTEST_TRUNK and all(q.stem for q in questions.values())
 
     def _after_trunk(

@@ -55,6 +55,7 @@ def attention_mask(
     dtype: torch.dtype,
     windows: dict[str, int | None],
     trunk: Trunk | None = None,
+    ahead: int = 0,
 ) -> Any:
     """What to hand to the model as its attention mask for a batch in the tree layout.
 
@@ -65,6 +66,7 @@ def attention_mask(
         windows: sliding window by layer type (None = full attention); ``{"": None}`` for a model with one
             kind of layer.
         trunk: what the row goes on from (only "pieces", and no window shorter than the longest path).
+        ahead: of the first so many tokens of the row the model has keys and values, and computes nothing.
 
     Returns:
         A (1, 1, T, T) tensor, or one by layer type where the layers differ.
@@ -75,11 +77,11 @@ def attention_mask(
     assert trunk is None or (method == "pieces" and not windowed), "only pieces go on from a trunk"
     if method == "dense" or windowed:
         masks = {
-            name: additive_mask(batch.subtree_end, batch.position_ids, dtype, window)
+            name: additive_mask(batch.subtree_end, batch.position_ids, dtype, window)[:, :, ahead:]
             for name, window in active.items()
         }
         return masks.get("", masks)
-    length = batch.input_ids.shape[1]
+    length = batch.input_ids.shape[1] - ahead
     if method == "blocks":
         _announced.blocks, _announced.pieces = block_mask(batch.subtree_end, batch.position_ids), []
     else:
@@ -136,6 +138,9 @@ def espalier_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if queries == 1 and _announced.memory is not None:
         return _announced.memory.attend(query, key, value, scale).transpose(1, 2), None
+    ahead = key.shape[2] - queries
+    if ahead:  # learned keys: queries that nobody reads stand in for theirs
+        query = torch.nn.functional.pad(query, (0, 0, ahead, 0))
     if _announced.blocks is not None:
         out = _flex_attention(query, key, value, scale)
     else:
@@ -147,7 +152,7 @@ def espalier_attention(
         else:
             above = _announced.trunk.attend(query, scale)
             out = merge(above, with_lse(query, key, value, _announced.pieces, scale))
-    return out.transpose(1, 2), None
+    return out[:, :, ahead:].transpose(1, 2), None
 
 
 def _flex_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -21,6 +21,8 @@ from espalier.models.encoder_decoder import Answering, is_encoder_decoder
 from espalier.models.forward import Traits, tapped
 from espalier.models.memory import Memory
 from espalier.models.recurrent import Recurrent, is_recurrent
+from espalier.models.rope_modules import answering, changes_with_length
+from espalier.models.virtual import virtual_tokens
 from espalier.trees import Tree, lay_out_tree
 
 PLAIN_BLOCKS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -57,7 +59,13 @@ def make_decoder(
         return Answering(lm, prompts, copies)
     if is_recurrent(lm):
         return Recurrent(lm, prompts, copies)
-    if not shared or any(w < longest for w in windows):
+    virtual = virtual_tokens(lm)
+    if virtual is not None:
+        longest += virtual.length
+        # Padding stands between learned keys and a prompt, and a window is counted in places.
+        apart = virtual.ahead > 0 and any(w < longest for w in windows)
+        return Apart(lm, prompts, copies) if apart else AfterVirtual(lm, prompts, copies)
+    if not shared or any(w < longest for w in windows) or changes_with_length(lm):
         return ByOwnCache(lm, prompts, copies)
     if _is_plain(lm):
         return ByHand(lm, traits, prompts, copies, room)
@@ -183,6 +191,7 @@ class ByOwnCache:
             mask[i, width - len(prompt) :] = 1
         self.ids = ids.repeat_interleave(copies, 0).to(device)
         self.mask = mask.repeat_interleave(copies, 0).to(device)
+        self.prompts = self.mask.sum(1)
         self.takes_positions = "position_ids" in inspect.signature(lm.forward).parameters
 
     def prompt_logits(self) -> Tensor:
@@ -193,11 +202,12 @@ class ByOwnCache:
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
         return self._run(tokens[:, None], positions)
 
-    def _run(self, ids: Tensor, positions: Tensor) -> Tensor:
-        extra = {"position_ids": positions} if self.takes_positions else {}
-        out: Any = self.lm(
-            input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
-        )
+    def _run(self, ids: Tensor | None, positions: Tensor, **given: Tensor) -> Tensor:
+        extra = {**given, **({"position_ids": positions} if self.takes_positions else {})}
+        with answering(self.prompts):
+            out: Any = self.lm(
+                input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
+            )
         self.cache = out.past_key_values
         return out.logits[:, -1]
 
@@ -206,8 +216,50 @@ class ByOwnCache:
             return False
         rows = rows.to(self.mask.device)
         self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
+        self.mask, self.prompts = self.mask[rows], self.prompts[rows]
         return True
+
+
+class AfterVirtual(ByOwnCache):
+    """The same after a model's virtual tokens: embeddings of each row's own, or keys and values in the cache."""
+
+    def __init__(self, lm: Any, prompts: Sequence[Sequence[int]], copies: int) -> None:
+        virtual = virtual_tokens(lm)
+        assert virtual is not None
+        places = virtual.length - virtual.ahead  # that take part in the prompt's rows
+        super().__init__(lm.base_model, [[0] * places + list(prompt) for prompt in prompts], copies)
+        self.virtual, self.places = virtual, places
+        if virtual.ahead:
+            dtype = next(lm.parameters()).dtype
+            self.cache = virtual.dynamic_cache(len(self.ids), dtype, lm.config)
+            self.mask = torch.nn.functional.pad(self.mask, (virtual.ahead, 0), value=1)
+
+    def prompt_logits(self) -> Tensor:
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, self.virtual.ahead :]
+        if self.virtual.embeddings is None:
+            return self._run(self.ids, positions)
+        embedded = self.lm.get_input_embeddings()(self.ids)  # type: ignore[operator]
+        learned = self.mask.bool() & (positions < self.places)
+        own = self.virtual.embeddings.to(embedded.dtype).repeat(len(self.ids), 1)
+        return self._run(None, positions, inputs_embeds=embedded.masked_scatter(learned[..., None], own))
+
+
+class Apart:
+    """Each prompt read and continued by itself, after the model's virtual tokens, so that no row is padded."""
+
+    def __init__(self, lm: Any, prompts: Sequence[Sequence[int]], copies: int) -> None:
+        self.copies = copies
+        self.each = [AfterVirtual(lm, [prompt], copies) for prompt in prompts]
+
+    def prompt_logits(self) -> Tensor:
+        return torch.cat([one.prompt_logits() for one in self.each])
+
+    def next_logits(self, tokens: Tensor, step: int) -> Tensor:
+        parts = zip(self.each, tokens.split(self.copies), strict=True)
+        return torch.cat([one.next_logits(part, step) for one, part in parts])
+
+    def keep(self, rows: Tensor) -> bool:
+        return False
 
 
 def _inner(lm: Any) -> Any:
@@ -220,8 +272,6 @@ def _is_plain(lm: Any) -> bool:
 
     Sharding and offloading work by hooks on modules or by forwards put in their place.
     """
-    if type(lm).__name__ == "PeftModelForCausalLM" and lm.active_peft_config.is_prompt_learning:
-        return False
     inner = _inner(lm)
     kind = type(inner)
     if kind.__name__ not in PLAIN_BLOCKS or not kind.__module__.startswith("transformers.models."):

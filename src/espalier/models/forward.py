@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from espalier.models.attention import Method, attention_mask
 from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs, shared_logprobs
 from espalier.models.trunk import Trunk
-from espalier.trees.batch import Batch
+from espalier.models.virtual import Virtual, virtual_tokens
+from espalier.trees.batch import Batch, under_root
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,13 @@ class TreeModel(nn.Module):
         if (want.values or want.scores) and self.scalar_head is None:
             raise ValueError("values and scores need a scalar head, and this model has none")
         head = self.lm.get_output_embeddings()  # type: ignore[operator]
+        virtual = virtual_tokens(self.lm)
+        asked, rooted = batch, batch if virtual is None else under_root(batch, virtual.length)
+        if virtual is not None and not virtual.ahead:
+            batch = rooted
         through_model = want.logprobs and not self.traits.plain_head
         with tapped(head, batch.read_at if through_model else None) as taken:
-            logits = self._run(batch, trunk).logits
+            logits = self._run(asked, rooted, virtual, trunk).logits
         hidden = taken[0].flatten(0, -2)
         logprobs = entropy = values = scores = greedy = None
         if want.logprobs and len(batch.labels):
@@ -134,20 +139,32 @@ class TreeModel(nn.Module):
             scores = self.scalar_head(hidden[batch.leaf_at])
         return Outputs(logprobs, entropy, values, scores, greedy)
 
-    def _run(self, batch: Batch, trunk: Trunk | None) -> Any:
-        if batch.attention_mask is not None:
-            mask: Any = batch.attention_mask.long()
+    def _run(self, batch: Batch, rooted: Batch, virtual: Virtual | None, trunk: Trunk | None) -> Any:
+        """The model's own output; `rooted` is the batch with its virtual tokens, if there are any."""
+        assert virtual is None or trunk is None, "a trunk has no virtual tokens before it"
+        ahead = 0 if virtual is None else virtual.ahead
+        dtype = torch.get_autocast_dtype(batch.input_ids.device.type)
+        if not torch.is_autocast_enabled(batch.input_ids.device.type):
+            dtype = next(self.lm.parameters()).dtype
+        if rooted.attention_mask is not None:
+            mask: Any = rooted.attention_mask.long()
         else:
-            dtype = torch.get_autocast_dtype(batch.input_ids.device.type)
-            if not torch.is_autocast_enabled(batch.input_ids.device.type):
-                dtype = next(self.lm.parameters()).dtype
-            mask = attention_mask(batch, self.traits.method, dtype, self.traits.windows, trunk)
-        kept = {} if trunk is None else {"past_key_values": trunk}
-        return self.lm(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
+            mask = attention_mask(rooted, self.traits.method, dtype, self.traits.windows, trunk, ahead)
+        lm: Any = self.lm
+        given: dict[str, Any] = {"input_ids": batch.input_ids}
+        past: Any = trunk
+        if virtual is not None:
+            lm = lm.base_model
+            if virtual.layers is not None:
+                past = virtual.cache(len(batch.input_ids), dtype)
+            else:
+                given = {"inputs_embeds": virtual.before(lm.get_input_embeddings()(batch.input_ids))}
+        kept = {} if past is None else {"past_key_values": past}
+        return lm(
+            **given,
+            position_ids=rooted.position_ids[:, ahead:],
             attention_mask=mask,
-            use_cache=trunk is not None,
+            use_cache=past is not None,
             **kept,
         )
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,22 @@ from transformers import (
 
 from espalier.errors import UserError
 from espalier.models import marks
-from espalier.models.encoder_decoder import is_encoder_decoder, takes_rows
+from espalier.models.encoder_decoder import takes_rows
 from espalier.models.legacy import checkpoint
+from espalier.models.legacy.families import conversion_of
 from espalier.models.legacy.registration import register
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.legacy.weights import refusal
+from espalier.models.new_tokenizer import CHATML as CHATML
+from espalier.models.new_tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
+from espalier.models.new_tokenizer import bare_tokenizer
+from espalier.models.new_tokenizer import train_tokenizer as train_tokenizer
+from espalier.models.rope import longest, set_scaling, warn_if_other
+from espalier.models.rope_modules import put_in_place
+from espalier.models.virtual import virtual_tokens
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""Of a new tokenizer: the padding, and the marks around a turn (the last one ends every answer)."""
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+Scaling = str | Mapping[str, Any]
+"""A name, or a mapping with rope_type and factor."""
 
 
 def load_lm(
@@ -47,6 +51,8 @@ def load_lm(
     dtype: torch.dtype | None = torch.float32,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    rope_scaling: Scaling | None = None,
+    length: int | None = None,
 ) -> nn.Module:
     """A causal language model from a folder with safetensors, or from the hub when `name` is no path.
 
@@ -57,6 +63,8 @@ def load_lm(
         dtype: of the parameters; None keeps the file's.
         trust_remote_code: run Python code that comes with the model.
         allow_pickle: read .bin files, through torch's safe loader, where there are no safetensors.
+        rope_scaling: for a longer context, see `rope.set_scaling`; None is what the folder says.
+        length: of texts, for a scaling without a factor.
 
     Raises:
         UserError: the folder is missing, has no config or no weights, or holds another kind of model.
@@ -67,13 +75,17 @@ def load_lm(
     local = Path(name).exists()
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
-        return checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
+        scale = None if rope_scaling is None else partial(set_scaling, wanted=rope_scaling, length=length)
+        lm = checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle, prepare=scale)
+        return put_in_place(lm)
     register(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
+        if rope_scaling is not None:
+            set_scaling(config, rope_scaling, length=length)
         if config.model_type == "rwkv":
             config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
-        lm = _kind(config).from_pretrained(
+        made = _kind(config).from_pretrained(
             name,
             config=without_dropout(config),
             dtype="auto" if dtype is None else dtype,
@@ -81,7 +93,9 @@ def load_lm(
             trust_remote_code=trust_remote_code,
             local_files_only=local,
         )
-        return takes_rows(lm) if config.is_encoder_decoder else lm
+        return put_in_place(takes_rows(made) if config.is_encoder_decoder else made)
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"{name}: cannot be loaded as a causal language model ({_first_line(error)}). "
@@ -89,13 +103,21 @@ def load_lm(
         ) from error
 
 
-def new_lm(config: dict[str, Any], vocab_size: int, token_ids: dict[str, int | None]) -> nn.Module:
+def new_lm(
+    config: dict[str, Any],
+    vocab_size: int,
+    token_ids: dict[str, int | None],
+    *,
+    rope_scaling: Scaling | None = None,
+    length: int | None = None,
+) -> nn.Module:
     """A new model with random weights.
 
     Args:
         config: transformers' own configuration keys, ``model_type`` among them.
         vocab_size: of the tokenizer; wins over a ``vocab_size`` in the configuration that is smaller.
         token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer.
+        rope_scaling, length: as in `load_lm`.
     """
     _quiet()
     settings = dict(config)
@@ -107,8 +129,12 @@ def new_lm(config: dict[str, Any], vocab_size: int, token_ids: dict[str, int | N
     settings["vocab_size"] = max(int(settings.get("vocab_size") or 0), vocab_size)
     try:
         made = AutoConfig.for_model(kind, **{**settings, **token_ids})
+        if rope_scaling is not None:
+            set_scaling(made, rope_scaling, length=length)
         lm = _kind(made).from_config(without_dropout(made), dtype=torch.float32)
-        return takes_rows(lm) if made.is_encoder_decoder else lm
+        return put_in_place(takes_rows(lm) if made.is_encoder_decoder else lm)
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"model_config: {_first_line(error)}") from error
 
@@ -142,7 +168,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             return _completed(old)
         bare = not any((folder / name).is_file() for name in ("tokenizer_config.json", "spiece.model"))
         if folder.is_dir() and bare:
-            return _bare_tokenizer(folder)
+            return bare_tokenizer(folder)
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, local_files_only=folder.is_dir()
         )
@@ -177,57 +203,6 @@ def has_tokenizer(folder: Path) -> bool:
     return any(True for name in names for _ in folder.glob(name))
 
 
-def _bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A folder with only a vocabulary: byte-level BPE in the form of GPT-2, or one tokenizer.json."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    if (folder / "tokenizer.json").is_file():
-        made = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocabulary, merges = str(folder / "vocab.json"), str(folder / "merges.txt")
-        made = Tokenizer(models.BPE.from_file(vocabulary, merges))
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
-    else:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise UserError(
-            f"{folder}: no tokenizer here (found {found}). "
-            "Wanted tokenizer.json, tokenizer_config.json, or vocab.json with merges.txt."
-        )
-    known = made.get_vocab()
-    end = "<|endoftext|>" if "<|endoftext|>" in known else None
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token=end, pad_token=end)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS[1:])})
-    if end is None:
-        tokenizer.add_special_tokens({"pad_token": SPECIAL_TOKENS[0]})
-    tokenizer.eos_token = SPECIAL_TOKENS[2]
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A byte-level BPE on the user's own text, with ChatML as its template; every text round-trips."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=list(SPECIAL_TOKENS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token=SPECIAL_TOKENS[2], pad_token=SPECIAL_TOKENS[0]
-    )
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
 def _completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         # Never read: rows are not padded, or their padding is masked. It only has to be in the vocabulary.
@@ -254,46 +229,6 @@ def fit_vocabulary(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     if missing > 0:
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=True)  # type: ignore[operator]
     return max(0, missing)
-
-
-def blocks(lm: nn.Module) -> list[nn.Module]:
-    """The transformer blocks, lowest first; an encoder's before its decoder's.
-
-    Raises:
-        ValueError: no list of as many modules as the configuration has layers.
-    """
-    config: Any = lm.config
-    if is_encoder_decoder(lm):
-        stacks = (lm.get_encoder(), lm.get_decoder())  # type: ignore[operator]
-        lists = [next(m for m in stack.children() if isinstance(m, nn.ModuleList)) for stack in stacks]
-        return [block for stack in lists for block in stack]
-    layers = int(config.get_text_config().num_hidden_layers)
-    for module in lm.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
-            return list(module)
-    raise ValueError(f"{type(lm).__name__}: no list of {layers} blocks found")
-
-
-def freeze_lowest(lm: nn.Module, ratio: float) -> int:
-    """Freeze the embeddings and the lowest `ratio` of the blocks; returns how many blocks are frozen.
-
-    Nothing below the first trainable block needs a gradient, so autograd neither runs there nor keeps
-    activations.
-    """
-    stack = blocks(lm)
-    frozen = int(ratio * len(stack))
-    if frozen == 0:
-        return 0
-    lowest = stack[:frozen]
-    kept = {id(p) for block in stack[frozen:] for p in block.parameters()}
-    for module in [lm.get_input_embeddings(), *lowest]:  # type: ignore[operator]
-        for parameter in module.parameters():
-            if id(parameter) not in kept:
-                parameter.requires_grad_(False)
-    for name, parameter in lm.named_parameters():
-        if any(part in name for part in ("wpe", "position_embeddings", "embed_positions")):
-            parameter.requires_grad_(False)
-    return frozen
 
 
 def check_folder(name: str, *, allow_pickle: bool = False) -> None:
@@ -356,18 +291,75 @@ def hidden_size(lm: nn.Module) -> int:
     return int(config.get_text_config().hidden_size)
 
 
-def load_with_adapter(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> nn.Module:
-    """A model folder, or an adapter folder: then its base model with the adapter merged into it."""
+def load_with_adapter(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    rope_scaling: Scaling | None = None,
+    length: int | None = None,
+) -> nn.Module:
+    """A model folder, or an adapter folder: then its base model with the adapter merged into it.
+
+    Virtual tokens cannot be merged and stay on top. The base may be an adapter's folder in its turn: that of an
+    earlier stage on whose merged model this one has trained. The base gets the scaling of positions that the adapter
+    was trained with, unless another is asked for.
+    """
     from espalier.models import adapters
 
-    settings = Path(name) / "adapter_config.json"
-    if not settings.is_file():
-        return load_lm(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    base = json.loads(settings.read_text("utf-8")).get("base_model_name_or_path")
+    given = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "length": length}
+    if not adapters.is_adapter(name):
+        return load_lm(name, **given, rope_scaling=rope_scaling)  # type: ignore[arg-type]
+    scaling = adapters.trained_scaling(name) if rope_scaling is None else rope_scaling
+    lm = load_with_adapter(base_of(name), **given, rope_scaling=scaling)  # type: ignore[arg-type]
+    return with_adapters(lm, [name])
+
+
+def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
+    """The model with saved adapters in their order, each merged; the last stays on top where it cannot be.
+
+    Raises:
+        UserError: an adapter that cannot be merged stands below another one.
+    """
+    from espalier.models import adapters
+
+    for folder in folders:
+        if adapters.is_adapted(lm):
+            adapters.merged(lm)  # says why it cannot
+        warn_if_other(lm.config, adapters.trained_scaling(folder), folder)
+        adapted: Any = adapters.load_adapter(lm, folder, trainable=False)
+        lm = adapters.merged(adapted) if adapters.can_merge(adapted) else adapted
+        if not adapters.is_adapted(lm):
+            _renamed(lm.requires_grad_(True), folder)  # an adapter freezes what it stands on
+    return lm
+
+
+def vocabulary_of(name: str) -> int | None:
+    """How many embeddings a saved model has that is a base; None where its files do not say."""
+    from espalier.models import adapters
+
+    while adapters.is_adapter(name):
+        name = base_of(name)
+    try:
+        old = checkpoint.config_of(Path(name)) if Path(name).exists() else None
+        config: Any = AutoConfig.from_pretrained(name) if old is None else conversion_of(old).config
+        return int(config.get_text_config().vocab_size)
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def base_of(adapter: str) -> str:
+    """The model or adapter that an adapter's folder says it was made for."""
+    file = Path(adapter) / "adapter_config.json"
+    base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
     if not base:
-        raise UserError(f"{settings}: names no base model. Set base_model_name_or_path in it.")
-    lm = load_lm(base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    return adapters.merged(adapters.load_adapter(lm, name, trainable=False))
+        raise UserError(f"{file}: names no base model. Set base_model_name_or_path in it.")
+    return str(base)
+
+
+def _renamed(lm: Any, name: str) -> None:
+    """What an adapter that is made on this model will name as its base."""
+    lm.name_or_path = lm.config.name_or_path = name
 
 
 def checkpoint_activations(lm: nn.Module) -> None:
@@ -380,7 +372,6 @@ def checkpoint_activations(lm: nn.Module) -> None:
 
 
 def context_length(lm: nn.Module) -> int:
-    """The most positions that the model was made for; 2048 where its configuration does not say."""
-    config: Any = lm.config
-    found = config.to_dict().get("max_position_embeddings") or config.to_dict().get("n_positions")
-    return int(found) if isinstance(found, int) else 2048
+    """The most positions that the model was made for, less its virtual tokens; 2048 where nothing is said."""
+    virtual = virtual_tokens(lm)
+    return longest(lm.config) - (0 if virtual is None else virtual.length)

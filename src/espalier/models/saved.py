@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from espalier.models.adapters import is_adapted
+from espalier.models.adapters import is_adapted, save_adapter
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
+from espalier.models.load import vocabulary_of
 
 HEAD_FILE = "scalar_head.safetensors"
 _HEAD_NAMES = ("score.weight", "scalar_head.weight")
@@ -49,13 +50,23 @@ def save_model(
         if head is not None and not is_adapted(lm) and _classifier(lm) is not None:
             _save_classifier(folder, lm, state, head)
         else:
-            lm.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
+            if is_adapted(lm):
+                save_adapter(lm, folder, state, embeddings=_has_grown(lm))
+            else:
+                lm.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
             if head is not None:
                 save_file({"scalar_head.weight": head.cpu().contiguous()}, folder / HEAD_FILE)
     finally:
         lm.config._attn_implementation = attention
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
+
+
+def _has_grown(lm: Any) -> bool:
+    """Whether an adapted model has more embeddings than the base that its folder will name."""
+    base = lm.active_peft_config.base_model_name_or_path
+    known = vocabulary_of(base) if base else None
+    return known is not None and lm.get_input_embeddings().weight.shape[0] != known
 
 
 def read_scalar_head(name: str) -> ScalarHead | None:

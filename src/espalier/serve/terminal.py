@@ -17,7 +17,13 @@ HELP = "/clear forgets the conversation Â· /system TEXT sets the system prompt Â
 
 
 def chat(
-    model_path: str, *, max_new_tokens: int, temperature: float, top_p: float, system: str | None
+    model_path: str,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    system: str | None,
+    rope_scaling: str | None = None,
 ) -> None:
     """Talk to the model of a folder until /exit or the end of the input; reads a pipe as well.
 
@@ -25,7 +31,8 @@ def chat(
         UserError: no model there.
     """
     console = Console()
-    lm = load.load_with_adapter(model_path).to("cuda" if torch.cuda.is_available() else "cpu")
+    lm = load.load_with_adapter(model_path, rope_scaling=rope_scaling)
+    lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load.load_tokenizer(model_path)
     model = TreeModel(lm, probe(lm)).eval()
     context = load.context_length(lm)

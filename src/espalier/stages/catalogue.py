@@ -7,12 +7,15 @@ from types import ModuleType
 from typing import Any
 
 from espalier.errors import UserError
+from espalier.models.adapters import VIRTUAL
 from espalier.options import (
     COMMON,
     AdapterOptions,
     EngineOptions,
+    LoraOptions,
     ModelOptions,
     TrainOptions,
+    VirtualTokenOptions,
 )
 from espalier.stages import dpo, grpo, ppo, pretrain, reward, sft
 
@@ -44,7 +47,6 @@ def check_possible(stage: str, options: Mapping[type, Any]) -> None:
     not_yet = {
         "compile": options[EngineOptions].compile,
         "optim": options[TrainOptions].optim != "adamw",
-        "rope_scaling": options[ModelOptions].rope_scaling is not None,
         "quantization_bit": options[AdapterOptions].quantization_bit is not None,
     }
     for key, asked in not_yet.items():
@@ -52,9 +54,50 @@ def check_possible(stage: str, options: Mapping[type, Any]) -> None:
             raise UserError(
                 f"`{key}` is known but not available yet, and is never ignored silently. Remove it."
             )
-    sharded = options[EngineOptions].strategy in SHARDED
-    if sharded and options[AdapterOptions].finetuning_type == "lora" and stage in ("dpo", "ppo", "grpo"):
+    _check_sharded(stage, options)
+    _check_adapter(options)
+
+
+def _check_sharded(stage: str, options: Mapping[type, Any]) -> None:
+    """What cannot be done where no process holds the whole model."""
+    strategy, kind = options[EngineOptions].strategy, options[AdapterOptions].finetuning_type
+    if strategy in SHARDED and kind not in ("full", "freeze"):
+        why = None
+        if stage in ("dpo", "ppo", "grpo"):
+            why = f"in {stage}: its reference is the adapter as it began, inside a sharded model"
+        elif kind in VIRTUAL:
+            why = "virtual tokens are read outside of the sharded model's own forward"
+        if why is not None:
+            raise UserError(
+                f"finetuning_type: {kind} with strategy: {strategy} is not possible, {why}. Use strategy: ddp or zero2."
+            )
+    if kind == "adalora" and (strategy in (*SHARDED, "zero1", "zero2") or options[EngineOptions].deepspeed):
         raise UserError(
-            f"finetuning_type: lora with strategy: {options[EngineOptions].strategy} is not possible in {stage}: "
-            "its reference is the adapter switched off, inside a sharded model. Use strategy: ddp or zero2."
+            f"finetuning_type: adalora with strategy: {strategy} is not possible: it weighs whole gradients after each "
+            "step. Use strategy: ddp."
+        )
+
+
+def _check_adapter(options: Mapping[type, Any]) -> None:
+    """What does not go together among the adapters' keys."""
+    kind, lora = options[AdapterOptions].finetuning_type, options[LoraOptions]
+    for key, asked, kinds in (
+        ("use_dora", lora.use_dora, ("lora",)),
+        ("use_rslora", lora.use_rslora, ("lora",)),
+        ("prompt_init_text", options[VirtualTokenOptions].prompt_init_text, ("prompt", "prefix")),
+        ("prefix_projection", options[VirtualTokenOptions].prefix_projection, ("prefix",)),
+    ):
+        if asked and kind not in kinds:
+            raise UserError(
+                f"`{key}` belongs to finetuning_type: {' or '.join(kinds)}, not to {kind}. Remove it."
+            )
+    if kind == "prefix" and options[EngineOptions].gradient_checkpointing:
+        raise UserError(
+            "finetuning_type: prefix with gradient_checkpointing is not possible: layers that are computed again do "
+            "not see learned keys and values. Remove gradient_checkpointing, or use prompt."
+        )
+    model = options[ModelOptions]
+    if options[AdapterOptions].create_new_adapter and not model.adapter_name_or_path:
+        raise UserError(
+            "`create_new_adapter` without `adapter_name_or_path` has nothing to merge. Name the adapter, or remove it."
         )

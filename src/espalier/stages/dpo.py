@@ -1,7 +1,7 @@
 """Direct preference optimisation and its relatives: a policy from pairs, without a reward model.
 
 A pair is one tree: the prompt is computed once for both answers, by the policy and by the reference. The
-reference is the adapter switched off, or a frozen copy; its logprobs are computed in the feed, or once for
+reference is the adapter as it was at the start, or a frozen copy; its logprobs are computed in the feed, or once for
 the whole data set before the first step.
 """
 
@@ -20,7 +20,7 @@ from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.track import Numbers
 from espalier.maths import losses
 from espalier.maths.reduce import masked_mean, masked_sum
-from espalier.models.adapters import is_adapted, reference
+from espalier.models.adapters import StepZero, is_adapted
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.options import Options, option
 from espalier.stages.setup import Setup
@@ -127,15 +127,17 @@ class Reference:
 
     def __init__(self, policy: TreeModel, frozen: TreeModel | None) -> None:
         self._policy, self.frozen = policy, frozen
+        self._start = StepZero(policy.lm) if frozen is None else None
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
         if "ref_logprobs" in batch.extras:
             return batch
-        if self.frozen is not None:
+        if self._start is None:
+            assert self.frozen is not None, "everything has been computed before the first step"
             found = self.frozen(batch, Want()).logprobs
         else:
-            with reference(self._policy.lm):
+            with self._start():
                 found = self._policy(batch, Want()).logprobs
         assert found is not None
         return batch.with_extras(ref_logprobs=found.detach())

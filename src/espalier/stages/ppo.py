@@ -252,7 +252,7 @@ def build(setup: Setup) -> Parts:
         held_out=HeldOut("reward", "higher"),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
         controllers={"kl": controller},
-        after_step=None if average is None else lambda live: average.update(policy),
+        after_step=None if average is None else lambda live, step: average.update(policy),
         also_saved={"critic": critic, **({"ema": average.model} if average else {})},
         averages={} if average is None else {"ema": average.model},
     )

@@ -18,7 +18,7 @@ from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.tokenise import EncodedPrompt
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
-from espalier.models.adapters import is_adapted, reference
+from espalier.models.adapters import StepZero, is_adapted
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.generate import Sampling
 from espalier.options import Options, RunOptions, option
@@ -83,7 +83,7 @@ class Roller:
     Args:
         setup: of the run.
         policy: what is sampled from (for its traits).
-        frozen_reference: a frozen copy, or None where the policy has an adapter to switch off.
+        frozen_reference: a frozen copy, or None where the policy has an adapter: then the reference is what it is now.
         group_size: answers a prompt.
     """
 
@@ -93,6 +93,7 @@ class Roller:
         options = setup.option(RolloutOptions)
         self._setup, self._options, self._policy = setup, options, policy
         self._reference, self._group = frozen_reference, group_size
+        self._start = StepZero(policy.lm) if frozen_reference is None else None
         self._rule = find_rule(options.reward_function) if options.reward_function else None
         self.reward_model = (
             setup.load_frozen(options.reward_model, scalar_head=True) if options.reward_model else None
@@ -181,10 +182,11 @@ class Roller:
     def _by_reference(self, live: Live, batch: Batch) -> Tensor:
         want = Want(temperature=self.temperature)
         with live.accelerator.autocast():
-            if self._reference is not None:
+            if self._start is None:
+                assert self._reference is not None
                 found = self._reference(batch, want).logprobs
             else:
-                with reference(self._policy.lm):
+                with self._start():
                     found = self._policy(batch, want).logprobs
         assert found is not None
         return found.float()
@@ -235,7 +237,7 @@ def check_first_step(first: dict[str, float]) -> None:
 
 
 def frozen_copy(policy: TreeModel) -> TreeModel | None:
-    """A frozen reference of its own, or None where the adapter can be switched off."""
+    """A frozen reference of its own, or None where only an adapter is trained, whose start can be kept."""
     if is_adapted(policy.lm):
         return None
     made = copy.deepcopy(policy)

@@ -24,7 +24,7 @@ from espalier.data.templates import Template, choose_template, prompt_text
 from espalier.data.tokenise import EncodedPrompt, Encoder, encode_all, encode_prompts
 from espalier.engine.strategy import whole_parameters
 from espalier.errors import UserError
-from espalier.models import adapters, load
+from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
@@ -39,6 +39,7 @@ from espalier.options import (
     TrainOptions,
 )
 from espalier.rollout.experience import Ask
+from espalier.stages.adapting import adapted, frozen_part
 from espalier.stages.stage import Live, SamplePrompt
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from espalier.trees.draw import draw_tree
@@ -132,15 +133,15 @@ class Setup:
             name: of another model than the run's own (a critic's start).
             scalar_head: whether it gives numbers; a head that was saved is kept, else a new one is made.
         """
-        model, adapter = self.option(ModelOptions), self.option(AdapterOptions)
-        lm, head = self._lm(name or model.model_name_or_path)
+        model = self.option(ModelOptions)
+        lm, head = self._lm(name or model.model_name_or_path, own=name is None)
+        lm = adapted(lm, self.options, self.tokenizer, own=name is None)
         traits = probe(lm, wanted=model.layout)
         self.padded, self.layout_reason = traits.method == "padded", traits.reason
         self.say(traits.reason)
-        lm = self._adapted(lm, model, adapter)
-        if adapter.finetuning_type in ("full", "freeze") and adapter.freeze_ratio:
-            frozen = load.freeze_lowest(lm, adapter.freeze_ratio)
-            self.say(f"the embeddings and the lowest {frozen} blocks are frozen")
+        frozen = frozen_part(lm, self.option(AdapterOptions))
+        if frozen is not None:
+            self.say(frozen)
         self.head_was_loaded = head is not None
         if not scalar_head:
             head = None
@@ -160,16 +161,21 @@ class Setup:
         traits = probe(lm, wanted=self.option(ModelOptions).layout)
         return TreeModel(lm, traits, head if scalar_head else None).to(self.device)
 
-    def _lm(self, name: str | None) -> tuple[nn.Module, ScalarHead | None]:
+    def _lm(self, name: str | None, *, own: bool = False) -> tuple[nn.Module, ScalarHead | None]:
         model = self.option(ModelOptions)
         if name is None:
             torch.manual_seed(self.option(RunOptions).seed)
             config = load.read_config(model.model_config or {})
             ids = {k: getattr(self.tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            return load.new_lm(config, len(self.tokenizer), ids), None
+            scaling = {"rope_scaling": model.rope_scaling, "length": self.cutoff_len}
+            return load.new_lm(config, len(self.tokenizer), ids, **scaling), None  # type: ignore[arg-type]
         lm, head = (
             load.load_with_adapter(
-                name, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle
+                name,
+                trust_remote_code=model.trust_remote_code,
+                allow_pickle=model.allow_pickle,
+                rope_scaling=model.rope_scaling if own else None,
+                length=self.cutoff_len,
             ),
             read_scalar_head(name),
         )
@@ -179,23 +185,6 @@ class Setup:
                 f"{grown} rows were added to the embeddings: the tokenizer knows more tokens than the model"
             )
         return lm, head
-
-    def _adapted(self, lm: nn.Module, model: ModelOptions, adapter: AdapterOptions) -> nn.Module:
-        kind = adapter.finetuning_type
-        if model.adapter_name_or_path:
-            return adapters.load_adapter(lm, model.adapter_name_or_path, trainable=kind == "lora")
-        if kind in ("full", "freeze"):
-            return lm
-        if kind != "lora":
-            raise UserError(f"finetuning_type: {kind} is not available yet. Use full, freeze or lora.")
-        return adapters.add_lora(
-            lm,
-            rank=adapter.lora_rank,
-            alpha=adapter.lora_alpha,
-            dropout=adapter.lora_dropout,
-            target=list(adapter.lora_target),
-            bias=adapter.lora_bias,
-        )
 
     # --- data -----------------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ class Parts:
         held_out: what the units are called.
         sample_prompts: shown at each evaluation.
         controllers: by name, for the checkpoint.
-        after_step: bookkeeping after each optimiser step.
+        after_step: bookkeeping after each optimiser step, by its number; the gradients are still there.
         averages: modules outside of `trained` whose weights change too; they go into the checkpoint.
         also_saved: further models by folder name (a critic, a moving average), saved beside ``model/``.
     """
@@ -114,7 +114,7 @@ class Parts:
     held_out: HeldOut
     sample_prompts: Sequence[SamplePrompt] = ()
     controllers: dict[str, Controller] = field(default_factory=dict)
-    after_step: Callable[[Live], None] | None = None
+    after_step: Callable[[Live, int], None] | None = None
     averages: dict[str, nn.Module] = field(default_factory=dict)
     also_saved: dict[str, TreeModel] = field(default_factory=dict)
 

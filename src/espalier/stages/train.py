@@ -27,7 +27,8 @@ from espalier.engine.optim import adamw, learning_rate_at
 from espalier.engine.signals import StopSignal
 from espalier.engine.track import Tracker, keep_rows
 from espalier.errors import UserError
-from espalier.options import AdamOptions, EngineOptions, RunOptions, TrainOptions
+from espalier.options import AdaloraOptions, AdamOptions, EngineOptions, RunOptions, TrainOptions
+from espalier.stages.adapting import rank_allocations
 from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES, check_possible
 from espalier.stages.preflight import show_preflight
 from espalier.stages.results import finished, save_models, write_config, write_summary
@@ -106,12 +107,15 @@ def _prepared(start: Start) -> Running:
         start.folder / "rejected.jsonl",
     )
     parts: Parts = STAGES[start.stage].build(setup)
+    parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))
     show_preflight(start.console, start.name, setup.preflight.result())
     sharded = start.option(EngineOptions).strategy in SHARDED
     sampler = copy.deepcopy(parts.main.lm) if sharded and start.stage in SAMPLED else None
     module, optimizer = accelerator.prepare(parts.trained, _optimizer(start, parts))
     live = Live(module, accelerator, sampler)
     running = Running(start, setup, parts, live, optimizer, parts.feed(live))
+    for allocation in allocations:
+        allocation.begin(running.feed.total_steps)
     resume(running)
     return running
 
@@ -163,7 +167,7 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     hooks = Hooks(
         save=lambda step: save(running, step),
         validate=lambda step: validate(running, step),
-        after_step=(lambda step: after(live)) if after is not None else (lambda step: None),
+        after_step=(lambda step: after(live, step)) if after is not None else (lambda step: None),
     )
     run_loop(
         live.module,

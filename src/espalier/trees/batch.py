@@ -106,3 +106,23 @@ class Batch:
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
         extras = {name: value.to(device) for name, value in self.extras.items()}
         return replace(self, **moved, attention_mask=mask, extras=extras)
+
+
+def under_root(batch: Batch, n: int) -> Batch:
+    """The batch with n further tokens (ids 0) before each row, above everything in it.
+
+    Every tree of the row hangs below the same n tokens: places and positions move by n, what is read where does not
+    change otherwise.
+    """
+    rows, length = batch.input_ids.shape
+    root = torch.arange(n, device=batch.position_ids.device).expand(rows, n)
+    mask = batch.attention_mask
+    return replace(
+        batch,
+        input_ids=torch.nn.functional.pad(batch.input_ids, (n, 0)),
+        position_ids=torch.cat([root, batch.position_ids + n], 1),
+        subtree_end=torch.cat([torch.full_like(root, n + length), batch.subtree_end + n], 1),
+        attention_mask=None if mask is None else torch.nn.functional.pad(mask, (n, 0), value=True),
+        read_at=batch.read_at + n * (batch.read_at // length + 1),
+        leaf_at=batch.leaf_at + n * (batch.leaf_at // length + 1),
+    )

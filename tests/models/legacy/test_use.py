@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import espalier
-from espalier.models import adapters
+from espalier.models import adapter_kinds, adapters
 from espalier.models.forward import TreeModel
+from espalier.models.freezing import blocks, freeze_lowest
 from espalier.models.generate import Sampling, sample
-from espalier.models.load import blocks, checkpoint_activations, context_length, freeze_lowest, load_lm
+from espalier.models.load import checkpoint_activations, context_length, load_lm
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
 from tests.models.legacy.conftest import FAMILIES, cases
@@ -59,7 +60,7 @@ def test_lora_on_every_linear_layer_and_merged(family: str, model: Any, shared: 
     case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq19"))
     with torch.no_grad():
         before = model(**case.inputs).logits
-    adapted: Any = adapters.add_lora(
+    adapted: Any = adapter_kinds.add_lora(
         copy.deepcopy(model), rank=2, alpha=None, dropout=0.0, target=["all"], bias="none"
     )
     for name, parameter in adapted.named_parameters():

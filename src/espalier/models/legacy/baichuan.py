@@ -27,19 +27,24 @@ from espalier.models.legacy.conversion import Conversion, Named
 from espalier.models.legacy.llama_like import llama_settings, place_packed
 from espalier.models.legacy.native import attend, heads_first
 from espalier.models.legacy.prefix import additive
+from espalier.models.rope_modules import slope_factors
 
 BLOCK = 256
 """A position is ``BLOCK * a + b``, so that both numbers are exact in bfloat16 up to 65,536 tokens."""
 
 
 class BaichuanConfig(LlamaConfig):
-    """Llama's, and: `alibi` for ALiBi (else rotary), `norm_head`, and `z_loss_weight` of the original loss."""
+    """Llama's, and: `alibi` for ALiBi (else rotary), `norm_head`, and `z_loss_weight` of the original loss.
+
+    `alibi_scaling`: rope_type and factor of `espalier.models.rope`, for texts longer than it was trained at.
+    """
 
     model_type = "espalier_baichuan"
 
     alibi: bool = True
     norm_head: bool = False
     z_loss_weight: float = 0.0
+    alibi_scaling: dict[str, Any] | None = None
 
 
 def slopes(heads: int) -> Tensor:
@@ -67,7 +72,11 @@ class ALiBiAttention(LlamaAttention):
         key = heads_first(self.k_proj(hidden_states), self.head_dim)
         value = heads_first(self.v_proj(hidden_states), self.head_dim)
         size, wide = self.head_dim, -(-(self.head_dim + 2) // 8) * 8  # kernels want multiples of 8
-        slope = (slopes(query.shape[1]).to(query.device) / self.scaling)[None, :, None, None]
+        steep = slopes(query.shape[1]).to(query.device)
+        scaled: Any = self.config.alibi_scaling  # type: ignore[attr-defined]
+        if scaled:
+            steep = steep * slope_factors(steep, scaled["rope_type"], scaled["factor"])
+        slope = (steep / self.scaling)[None, :, None, None]
         asked = torch.cat([slope * BLOCK, slope], -1).to(query.dtype)
         at = position_ids[:, None, :, None]
         placed = torch.cat([at // BLOCK, at % BLOCK], -1).to(key.dtype)

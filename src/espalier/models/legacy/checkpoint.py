@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,12 @@ def fetched(name: str, *, allow_pickle: bool = False, weights: bool = True) -> P
 
 
 def load_legacy(
-    folder: Path, config: Mapping[str, Any], *, dtype: torch.dtype | None, allow_pickle: bool
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None,
+    allow_pickle: bool,
+    prepare: Callable[[Any], None] | None = None,
 ) -> nn.Module:
     """The model of an old checkpoint folder.
 
@@ -66,6 +71,7 @@ def load_legacy(
         config: from `config_of`.
         dtype: of the parameters; None keeps the file's.
         allow_pickle: whether .bin files may be read, through torch's safe loader.
+        prepare: changes the new configuration before the model is built.
 
     Raises:
         UserError: an option that cannot be converted, or tensors that are missing, left over or misshapen.
@@ -75,6 +81,8 @@ def load_legacy(
 
         config = sizes(folder, allow_pickle=allow_pickle)
     conversion = conversion_of(config)
+    if prepare is not None:
+        prepare(conversion.config)
     state: dict[str, Tensor] = {}
     for name, tensor in read_tensors(folder, allow_pickle=allow_pickle):
         for new, value in conversion.place(name, tensor):

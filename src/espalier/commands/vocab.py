@@ -1,0 +1,76 @@
+"""The commands `espalier vocab …`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.errors import UserError
+
+vocab = typer.Typer(no_args_is_help=True, help="A model's vocabulary.")
+
+HELD_OUT = 10
+"""Every so manyth text is kept apart, to judge by."""
+
+
+@vocab.callback()
+def _group() -> None:
+    """A model's vocabulary."""
+
+
+@vocab.command()
+def extend(
+    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="", help="Further files of --text.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text files: .txt, or .jsonl with a column text.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The model folder to write.")] = Path("extended"),
+    size: Annotated[int, typer.Option(help="New pieces at most.", min=1)] = 8000,
+    kind: Annotated[
+        str, typer.Option(help="bpe goes on with the tokenizer's own merges; sentencepiece; auto.")
+    ] = "auto",
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights in .bin files.")] = False,
+) -> None:
+    """Train further pieces on a text, add them to a model's tokenizer, and give each a row that means the same."""
+    from espalier.data.sources import load_records
+    from espalier.data.specs import parse_specs
+    from espalier.engine import files
+    from espalier.models import load, vocabulary
+    from espalier.models.forward import TreeModel
+    from espalier.models.probe import probe
+    from espalier.models.saved import read_scalar_head, save_model
+
+    if kind not in ("auto", "bpe", "sentencepiece"):
+        raise UserError(f"--kind {kind}: wanted auto, bpe or sentencepiece.")
+    named = [*(text or []), *(more or [])]
+    if not named:
+        raise UserError("--text is missing: name the files to learn pieces from.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: exists and is not empty. Choose another folder.")
+    tokenizer = load.load_tokenizer(model)
+    held = vocabulary.fast(tokenizer)
+    records = load_records(parse_specs(list(named)), "text").records
+    texts = [record.text for record in records]
+    apart = texts[HELD_OUT - 1 :: HELD_OUT] or texts
+    learned = [t for i, t in enumerate(texts) if i % HELD_OUT != HELD_OUT - 1] or texts
+    way = {"BPE": "bpe", "Unigram": "sentencepiece"}[held["model"]["type"]] if kind == "auto" else kind
+    train = vocabulary.joined_pieces if way == "bpe" else vocabulary.sentencepiece_pieces
+    cut = load.load_tokenizer(model)  # as it was
+    before, old_size = vocabulary.characters_per_token(tokenizer, apart), len(tokenizer)
+    pieces = vocabulary.extended(tokenizer, train(tokenizer, learned, size))
+    if not pieces:
+        raise UserError("nothing in this text is worth a piece of its own. Give more text.")
+    lm = load.load_with_adapter(model, allow_pickle=allow_pickle)
+    load.fit_vocabulary(lm, cut)  # rows for what the old tokenizer knows and the model does not
+    rows = vocabulary.grow_embeddings(lm, tokenizer, pieces)
+    with files.new_folder(out) as folder:
+        save_model(folder, TreeModel(lm, probe(lm), read_scalar_head(model)), tokenizer)
+    after = vocabulary.characters_per_token(load.load_tokenizer(str(out)), apart)
+    shown = "  ".join(cut.decode(list(piece.parts)).strip() for piece in pieces[:12])
+    print(f"{len(pieces)} new pieces ({way}), such as {shown}")
+    print(f"vocabulary {old_size:,} -> {len(tokenizer):,}; embeddings grew by {rows:,} rows")
+    print(f"characters per token on {len(apart)} held-out texts: {before:.3f} -> {after:.3f}")
+    print(f"written: {out}")

@@ -1,0 +1,161 @@
+"""Which linear layers get an adapter: by name, by path, by pattern, all of them, or what suits the family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from espalier.errors import UserError
+
+QUERY_VALUE = ("q_proj", "v_proj")
+FUSED = ("query_key_value",)
+AUTO: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2"),
+            *(
+                "gemma3_text",
+                "phi",
+                "cohere",
+                "cohere2",
+                "olmo",
+                "olmo2",
+                "stablelm",
+                "starcoder2",
+                "internlm3",
+            ),
+            *("glm", "glm4", "opt", "gptj", "espalier_qwen", "espalier_baichuan", "espalier_pangu"),
+        ),
+        QUERY_VALUE,
+    ),
+    **dict.fromkeys(("bloom", "falcon", "gpt_neox", "espalier_chatglm", "espalier_glm"), FUSED),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
+    "codegen": ("qkv_proj",),
+    "phi3": ("qkv_proj",),
+    "mpt": ("Wqkv",),
+    "ctrl": ("Wq", "Wv"),
+    "rwkv": ("key", "value", "receptance"),
+    # models that bring their own code
+    "baichuan": ("W_pack",),
+    "chatglm": FUSED,
+    "qwen": ("c_attn",),
+}
+"""`lora_target: auto`: the layers that make queries and values (Hu et al. 2021, table 5), by model type."""
+
+ONCE_FUSED = ("W_pack", "query_key_value", "c_attn", "qkv_proj", "Wqkv")
+"""Names of a projection to queries, keys and values in one, which some conversions have cut in three."""
+
+_INNER = ("mlp", "feed_forward", "ffn")
+_INNER_LAST = ("fc2", "fc_out")
+
+
+def linear_layers(lm: nn.Module) -> list[str]:
+    """Full names of the linear layers, in order, the head left out."""
+    head = lm.get_output_embeddings()  # type: ignore[operator]
+    return [name for name, m in lm.named_modules() if is_linear(m) and m is not head]
+
+
+def linear_names(lm: nn.Module) -> list[str]:
+    """Names (last parts) of the linear layers, the head left out."""
+    return sorted({name.rsplit(".", 1)[-1] for name in linear_layers(lm)})
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a matrix of weights: transformers' Conv1D is one, with its weight the other way round."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def chosen_layers(lm: nn.Module, wanted: Sequence[str]) -> list[str]:
+    """Full names of the linear layers that are meant.
+
+    Args:
+        lm: a causal language model without an adapter.
+        wanted: ``["all"]``, ``["auto"]``, or names (``q_proj``), ends of paths (``layers.0.self_attn.q_proj``) and
+            regular expressions over whole paths.
+
+    Raises:
+        UserError: one of them matches nothing; with what exists.
+    """
+    exists = linear_layers(lm)
+    if list(wanted) == ["all"]:
+        return exists
+    if list(wanted) == ["auto"]:
+        config: Any = lm.config
+        known = AUTO.get(config.model_type, ())
+        wanted = known if known and all(_matching(name, exists) for name in known) else linear_names(lm)
+    found: set[str] = set()
+    missing = []
+    for item in wanted:
+        matched = _matching(item, exists)
+        if not matched and item in ONCE_FUSED:
+            matched = [name for part in ("q_proj", "k_proj", "v_proj") for name in _matching(part, exists)]
+        if not matched:
+            missing.append(item)
+        found.update(matched)
+    if missing:
+        raise UserError(
+            f"lora_target: {', '.join(missing)} matches no linear layer. This model has "
+            f"{', '.join(linear_names(lm))}; whole paths look like {exists[0]}."
+        )
+    return [name for name in exists if name in found]
+
+
+def _matching(item: str, names: Sequence[str]) -> list[str]:
+    plain = [name for name in names if name == item or name.endswith("." + item)]
+    if plain:
+        return plain
+    try:
+        return [name for name in names if re.fullmatch(item, name)]
+    except re.error as error:
+        raise UserError(
+            f"lora_target: {item} matches no linear layer, and is no regular expression ({error})."
+        ) from error
+
+
+def shortest(chosen: Sequence[str], exists: Sequence[str]) -> list[str]:
+    """The chosen layers as last parts of names where these mean no other layers, else as whole names."""
+    last = {name.rsplit(".", 1)[-1] for name in chosen}
+    meant = [name for name in exists if name.rsplit(".", 1)[-1] in last]
+    return sorted(last) if meant == list(chosen) else list(chosen)
+
+
+def keys_values_inner(lm: nn.Module) -> tuple[list[str], list[str]]:
+    """What IA3 scales in each block (Liu et al. 2022): layers of keys and values, and those after the inner activation.
+
+    Raises:
+        UserError: an architecture without such names; `lora_target` has to say.
+    """
+    outer: list[str] = []
+    for names in (("k_proj", "v_proj"), *((name,) for name in ONCE_FUSED), ("Wk", "Wv")):
+        outer = [n for name in names for n in _matching(name, linear_layers(lm))]
+        if outer:
+            break
+    inner = [name for name in linear_layers(lm) if _ends_inner(name, lm)]
+    if not outer or not inner:
+        raise UserError(
+            "finetuning_type: ia3 does not know which layers of this model make keys and values, and which end its "
+            f"feed-forward parts. Name them in lora_target, out of {', '.join(linear_names(lm))}."
+        )
+    return outer, inner
+
+
+def is_inner(name: str, lm: nn.Module) -> bool:
+    """Whether IA3 scales the input of this layer (the inner activations) and not its output."""
+    return _ends_inner(name, lm)
+
+
+def _ends_inner(name: str, lm: nn.Module) -> bool:
+    """Whether a layer leads from the inner width of a feed-forward part back to the hidden width."""
+    parts = name.split(".")
+    if not (any(part in _INNER for part in parts) or parts[-1] in _INNER_LAST):
+        return False
+    config: Any = lm.config
+    hidden = int(config.get_text_config().hidden_size)
+    weight: Any = lm.get_submodule(name).weight
+    conv = type(lm.get_submodule(name)).__name__ == "Conv1D"
+    out = weight.shape[1] if conv else weight.shape[0]
+    wide = weight.shape[0] if conv else weight.shape[1]
+    return out == hidden and wide != hidden

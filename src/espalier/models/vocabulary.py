@@ -1,0 +1,340 @@
+"""More pieces for a tokenizer from a user's text, and rows for them in the model.
+
+A BPE goes on where its training stopped: text is cut as the tokenizer cuts it now, and the most frequent neighbours
+are joined, again and again. Every old piece keeps its id and every old merge comes first, so a text becomes what it
+was with some pieces joined; and each new piece *is* a sequence of old ones, whose mean its row begins as.
+
+A Unigram, and on request a BPE in sentencepiece's form, gets the pieces that sentencepiece finds in the text.
+
+Left out: WordPiece, and numbers, whose digits stay as the tokenizer has them.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+
+from espalier.errors import UserError
+
+SPACE = "\u2581"
+"""How sentencepiece writes a space."""
+
+MARKS = (SPACE, "\u0120")
+"""How pieces write a space at their beginning: sentencepiece's, and that of byte-level BPE."""
+
+FIRST = 0x20000
+"""Where the characters begin that stand for old pieces while the new ones are found."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A new piece.
+
+    Attributes:
+        text: as it stands in the vocabulary.
+        parts: ids of the old pieces that its text was cut into.
+        pair: the two pieces (old or new) that make it; None where no merge is known.
+        score: Unigram's.
+    """
+
+    text: str
+    parts: tuple[int, ...]
+    pair: tuple[str, str] | None = None
+    score: float = 0.0
+
+
+def fast(tokenizer: Any) -> Any:
+    """The tokenizers library's object behind a tokenizer, as JSON.
+
+    Raises:
+        UserError: there is none, or it cannot be extended.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{type(tokenizer).__name__} cuts words by a dictionary before its pieces, and cannot be extended. "
+            "Take a model with a BPE or Unigram tokenizer."
+        )
+    held = json.loads(tokenizer.backend_tokenizer.to_str())
+    kind, model = held["model"]["type"], held["model"]
+    if kind not in ("BPE", "Unigram"):
+        raise UserError(f"a tokenizer of type {kind} cannot be extended. Wanted BPE or Unigram.")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise UserError("a BPE with marks inside of words cannot be extended.")
+    return held
+
+
+def joined_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece]:
+    """The BPE's own training, continued on these texts: at most `size` new pieces, the most frequent first.
+
+    Args:
+        tokenizer: a BPE.
+        size: at least 1.
+    """
+    held = fast(tokenizer)
+    if held["model"]["type"] != "BPE":
+        raise UserError(
+            "--kind bpe goes on with a BPE, and this tokenizer is a Unigram. Use --kind sentencepiece."
+        )
+    by_id = {number: text for text, number in tokenizer.get_vocab().items()}
+    barred = set(tokenizer.all_special_ids) | {i for i, text in by_id.items() if _is_byte(text)}
+    barred |= {token["id"] for token in held["added_tokens"]}
+    used: set[str] = set()
+
+    def words() -> Iterator[str]:
+        for batch in _batches(texts):
+            for text, encoding in zip(
+                batch, tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False), strict=True
+            ):
+                line = " ".join(
+                    "".join(chr(FIRST + i) for i in word) for word in _words(text, encoding, barred, by_id)
+                )
+                used.update(line)
+                yield line
+
+    lines = list(words())
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    alphabet = len(used - {" "})
+    made.train_from_iterator(
+        lines, trainers.BpeTrainer(vocab_size=alphabet + size, min_frequency=2, show_progress=False)
+    )
+    vocabulary = set(by_id.values())
+    found = []
+    for left, right in json.loads(made.to_str())["model"]["merges"]:
+        parts = tuple(ord(c) - FIRST for c in left + right)
+        text = "".join(by_id[i] for i in parts)
+        # An old piece of the same text exists where the old merges do not lead to it; it is led to now.
+        pair = ("".join(by_id[ord(c) - FIRST] for c in left), "".join(by_id[ord(c) - FIRST] for c in right))
+        found.append(Piece(text, parts, pair))
+        vocabulary.add(text)
+    return found
+
+
+def _words(text: str, encoding: Any, barred: set[int], by_id: dict[int, str]) -> Iterator[list[int]]:
+    """Runs of ids between which pieces may be joined: of one pre-token, one word, and one kind of character."""
+    word: list[int] = []
+    where, kind = -1, ""  # of the token before: its pre-token, and the kind of its last character
+    for number, index, (start, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
+        inside = text[start:end].strip()
+        first, last = (_class(inside[0]), _class(inside[-1])) if inside else ("space", "space")
+        bars = number in barred or "number" in (first, last)
+        spaced = first == "space" or by_id[number].startswith(MARKS)
+        after_space = kind == "space"  # a space goes with what follows it
+        if bars or index != where or (not after_space and (spaced or first != kind)):
+            if len(word) > 1:
+                yield word
+            word = []
+        if not bars:
+            word.append(number)
+        where, kind = (-1, "") if bars else (index, last)
+    if len(word) > 1:
+        yield word
+
+
+def _class(character: str) -> str:
+    kind = unicodedata.category(character)[0]
+    return {"L": "letter", "M": "letter", "N": "number"}.get(kind, "other")
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+
+
+def _batches(texts: Iterable[str], size: int = 512) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def sentencepiece_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece]:
+    """Pieces that sentencepiece finds in these texts and the tokenizer has not, the best first.
+
+    Raises:
+        UserError: sentencepiece is not installed, or the tokenizer works on bytes.
+    """
+    held = fast(tokenizer)
+    unigram = held["model"]["type"] == "Unigram"
+    if not unigram and SPACE + "a" not in tokenizer.get_vocab() and not held["model"].get("byte_fallback"):
+        raise UserError("--kind sentencepiece is for tokenizers that write a space as ▁. Use --kind bpe.")
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise UserError(
+            "--kind sentencepiece needs sentencepiece. Install it: pip install 'espalier-llm[legacy]'"
+        ) from error
+    import io
+
+    normalise = tokenizer.backend_tokenizer.normalizer
+    lines = [
+        (normalise.normalize_str(text) if normalise is not None else text).replace(SPACE, " ")
+        for text in texts
+    ]
+    known = tokenizer.get_vocab()
+    written = io.BytesIO()
+    # More than are wanted, because many of the best are there already.
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in lines for line in text.splitlines() if line.strip()),
+        model_writer=written,
+        model_type="unigram" if unigram else "bpe",
+        vocab_size=_wanted(lines, size, known),
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        split_digits=True,
+        max_sentence_length=1 << 20,
+        num_threads=2,
+        minloglevel=2,
+    )
+    trained = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    found = []
+    for i in range(trained.get_piece_size()):
+        text = trained.id_to_piece(i)
+        plain = trained.is_control(i) or trained.is_unknown(i) or len(text.strip(SPACE)) < 2
+        if plain or text in known:
+            continue
+        parts = _cut(tokenizer, text)
+        if parts:
+            found.append(Piece(text, parts, None, trained.get_score(i)))
+        if len(found) == size:
+            break
+    return found
+
+
+def _wanted(lines: Sequence[str], size: int, known: dict[str, int]) -> int:
+    characters = len({c for line in lines for c in line})
+    return max(characters + 16, min(2 * size + characters, size + len(known)))
+
+
+def _cut(tokenizer: Any, piece: str) -> tuple[int, ...]:
+    """The old pieces of a piece's text; () where it cannot be written with them."""
+    encoded = tokenizer.backend_tokenizer.model.tokenize(piece)
+    ids = tuple(token.id for token in encoded)
+    return () if tokenizer.unk_token_id in ids else ids
+
+
+def extended(tokenizer: Any, pieces: Sequence[Piece]) -> list[Piece]:
+    """Put the pieces into the tokenizer, after everything that it has; returns those that were new.
+
+    A piece without a pair gets every merge of two known pieces that makes it, after all merges that there are; one that
+    BPE does not arrive at all the same is left out.
+
+    Args:
+        tokenizer: changed in place.
+    """
+    held = fast(tokenizer)
+    known = tokenizer.get_vocab()
+    model = held["model"]
+    if model["type"] == "Unigram":
+        fresh = [piece for piece in pieces if piece.text not in known]
+        _add_unigram(held, known, fresh)
+        _put(tokenizer, held)
+        return fresh
+    fresh, seen = [], set(known)
+    for piece in pieces:
+        if piece.text not in seen:
+            fresh.append(piece)
+            seen.add(piece.text)
+    trial = json.loads(json.dumps(held))
+    _add_bpe(trial, known, fresh, pieces)
+    if any(piece.pair is None for piece in pieces):
+        made = Tokenizer.from_str(json.dumps(trial))
+        kept = {p.text for p in fresh if p.pair is not None or len(made.model.tokenize(p.text)) == 1}
+        if len(kept) < len(fresh):
+            fresh = [piece for piece in fresh if piece.text in kept]
+            _add_bpe(held, known, fresh, fresh)
+            trial = held
+    _put(tokenizer, trial)
+    return fresh
+
+
+def _put(tokenizer: Any, held: dict[str, Any]) -> None:
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(held))
+
+
+def _with_added(held: dict[str, Any], vocabulary: dict[str, int]) -> int:
+    """Added tokens become entries too, or they would be numbered anew after the new ones; the next free id."""
+    for token in held["added_tokens"]:
+        vocabulary.setdefault(token["content"], token["id"])
+    return max(vocabulary.values()) + 1
+
+
+def _add_bpe(
+    held: dict[str, Any], known: dict[str, int], fresh: Sequence[Piece], ordered: Sequence[Piece]
+) -> None:
+    model = held["model"]
+    vocabulary = model["vocab"]
+    following = max(_with_added(held, vocabulary), max(known.values()) + 1)
+    for i, piece in enumerate(fresh):
+        vocabulary[piece.text] = following + i
+    merges = [m.split(" ", 1) if isinstance(m, str) else list(m) for m in model["merges"]]
+    have = {tuple(m) for m in merges}
+    for piece in ordered:
+        if piece.pair is not None:
+            pairs = [piece.pair]
+        else:
+            cuts = [(piece.text[:at], piece.text[at:]) for at in range(1, len(piece.text))]
+            pairs = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
+        for pair in pairs:
+            if pair not in have:
+                merges.append(list(pair))
+                have.add(pair)
+    model["merges"] = merges
+
+
+def _add_unigram(held: dict[str, Any], known: dict[str, int], fresh: Sequence[Piece]) -> None:
+    entries = held["model"]["vocab"]
+    for token in sorted(held["added_tokens"], key=lambda token: token["id"]):
+        if token["id"] >= len(entries):
+            assert token["id"] == len(entries), "the ids of a Unigram have no gaps"
+            entries.append([token["content"], -1e6])
+    entries += [[piece.text, piece.score] for piece in fresh]
+
+
+@torch.no_grad()
+def grow_embeddings(lm: nn.Module, tokenizer: Any, pieces: Sequence[Piece]) -> int:
+    """A row for each new piece, the mean of its old pieces' rows, in the input and the output embeddings.
+
+    Tied embeddings stay tied. A model with rows to spare keeps their number.
+
+    Args:
+        lm: with a row for each old id.
+        tokenizer: the extended one.
+        pieces: from `extended`.
+
+    Returns:
+        How many rows were added.
+    """
+    model: Any = lm
+    before = model.get_input_embeddings().weight.shape[0]
+    most = max(tokenizer.get_vocab().values()) + 1
+    if most > before:
+        model.resize_token_embeddings(most, mean_resizing=False)
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    rows = [inputs.weight]
+    if outputs is not None and outputs.weight is not inputs.weight:
+        rows.append(outputs.weight)
+    if outputs is not None and getattr(outputs, "bias", None) is not None:
+        rows.append(outputs.bias)
+    vocabulary = tokenizer.get_vocab()
+    for weight in rows:
+        for piece in pieces:
+            weight[vocabulary[piece.text]] = weight[list(piece.parts)].float().mean(0).to(weight.dtype)
+    return max(0, most - before)
+
+
+def characters_per_token(tokenizer: Any, texts: Sequence[str]) -> float:
+    """Characters of all texts by their tokens."""
+    encoded = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    return sum(map(len, texts)) / max(1, sum(len(e.ids) for e in encoded))

@@ -19,12 +19,11 @@ from espalier.errors import UserError
 def linear_names(lm: nn.Module) -> list[str]:
     """Names (last parts) of the linear layers inside the blocks, the head left out."""
     head = lm.get_output_embeddings()  # type: ignore[operator]
-    kinds = ("Linear", "Conv1D")
     return sorted(
         {
             name.rsplit(".", 1)[-1]
             for name, module in lm.named_modules()
-            if type(module).__name__ in kinds and module is not head
+            if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
         }
     )
 

@@ -23,6 +23,9 @@ from espalier.models.legacy import checkpoint
 from espalier.models.legacy.registration import register
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.legacy.weights import refusal
+from espalier.models.quantise import cpm_transformers as cpm_transformers  # transformers learns of it by this
+from espalier.models.quantise.methods import Quantisation, check_readable, entry_of, settings
+from espalier.models.quantise.turn import dequantised, quantised
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Of a new tokenizer: the padding, and the marks around a turn (the last one ends every answer)."""
@@ -39,6 +42,7 @@ def load_lm(
     dtype: torch.dtype | None = torch.float32,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    quantisation: Quantisation | None = None,
 ) -> nn.Module:
     """A causal language model from a folder with safetensors, or from the hub when `name` is no path.
 
@@ -49,17 +53,22 @@ def load_lm(
         dtype: of the parameters; None keeps the file's.
         trust_remote_code: run Python code that comes with the model.
         allow_pickle: read .bin files, through torch's safe loader, where there are no safetensors.
+        quantisation: store the linear layers in few bits as they are read; a folder may also be quantised already.
 
     Raises:
         UserError: the folder is missing, has no config or no weights, or holds another kind of model.
     """
     check_folder(name, allow_pickle=allow_pickle)
+    check_readable(name)
+    if quantisation is not None and entry_of(name) is not None:
+        raise UserError(f"{name}: is quantised already. Remove quantization_bit, or name the plain model.")
     _quiet()
     name = str(checkpoint.fetched(name, allow_pickle=allow_pickle) or name)
     local = Path(name).exists()
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
-        return checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
+        lm = checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
+        return lm if quantisation is None else quantised(lm, quantisation)
     register(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
@@ -72,8 +81,9 @@ def load_lm(
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
             local_files_only=local,
+            **({} if quantisation is None else {"quantization_config": settings(quantisation)}),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(
             f"{name}: cannot be loaded as a causal language model ({_first_line(error)}). "
             "Give a folder with config.json and *.safetensors, or the id of such a model on the hub."
@@ -305,7 +315,8 @@ def read_config(value: dict[str, Any] | str) -> dict[str, Any]:
 def _quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _first_line(error: BaseException) -> str:
@@ -317,18 +328,29 @@ def hidden_size(lm: nn.Module) -> int:
     return int(config.get_text_config().hidden_size)
 
 
-def load_with_adapter(name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> nn.Module:
-    """A model folder, or an adapter folder: then its base model with the adapter merged into it."""
+def load_with_adapter(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    quantisation: Quantisation | None = None,
+) -> nn.Module:
+    """A model folder, or an adapter folder: then its base model with the adapter merged into it.
+
+    Where weights are to be quantised, that is done with the merged ones; a base that is quantised is turned back
+    into floats first, because few bits have no room for what an adapter adds.
+    """
     from espalier.models import adapters
 
+    said = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     settings = Path(name) / "adapter_config.json"
     if not settings.is_file():
-        return load_lm(name, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        return load_lm(name, quantisation=quantisation, **said)
     base = json.loads(settings.read_text("utf-8")).get("base_model_name_or_path")
     if not base:
         raise UserError(f"{settings}: names no base model. Set base_model_name_or_path in it.")
-    lm = load_lm(base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    return adapters.merged(adapters.load_adapter(lm, name, trainable=False))
+    lm = adapters.merged(adapters.load_adapter(dequantised(load_lm(base, **said)), name, trainable=False))
+    return lm if quantisation is None else quantised(lm, quantisation)
 
 
 def checkpoint_activations(lm: nn.Module) -> None:

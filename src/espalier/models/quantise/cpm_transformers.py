@@ -125,4 +125,3 @@ def kept_layers(model: Any) -> list[str]:
         if type(module) in (nn.Linear, Conv1D)
         and (module is head or any(part in precise for part in name.split(".")))
     ]
-

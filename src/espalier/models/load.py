@@ -25,7 +25,7 @@ from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.legacy.weights import refusal
 from espalier.models.quantise import cpm_transformers as cpm_transformers  # transformers learns of it by this
 from espalier.models.quantise.methods import Quantisation, check_readable, entry_of, settings
-from espalier.models.quantise.turn import dequantised, quantised
+from espalier.models.quantise.turn import check_quantised, dequantised, quantised
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Of a new tokenizer: the padding, and the marks around a turn (the last one ends every answer)."""
@@ -74,7 +74,7 @@ def load_lm(
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
         if config.model_type == "rwkv":
             config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
-        return AutoModelForCausalLM.from_pretrained(
+        lm: nn.Module = AutoModelForCausalLM.from_pretrained(
             name,
             config=without_dropout(config),
             dtype="auto" if dtype is None else dtype,
@@ -88,6 +88,9 @@ def load_lm(
             f"{name}: cannot be loaded as a causal language model ({_first_line(error)}). "
             "Give a folder with config.json and *.safetensors, or the id of such a model on the hub."
         ) from error
+    if quantisation is not None:
+        check_quantised(lm, quantisation)
+    return lm
 
 
 def new_lm(config: dict[str, Any], vocab_size: int, token_ids: dict[str, int | None]) -> nn.Module:

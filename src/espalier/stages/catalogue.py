@@ -14,7 +14,9 @@ from espalier.options import (
     ModelOptions,
     TrainOptions,
 )
+from espalier.models.quantise.methods import problem
 from espalier.stages import dpo, grpo, ppo, pretrain, reward, sft
+from espalier.stages.quantised import check_whole, quantisation_of
 
 STAGES: dict[str, ModuleType] = {
     "pretrain": pretrain,
@@ -45,16 +47,30 @@ def check_possible(stage: str, options: Mapping[type, Any]) -> None:
         "compile": options[EngineOptions].compile,
         "optim": options[TrainOptions].optim != "adamw",
         "rope_scaling": options[ModelOptions].rope_scaling is not None,
-        "quantization_bit": options[AdapterOptions].quantization_bit is not None,
     }
     for key, asked in not_yet.items():
         if asked:
             raise UserError(
                 f"`{key}` is known but not available yet, and is never ignored silently. Remove it."
             )
+    _check_quantisation(options)
     sharded = options[EngineOptions].strategy in SHARDED
     if sharded and options[AdapterOptions].finetuning_type == "lora" and stage in ("dpo", "ppo", "grpo"):
         raise UserError(
             f"finetuning_type: lora with strategy: {options[EngineOptions].strategy} is not possible in {stage}: "
             "its reference is the adapter switched off, inside a sharded model. Use strategy: ddp or zero2."
         )
+
+
+def _check_quantisation(options: Mapping[type, Any]) -> None:
+    wanted = quantisation_of(options[AdapterOptions])
+    if wanted is None:
+        return
+    said = problem(wanted)
+    if said is not None:
+        raise UserError(f"quantization_bit: {wanted.bits}, quantization_method: {wanted.method}: {said}")
+    if options[ModelOptions].model_config is not None:
+        raise UserError(
+            "`quantization_bit` stores trained weights in few bits, and `model_config` makes new ones. Remove one."
+        )
+    check_whole(options[EngineOptions])

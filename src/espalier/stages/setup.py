@@ -28,6 +28,7 @@ from espalier.models import adapters, load
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
+from espalier.models.quantise.methods import Quantisation
 from espalier.models.saved import read_scalar_head
 from espalier.options import (
     AdapterOptions,
@@ -39,6 +40,7 @@ from espalier.options import (
     TrainOptions,
 )
 from espalier.rollout.experience import Ask
+from espalier.stages.quantised import check_trainable, quantisation_of
 from espalier.stages.stage import Live, SamplePrompt
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from espalier.trees.draw import draw_tree
@@ -132,7 +134,8 @@ class Setup:
             scalar_head: whether it gives numbers; a head that was saved is kept, else a new one is made.
         """
         model, adapter = self.option(ModelOptions), self.option(AdapterOptions)
-        lm, head = self._lm(name or model.model_name_or_path)
+        lm, head = self._lm(name or model.model_name_or_path, quantisation_of(adapter))
+        check_trainable(lm, adapter, self.option(EngineOptions))
         traits = probe(lm, wanted=model.layout)
         self.padded, self.layout_reason = traits.method == "padded", traits.reason
         self.say(traits.reason)
@@ -159,7 +162,9 @@ class Setup:
         traits = probe(lm, wanted=self.option(ModelOptions).layout)
         return TreeModel(lm, traits, head if scalar_head else None).to(self.device)
 
-    def _lm(self, name: str | None) -> tuple[nn.Module, ScalarHead | None]:
+    def _lm(
+        self, name: str | None, quantisation: Quantisation | None = None
+    ) -> tuple[nn.Module, ScalarHead | None]:
         model = self.option(ModelOptions)
         if name is None:
             torch.manual_seed(self.option(RunOptions).seed)
@@ -168,10 +173,15 @@ class Setup:
             return load.new_lm(config, len(self.tokenizer), ids), None
         lm, head = (
             load.load_with_adapter(
-                name, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle
+                name,
+                trust_remote_code=model.trust_remote_code,
+                allow_pickle=model.allow_pickle,
+                quantisation=quantisation,
             ),
             read_scalar_head(name),
         )
+        if quantisation is not None:
+            self.say(f"the frozen linear layers are stored by {quantisation}")
         grown = load.fit_vocabulary(lm, self.tokenizer)
         if grown:
             self.say(

@@ -38,7 +38,21 @@ def quantised(lm: nn.Module, wanted: Quantisation) -> nn.Module:
         dtype=next(old.parameters()).dtype,
         quantization_config=settings(wanted),
     )
+    check_quantised(made, wanted)
     return _named_like(made, old).eval()
+
+
+def check_quantised(lm: nn.Module, wanted: Quantisation) -> None:
+    """Whether a method has found anything that it can store: some of them pass over layers that they do not know.
+
+    Raises:
+        UserError: it has not.
+    """
+    if not any(is_quantised_layer(module) for module in lm.modules()):
+        raise UserError(
+            f"{wanted.method} has found no linear layer of torch in {type(lm).__name__} and stored nothing in "
+            f"{wanted.bits} bits. Take cpm, which knows this model's layers."
+        )
 
 
 def dequantised(lm: nn.Module) -> nn.Module:
@@ -101,3 +115,15 @@ def weight_of(module: Any) -> Tensor:
     if type(module.weight).__module__.startswith("torchao."):
         return module.weight.dequantize().detach().float()
     raise UserError(f"Weights of {type(module).__name__} cannot be turned back into floats.")
+
+
+def number_of_weights(module: nn.Module) -> int:
+    """How many numbers a model is made of, however they are stored; tied ones count once."""
+    total = sum(p.numel() for p in module.parameters())
+    for part in module.modules():
+        if isinstance(part, CpmLinear):
+            total += part.in_features * part.out_features
+        elif type(part).__name__ == "Linear4bit":
+            weight: Any = part.weight
+            total += part.in_features * part.out_features - weight.numel()  # type: ignore[operator]
+    return total

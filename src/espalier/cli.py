@@ -20,6 +20,7 @@ from espalier.commands.evaluate import evaluate
 from espalier.commands.inspect import inspect
 from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
+from espalier.commands.quantize import quantize
 from espalier.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -74,6 +75,7 @@ app.command()(convert)
 app.command()(prepare)
 app.command()(inspect)
 app.command()(merge)
+app.command()(quantize)
 
 
 @app.command()

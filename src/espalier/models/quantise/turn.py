@@ -13,7 +13,6 @@ from espalier.errors import UserError
 from espalier.models.quantise.cpm_linear import CpmLinear
 from espalier.models.quantise.methods import Quantisation, settings
 
-_BNB = ("Linear4bit", "Linear8bitLt")
 
 
 def is_quantised(lm: nn.Module) -> bool:
@@ -97,17 +96,22 @@ def _named_like(made: Any, old: Any) -> Any:
 
 
 def is_quantised_layer(module: nn.Module) -> bool:
-    if isinstance(module, CpmLinear) or type(module).__name__ in _BNB:
+    if isinstance(module, CpmLinear) or _is_bnb(module):
         return True
     # Other libraries' layers hold their weight in tensors of other names, torchao in a tensor of its own type.
     return isinstance(module, nn.Linear) and type(module.weight).__module__.startswith("torchao.")
+
+
+def _is_bnb(module: nn.Module) -> bool:
+    """Whether it is a layer of bitsandbytes; PEFT has wrappers of the same names."""
+    return type(module).__module__.startswith("bitsandbytes.") and isinstance(module, nn.Linear)
 
 
 def weight_of(module: Any) -> Tensor:
     """The weights (out_features, in_features) in float32 that a quantised layer stands for."""
     if isinstance(module, CpmLinear):
         return module.weight
-    if type(module).__name__ in _BNB:
+    if _is_bnb(module):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         found: Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
@@ -123,7 +127,7 @@ def number_of_weights(module: nn.Module) -> int:
     for part in module.modules():
         if isinstance(part, CpmLinear):
             total += part.in_features * part.out_features
-        elif type(part).__name__ == "Linear4bit":
+        elif _is_bnb(part) and part.weight.dtype == torch.uint8:  # type: ignore[union-attr]
             weight: Any = part.weight
             total += part.in_features * part.out_features - weight.numel()  # type: ignore[operator]
     return total

@@ -153,7 +153,9 @@ def _show(facts: dict[str, Any], data: str | None) -> None:
     for name in ("", "before", "after", "after / before"):
         table.add_column(name, justify="left" if not name else "right")
 
-    def row(name: str, before: float | None, after: float | None, form: str, ratio: float | None = None) -> None:
+    def row(
+        name: str, before: float | None, after: float | None, form: str, ratio: float | None = None
+    ) -> None:
         if ratio is None and before and after is not None:
             ratio = after / before
         said = [format(value, form) if value is not None else "" for value in (before, after)]
@@ -164,7 +166,12 @@ def _show(facts: dict[str, Any], data: str | None) -> None:
 
     before, after = facts.get("memory_bytes"), facts["memory_bytes_after"]
     row("weights on disk, MiB", mib(facts["disk_bytes"]), mib(facts["disk_bytes_after"]), ",.1f")
-    row("weights in memory, MiB", mib(sum(before.values())) if before else None, mib(sum(after.values())), ",.1f")
+    row(
+        "weights in memory, MiB",
+        mib(sum(before.values())) if before else None,
+        mib(sum(after.values())),
+        ",.1f",
+    )
     for kind in sorted(after):
         row(f"  {kind}, MiB", mib((before or {}).get(kind)), mib(after[kind]), ",.1f")
     if before:

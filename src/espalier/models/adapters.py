@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from espalier.errors import UserError
+from espalier.models.tying import tie_again, untie
 
 
 def linear_names(lm: nn.Module) -> list[str]:
@@ -75,8 +77,16 @@ def is_adapted(lm: nn.Module) -> bool:
 
 
 def merged(lm: nn.Module) -> nn.Module:
-    """The plain model with its adapter added to the weights."""
-    return lm.merge_and_unload() if isinstance(lm, PeftModel) else lm  # type: ignore[operator]
+    """The plain model with its adapter added to the weights; tied embeddings come apart where it changes one side."""
+    if not isinstance(lm, PeftModel):
+        return lm
+    settings: Any = lm.active_peft_config
+    # An adapter that was told to keep them tied changes both, and PEFT merges both.
+    untied = not vars(settings).get("ensure_weight_tying") and untie(lm)
+    plain: nn.Module = lm.merge_and_unload()  # type: ignore[operator]
+    if untied:
+        tie_again(plain)
+    return plain
 
 
 @contextmanager

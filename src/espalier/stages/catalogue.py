@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from espalier.errors import UserError
+from espalier.models.quantise.methods import problem
 from espalier.options import (
     COMMON,
     AdapterOptions,
@@ -14,7 +15,6 @@ from espalier.options import (
     ModelOptions,
     TrainOptions,
 )
-from espalier.models.quantise.methods import problem
 from espalier.stages import dpo, grpo, ppo, pretrain, reward, sft
 from espalier.stages.quantised import check_whole, quantisation_of
 

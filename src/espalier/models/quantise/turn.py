@@ -14,7 +14,6 @@ from espalier.models.quantise.cpm_linear import CpmLinear
 from espalier.models.quantise.methods import Quantisation, settings
 
 
-
 def is_quantised(lm: nn.Module) -> bool:
     """Whether transformers has loaded the model with quantised weights; adapters on top make no difference."""
     config: Any = lm.config

@@ -67,8 +67,8 @@ def load_lm(
     local = Path(name).exists()
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
-        lm = checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
-        return lm if quantisation is None else quantised(lm, quantisation)
+        legacy = checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle)
+        return legacy if quantisation is None else quantised(legacy, quantisation)
     register(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
@@ -345,7 +345,7 @@ def load_with_adapter(
     """
     from espalier.models import adapters
 
-    said = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    said: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     settings = Path(name) / "adapter_config.json"
     if not settings.is_file():
         return load_lm(name, quantisation=quantisation, **said)

@@ -49,7 +49,8 @@ class CpmQuantizer(HfQuantizer):
         config: Any = self.quantization_config
         if config.skipped is None:
             config.skipped = kept_layers(model)
-        for name, module in list(model.named_modules()):
+        modules: list[tuple[str, Any]] = list(model.named_modules())
+        for name, module in modules:
             # On the way from floats each layer is replaced when its weight has been read: until then it says where.
             if self.pre_quantized and self._is_quantised(name, module):
                 model.set_submodule(name, empty_like(module, config.bits).to(module.weight.device))
@@ -86,7 +87,7 @@ class _Quantise(ConversionOps):
     def __init__(self, quantizer: CpmQuantizer) -> None:
         self._quantizer = quantizer
 
-    def convert(
+    def convert(  # type: ignore[override]
         self,
         input_dict: dict[str, Any],
         full_layer_name: str | None = None,

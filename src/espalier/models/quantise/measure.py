@@ -116,14 +116,14 @@ Work = Callable[[], float]
 
 
 def _reading(lm: nn.Module, rows: Sequence[Row]) -> Work:
-    tokens = max((tokens for tokens, _ in rows), key=len)
-    ids = torch.tensor([list(tokens)], device=next(lm.parameters()).device)
+    tokens = max((list(tokens) for tokens, _ in rows), key=len)
+    ids = torch.tensor([tokens], device=next(lm.parameters()).device)
     return lambda: len(tokens) / _seconds(lambda: lm(input_ids=ids))
 
 
 def _writing(lm: nn.Module, rows: Sequence[Row]) -> Work:
     traits = probe(lm)
-    prompt = list(max((tokens for tokens, _ in rows), key=len))[:16]
+    prompt = (max((list(tokens) for tokens, _ in rows), key=len))[:16]
     sampling = Sampling(WRITTEN, temperature=0)
     return lambda: WRITTEN / _seconds(lambda: sample(lm, traits, [prompt], sampling))
 

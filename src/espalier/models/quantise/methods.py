@@ -115,7 +115,7 @@ def _torchao(wanted: Quantisation) -> Any:
 
     if wanted.bits == 8:
         return TorchAoConfig(quant_type=Int8WeightOnlyConfig())
-    number = {2: torch.int2, 3: torch.int3, 4: torch.int4}[wanted.bits]
+    number = getattr(torch, f"int{wanted.bits}")
     group = PerGroup(wanted.group_size or 32)
     return TorchAoConfig(quant_type=IntxWeightOnlyConfig(weight_dtype=number, granularity=group))
 

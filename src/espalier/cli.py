@@ -17,6 +17,7 @@ from rich.console import Console
 
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
+from espalier.commands.export import export
 from espalier.commands.inspect import inspect
 from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
@@ -72,6 +73,7 @@ _stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
 
 app.command()(evaluate)
 app.command()(convert)
+app.command()(export)
 app.command()(prepare)
 app.command()(inspect)
 app.command()(merge)

@@ -45,8 +45,13 @@ class CpmQuantizer(HfQuantizer):
     def quantized_element_size(self) -> float:
         return self.quantization_config.bits / 8  # type: ignore[attr-defined]
 
+    @property
+    def _config(self) -> CpmConfig:
+        found: Any = self.quantization_config
+        return found  # type: ignore[no-any-return]
+
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
-        config: Any = self.quantization_config
+        config = self._config
         if config.skipped is None:
             config.skipped = kept_layers(model)
         modules: list[tuple[str, Any]] = list(model.named_modules())
@@ -57,8 +62,7 @@ class CpmQuantizer(HfQuantizer):
         return model
 
     def _is_quantised(self, name: str, module: Any) -> bool:
-        config: Any = self.quantization_config
-        return type(module) in (nn.Linear, Conv1D) and name not in config.skipped
+        return type(module) in (nn.Linear, Conv1D) and name not in (self._config.skipped or ())
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         owner, _, last = param_name.rpartition(".")

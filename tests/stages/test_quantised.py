@@ -14,7 +14,7 @@ import torch
 import espalier
 from espalier.errors import UserError
 from espalier.models.quantise.methods import Quantisation
-from tests.stages.conftest import far, options, rows, run, weights, world  # noqa: F401
+from tests.stages.conftest import far, rows, run, weights
 from tests.stages.test_coincide import _stopped as stopped
 
 Make = Callable[..., dict[str, Any]]
@@ -34,7 +34,7 @@ METHODS = [
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_sft_learns_on_any_of_them(method: dict[str, Any], options: Make) -> None:  # noqa: F811
+def test_sft_learns_on_any_of_them(method: dict[str, Any], options: Make) -> None:
     made = options("sft", max_steps=12, learning_rate=1e-2, **QLORA, **method)
     summary = run(made)
     losses = [row["eval_loss"] for row in rows(made) if "eval_loss" in row]
@@ -48,7 +48,7 @@ def test_sft_learns_on_any_of_them(method: dict[str, Any], options: Make) -> Non
 
 @pytest.mark.parametrize("method", [METHODS[0], METHODS[2]])
 @pytest.mark.parametrize("stage", ["reward", "dpo", "ppo", "grpo"])
-def test_every_stage_starts_where_it_must(stage: str, method: dict[str, Any], options: Make) -> None:  # noqa: F811
+def test_every_stage_starts_where_it_must(stage: str, method: dict[str, Any], options: Make) -> None:
     """The stages refuse a first step that is off: ln 2, a margin of 0, a ratio of 1 and no KL."""
     made = options(stage, max_steps=2, **QLORA, **method)
     run(made)
@@ -60,7 +60,7 @@ def test_every_stage_starts_where_it_must(stage: str, method: dict[str, Any], op
     assert all("lora_" in name or "scalar_head" in name for name in weights(made))
 
 
-def test_a_stop_in_the_middle_changes_nothing(options: Make) -> None:  # noqa: F811
+def test_a_stop_in_the_middle_changes_nothing(options: Make) -> None:
     method = {"quantization_method": "cpm", "quantization_bit": 4}
     whole = options("sft", **QLORA, **method, max_steps=6, name="whole")
     run(whole)
@@ -70,7 +70,7 @@ def test_a_stop_in_the_middle_changes_nothing(options: Make) -> None:  # noqa: F
     assert far(weights(whole), weights(broken)) == 0.0
 
 
-def test_an_adapter_names_its_base_and_meets_it_plain_or_quantised(options: Make, world: Path) -> None:  # noqa: F811
+def test_an_adapter_names_its_base_and_meets_it_plain_or_quantised(options: Make, world: Path) -> None:
     made = options("sft", **QLORA, quantization_method="cpm", quantization_bit=8)
     run(made)
     folder = Path(made["output_dir"]) / "sft" / "model"
@@ -86,7 +86,7 @@ def test_an_adapter_names_its_base_and_meets_it_plain_or_quantised(options: Make
 
 def test_a_quantised_folder_is_trained_by_an_adapter_alone(
     options: Make, world: Path, tmp_path: Path
-) -> None:  # noqa: F811
+) -> None:
     from espalier.models import load
 
     folder = tmp_path / "small"
@@ -122,14 +122,14 @@ def test_a_quantised_folder_is_trained_by_an_adapter_alone(
         ({"quantization_bit": 4, "finetuning_type": "full"}, "cannot be trained"),
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, Any], said: str, options: Make) -> None:  # noqa: F811
+def test_what_cannot_be_is_refused(changes: dict[str, Any], said: str, options: Make) -> None:
     with pytest.raises(UserError, match=said):
         run(options("sft", **{**QLORA, **changes}))
 
 
 def test_a_library_that_is_missing_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, options: Make
-) -> None:  # noqa: F811
+) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else real(name)

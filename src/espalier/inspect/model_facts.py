@@ -43,18 +43,17 @@ def facts_of(name: str, *, with_probe: bool) -> tuple[dict[str, Any], Node]:
     settings: Any = lm.config
     base = _base_of(name) if is_adapter else name
     entry = entry_of(base)
-    parameters = number_of_weights(lm) if with_probe or entry is None else None
     facts: dict[str, Any] = {
         "architecture": type(_inner(lm)).__name__,
         "family": settings.model_type,
-        "parameters": parameters,
+        "parameters": number_of_weights(lm),
         "disk_bytes": disk_bytes(name),
         "memory_bytes": held_bytes(lm) if with_probe else _stored_bytes(base),
         "quantisation": None if entry is None else described(entry),
         **_context(settings),
         "vocab_size": settings.get_text_config().vocab_size,
         "tied_embeddings": bool(settings.get_text_config().tie_word_embeddings),
-        **_adapter(name, lm, is_adapter, parameters),
+        **(_adapter(name, lm) if is_adapter else {}),
         **_tokenizer(name, base),
         "scalar_head": read_scalar_head(name) is not None,
         "linear_layers": adapters.linear_names(lm),
@@ -140,17 +139,21 @@ def _context(settings: Any) -> dict[str, Any]:
     }
 
 
-def _adapter(name: str, lm: nn.Module, is_adapter: bool, parameters: int | None) -> dict[str, Any]:
-    if not is_adapter:
-        return {}
+def _adapter(name: str, lm: nn.Module) -> dict[str, Any]:
     settings = json.loads((Path(name) / "adapter_config.json").read_text("utf-8"))
-    shown = {key: settings[key] for key in ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora") if key in settings}
-    found: dict[str, Any] = {"base": _base_of(name), "adapter": {k: v for k, v in shown.items() if v not in (None, False)}}
+    shown = {
+        key: settings[key]
+        for key in ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora")
+        if key in settings
+    }
+    found: dict[str, Any] = {
+        "base": _base_of(name),
+        "adapter": {k: v for k, v in shown.items() if v not in (None, False)},
+    }
     if adapters.is_adapted(lm):
         found["trainable_parameters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     else:
-        stored = [file for file in Path(name).glob("adapter_model.safetensors")]
-        found["trainable_parameters"] = sum(_stored_bytes(name).values()) // 4 if stored else None
+        found["trainable_parameters"] = sum(_stored_bytes(name).values()) // 4 or None
     return found
 
 

@@ -65,7 +65,7 @@ class CpmQuantizer(HfQuantizer):
         return type(module) in (nn.Linear, Conv1D) and name not in (self._config.skipped or ())
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
-        owner, _, last = param_name.rpartition(".")
+        owner, last = param_name.rpartition(".")[::2]
         return last == "weight" and owner != "" and self._is_quantised(owner, model.get_submodule(owner))
 
     def get_quantize_ops(self) -> ConversionOps:

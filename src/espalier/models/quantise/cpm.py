@@ -69,8 +69,11 @@ def product(x: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 def _generating(x: Tensor) -> bool:
-    """Whether these are the single tokens of a few rows on a CPU, without gradients."""
-    single = x.dim() == 2 or x.shape[-2] == 1
+    """Whether these are the single tokens of a few rows on a CPU, without gradients.
+
+    The kernel reads whole vectors and goes past the end of rows that are no multiple of them.
+    """
+    single = (x.dim() == 2 or x.shape[-2] == 1) and x.shape[-1] % 64 == 0
     few = x.numel() // x.shape[-1] <= FEW
     return single and few and x.device.type == "cpu" and not torch.is_grad_enabled()
 

@@ -62,7 +62,7 @@ class CpmQuantizer(HfQuantizer):
         return model
 
     def _is_quantised(self, name: str, module: Any) -> bool:
-        return type(module) in (nn.Linear, Conv1D) and name not in (self._config.skipped or ())
+        return is_linear(module) and name not in (self._config.skipped or ())
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         owner, last = param_name.rpartition(".")[::2]
@@ -120,6 +120,11 @@ def empty_like(layer: Any, bits: int) -> CpmLinear:
         return CpmLinear(columns, rows, bits, bias=layer.bias is not None).requires_grad_(False)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer is a product with a matrix and nothing more; Falcon has a class of its own for that."""
+    return type(module) in (nn.Linear, Conv1D) or type(module).__name__ == "FalconLinear"
+
+
 def kept_layers(model: Any) -> list[str]:
     """Names of the linear layers that are not quantised: the head, and what the architecture keeps in float32."""
     head = model.get_output_embeddings()
@@ -127,6 +132,6 @@ def kept_layers(model: Any) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D)
+        if is_linear(module)
         and (module is head or any(part in precise for part in name.split(".")))
     ]

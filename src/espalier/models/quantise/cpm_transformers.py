@@ -132,6 +132,5 @@ def kept_layers(model: Any) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if is_linear(module)
-        and (module is head or any(part in precise for part in name.split(".")))
+        if is_linear(module) and (module is head or any(part in precise for part in name.split(".")))
     ]

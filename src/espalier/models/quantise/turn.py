@@ -41,15 +41,17 @@ def quantised(lm: nn.Module, wanted: Quantisation) -> nn.Module:
 
 
 def check_quantised(lm: nn.Module, wanted: Quantisation) -> None:
-    """Whether a method has found anything that it can store: some of them pass over layers that they do not know.
+    """Whether a method could store this model's layers: some pass over those that they do not know, or break them.
 
     Raises:
-        UserError: it has not.
+        UserError: it could not.
     """
-    if not any(is_quantised_layer(module) for module in lm.modules()):
+    stored = [module for module in lm.modules() if is_quantised_layer(module)]
+    broken = wanted.method == "torchao" and any(type(module) is not nn.Linear for module in stored)
+    if broken or not stored:
         raise UserError(
-            f"{wanted.method} has found no linear layer of torch in {type(lm).__name__} and stored nothing in "
-            f"{wanted.bits} bits. Take cpm, which knows this model's layers."
+            f"{wanted.method} cannot store {type(lm).__name__} in {wanted.bits} bits: its layers are not torch's own linear "
+            "ones. Take cpm, which knows them."
         )
 
 

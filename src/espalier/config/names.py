@@ -30,6 +30,7 @@ SYNONYMS: dict[str, str] = {
     "lora_r": "lora_rank",
     "lora_target_modules": "lora_target",
     "target_modules": "lora_target",
+    "quantization": "quantization_method",
     "quant_bits": "quantization_bit",
     "quant_method": "quantization_method",
     "quant_type": "quantization_type",

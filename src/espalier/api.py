@@ -20,6 +20,7 @@ from espalier.models.forward import Traits, TreeModel
 from espalier.models.generate import Sampling, sample
 from espalier.models.marks import around_prompt, marked
 from espalier.models.probe import probe
+from espalier.models.quantise.turn import is_quantised
 
 _traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
 
@@ -46,14 +47,15 @@ def load_model(
 
     Args:
         path: a folder (an adapter's is merged into its base) or a hub id.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16 or float16; a quantised folder stays as it was saved.
         device: such as "cuda:0"; "auto" is the first GPU, else the CPU.
         allow_pickle: read weights in .bin files too, through torch's safe loader (tensors only).
         rope_scaling: for texts longer than the model was trained at, such as ``"yarn:4"``; see `models.rope`.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    lm = load.load_with_adapter(path, allow_pickle=allow_pickle, rope_scaling=rope_scaling)
-    lm = lm.to(place, getattr(torch, dtype)).eval()
+    lm = load.load_with_adapter(path, allow_pickle=allow_pickle, rope_scaling=rope_scaling).eval()
+    # What is stored in few bits has no dtype to change, and what it multiplies comes as it is.
+    lm = lm.to(place) if is_quantised(lm) else lm.to(place, getattr(torch, dtype))
     if Path(path).exists() and not load.has_tokenizer(Path(path)):
         return lm, None
     return lm, load.load_tokenizer(path)

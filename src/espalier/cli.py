@@ -17,9 +17,11 @@ from rich.console import Console
 
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
+from espalier.commands.export import export
 from espalier.commands.inspect import inspect
 from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
+from espalier.commands.quantize import quantize
 from espalier.commands.vocab import vocab
 from espalier.errors import Interrupted, UserError
 
@@ -72,10 +74,12 @@ _stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
 
 app.command()(evaluate)
 app.command()(convert)
+app.command()(export)
 app.command()(prepare)
 app.command()(inspect)
 app.command()(merge)
 app.add_typer(vocab, name="vocab")
+app.command()(quantize)
 
 
 @app.command()

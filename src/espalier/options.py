@@ -125,7 +125,9 @@ class AdapterOptions(Options):
         [], "With freeze: train these parts outside of the blocks too, such as norm or embed_tokens."
     )
     quantization_bit: Literal[2, 3, 4, 8] | None = option(None, "Store the frozen weights in so many bits.")
-    quantization_method: str = option("bnb", "How the frozen weights are quantised, for example bnb.")
+    quantization_method: str = option("bnb", "How the frozen weights are quantised: bnb, cpm or torchao.")
+    quantization_type: Literal["nf4", "fp4"] = option("nf4", "The levels of bnb's 4 bits.")
+    double_quantization: bool = option(True, "With bnb's 4 bits: quantise the scales too.")
 
     def problems(self) -> list[str]:
         found = []

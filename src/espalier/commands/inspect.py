@@ -22,6 +22,9 @@ def inspect(
     cutoff_len: Annotated[int | None, typer.Option(help="For data: the most tokens of a record.")] = None,
     overlong: Annotated[str, typer.Option(help="For data: trim or drop what is longer.")] = "trim",
     limit: Annotated[int, typer.Option(help="How many records to show.")] = 3,
+    with_probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="For models: load the weights and find the layout.")
+    ] = True,
     html: Annotated[Path | None, typer.Option(help="Write a page with the same, in colour.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -38,4 +41,5 @@ def inspect(
         DataQuestion(model, template, kind, cutoff_len, overlong, limit),
         as_json=as_json,
         html=html,
+        with_probe=with_probe,
     )

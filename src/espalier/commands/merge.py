@@ -11,22 +11,40 @@ from espalier.errors import UserError
 
 
 def merge(
-    adapter: Annotated[str, typer.Argument(help="An adapter folder, as a run's model/.")],
-    out: Annotated[Path, typer.Argument(help="The plain model folder to write.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER [ADAPTER ...] OUT",
+            help="Adapter folders, such as a run's model/, in the order of their training; then the folder to write.",
+        ),
+    ],
+    base: Annotated[
+        str | None, typer.Option(help="Merge into this model, not into the one the first adapter names.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
+    ] = False,
 ) -> None:
-    """An adapter and its base model as one plain model folder."""
+    """Adapters and their base model as one plain model folder."""
     from espalier.engine import files
     from espalier.models import load
     from espalier.models.forward import TreeModel
+    from espalier.models.merging import merged_stack, stack_of
     from espalier.models.probe import probe
     from espalier.models.saved import read_scalar_head, save_model
 
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise UserError(f"{adapter}: no adapter_config.json here. Wanted a folder that PEFT has saved.")
+    if len(paths) < 2:
+        raise UserError(
+            "wanted an adapter's folder and then the folder to write, such as: merge RUN/sft/model OUT"
+        )
+    *folders, last = paths
+    out = Path(last)
+    stack = stack_of(folders, base)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: exists and is not empty. Choose another folder.")
-    lm = load.load_with_adapter(adapter)
-    tokenizer = load.load_tokenizer(adapter)
+    lm = merged_stack(stack, allow_pickle=allow_pickle)
+    with_tokenizer = [name for name in stack.adapters if load.has_tokenizer(Path(name))]
+    tokenizer = load.load_tokenizer(with_tokenizer[-1] if with_tokenizer else stack.base)
     with files.new_folder(out) as folder:
-        save_model(folder, TreeModel(lm, probe(lm), read_scalar_head(adapter)), tokenizer)
-    print(f"written: {out}")
+        save_model(folder, TreeModel(lm, probe(lm), read_scalar_head(stack.adapters[-1])), tokenizer)
+    print(f"written: {out} ({' + '.join([stack.base, *stack.adapters])})")

@@ -22,9 +22,8 @@ _REASONS: dict[str, str] = {
         modules_to_save moe_aux_loss_coef loss_watchdog_threshold loss_watchdog_patience early_stopping_patience
         optim_args optim_target_modules liger_rope liger_rms_norm liger_swiglu
         liger_fused_linear_cross_entropy plugins noisy_embedding_alpha""",
-    "bitsandbytes' nf4 with double quantisation": """
-        double_quantization quantization_type quantization_device_map bnb_4bit_quant_type bnb_4bit_use_double_quant
-        bnb_4bit_compute_dtype use_bnb_nested_quant""",
+    "quantised weights lie on each process' own device, and are multiplied in the activations' type": """
+        quantization_device_map bnb_4bit_compute_dtype""",
     "the last weights are kept": "metric_for_best_model greater_is_better",
     "the optimiser's state is in the checkpoint": "ignore_data_skip restore_callback_states_from_checkpoint",
     "the model's own files say what it is": """

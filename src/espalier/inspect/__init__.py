@@ -11,13 +11,21 @@ from espalier.inspect.data import DataQuestion, show_data
 from espalier.inspect.model import show_model
 
 
-def inspect(what: str, question: DataQuestion, *, as_json: bool = False, html: Path | None = None) -> None:
+def inspect(
+    what: str,
+    question: DataQuestion,
+    *,
+    as_json: bool = False,
+    html: Path | None = None,
+    with_probe: bool = True,
+) -> None:
     """Find out what it is and show it.
 
     Args:
         what: a model folder, a data file, folder or glob, or a YAML file.
         question: how to look at data; of a config only how many records to show.
         html: a page to write beside what is printed; not for models.
+        with_probe: of a model, whether its weights are loaded to find its layout.
 
     Raises:
         UserError: it is none of these, or the data has errors that a run would stop at.
@@ -28,7 +36,7 @@ def inspect(what: str, question: DataQuestion, *, as_json: bool = False, html: P
     elif (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         if html is not None:
             raise UserError("--html is for data and configs; a model is shown as a table, or with --json.")
-        show_model(what, as_json=as_json)
+        show_model(what, as_json=as_json, with_probe=with_probe)
     elif path.name.lower().endswith(SUFFIXES) or path.is_dir() or "*" in what:
         show_data(what, question, as_json=as_json, html=html)
     else:

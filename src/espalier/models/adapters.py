@@ -21,6 +21,7 @@ from torch import nn
 from espalier.errors import UserError
 from espalier.models.adapter_targets import linear_names as linear_names
 from espalier.models.rope import scaling_of
+from espalier.models.tying import tie_again, untie
 
 KINDS = {
     PeftType.LORA: "lora",
@@ -62,6 +63,11 @@ def read_settings(folder: str) -> dict[str, Any]:
     return settings
 
 
+def is_virtual(folder: str) -> bool:
+    """Whether a saved adapter is one of virtual tokens, which cannot be merged. Raises as `read_settings`."""
+    return KINDS[read_settings(folder)["peft_type"]] in VIRTUAL
+
+
 def kind_of(lm: nn.Module) -> str | None:
     """lora, adalora, ia3, prompt, p_tuning or prefix; None where the model has no adapter."""
     return KINDS[lm.active_peft_config.peft_type] if isinstance(lm, PeftModel) else None
@@ -78,7 +84,7 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
     """
     settings = read_settings(folder)
     _grow(lm, Path(folder))
-    virtual = KINDS[settings["peft_type"]] in VIRTUAL
+    virtual = is_virtual(folder)
     try:
         with warnings.catch_warnings():
             # PEFT takes AdaLoRA's ranks for LoRA's patterns of ranks, and warns that they are none
@@ -123,7 +129,7 @@ def _grow(lm: nn.Module, folder: Path) -> None:
         return
     with safe_open(folder / WEIGHTS, framework="pt") as held:
         for key in held.keys():  # noqa: SIM118
-            if key.endswith(f"{name}.weight"):
+            if key.endswith((f"{name}.weight", f"{name}.base_layer.weight")):
                 rows = held.get_slice(key).get_shape()[0]
                 if rows != inner.weight.shape[0]:
                     lm.resize_token_embeddings(rows, mean_resizing=False)  # type: ignore[operator]
@@ -139,7 +145,7 @@ def can_merge(lm: nn.Module) -> bool:
 
 
 def merged(lm: nn.Module) -> nn.Module:
-    """The plain model with its adapter added to the weights.
+    """The plain model with its adapter added to the weights; tied embeddings come apart where it changes one side.
 
     Raises:
         UserError: an adapter of virtual tokens.
@@ -151,7 +157,13 @@ def merged(lm: nn.Module) -> nn.Module:
             f"an adapter of kind {kind_of(lm)} cannot be merged: virtual tokens stand before the text and are no part "
             "of a weight. Use the adapter's folder as it is; every command takes it as a model."
         )
-    return lm.merge_and_unload()  # type: ignore[operator]
+    settings: Any = lm.active_peft_config
+    # An adapter that was told to keep them tied changes both, and PEFT merges both.
+    untied = not vars(settings).get("ensure_weight_tying") and untie(lm)
+    plain: nn.Module = lm.merge_and_unload()  # type: ignore[operator]
+    if untied:
+        tie_again(plain)
+    return plain
 
 
 def save_adapter(lm: Any, folder: Path, state: dict[str, torch.Tensor], *, embeddings: bool) -> None:

@@ -37,6 +37,9 @@ from espalier.models.new_tokenizer import CHATML as CHATML
 from espalier.models.new_tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
 from espalier.models.new_tokenizer import bare_tokenizer
 from espalier.models.new_tokenizer import train_tokenizer as train_tokenizer
+from espalier.models.quantise import cpm_transformers as cpm_transformers  # transformers learns of it by this
+from espalier.models.quantise.methods import Quantisation, check_readable, entry_of, settings
+from espalier.models.quantise.turn import check_quantised, dequantised, is_quantised, quantised
 from espalier.models.rope import longest, set_scaling, warn_if_other
 from espalier.models.rope_modules import put_in_place
 from espalier.models.virtual import virtual_tokens
@@ -53,6 +56,7 @@ def load_lm(
     allow_pickle: bool = False,
     rope_scaling: Scaling | None = None,
     length: int | None = None,
+    quantisation: Quantisation | None = None,
 ) -> nn.Module:
     """A causal language model from a folder with safetensors, or from the hub when `name` is no path.
 
@@ -65,19 +69,25 @@ def load_lm(
         allow_pickle: read .bin files, through torch's safe loader, where there are no safetensors.
         rope_scaling: for a longer context, see `rope.set_scaling`; None is what the folder says.
         length: of texts, for a scaling without a factor.
+        quantisation: store the linear layers in few bits as they are read; a folder may also be quantised already.
 
     Raises:
         UserError: the folder is missing, has no config or no weights, or holds another kind of model.
     """
     check_folder(name, allow_pickle=allow_pickle)
+    check_readable(name)
+    if quantisation is not None and entry_of(name) is not None:
+        raise UserError(f"{name}: is quantised already. Remove quantization_bit, or name the plain model.")
     _quiet()
     name = str(checkpoint.fetched(name, allow_pickle=allow_pickle) or name)
     local = Path(name).exists()
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
         scale = None if rope_scaling is None else partial(set_scaling, wanted=rope_scaling, length=length)
-        lm = checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle, prepare=scale)
-        return put_in_place(lm)
+        legacy = checkpoint.load_legacy(
+            Path(name), old, dtype=dtype, allow_pickle=allow_pickle, prepare=scale
+        )
+        return put_in_place(legacy) if quantisation is None else quantised(legacy, quantisation)
     register(Path(name))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
@@ -85,22 +95,26 @@ def load_lm(
             set_scaling(config, rope_scaling, length=length)
         if config.model_type == "rwkv":
             config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
-        made = _kind(config).from_pretrained(
+        lm: nn.Module = _kind(config).from_pretrained(
             name,
             config=without_dropout(config),
             dtype="auto" if dtype is None else dtype,
             use_safetensors=None if allow_pickle else True,
             trust_remote_code=trust_remote_code,
             local_files_only=local,
+            **({} if quantisation is None else {"quantization_config": settings(quantisation)}),
         )
-        return put_in_place(takes_rows(made) if config.is_encoder_decoder else made)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(
             f"{name}: cannot be loaded as a causal language model ({_first_line(error)}). "
             "Give a folder with config.json and *.safetensors, or the id of such a model on the hub."
         ) from error
+    lm = put_in_place(takes_rows(lm) if config.is_encoder_decoder else lm)
+    if quantisation is not None:
+        check_quantised(lm, quantisation)
+    return lm
 
 
 def new_lm(
@@ -279,7 +293,8 @@ def read_config(value: dict[str, Any] | str) -> dict[str, Any]:
 def _quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _first_line(error: BaseException) -> str:
@@ -298,28 +313,39 @@ def load_with_adapter(
     allow_pickle: bool = False,
     rope_scaling: Scaling | None = None,
     length: int | None = None,
+    quantisation: Quantisation | None = None,
 ) -> nn.Module:
     """A model folder, or an adapter folder: then its base model with the adapter merged into it.
 
     Virtual tokens cannot be merged and stay on top. The base may be an adapter's folder in its turn: that of an
     earlier stage on whose merged model this one has trained. The base gets the scaling of positions that the adapter
     was trained with, unless another is asked for.
+
+    Where weights are to be quantised, that is done with the merged ones; a base that is quantised is turned back
+    into floats first, because few bits have no room for what an adapter adds.
     """
     from espalier.models import adapters
 
-    given = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "length": length}
+    given: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
+        "length": length,
+    }
     if not adapters.is_adapter(name):
-        return load_lm(name, **given, rope_scaling=rope_scaling)  # type: ignore[arg-type]
-    scaling = adapters.trained_scaling(name) if rope_scaling is None else rope_scaling
-    lm = load_with_adapter(base_of(name), **given, rope_scaling=scaling)  # type: ignore[arg-type]
-    return with_adapters(lm, [name])
+        return load_lm(name, **given, rope_scaling=rope_scaling, quantisation=quantisation)
+    base = base_of(name)
+    given["rope_scaling"] = adapters.trained_scaling(name) if rope_scaling is None else rope_scaling
+    if adapters.is_virtual(name):
+        return with_adapters(load_with_adapter(base, **given, quantisation=quantisation), [name])
+    lm = with_adapters(dequantised(load_with_adapter(base, **given)), [name])
+    return lm if quantisation is None else quantised(lm, quantisation)
 
 
 def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
     """The model with saved adapters in their order, each merged; the last stays on top where it cannot be.
 
     Raises:
-        UserError: an adapter that cannot be merged stands below another one.
+        UserError: an adapter that cannot be merged stands below another one, or is to be merged into few bits.
     """
     from espalier.models import adapters
 
@@ -327,6 +353,11 @@ def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
         if adapters.is_adapted(lm):
             adapters.merged(lm)  # says why it cannot
         warn_if_other(lm.config, adapters.trained_scaling(folder), folder)
+        if is_quantised(lm) and not adapters.is_virtual(folder):
+            raise UserError(
+                f"{folder}: cannot be merged into weights in few bits, which have no room for what it adds. Merge it "
+                "into the plain model first (espalier merge), and quantise that."
+            )
         adapted: Any = adapters.load_adapter(lm, folder, trainable=False)
         lm = adapters.merged(adapted) if adapters.can_merge(adapted) else adapted
         if not adapters.is_adapted(lm):

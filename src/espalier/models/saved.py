@@ -20,6 +20,7 @@ from espalier.models.adapters import is_adapted, save_adapter
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.load import vocabulary_of
+from espalier.models.quantise.turn import is_quantised
 
 HEAD_FILE = "scalar_head.safetensors"
 _HEAD_NAMES = ("score.weight", "scalar_head.weight")
@@ -47,7 +48,7 @@ def save_model(
     attention = lm.config._attn_implementation
     lm.config._attn_implementation = "sdpa"  # ours means nothing to others
     try:
-        if head is not None and not is_adapted(lm) and _classifier(lm) is not None:
+        if head is not None and not (is_adapted(lm) or is_quantised(lm)) and _classifier(lm) is not None:
             _save_classifier(folder, lm, state, head)
         else:
             if is_adapted(lm):

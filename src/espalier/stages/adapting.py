@@ -17,6 +17,7 @@ from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.models import adapter_kinds, adapters, freezing, load
 from espalier.models.forward import Outputs
+from espalier.models.quantise.turn import quantised
 from espalier.models.rank_allocation import RankAllocation, adalora_models, orthogonality
 from espalier.options import (
     AdaloraOptions,
@@ -26,6 +27,7 @@ from espalier.options import (
     RunOptions,
     VirtualTokenOptions,
 )
+from espalier.stages.quantised import quantisation_of
 from espalier.stages.stage import Live, Parts
 from espalier.trees import Batch
 
@@ -43,14 +45,14 @@ def adapted(lm: nn.Module, options: Opts, tokenizer: Any, *, own: bool) -> nn.Mo
         UserError: adapters that cannot be stacked or trained on in this way.
     """
     kind = options[AdapterOptions].finetuning_type
-    folders = list(options[ModelOptions].adapter_name_or_path) if own else []
-    on_top = None
-    if kind not in ("full", "freeze") and folders and not options[AdapterOptions].create_new_adapter:
-        on_top = folders.pop()
+    folders, on_top = _stacked(options, own=own)
     if folders:
         lm = load.with_adapters(lm, folders)
     if folders or on_top is not None:
         lm = adapters.merged(lm)  # says why where it cannot
+    wanted = quantisation_of(options[AdapterOptions])
+    if folders and wanted is not None:
+        lm = quantised(lm, wanted)
     if on_top is not None:
         _check_same(on_top, adapters.KINDS[adapters.read_settings(on_top)["peft_type"]], kind)
         return adapters.load_adapter(lm, on_top, trainable=True)
@@ -58,6 +60,20 @@ def adapted(lm: nn.Module, options: Opts, tokenizer: Any, *, own: bool) -> nn.Mo
         _check_same("model_name_or_path" if own else "the reward model", str(adapters.kind_of(lm)), kind)
         return adapters.trained_on(lm)
     return lm if kind in ("full", "freeze") else new_adapter(lm, options, tokenizer)
+
+
+def merges_first(options: Opts, *, own: bool) -> bool:
+    """Whether adapters are merged into the model before anything else, for which it has to be there in floats."""
+    return bool(_stacked(options, own=own)[0])
+
+
+def _stacked(options: Opts, *, own: bool) -> tuple[list[str], str | None]:
+    """Adapters that are merged, and the one that is trained on."""
+    folders = list(options[ModelOptions].adapter_name_or_path) if own else []
+    trained = options[AdapterOptions].finetuning_type not in ("full", "freeze")
+    if folders and trained and not options[AdapterOptions].create_new_adapter:
+        return folders[:-1], folders[-1]
+    return folders, None
 
 
 def _check_same(where: str, found: str, kind: str) -> None:

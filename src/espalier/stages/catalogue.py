@@ -8,6 +8,7 @@ from typing import Any
 
 from espalier.errors import UserError
 from espalier.models.adapters import VIRTUAL
+from espalier.models.quantise.methods import problem
 from espalier.options import (
     COMMON,
     AdapterOptions,
@@ -18,6 +19,7 @@ from espalier.options import (
     VirtualTokenOptions,
 )
 from espalier.stages import dpo, grpo, ppo, pretrain, reward, sft
+from espalier.stages.quantised import check_whole, quantisation_of
 
 STAGES: dict[str, ModuleType] = {
     "pretrain": pretrain,
@@ -47,13 +49,13 @@ def check_possible(stage: str, options: Mapping[type, Any]) -> None:
     not_yet = {
         "compile": options[EngineOptions].compile,
         "optim": options[TrainOptions].optim != "adamw",
-        "quantization_bit": options[AdapterOptions].quantization_bit is not None,
     }
     for key, asked in not_yet.items():
         if asked:
             raise UserError(
                 f"`{key}` is known but not available yet, and is never ignored silently. Remove it."
             )
+    _check_quantisation(options)
     _check_sharded(stage, options)
     _check_adapter(options)
 
@@ -101,3 +103,17 @@ def _check_adapter(options: Mapping[type, Any]) -> None:
         raise UserError(
             "`create_new_adapter` without `adapter_name_or_path` has nothing to merge. Name the adapter, or remove it."
         )
+
+
+def _check_quantisation(options: Mapping[type, Any]) -> None:
+    wanted = quantisation_of(options[AdapterOptions])
+    if wanted is None:
+        return
+    said = problem(wanted)
+    if said is not None:
+        raise UserError(f"quantization_bit: {wanted.bits}, quantization_method: {wanted.method}: {said}")
+    if options[ModelOptions].model_config is not None:
+        raise UserError(
+            "`quantization_bit` stores trained weights in few bits, and `model_config` makes new ones. Remove one."
+        )
+    check_whole(options[EngineOptions])

@@ -16,6 +16,7 @@ from espalier import config
 from espalier.engine import checkpoint, files, strategy
 from espalier.engine.hardware import device_name
 from espalier.models.forward import TreeModel
+from espalier.models.quantise.turn import number_of_weights
 from espalier.models.saved import save_model
 from espalier.options import EngineOptions, RunOptions
 from espalier.stages.resume import checkpoints
@@ -76,7 +77,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "strategy": start.option(EngineOptions).strategy,
         "precision": {"no": "fp32"}.get(start.precision, start.precision),
-        "parameters": sum(p.numel() for p in parts.main.parameters()),
+        "parameters": number_of_weights(parts.main),
         "trainable_parameters": sum(p.numel() for p in parts.trained.parameters() if p.requires_grad),
         "versions": {
             "python": platform.python_version(),

@@ -28,6 +28,7 @@ from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
+from espalier.models.quantise.methods import Quantisation
 from espalier.models.saved import read_scalar_head
 from espalier.options import (
     AdapterOptions,
@@ -39,7 +40,8 @@ from espalier.options import (
     TrainOptions,
 )
 from espalier.rollout.experience import Ask
-from espalier.stages.adapting import adapted, frozen_part
+from espalier.stages.adapting import adapted, frozen_part, merges_first
+from espalier.stages.quantised import check_trainable, quantisation_of
 from espalier.stages.stage import Live, SamplePrompt
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from espalier.trees.draw import draw_tree
@@ -133,9 +135,11 @@ class Setup:
             name: of another model than the run's own (a critic's start).
             scalar_head: whether it gives numbers; a head that was saved is kept, else a new one is made.
         """
-        model = self.option(ModelOptions)
-        lm, head = self._lm(name or model.model_name_or_path, own=name is None)
+        model, adapter = self.option(ModelOptions), self.option(AdapterOptions)
+        wanted = None if merges_first(self.options, own=name is None) else quantisation_of(adapter)
+        lm, head = self._lm(name or model.model_name_or_path, wanted, own=name is None)
         lm = adapted(lm, self.options, self.tokenizer, own=name is None)
+        check_trainable(lm, adapter, self.option(EngineOptions))
         traits = probe(lm, wanted=model.layout)
         self.padded, self.layout_reason = traits.method == "padded", traits.reason
         self.say(traits.reason)
@@ -161,7 +165,9 @@ class Setup:
         traits = probe(lm, wanted=self.option(ModelOptions).layout)
         return TreeModel(lm, traits, head if scalar_head else None).to(self.device)
 
-    def _lm(self, name: str | None, *, own: bool = False) -> tuple[nn.Module, ScalarHead | None]:
+    def _lm(
+        self, name: str | None, quantisation: Quantisation | None = None, *, own: bool = False
+    ) -> tuple[nn.Module, ScalarHead | None]:
         model = self.option(ModelOptions)
         if name is None:
             torch.manual_seed(self.option(RunOptions).seed)
@@ -176,9 +182,12 @@ class Setup:
                 allow_pickle=model.allow_pickle,
                 rope_scaling=model.rope_scaling if own else None,
                 length=self.cutoff_len,
+                quantisation=quantisation,
             ),
             read_scalar_head(name),
         )
+        if quantisation is not None:
+            self.say(f"the frozen linear layers are stored by {quantisation}")
         grown = load.fit_vocabulary(lm, self.tokenizer)
         if grown:
             self.say(

@@ -1,0 +1,43 @@
+"""The command `espalier export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.errors import UserError
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A model or adapter folder, or a hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
+    kind: Annotated[str, typer.Option("--type", help="Of the matrices: f32, f16 or q8_0.")] = "f16",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
+    ] = False,
+) -> None:
+    """A model of the Llama family as one GGUF file, for llama.cpp and what is built on it."""
+    from espalier.engine.files import temporary_name
+    from espalier.models import load
+    from espalier.models.gguf_file import TYPES, check_installed, write_gguf
+    from espalier.models.quantise.turn import dequantised
+
+    if kind not in TYPES:
+        raise UserError(f"--type {kind}: wanted {', '.join(TYPES)}.")
+    if out.suffix != ".gguf":
+        raise UserError(f"{out}: wanted a name that ends in .gguf.")
+    if out.exists():
+        raise UserError(f"{out}: exists. Choose another name.")
+    check_installed()
+    lm = dequantised(load.load_with_adapter(model, allow_pickle=allow_pickle))
+    tokenizer = load.load_tokenizer(model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(out)
+    try:
+        held = write_gguf(lm, tokenizer, temporary, kind)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"written: {out} ({', '.join(f'{size / 2**20:,.1f} MiB {name}' for name, size in held.items())})")

@@ -1,0 +1,189 @@
+"""The command `espalier quantize`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from espalier.errors import UserError
+
+TEXT = (
+    "The espalier is a tree trained along a frame: its trunk is shared, its branches go their own ways, and the "
+    "gardener keeps what bears fruit. In winter the wood rests. When the sap rises again, each bud opens where the "
+    "light is, and by the end of the summer twelve baskets of pears stand in the cool of the cellar.",
+    "从前有一座小山村，村口有一棵很老的梨树。每到春天，树上开满白色的花；到了秋天，孩子们就在树下等着熟透的梨掉下来。"
+    "有一年大旱，河水都干了，大家轮流从三里外的泉眼挑水，把老树救活了。第二年，它结的果子比哪一年都多。",
+    "Question: a train leaves at 9:40 and arrives at 13:05. How long does the journey take? Answer: from 9:40 to "
+    "12:40 are three hours, and 25 minutes more make 3 hours and 25 minutes.",
+)
+"""What is measured on where no data is named: a few plain sentences."""
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A model or adapter folder, or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    method: Annotated[str, typer.Option(help="cpm, bnb or torchao.")] = "cpm",
+    bits: Annotated[int, typer.Option(help="Of one weight: cpm and bnb 4 or 8, torchao 2, 3, 4 or 8.")] = 8,
+    kind: Annotated[str, typer.Option("--type", help="bnb's 4 bits: nf4 or fp4.")] = "nf4",
+    double: Annotated[
+        bool, typer.Option("--double/--no-double", help="bnb's 4 bits: quantise the scales too.")
+    ] = True,
+    group_size: Annotated[
+        int | None, typer.Option(help="torchao's 2 to 4 bits: weights that share a scale (32).")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Records to measure on; else a few sentences of ours.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Measure on at most so many tokens.")] = 4096,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Without it the plain model is never held in full.")
+    ] = True,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """A model with its linear layers in few bits, and what that costs: size, speed, logits, perplexity."""
+    from espalier.models.quantise.methods import Quantisation, settings
+
+    if kind not in ("nf4", "fp4"):
+        raise UserError(f"--type {kind}: wanted nf4 or fp4.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: exists and is not empty. Choose another folder.")
+    wanted = Quantisation(method, bits, kind, double, group_size)  # type: ignore[arg-type]
+    settings(wanted)  # everything that is wrong with it is said before anything is read
+    rows = _rows(model, data, tokens) if measure else []
+    facts = _write(model, out, wanted, allow_pickle=allow_pickle)
+    if measure:
+        facts |= _measured(model, out, rows, allow_pickle=allow_pickle)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _show(facts, data)
+
+
+def _write(model: str, out: Path, wanted: Any, *, allow_pickle: bool) -> dict[str, Any]:
+    from espalier.engine import files
+    from espalier.models import load
+    from espalier.models.forward import TreeModel
+    from espalier.models.probe import probe
+    from espalier.models.quantise.sizes import disk_bytes, held_bytes
+    from espalier.models.saved import read_scalar_head, save_model
+
+    lm = load.load_with_adapter(model, allow_pickle=allow_pickle, quantisation=wanted)
+    tokenizer = load.load_tokenizer(model) if _has_tokenizer(model) else None
+    traits = probe(lm)
+    with files.new_folder(out) as folder:
+        save_model(folder, TreeModel(lm, traits, read_scalar_head(model)), tokenizer)
+    return {
+        "model": model,
+        "out": str(out),
+        "quantisation": str(wanted),
+        "layout": traits.reason,
+        "disk_bytes": disk_bytes(model),
+        "disk_bytes_after": disk_bytes(out),
+        "memory_bytes_after": held_bytes(lm),
+    }
+
+
+def _measured(model: str, out: Path, rows: list[Any], *, allow_pickle: bool) -> dict[str, Any]:
+    """The folder as it was written, against the model."""
+    import torch
+
+    from espalier.models import load
+    from espalier.models.quantise.measure import compare
+    from espalier.models.quantise.sizes import held_bytes
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain = load.load_with_adapter(model, allow_pickle=allow_pickle).to(device).eval()
+    small = load.load_lm(str(out)).to(device).eval()
+    return {"memory_bytes": held_bytes(plain), **asdict(compare(plain, small, rows))}
+
+
+def _has_tokenizer(model: str) -> bool:
+    from espalier.models import load
+
+    return not Path(model).is_dir() or load.has_tokenizer(Path(model))
+
+
+def _rows(model: str, data: str | None, limit: int) -> list[Any]:
+    """Token ids and which of them count: trained ones of records, all of our own sentences."""
+    from espalier.models import load
+
+    if not _has_tokenizer(model):
+        if data is not None:
+            raise UserError(f"{model}: has no tokenizer to read --data with. Copy its files into the folder.")
+        return [(list(range(3, 67)), [True] * 64)]
+    tokenizer = load.load_tokenizer(model)
+    if data is None:
+        encoded = [tokenizer.encode(text) for text in TEXT]
+        return [(tokens, [True] * len(tokens)) for tokens in encoded]
+    from espalier.data.sources import load_records
+    from espalier.data.specs import parse_specs
+    from espalier.data.templates import choose_template
+    from espalier.data.tokenise import Encoder, encode_all
+    from espalier.inspect.data import kind_of
+
+    specs = parse_specs(data)
+    kind = kind_of(specs)
+    if kind not in ("text", "chat", "preference"):
+        raise UserError(f"{data}: read as {kind}; wanted texts, chats or preferences to measure on.")
+    encoder = Encoder(tokenizer, choose_template(tokenizer, "auto"), min(512, limit), "trim")
+    found: list[Any] = []
+    left = limit
+    for tree in encode_all(load_records(specs, kind, skip_bad=True, max_samples=limit).records, encoder)[0]:
+        for tokens, trained in tree.paths():
+            if left > 0:
+                found.append((list(tokens), [bool(t) for t in trained]))
+                left -= len(tokens)
+    if not any(any(trained) for _, trained in found):
+        raise UserError(f"{data}: nothing in it is a text that the perplexity could be of.")
+    return found
+
+
+def _show(facts: dict[str, Any], data: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{facts['out']}: {facts['quantisation']}")
+    for name in ("", "before", "after", "after / before"):
+        table.add_column(name, justify="left" if not name else "right")
+
+    def row(
+        name: str, before: float | None, after: float | None, form: str, ratio: float | None = None
+    ) -> None:
+        if ratio is None and before and after is not None:
+            ratio = after / before
+        said = [format(value, form) if value is not None else "" for value in (before, after)]
+        table.add_row(name, *said, "" if ratio is None else f"{ratio:.3f}")
+
+    def mib(value: int | None) -> float | None:
+        return None if value is None else value / 2**20
+
+    before, after = facts.get("memory_bytes"), facts["memory_bytes_after"]
+    row("weights on disk, MiB", mib(facts["disk_bytes"]), mib(facts["disk_bytes_after"]), ",.1f")
+    row(
+        "weights in memory, MiB",
+        mib(sum(before.values())) if before else None,
+        mib(sum(after.values())),
+        ",.1f",
+    )
+    for kind in sorted(after):
+        row(f"  {kind}, MiB", mib((before or {}).get(kind)), mib(after[kind]), ",.1f")
+    if before:
+        row("tokens/s, reading", facts["read"], facts["read_after"], ",.0f", facts["read_ratio"])
+        row("tokens/s, writing", facts["written"], facts["written_after"], ",.1f", facts["written_ratio"])
+        row(f"perplexity, {facts['tokens']:,} tokens", facts["perplexity"], facts["perplexity_after"], ",.3f")
+        row("logits, mean difference", None, facts["logit_error_mean"], ".4f")
+        row("logits, largest difference", None, facts["logit_error_max"], ".4f")
+        row("KL, nats a token", None, facts["kl"], ".5f")
+        row("same likeliest token", None, facts["same_choice"], ".1%")
+    console = Console()
+    console.print(table)
+    console.print(f"layout: {facts['layout']}")
+    if before:
+        console.print(f"[dim]measured on {data or 'a few sentences; name records with --data for more'}[/]")

@@ -1,0 +1,81 @@
+"""Adapters and their base as one plain model: a stack in its order, on the base that it was trained on or another.
+
+What comes out says what the base with its adapters on top says. Tied embeddings that an adapter changes on one side
+come apart, a vocabulary that was larger in training grows as it was there, and a base in few bits is turned back into
+floats first (or another is named, such as the model that it was made from).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from espalier.errors import UserError
+from espalier.models import adapters, load
+from espalier.models.quantise.turn import dequantised
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Attributes:
+    base: a model's folder or hub id.
+    adapters: folders in the order in which they are merged.
+    """
+
+    base: str
+    adapters: tuple[str, ...]
+
+
+def stack_of(folders: Sequence[str], base: str | None = None) -> Stack:
+    """What is merged into what.
+
+    Args:
+        folders: of adapters, the one that was trained first first; one whose base is an adapter's folder in its turn
+            stands on that.
+        base: in place of the one that the first of them names.
+
+    Raises:
+        UserError: a folder that is no adapter's, one without a base, or one that cannot be merged.
+    """
+    chain = list(folders)
+    for folder in folders:
+        _settings(folder)
+    while base is None:
+        named = _settings(chain[0]).get("base_model_name_or_path")
+        if not named:
+            raise UserError(f"{chain[0]}/adapter_config.json: names no base model. Name it with --base.")
+        if not (Path(named) / "adapter_config.json").is_file():
+            base = str(named)
+        elif named in chain:
+            raise UserError(f"{named}: stands on itself. Name the model with --base.")
+        else:
+            chain.insert(0, str(named))
+    if (Path(base) / "adapter_config.json").is_file():
+        below = stack_of([base])
+        base, chain = below.base, [*below.adapters, *chain]
+    return Stack(base, tuple(chain))
+
+
+def merged_stack(stack: Stack, *, allow_pickle: bool = False) -> nn.Module:
+    """The plain float32 model, with its positions as the last adapter that says something of them was trained with.
+
+    Raises:
+        UserError: an adapter does not fit.
+    """
+    scalings = [adapters.trained_scaling(folder) for folder in reversed(stack.adapters)]
+    scaling = next((found for found in scalings if found is not None), None)
+    lm = dequantised(load.load_lm(stack.base, allow_pickle=allow_pickle, rope_scaling=scaling))
+    return load.with_adapters(lm, stack.adapters)
+
+
+def _settings(folder: str) -> dict[str, Any]:
+    if adapters.is_virtual(folder):
+        raise UserError(
+            f"{folder}: an adapter of virtual tokens cannot be merged: they stand before the text and are no part of a "
+            "weight. Use the adapter's folder as it is; every command takes it as a model."
+        )
+    return adapters.read_settings(folder)

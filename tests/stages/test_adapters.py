@@ -16,7 +16,7 @@ from espalier.errors import UserError
 from espalier.models import load
 from espalier.models.adapters import is_adapted, kind_of
 from espalier.models.saved import read_scalar_head
-from tests.stages.conftest import far, rows, run, weights
+from tests.stages.conftest import far, finish, rows, run, start, weights
 
 Make = Callable[..., dict[str, Any]]
 KINDS: dict[str, dict[str, Any]] = {
@@ -297,3 +297,58 @@ def test_micro_batches_do_not_change_what_is_learned(kind: str, options: Make, t
         found.append([row.get("orthogonality", 0.0) for row in rows(chosen) if "loss" in row])
     assert found[0] == pytest.approx(found[2], abs=1e-4)
     assert found[1] == pytest.approx(found[3], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adalora", "prompt", "prefix"])
+def test_two_processes_learn_what_one_does(kind: str, options: Make, tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        chosen = options(
+            "dpo", **KINDS[kind], output_dir=str(folder / "run"), per_device_train_batch_size=8 // processes
+        )
+        finish(start(chosen, folder, processes=processes))
+        found.append([row["loss"] for row in rows(chosen) if "loss" in row])
+    assert found[0][0] == pytest.approx(math.log(2), abs=1e-4)
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt", "ia3"])
+def test_checkpointed_activations_change_nothing(kind: str, options: Make, tmp_path: Path) -> None:
+    found = []
+    for checkpointed in (False, True):
+        chosen = options(
+            "sft", **KINDS[kind] | {"lora_dropout": 0.0}, gradient_checkpointing=checkpointed,
+            output_dir=str(tmp_path / str(checkpointed)), max_steps=3,
+        )  # fmt: skip
+        run(chosen)
+        found.append(weights(chosen))
+    assert far(*found) < 1e-5
+
+
+def test_an_exam_with_virtual_tokens_scores_each_candidate_as_if_alone(options: Make) -> None:
+    chosen = options("sft", **KINDS["prefix"], max_steps=2, learning_rate=3e-2)
+    run(chosen)
+    model, tokenizer = espalier.load_model(saved(chosen))
+    prompt = "What is 1 + 1? Please say it. " * 12  # longer than the shortest text that exams keep as a trunk
+    candidates = [" 2", " three", " 二"]
+    together = espalier.score(model, tokenizer, prompt, candidates)
+    for candidate, (total, tokens) in zip(candidates, together, strict=True):
+        ((alone, n),) = espalier.score(model, tokenizer, prompt, [candidate])
+        assert (alone, n) == (pytest.approx(total, abs=1e-4), tokens)
+
+
+def test_longer_positions_from_the_options_to_the_folder(options: Make) -> None:
+    chosen = options("sft", finetuning_type="lora", rope_scaling="linear", cutoff_len=1000, max_steps=2)
+    run(chosen)
+    model, _ = espalier.load_model(saved(chosen))
+    assert model.config.rope_parameters["rope_type"] == "linear"
+    assert model.config.rope_parameters["factor"] == 4.0  # 1000 over 256, made whole
+    assert load.context_length(model) == 1024
+    later = options("dpo", finetuning_type="lora", model_name_or_path=saved(chosen), max_steps=1)
+    run(later)
+    assert load.context_length(espalier.load_model(saved(later))[0]) == 1024
+    with pytest.raises(UserError, match="cutoff_len 128 fits into 256 positions"):
+        run(options("sft", rope_scaling="yarn", name="short"))

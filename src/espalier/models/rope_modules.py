@@ -150,6 +150,7 @@ def slope_factors(slopes: Tensor, kind: str, factor: float) -> Tensor:
 
 
 def _scale_slopes(lm: nn.Module, scaling: dict[str, Any]) -> None:
+    module: Any
     for module in lm.modules():
         for plain, scaled in ((BloomModel, _ScaledBloom), (MptModel, _ScaledMpt)):
             if type(module) is plain:

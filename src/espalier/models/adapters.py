@@ -19,6 +19,13 @@ from safetensors import safe_open
 from torch import nn
 
 from espalier.errors import UserError
+from espalier.models.adapter_kinds import add_adalora as add_adalora
+from espalier.models.adapter_kinds import add_ia3 as add_ia3
+from espalier.models.adapter_kinds import add_lora as add_lora
+from espalier.models.adapter_kinds import add_p_tuning as add_p_tuning
+from espalier.models.adapter_kinds import add_prefix as add_prefix
+from espalier.models.adapter_kinds import add_prompt as add_prompt
+from espalier.models.adapter_kinds import check_virtual as check_virtual
 from espalier.models.adapter_targets import linear_names as linear_names
 from espalier.models.rope import scaling_of
 

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import espalier
+from espalier.errors import UserError
 from espalier.models import adapters
-from espalier.models.forward import TreeModel
+from espalier.models.forward import TreeModel, Want
 from espalier.models.freezing import blocks, freeze_lowest
 from espalier.models.generate import Sampling, sample
 from espalier.models.load import checkpoint_activations, context_length, load_lm
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
+from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from tests.models.legacy.conftest import FAMILIES, cases
 
 PADDED = ("chatglm", "glm")
@@ -54,6 +56,39 @@ def test_sampling_gives_the_original_s_tokens(family: str, model: Any, shared: P
         found = sample(model, traits, prompts, Sampling(case.max_new_tokens, temperature=0))
         for row, answers in enumerate(found):
             assert answers[0].tokens == case.arrays["new_tokens"][row].tolist(), case.name
+
+
+@pytest.mark.parametrize("kind", ["ia3", "prompt", "prefix"])
+def test_other_adapters_say_the_same_in_both_layouts(family: str, kind: str, model: Any) -> None:
+    """Or are refused by name: virtual tokens where the prompt is found by its ids."""
+    lm = copy.deepcopy(model)
+    if kind != "ia3" and family in PADDED:
+        with pytest.raises(UserError, match="by marks among the ids"):
+            adapters.check_virtual(lm, kind)
+        return
+    made: Any = {
+        "ia3": lambda: adapters.add_ia3(lm, target=None),
+        "prompt": lambda: adapters.add_prompt(lm, tokens=3, text=[5, 6, 7]),
+        "prefix": lambda: adapters.add_prefix(lm, tokens=3, text=None, projection=False, hidden_size=8),
+    }[kind]()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.manual_seed(1)) * 0.3)
+    made.eval()
+    traits = probe(made)
+    assert (traits.method == "padded") == (family in PADDED), traits.reason
+    tree = Tree.join(
+        [([5, 6, 7, 8, *tail], [False] * 4 + [True] * 3) for tail in ([9, 10, 11], [12, 13, 14])]
+    )
+    with torch.no_grad():
+        padded = TreeModel(made, probe(made, wanted="padded"))(lay_out_padded([tree]), Want()).logprobs
+        plain = TreeModel(model, probe(model, wanted="padded"))(lay_out_padded([tree]), Want()).logprobs
+        found = padded
+        if traits.method != "padded":
+            found = TreeModel(made, traits)(lay_out_tree([tree]), Want()).logprobs
+    torch.testing.assert_close(found, padded, rtol=1e-4, atol=1e-4)
+    assert (padded - plain).abs().max() > 1e-3
 
 
 def test_lora_on_every_linear_layer_and_merged(family: str, model: Any, shared: Path, tmp_path: Path) -> None:

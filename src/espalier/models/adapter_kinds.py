@@ -138,7 +138,7 @@ def add_ia3(lm: nn.Module, *, target: Sequence[str] | None) -> nn.Module:
         outer, inner = keys_values_inner(lm)
     else:
         chosen = chosen_layers(lm, target)
-        inner = [name for name in chosen if is_inner(name, lm)]
+        inner = [name for name in chosen if is_inner(name)]
         outer = [name for name in chosen if name not in inner]
     settings = IA3Config(
         target_modules=[*outer, *inner],
@@ -218,6 +218,11 @@ def add_prefix(
         task_type="CAUSAL_LM",
     )
     made: Any = _made(lm, settings)
+    if made.active_peft_config.token_dim != heads * size:
+        raise UserError(
+            f"finetuning_type: prefix is not possible with {type(lm).__name__}: its keys hold more than its heads "
+            "(positions, for ALiBi). Use lora, ia3, or prompt."
+        )
     if not projection:  # (L, 2, K, n, D) to (n, L * 2 * K * D)
         _begin(made, kept.permute(3, 0, 1, 2, 4).reshape(tokens, -1))
     return made

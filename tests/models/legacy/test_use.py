@@ -17,6 +17,7 @@ from espalier.models.freezing import blocks, freeze_lowest
 from espalier.models.generate import Sampling, sample
 from espalier.models.load import checkpoint_activations, context_length, load_lm
 from espalier.models.probe import probe
+from espalier.models.rope import original_length
 from espalier.models.saved import save_model
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from tests.models.legacy.conftest import FAMILIES, cases
@@ -130,3 +131,36 @@ def test_the_lowest_blocks_freeze(family: str, model: Any, shared: Path) -> None
     model(**case.inputs, labels=case.arrays["labels"], use_cache=False).loss.backward()
     assert all(p.grad is None for p in blocks(model)[0].parameters())
     assert any(p.grad is not None for p in blocks(model)[-1].parameters())
+
+
+SCALED = {"rope_type": "linear", "factor": 2.0}
+ROTARY = ("aquila", "baichuan_7b", "baichuan2_7b", "chatglm2", "internlm", "xverse", "qwen_v0")
+
+
+def test_longer_positions_or_a_refusal_by_name(family: str, shared: Path, tmp_path: Path) -> None:
+    folder = str(shared / "golden" / family)
+    ids = torch.arange(3, 40)[None]
+    plain: Any = load_lm(folder).eval()
+    with torch.no_grad():
+        before = plain(input_ids=ids).logits
+    if family in ("pangu", "glm", "chatglm", "qwen"):
+        said = {"qwen": "which grows its base by itself", "chatglm": "two channels"}.get(
+            family, "learned positions"
+        )
+        with pytest.raises(UserError, match=said):
+            load_lm(folder, rope_scaling=SCALED)
+        return
+    scaled: Any = load_lm(folder, rope_scaling=SCALED).eval()
+    with torch.no_grad():
+        found = scaled(input_ids=ids).logits
+    assert (found - before).abs().max() > 1e-4
+    assert context_length(scaled) == 2 * original_length(plain.config)
+    if family in ROTARY:  # half the angle a place
+        rotary = next(m for m in plain.modules() if type(m).__name__.endswith("RotaryEmbedding"))
+        if plain.config.rope_parameters["rope_type"] == "default":
+            rotary.inv_freq = rotary.inv_freq / 2
+            with torch.no_grad():
+                torch.testing.assert_close(found, plain(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    scaled.save_pretrained(str(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(load_lm(str(tmp_path)).eval()(input_ids=ids).logits, found)

@@ -300,14 +300,28 @@ def test_micro_batches_do_not_change_what_is_learned(kind: str, options: Make, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adalora", "prompt", "prefix"])
-def test_two_processes_learn_what_one_does(kind: str, options: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "stage", "strategy"),
+    [
+        ("adalora", "dpo", "ddp"),
+        ("prefix", "dpo", "ddp"),
+        ("prompt", "dpo", "zero2"),
+        ("ia3", "sft", "fsdp"),
+    ],
+)
+def test_two_processes_learn_what_one_does(
+    kind: str, stage: str, strategy: str, options: Make, tmp_path: Path
+) -> None:
     found = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
         chosen = options(
-            "dpo", **KINDS[kind], output_dir=str(folder / "run"), per_device_train_batch_size=8 // processes
+            stage,
+            **KINDS[kind],
+            strategy=strategy if processes > 1 else "single",
+            output_dir=str(folder / "run"),
+            per_device_train_batch_size=8 // processes,
         )
         finish(start(chosen, folder, processes=processes))
         found.append([row["loss"] for row in rows(chosen) if "loss" in row])

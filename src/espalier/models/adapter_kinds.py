@@ -161,6 +161,11 @@ def check_virtual(lm: nn.Module, kind: str) -> None:
             f"finetuning_type: {kind} is not possible with {config.model_type}: {BY_THEIR_IDS[config.model_type]}. "
             "Use lora, or ia3."
         )
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"finetuning_type: {kind} is not possible with {config.model_type}: it has an encoder and a decoder, and "
+            "virtual tokens stand before one text. Use lora."
+        )
     if changes_with_length(lm):
         raise UserError(
             f"finetuning_type: {kind} with positions that change with the length of a text (dynamic NTK, longrope) is "

@@ -168,6 +168,10 @@ def save_adapter(lm: Any, folder: Path, state: dict[str, torch.Tensor], *, embed
         state: of the whole model, by its names.
         embeddings: whether the vocabulary has grown since the base model was saved, so that its embeddings go along.
     """
+    if kind_of(lm) in VIRTUAL:  # PEFT asks the model itself, and not the state, what its virtual tokens are
+        for name, parameter in lm.named_parameters():
+            if parameter.requires_grad and name in state:
+                parameter.data = state[name].to(parameter.device)
     lm.save_pretrained(
         str(folder), state_dict=state, safe_serialization=True, save_embedding_layers=embeddings
     )

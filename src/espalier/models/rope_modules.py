@@ -150,12 +150,12 @@ def slope_factors(slopes: Tensor, kind: str, factor: float) -> Tensor:
 
 
 def _scale_slopes(lm: nn.Module, scaling: dict[str, Any]) -> None:
-    module: Any
     for module in lm.modules():
         for plain, scaled in ((BloomModel, _ScaledBloom), (MptModel, _ScaledMpt)):
             if type(module) is plain:
                 module.__class__ = scaled
-                module.alibi_scaling = (scaling["rope_type"], float(scaling["factor"]))
+                found: Any = module
+                found.alibi_scaling = (scaling["rope_type"], float(scaling["factor"]))
 
 
 class _ScaledBloom(BloomModel):

@@ -27,9 +27,9 @@ from espalier.config.names import CURES, SPREAD, STAGE_SYNONYMS, STAND_INS, SWIT
 from espalier.errors import UserError
 from espalier.options import (
     COMMON,
-    AdapterOptions,
     DataOptions,
     EngineOptions,
+    LoraOptions,
     ModelOptions,
     Options,
     RunOptions,
@@ -209,7 +209,7 @@ def test_what_yaml_misreads_is_understood() -> None:
         built[TrainOptions].num_train_epochs, float
     )
     assert built[RunOptions].seed == 3 and isinstance(built[RunOptions].seed, int)
-    assert built[AdapterOptions].lora_target == ["a", "b"]
+    assert built[LoraOptions].lora_target == ["a", "b"]
     assert built[RunOptions].report_to == ["wandb"]
     assert built[DataOptions].dataset == ["d.jsonl"]
 

@@ -10,7 +10,13 @@ import pytest
 
 from espalier.config import build, canonical, load_yaml, stage_of
 from espalier.errors import UserError
-from espalier.options import AdapterOptions, DataOptions, EngineOptions, ModelOptions, TrainOptions
+from espalier.options import (
+    DataOptions,
+    EngineOptions,
+    LoraOptions,
+    ModelOptions,
+    TrainOptions,
+)
 from espalier.stages.dpo import DPOOptions
 from espalier.stages.ppo import PPOOptions
 from espalier.stages.rollouts import RolloutOptions
@@ -78,7 +84,7 @@ def test_a_file_of_each_stage_is_taken_as_it_is(tmp_path: Path, stage: str) -> N
     data = built[DataOptions]
     assert data.dataset == own.split("\n")[0].removeprefix("dataset: ").split(",")
     assert (data.dataset_dir, data.max_samples, data.cutoff_len, data.val_size) == ("data", 1000, 1024, 0.1)
-    assert built[ModelOptions].template == "llama3" and built[AdapterOptions].lora_target == [
+    assert built[ModelOptions].template == "llama3" and built[LoraOptions].lora_target == [
         "q_proj",
         "v_proj",
     ]

@@ -46,9 +46,10 @@ def load_model(
     """A model in the Hugging Face calling convention, and its tokenizer (None where the folder has none).
 
     Args:
-        path: a folder (an adapter's is merged into its base) or a hub id.
+            path: a folder or a hub id. An adapter's folder is merged into its base; virtual tokens stay on top of it, and
+            PEFT's conventions hold then: ``logits`` of prompt tuning begin with those of the virtual tokens.
         dtype: float32, bfloat16 or float16; a quantised folder stays as it was saved.
-        device: such as "cuda:0"; "auto" is the first GPU, else the CPU.
+            device: such as "cuda:0"; "auto" is the first GPU, else the CPU.
         allow_pickle: read weights in .bin files too, through torch's safe loader (tensors only).
         rope_scaling: for texts longer than the model was trained at, such as ``"yarn:4"``; see `models.rope`.
     """

@@ -59,7 +59,8 @@ class ModelOptions(Options):
         "PEFT adapters: all but the last are merged into the model in their order, the last is trained on.",
     )
     rope_scaling: dict[str, Any] | str | None = option(
-        None, "Longer context by scaled rotary positions: linear, dynamic, yarn, llama3, or a mapping."
+        None,
+        "Longer context: linear, dynamic, yarn, llama3 (rotary), ntk_alibi; with a factor as yarn:4; or a mapping.",
     )
     template: str | None = option(None, "The chat template's name; else the tokenizer's own.")
     layout: Literal["auto", "tree", "padded"] = option(

@@ -16,7 +16,7 @@ from espalier.errors import UserError
 from espalier.models import load
 from espalier.models.adapters import is_adapted, kind_of
 from espalier.models.saved import read_scalar_head
-from tests.stages.conftest import far, rows, run, weights
+from tests.stages.conftest import far, finish, rows, run, start, weights
 
 Make = Callable[..., dict[str, Any]]
 KINDS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def test_dpo_begins_at_the_loss_of_equals(kind: str, options: Make) -> None:
     assert rows(chosen)[-2].get("loss", first(chosen)["loss"]) is not None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lora", "adalora", "ia3", "prompt", "prefix"])
 def test_the_reward_head_is_trained_and_saved_with_the_adapter(kind: str, options: Make) -> None:
     chosen = options("reward", **KINDS[kind], max_steps=3, learning_rate=1e-2)
     run(chosen)
@@ -78,8 +78,11 @@ def test_the_reward_head_is_trained_and_saved_with_the_adapter(kind: str, option
     assert abs(first(chosen)["margin"]) < 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [("ppo", kind) for kind in ("lora", "bias", "adalora", "p_tuning", "prefix")]
+    + [("grpo", kind) for kind in ("dora", "ia3", "prompt", "projected")],
+)
 def test_policy_and_reference_agree_at_the_first_step(stage: str, kind: str, options: Make) -> None:
     chosen = options(stage, **KINDS[kind] | {"lora_dropout": 0.0}, max_steps=4)
     run(chosen)
@@ -94,7 +97,7 @@ def test_policy_and_reference_agree_at_the_first_step(stage: str, kind: str, opt
 def test_the_reference_of_an_adapter_that_goes_on_is_that_adapter(kind: str, options: Make) -> None:
     old = options("sft", **KINDS[kind] | {"lora_dropout": 0.0}, max_steps=3, learning_rate=3e-2, name="old")
     run(old)
-    for stage in ("dpo", "grpo"):
+    for stage in ("dpo", "grpo") if kind in ("lora", "prefix") else ("dpo",):
         go_on = options(
             stage, **KINDS[kind] | {"lora_dropout": 0.0, "prompt_init_text": None, "prefix_projection": False},
             adapter_name_or_path=saved(old), max_steps=3, learning_rate=3e-2, name=stage,
@@ -116,7 +119,7 @@ def test_the_reference_of_an_adapter_that_goes_on_is_that_adapter(kind: str, opt
         assert 0 < gap.abs().max() < 5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lora", "adalora", "ia3", "prompt", "p_tuning", "prefix"])
 def test_a_stopped_run_goes_on_to_the_last_bit(kind: str, options: Make, tmp_path: Path) -> None:
     whole = options("sft", **KINDS[kind], max_steps=6, learning_rate=1e-2, output_dir=str(tmp_path / "whole"))
     run(whole)
@@ -297,3 +300,72 @@ def test_micro_batches_do_not_change_what_is_learned(kind: str, options: Make, t
         found.append([row.get("orthogonality", 0.0) for row in rows(chosen) if "loss" in row])
     assert found[0] == pytest.approx(found[2], abs=1e-4)
     assert found[1] == pytest.approx(found[3], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "stage", "strategy"),
+    [
+        ("adalora", "dpo", "ddp"),
+        ("prefix", "dpo", "ddp"),
+        ("prompt", "dpo", "zero2"),
+        ("ia3", "sft", "fsdp"),
+    ],
+)
+def test_two_processes_learn_what_one_does(
+    kind: str, stage: str, strategy: str, options: Make, tmp_path: Path
+) -> None:
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        chosen = options(
+            stage,
+            **KINDS[kind],
+            strategy=strategy if processes > 1 else "single",
+            output_dir=str(folder / "run"),
+            per_device_train_batch_size=8 // processes,
+        )
+        finish(start(chosen, folder, processes=processes))
+        found.append([row["loss"] for row in rows(chosen) if "loss" in row])
+    assert stage == "sft" or found[0][0] == pytest.approx(math.log(2), abs=1e-4)
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt", "ia3"])
+def test_checkpointed_activations_change_nothing(kind: str, options: Make, tmp_path: Path) -> None:
+    found = []
+    for checkpointed in (False, True):
+        chosen = options(
+            "sft", **KINDS[kind] | {"lora_dropout": 0.0}, gradient_checkpointing=checkpointed,
+            output_dir=str(tmp_path / str(checkpointed)), max_steps=3,
+        )  # fmt: skip
+        run(chosen)
+        found.append(weights(chosen))
+    assert far(*found) < 1e-5
+
+
+def test_an_exam_with_virtual_tokens_scores_each_candidate_as_if_alone(options: Make) -> None:
+    chosen = options("sft", **KINDS["prefix"], max_steps=2, learning_rate=3e-2)
+    run(chosen)
+    model, tokenizer = espalier.load_model(saved(chosen))
+    prompt = "What is 1 + 1? Please say it. " * 12  # longer than the shortest text that exams keep as a trunk
+    candidates = [" 2", " three", " 二"]
+    together = espalier.score(model, tokenizer, prompt, candidates)
+    for candidate, (total, tokens) in zip(candidates, together, strict=True):
+        ((alone, n),) = espalier.score(model, tokenizer, prompt, [candidate])
+        assert (alone, n) == (pytest.approx(total, abs=1e-4), tokens)
+
+
+def test_longer_positions_from_the_options_to_the_folder(options: Make) -> None:
+    chosen = options("sft", finetuning_type="lora", rope_scaling="linear", cutoff_len=1000, max_steps=2)
+    run(chosen)
+    model, _ = espalier.load_model(saved(chosen))
+    assert model.config.rope_parameters["rope_type"] == "linear"
+    assert model.config.rope_parameters["factor"] == 4.0  # 1000 over 256, made whole
+    assert load.context_length(model) == 1024
+    later = options("dpo", finetuning_type="lora", model_name_or_path=saved(chosen), max_steps=1)
+    run(later)
+    assert load.context_length(espalier.load_model(saved(later))[0]) == 1024
+    with pytest.raises(UserError, match="cutoff_len 128 fits into 256 positions"):
+        run(options("sft", rope_scaling="yarn", name="short"))

@@ -69,7 +69,7 @@ def extend(
     with files.new_folder(out) as folder:
         save_model(folder, TreeModel(lm, probe(lm), read_scalar_head(model)), tokenizer)
     after = vocabulary.characters_per_token(load.load_tokenizer(str(out)), apart)
-    shown = "  ".join(cut.decode(list(piece.parts)).strip() for piece in pieces[:12])
+    shown = "  ".join(str(cut.decode(list(piece.parts))).strip() for piece in pieces[:12])
     print(f"{len(pieces)} new pieces ({way}), such as {shown}")
     print(f"vocabulary {old_size:,} -> {len(tokenizer):,}; embeddings grew by {rows:,} rows")
     print(f"characters per token on {len(apart)} held-out texts: {before:.3f} -> {after:.3f}")

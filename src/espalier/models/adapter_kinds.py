@@ -139,7 +139,7 @@ def add_ia3(lm: nn.Module, *, target: Sequence[str] | None) -> nn.Module:
         outer, inner = keys_values_inner(lm)
     else:
         chosen = chosen_layers(lm, target)
-        inner = [name for name in chosen if is_inner(name, lm)]
+        inner = [name for name in chosen if is_inner(name)]
         outer = [name for name in chosen if name not in inner]
     settings = IA3Config(
         target_modules=[*outer, *inner],
@@ -161,6 +161,11 @@ def check_virtual(lm: nn.Module, kind: str) -> None:
     if why is not None:
         raise UserError(
             f"finetuning_type: {kind} is not possible with {config.model_type}: {why}. Use lora, or ia3."
+        )
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"finetuning_type: {kind} is not possible with {config.model_type}: it has an encoder and a decoder, and "
+            "virtual tokens stand before one text. Use lora."
         )
     if changes_with_length(lm):
         raise UserError(
@@ -219,6 +224,11 @@ def add_prefix(
         task_type="CAUSAL_LM",
     )
     made: Any = _made(lm, settings)
+    if made.active_peft_config.token_dim != heads * size:
+        raise UserError(
+            f"finetuning_type: prefix is not possible with {type(lm).__name__}: its keys hold more than its heads "
+            "(positions, for ALiBi). Use lora, ia3, or prompt."
+        )
     if not projection:  # (L, 2, K, n, D) to (n, L * 2 * K * D)
         _begin(made, kept.permute(3, 0, 1, 2, 4).reshape(tokens, -1))
     return made

@@ -49,7 +49,9 @@ ONCE_FUSED = ("W_pack", "query_key_value", "c_attn", "qkv_proj", "Wqkv")
 """Names of a projection to queries, keys and values in one, which some conversions have cut in three."""
 
 _INNER = ("mlp", "feed_forward", "ffn")
-_INNER_LAST = ("fc2", "fc_out")
+_INNER_LAST = ("down_proj", "fc2", "fc_out", "dense_4h_to_h")
+_INNER_OR_OUTER = ("c_proj", "out_proj", "dense", "value", "w2")
+"""Names of layers back to the hidden width, which mean the feed-forward part only inside of one."""
 
 
 def linear_layers(lm: nn.Module) -> list[str]:
@@ -133,7 +135,7 @@ def keys_values_inner(lm: nn.Module) -> tuple[list[str], list[str]]:
         outer = [n for name in names for n in _matching(name, linear_layers(lm))]
         if outer:
             break
-    inner = [name for name in linear_layers(lm) if _ends_inner(name, lm)]
+    inner = [name for name in linear_layers(lm) if is_inner(name)]
     if not outer or not inner:
         raise UserError(
             "finetuning_type: ia3 does not know which layers of this model make keys and values, and which end its "
@@ -142,20 +144,7 @@ def keys_values_inner(lm: nn.Module) -> tuple[list[str], list[str]]:
     return outer, inner
 
 
-def is_inner(name: str, lm: nn.Module) -> bool:
-    """Whether IA3 scales the input of this layer (the inner activations) and not its output."""
-    return _ends_inner(name, lm)
-
-
-def _ends_inner(name: str, lm: nn.Module) -> bool:
-    """Whether a layer leads from the inner width of a feed-forward part back to the hidden width."""
-    parts = name.split(".")
-    if not (any(part in _INNER for part in parts) or parts[-1] in _INNER_LAST):
-        return False
-    config: Any = lm.config
-    hidden = int(config.get_text_config().hidden_size)
-    weight: Any = lm.get_submodule(name).weight
-    conv = type(lm.get_submodule(name)).__name__ == "Conv1D"
-    out = weight.shape[1] if conv else weight.shape[0]
-    wide = weight.shape[0] if conv else weight.shape[1]
-    return out == hidden and wide != hidden
+def is_inner(name: str) -> bool:
+    """Whether IA3 scales the input of this layer (the inner activations of a feed-forward part) and not its output."""
+    *parents, last = name.split(".")
+    return last in _INNER_LAST or (last in _INNER_OR_OUTER and any(part in _INNER for part in parents[-2:]))

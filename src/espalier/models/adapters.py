@@ -19,6 +19,13 @@ from safetensors import safe_open
 from torch import nn
 
 from espalier.errors import UserError
+from espalier.models.adapter_kinds import add_adalora as add_adalora
+from espalier.models.adapter_kinds import add_ia3 as add_ia3
+from espalier.models.adapter_kinds import add_lora as add_lora
+from espalier.models.adapter_kinds import add_p_tuning as add_p_tuning
+from espalier.models.adapter_kinds import add_prefix as add_prefix
+from espalier.models.adapter_kinds import add_prompt as add_prompt
+from espalier.models.adapter_kinds import check_virtual as check_virtual
 from espalier.models.adapter_targets import linear_names as linear_names
 from espalier.models.rope import scaling_of
 from espalier.models.tying import tie_again, untie
@@ -173,6 +180,10 @@ def save_adapter(lm: Any, folder: Path, state: dict[str, torch.Tensor], *, embed
         state: of the whole model, by its names.
         embeddings: whether the vocabulary has grown since the base model was saved, so that its embeddings go along.
     """
+    if kind_of(lm) in VIRTUAL:  # PEFT asks the model itself, and not the state, what its virtual tokens are
+        for name, parameter in lm.named_parameters():
+            if parameter.requires_grad and name in state:
+                parameter.data = state[name].to(parameter.device)
     lm.save_pretrained(
         str(folder), state_dict=state, safe_serialization=True, save_embedding_layers=embeddings
     )

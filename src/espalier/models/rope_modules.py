@@ -154,7 +154,8 @@ def _scale_slopes(lm: nn.Module, scaling: dict[str, Any]) -> None:
         for plain, scaled in ((BloomModel, _ScaledBloom), (MptModel, _ScaledMpt)):
             if type(module) is plain:
                 module.__class__ = scaled
-                module.alibi_scaling = (scaling["rope_type"], float(scaling["factor"]))
+                found: Any = module
+                found.alibi_scaling = (scaling["rope_type"], float(scaling["factor"]))
 
 
 class _ScaledBloom(BloomModel):

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 import espalier
+from espalier.errors import UserError
 from espalier.models import adapter_kinds, adapters
-from espalier.models.forward import TreeModel
+from espalier.models.forward import TreeModel, Want
 from espalier.models.freezing import blocks, freeze_lowest
 from espalier.models.generate import Sampling, sample
 from espalier.models.load import checkpoint_activations, context_length, load_lm
 from espalier.models.probe import probe
+from espalier.models.rope import original_length
 from espalier.models.saved import save_model
+from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from tests.models.legacy.conftest import FAMILIES, cases
 
 PADDED = ("chatglm", "glm")
@@ -56,6 +59,43 @@ def test_sampling_gives_the_original_s_tokens(family: str, model: Any, shared: P
             assert answers[0].tokens == case.arrays["new_tokens"][row].tolist(), case.name
 
 
+@pytest.mark.parametrize("kind", ["ia3", "prompt", "prefix"])
+def test_other_adapters_say_the_same_in_both_layouts(family: str, kind: str, model: Any) -> None:
+    """Or are refused by name: virtual tokens where the prompt is found by its ids."""
+    lm = copy.deepcopy(model)
+    if kind != "ia3" and family in PADDED:
+        with pytest.raises(UserError, match="by marks among the ids"):
+            adapters.check_virtual(lm, kind)
+        return
+    if kind == "prefix" and family in ("baichuan_13b", "baichuan2_13b"):
+        with pytest.raises(UserError, match="its keys hold more than its heads"):
+            adapters.add_prefix(lm, tokens=3, text=None, projection=False, hidden_size=8)
+        return
+    made: Any = {
+        "ia3": lambda: adapters.add_ia3(lm, target=None),
+        "prompt": lambda: adapters.add_prompt(lm, tokens=3, text=[5, 6, 7]),
+        "prefix": lambda: adapters.add_prefix(lm, tokens=3, text=None, projection=False, hidden_size=8),
+    }[kind]()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.manual_seed(1)) * 0.3)
+    made.eval()
+    traits = probe(made)
+    assert (traits.method == "padded") == (family in PADDED), traits.reason
+    tree = Tree.join(
+        [([5, 6, 7, 8, *tail], [False] * 4 + [True] * 3) for tail in ([9, 10, 11], [12, 13, 14])]
+    )
+    with torch.no_grad():
+        padded = TreeModel(made, probe(made, wanted="padded"))(lay_out_padded([tree]), Want()).logprobs
+        plain = TreeModel(model, probe(model, wanted="padded"))(lay_out_padded([tree]), Want()).logprobs
+        found = padded
+        if traits.method != "padded":
+            found = TreeModel(made, traits)(lay_out_tree([tree]), Want()).logprobs
+    torch.testing.assert_close(found, padded, rtol=1e-4, atol=1e-4)
+    assert (padded - plain).abs().max() > 1e-3
+
+
 def test_lora_on_every_linear_layer_and_merged(family: str, model: Any, shared: Path, tmp_path: Path) -> None:
     case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq19"))
     with torch.no_grad():
@@ -91,3 +131,36 @@ def test_the_lowest_blocks_freeze(family: str, model: Any, shared: Path) -> None
     model(**case.inputs, labels=case.arrays["labels"], use_cache=False).loss.backward()
     assert all(p.grad is None for p in blocks(model)[0].parameters())
     assert any(p.grad is not None for p in blocks(model)[-1].parameters())
+
+
+SCALED = {"rope_type": "linear", "factor": 2.0}
+ROTARY = ("aquila", "baichuan_7b", "baichuan2_7b", "chatglm2", "internlm", "xverse")
+
+
+def test_longer_positions_or_a_refusal_by_name(family: str, shared: Path, tmp_path: Path) -> None:
+    folder = str(shared / "golden" / family)
+    ids = torch.arange(3, 40)[None]
+    plain: Any = load_lm(folder).eval()
+    with torch.no_grad():
+        before = plain(input_ids=ids).logits
+    if family in ("pangu", "glm", "chatglm", "qwen", "qwen_v0"):
+        said = {"qwen": "which grows its base by itself", "chatglm": "two channels"}.get(
+            family, "learned positions"
+        )
+        with pytest.raises(UserError, match=said):
+            load_lm(folder, rope_scaling=SCALED)
+        return
+    scaled: Any = load_lm(folder, rope_scaling=SCALED).eval()
+    with torch.no_grad():
+        found = scaled(input_ids=ids).logits
+    assert (found - before).abs().max() > 1e-4
+    assert context_length(scaled) == 2 * original_length(plain.config)
+    if family in ROTARY:  # half the angle a place
+        rotary = next(m for m in plain.modules() if type(m).__name__.endswith("RotaryEmbedding"))
+        if plain.config.rope_parameters["rope_type"] == "default":
+            rotary.inv_freq = rotary.inv_freq / 2
+            with torch.no_grad():
+                torch.testing.assert_close(found, plain(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    scaled.save_pretrained(str(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(load_lm(str(tmp_path)).eval()(input_ids=ids).logits, found)

@@ -92,6 +92,18 @@ def test_the_table_and_our_own_sentences(
     )
 
 
+def test_calibration_lowers_the_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--bits", "4", "--data", str(folder / "text.jsonl"), "--json"]
+    errors = []
+    for name, more in (("a", []), ("b", ["--calibration", str(folder / "text.jsonl")])):
+        assert call("quantize", str(folder / "plain"), str(tmp_path / name), *data, *more) == 0
+        errors.append(json.loads(capsys.readouterr().out)["kl"])
+    assert errors[1] < 0.7 * errors[0]
+    assert call("quantize", str(folder / "plain"), str(tmp_path / "c"), "--method", "bnb", *data, *more) == 2
+
+
 def test_a_reward_model_keeps_its_head(folder: Path, tmp_path: Path) -> None:
     assert call("quantize", str(folder / "judge"), str(tmp_path / "small"), "--no-measure") == 0
     batch, want = (

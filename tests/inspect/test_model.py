@@ -100,6 +100,13 @@ def test_the_table_fits_on_a_terminal(folder: Path, capsys: pytest.CaptureFixtur
     assert "layout reason" in out and "cpm, 4 bits" in out and out.count("\n") < 60
 
 
+def test_a_tied_head_counts_once() -> None:
+    lm = load.new_lm({**SIZES, "tie_word_embeddings": True}, 300, {})
+    made = module_tree(lm)
+    assert made.total == sum(p.numel() for p in lm.parameters()) == 300 * 32 + 3 * BLOCK + 32
+    assert made.children[1].tensors == [("weight", "[300, 32] (tied)")]
+
+
 def test_only_blocks_that_are_alike_are_put_together() -> None:
     parts = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)]
     made = module_tree(torch.nn.ModuleList(parts))

@@ -35,10 +35,13 @@ def quantize(
     group_size: Annotated[
         int | None, typer.Option(help="torchao's 2 to 4 bits: weights that share a scale (32).")
     ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="cpm: texts by which errors of rounding make up for each other (GPTQ).")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Records to measure on; else a few sentences of ours.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Measure on at most so many tokens.")] = 4096,
+    tokens: Annotated[int, typer.Option(help="Measure, and calibrate, on at most so many tokens.")] = 4096,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Without it the plain model is never held in full.")
     ] = True,
@@ -56,8 +59,11 @@ def quantize(
         raise UserError(f"{out}: exists and is not empty. Choose another folder.")
     wanted = Quantisation(method, bits, kind, double, group_size)  # type: ignore[arg-type]
     settings(wanted)  # everything that is wrong with it is said before anything is read
+    if calibration is not None and method != "cpm":
+        raise UserError(f"--calibration belongs to cpm; {method} rounds without texts. Remove it.")
     rows = _rows(model, data, tokens) if measure else []
-    facts = _write(model, out, wanted, allow_pickle=allow_pickle)
+    texts = [row for row, _ in _rows(model, calibration, tokens)] if calibration is not None else []
+    facts = _write(model, out, wanted, texts, allow_pickle=allow_pickle)
     if measure:
         facts |= _measured(model, out, rows, allow_pickle=allow_pickle)
     if as_json:
@@ -66,15 +72,23 @@ def quantize(
         _show(facts, data)
 
 
-def _write(model: str, out: Path, wanted: Any, *, allow_pickle: bool) -> dict[str, Any]:
+def _write(model: str, out: Path, wanted: Any, texts: list[Any], *, allow_pickle: bool) -> dict[str, Any]:
     from espalier.engine import files
     from espalier.models import load
     from espalier.models.forward import TreeModel
     from espalier.models.probe import probe
+    from espalier.models.quantise.calibrated import calibrate
     from espalier.models.quantise.sizes import disk_bytes, held_bytes
+    from espalier.models.quantise.turn import quantised
     from espalier.models.saved import read_scalar_head, save_model
 
-    lm = load.load_with_adapter(model, allow_pickle=allow_pickle, quantisation=wanted)
+    if texts:
+        plain = load.load_with_adapter(model, allow_pickle=allow_pickle).eval()
+        lm = quantised(plain, wanted)
+        calibrate(plain, lm, texts)
+        del plain
+    else:
+        lm = load.load_with_adapter(model, allow_pickle=allow_pickle, quantisation=wanted)
     tokenizer = load.load_tokenizer(model) if _has_tokenizer(model) else None
     traits = probe(lm)
     with files.new_folder(out) as folder:
@@ -82,7 +96,7 @@ def _write(model: str, out: Path, wanted: Any, *, allow_pickle: bool) -> dict[st
     return {
         "model": model,
         "out": str(out),
-        "quantisation": str(wanted),
+        "quantisation": str(wanted) + (", calibrated" if texts else ""),
         "layout": traits.reason,
         "disk_bytes": disk_bytes(model),
         "disk_bytes_after": disk_bytes(out),

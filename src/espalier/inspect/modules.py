@@ -53,17 +53,18 @@ class Node:
         return found
 
 
-def module_tree(module: nn.Module, name: str = "model") -> Node:
-    """The modules below one that have tensors."""
-    children = [module_tree(child, key) for key, child in module.named_children()]
+def module_tree(module: nn.Module, name: str = "model", seen: set[int] | None = None) -> Node:
+    """The modules below one that have tensors; a tensor that two share counts where it comes first."""
+    seen = set() if seen is None else seen
+    tensors, own, trained = _own(module, seen)
+    children = [module_tree(child, key, seen) for key, child in module.named_children()]
     children = _together([child for child in children if child.total or child.tensors])
-    tensors, own, trained = _own(module)
     total = own + sum(child.total for child in children)
     trainable = trained + sum(child.trainable for child in children)
     return Node(name, type(module).__name__, tensors, total, trainable, 1, children)
 
 
-def _own(module: nn.Module) -> tuple[list[tuple[str, str]], int, int]:
+def _own(module: nn.Module, seen: set[int]) -> tuple[list[tuple[str, str]], int, int]:
     if isinstance(module, CpmLinear):
         shape = (module.out_features, module.in_features)
         tensors = [("weight", f"{list(shape)} int{module.bits}")]
@@ -79,6 +80,10 @@ def _own(module: nn.Module) -> tuple[list[tuple[str, str]], int, int]:
     for key, parameter in module._parameters.items():
         if parameter is None or (tensors and key == "weight"):
             continue
+        if id(parameter) in seen:
+            tensors.append((key, f"{list(parameter.shape)} (tied)"))
+            continue
+        seen.add(id(parameter))
         tensors.append((key, str(list(parameter.shape))))
         count += parameter.numel()
         trained += parameter.numel() * parameter.requires_grad

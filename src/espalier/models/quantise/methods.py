@@ -2,7 +2,7 @@
 
 Three run on a CPU from end to end (quantise, save, load, train adapters on top): ``cpm`` (ours), ``bnb`` (bitsandbytes)
 and ``torchao``. Folders that other tools have made (GPTQ, AWQ, …) are read by transformers where the library that it
-wants is installed. Nothing here needs calibration texts.
+wants is installed. Calibration texts are optional, and cpm's alone (`calibrated`).
 """
 
 from __future__ import annotations

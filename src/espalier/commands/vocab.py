@@ -23,11 +23,13 @@ def _group() -> None:
 @vocab.command()
 def extend(
     model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
-    more: Annotated[list[str] | None, typer.Argument(metavar="", help="Further files of --text.")] = None,
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="More files of --text.")
+    ] = None,
     text: Annotated[
         list[str] | None, typer.Option(help="Text files: .txt, or .jsonl with a column text.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="The model folder to write.")] = Path("extended"),
     size: Annotated[int, typer.Option(help="New pieces at most.", min=1)] = 8000,
     kind: Annotated[
         str, typer.Option(help="bpe goes on with the tokenizer's own merges; sentencepiece; auto.")

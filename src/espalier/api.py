@@ -15,7 +15,7 @@ from espalier.data.encoding import leading
 from espalier.errors import UserError
 from espalier.exam.choose import Asked, Chooser
 from espalier.exam.task import Candidate
-from espalier.models import load
+from espalier.models import load, load_adapted
 from espalier.models.forward import Traits, TreeModel
 from espalier.models.generate import Sampling, sample
 from espalier.models.marks import around_prompt, marked
@@ -54,7 +54,7 @@ def load_model(
         rope_scaling: for texts longer than the model was trained at, such as ``"yarn:4"``; see `models.rope`.
     """
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    lm = load.load_with_adapter(path, allow_pickle=allow_pickle, rope_scaling=rope_scaling).eval()
+    lm = load_adapted.load_with_adapter(path, allow_pickle=allow_pickle, rope_scaling=rope_scaling).eval()
     # What is stored in few bits has no dtype to change, and what it multiplies comes as it is.
     lm = lm.to(place) if is_quantised(lm) else lm.to(place, getattr(torch, dtype))
     if Path(path).exists() and not load.has_tokenizer(Path(path)):

@@ -28,7 +28,8 @@ from espalier.models.adapters import (
     merged,
 )
 from espalier.models.forward import TreeModel, Want
-from espalier.models.load import checkpoint_activations, load_lm, load_with_adapter, with_adapters
+from espalier.models.load import checkpoint_activations, load_lm
+from espalier.models.load_adapted import load_with_adapter, with_adapters
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
 from espalier.trees import Tree, lay_out_padded, lay_out_tree

@@ -20,12 +20,12 @@ from espalier.models.load import (
     hidden_size,
     load_lm,
     load_tokenizer,
-    load_with_adapter,
     new_lm,
     read_config,
     train_tokenizer,
     without_dropout,
 )
+from espalier.models.load_adapted import load_with_adapter
 
 Tiny = Callable[..., nn.Module]
 TOKENS: dict[str, int | None] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -22,7 +22,8 @@ from espalier.models.adapter_kinds import add_lora, add_prompt, check_virtual
 from espalier.models.forward import TreeModel, Want
 from espalier.models.generate import Sampling, sample
 from espalier.models.legacy import baichuan
-from espalier.models.load import context_length, load_lm, load_with_adapter, new_lm, with_adapters
+from espalier.models.load import context_length, load_lm, new_lm
+from espalier.models.load_adapted import load_with_adapter, with_adapters
 from espalier.models.probe import probe
 from espalier.models.rope import ServingDiffers, original_length, scaling_of, set_scaling
 from espalier.models.rope_modules import changes_with_length, slope_factors, text_lengths

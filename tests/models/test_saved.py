@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from espalier.models.adapter_kinds import add_lora
 from espalier.models.forward import TreeModel, Want
 from espalier.models.heads import ScalarHead
-from espalier.models.load import load_lm, load_with_adapter
+from espalier.models.load import load_lm
+from espalier.models.load_adapted import load_with_adapter
 from espalier.models.probe import probe
 from espalier.models.saved import HEAD_FILE, is_finite, read_scalar_head, save_model
 from espalier.trees import Tree, lay_out_padded, lay_out_tree

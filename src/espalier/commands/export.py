@@ -20,7 +20,7 @@ def export(
 ) -> None:
     """A model of the Llama family as one GGUF file, for llama.cpp and what is built on it."""
     from espalier.engine.files import temporary_name
-    from espalier.models import load
+    from espalier.models import load, load_adapted
     from espalier.models.gguf_file import TYPES, check_installed, write_gguf
     from espalier.models.quantise.turn import dequantised
 
@@ -31,7 +31,7 @@ def export(
     if out.exists():
         raise UserError(f"{out}: exists. Choose another name.")
     check_installed()
-    lm = dequantised(load.load_with_adapter(model, allow_pickle=allow_pickle))
+    lm = dequantised(load_adapted.load_with_adapter(model, allow_pickle=allow_pickle))
     tokenizer = load.load_tokenizer(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(out)

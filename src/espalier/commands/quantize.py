@@ -74,7 +74,7 @@ def quantize(
 
 def _write(model: str, out: Path, wanted: Any, texts: list[Any], *, allow_pickle: bool) -> dict[str, Any]:
     from espalier.engine import files
-    from espalier.models import load
+    from espalier.models import load, load_adapted
     from espalier.models.forward import TreeModel
     from espalier.models.probe import probe
     from espalier.models.quantise.calibrated import calibrate
@@ -83,12 +83,12 @@ def _write(model: str, out: Path, wanted: Any, texts: list[Any], *, allow_pickle
     from espalier.models.saved import read_scalar_head, save_model
 
     if texts:
-        plain = load.load_with_adapter(model, allow_pickle=allow_pickle).eval()
+        plain = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle).eval()
         lm = quantised(plain, wanted)
         calibrate(plain, lm, texts)
         del plain
     else:
-        lm = load.load_with_adapter(model, allow_pickle=allow_pickle, quantisation=wanted)
+        lm = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle, quantisation=wanted)
     tokenizer = load.load_tokenizer(model) if _has_tokenizer(model) else None
     traits = probe(lm)
     with files.new_folder(out) as folder:
@@ -108,12 +108,12 @@ def _measured(model: str, out: Path, rows: list[Any], *, allow_pickle: bool) -> 
     """The folder as it was written, against the model."""
     import torch
 
-    from espalier.models import load
+    from espalier.models import load, load_adapted
     from espalier.models.quantise.measure import compare
     from espalier.models.quantise.sizes import held_bytes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plain = load.load_with_adapter(model, allow_pickle=allow_pickle).to(device).eval()
+    plain = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle).to(device).eval()
     small = load.load_lm(str(out)).to(device).eval()
     return {"memory_bytes": held_bytes(plain), **asdict(compare(plain, small, rows))}
 

@@ -40,7 +40,7 @@ def extend(
     from espalier.data.sources import load_records
     from espalier.data.specs import parse_specs
     from espalier.engine import files
-    from espalier.models import load, vocabulary
+    from espalier.models import load, load_adapted, vocabulary
     from espalier.models.forward import TreeModel
     from espalier.models.probe import probe
     from espalier.models.saved import read_scalar_head, save_model
@@ -65,7 +65,7 @@ def extend(
     pieces = vocabulary.extended(tokenizer, train(tokenizer, learned, size))
     if not pieces:
         raise UserError("nothing in this text is worth a piece of its own. Give more text.")
-    lm = load.load_with_adapter(model, allow_pickle=allow_pickle)
+    lm = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle)
     load.fit_vocabulary(lm, cut)  # rows for what the old tokenizer knows and the model does not
     rows = vocabulary.grow_embeddings(lm, tokenizer, pieces)
     with files.new_folder(out) as folder:

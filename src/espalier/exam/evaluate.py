@@ -26,7 +26,7 @@ from espalier.exam.shots import Asker, ShotsAs
 from espalier.exam.tables import results_table
 from espalier.exam.task import Task
 from espalier.exam.tasks import Settings
-from espalier.models import load
+from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.marks import around_prompt
 from espalier.models.probe import probe
@@ -85,7 +85,7 @@ def evaluate(
     """
     keep_freed_memory()
     planned = plan(tasks, shots, settings or Settings(Path()))
-    lm = load.load_with_adapter(
+    lm = load_adapted.load_with_adapter(
         model_name_or_path, trust_remote_code=asking.trust_remote_code, rope_scaling=asking.rope_scaling
     )
     tokenizer = load.load_tokenizer(model_name_or_path, trust_remote_code=asking.trust_remote_code)

@@ -25,7 +25,7 @@ from espalier.errors import UserError
 from espalier.exam.encode import Encoded, agreement
 from espalier.exam.scorer import Cost, Scorer
 from espalier.exam.write import Writer
-from espalier.models import load
+from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.marks import around_prompt, marked
 from espalier.models.probe import probe
@@ -67,7 +67,7 @@ class EspalierLM(TemplateLM):
             keep_freed_memory()
             name = tokenizer if isinstance(tokenizer, str) else pretrained
             tokenizer = load.load_tokenizer(name, trust_remote_code=trust_remote_code)
-            lm = load.load_with_adapter(pretrained, trust_remote_code=trust_remote_code)
+            lm = load_adapted.load_with_adapter(pretrained, trust_remote_code=trust_remote_code)
             place = device or "cuda"
             if place.startswith("cuda") and not torch.cuda.is_available():
                 place = "cpu"  # lm_eval's command says cuda:0 unless told otherwise

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from espalier.errors import UserError
 from espalier.inspect.modules import Node, module_tree
-from espalier.models import adapters, load
+from espalier.models import adapters, load, load_adapted
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import conversion_of
 from espalier.models.legacy.registration import register
@@ -72,7 +72,7 @@ def _loaded(name: str, is_adapter: bool) -> nn.Module:
     """With the adapter on top and not merged, so that it can be seen."""
     if not is_adapter:
         return load.load_lm(name)
-    return adapters.load_adapter(load.load_with_adapter(_base_of(name)), name, trainable=True)
+    return adapters.load_adapter(load_adapted.load_with_adapter(_base_of(name)), name, trainable=True)
 
 
 def _base_of(adapter: str) -> str:

@@ -7,40 +7,38 @@ Weights are float32 (the optimiser's master copy) unless asked otherwise; precis
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
 )
 
 from espalier.errors import UserError
-from espalier.models import marks
 from espalier.models.encoder_decoder import takes_rows
 from espalier.models.legacy import checkpoint
-from espalier.models.legacy.families import conversion_of
 from espalier.models.legacy.registration import register
-from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.legacy.weights import refusal
+from espalier.models.load_tokenizer import end_tokens as end_tokens
+from espalier.models.load_tokenizer import fit_vocabulary as fit_vocabulary
+from espalier.models.load_tokenizer import for_model as for_model
+from espalier.models.load_tokenizer import has_tokenizer as has_tokenizer
+from espalier.models.load_tokenizer import load_tokenizer as load_tokenizer
 from espalier.models.new_tokenizer import CHATML as CHATML
 from espalier.models.new_tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
-from espalier.models.new_tokenizer import bare_tokenizer
 from espalier.models.new_tokenizer import train_tokenizer as train_tokenizer
 from espalier.models.quantise import cpm_transformers as cpm_transformers  # transformers learns of it by this
 from espalier.models.quantise.methods import Quantisation, check_readable, entry_of, settings
-from espalier.models.quantise.turn import check_quantised, dequantised, is_quantised, quantised
-from espalier.models.rope import longest, set_scaling, warn_if_other
+from espalier.models.quantise.turn import check_quantised, quantised
+from espalier.models.quiet import first_line, quiet
+from espalier.models.rope import longest, set_scaling
 from espalier.models.rope_modules import put_in_place
 from espalier.models.virtual import virtual_tokens
 
@@ -78,7 +76,7 @@ def load_lm(
     check_readable(name)
     if quantisation is not None and entry_of(name) is not None:
         raise UserError(f"{name}: is quantised already. Remove quantization_bit, or name the plain model.")
-    _quiet()
+    quiet()
     name = str(checkpoint.fetched(name, allow_pickle=allow_pickle) or name)
     local = Path(name).exists()
     old = checkpoint.config_of(Path(name)) if local else None
@@ -108,7 +106,7 @@ def load_lm(
         raise
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(
-            f"{name}: cannot be loaded as a causal language model ({_first_line(error)}). "
+            f"{name}: cannot be loaded as a causal language model ({first_line(error)}). "
             "Give a folder with config.json and *.safetensors, or the id of such a model on the hub."
         ) from error
     lm = put_in_place(takes_rows(lm) if config.is_encoder_decoder else lm)
@@ -133,7 +131,7 @@ def new_lm(
         token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer.
         rope_scaling, length: as in `load_lm`.
     """
-    _quiet()
+    quiet()
     settings = dict(config)
     kind = settings.pop("model_type", None)
     if kind is None:
@@ -150,7 +148,7 @@ def new_lm(
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model_config: {_first_line(error)}") from error
+        raise UserError(f"model_config: {first_line(error)}") from error
 
 
 def _kind(config: Any) -> Any:
@@ -169,80 +167,6 @@ def without_dropout(config: Any) -> Any:
         if isinstance(value, float) and any(name in key for name in ("dropout", "pdrop", "layerdrop")):
             setattr(config, key, 0.0)
     return config
-
-
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer from a model folder, a folder with vocab.json and merges.txt, or the hub."""
-    _quiet()
-    name = str(checkpoint.fetched(name, weights=False) or name)
-    folder = Path(name)
-    try:
-        old = legacy_tokenizer(folder) if folder.is_dir() else None
-        if old is not None:
-            return _completed(old)
-        bare = not any((folder / name).is_file() for name in ("tokenizer_config.json", "spiece.model"))
-        if folder.is_dir() and bare:
-            return bare_tokenizer(folder)
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=trust_remote_code, local_files_only=folder.is_dir()
-        )
-    except UserError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing more special
-        raise UserError(
-            f"{name}: no tokenizer can be loaded from here ({_first_line(error)}). "
-            "Set `tokenizer:` to a folder that holds tokenizer.json, or to a hub id."
-        ) from error
-    return for_model(_completed(tokenizer), name)
-
-
-def for_model(
-    tokenizer: PreTrainedTokenizerBase, model: str | dict[str, Any] | None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer, with the chat template that the model needs if it is an encoder-decoder.
-
-    Args:
-        tokenizer: changed in place.
-        model: its folder, hub id, or the configuration of a new one.
-    """
-    seq2seq = None if model is None else marks.config_of_encoder_decoder(model)
-    if seq2seq is not None:
-        marks.give_template(tokenizer, seq2seq)
-    return tokenizer
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer's files of any kind."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "*.model", "*.tiktoken")
-    return any(True for name in names for _ in folder.glob(name))
-
-
-def _completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if tokenizer.pad_token is None:
-        # Never read: rows are not padded, or their padding is masked. It only has to be in the vocabulary.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
-
-
-def end_tokens(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids at which an answer ends: the tokenizer's end token, the model's own, and ``<|im_end|>``."""
-    found: set[int] = set()
-    config: Any = getattr(lm, "generation_config", None)
-    for value in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
-        found.update([value] if isinstance(value, int) else value or [])
-    turn_end = tokenizer.get_vocab().get("<|im_end|>")
-    if turn_end is not None:
-        found.add(turn_end)
-    return sorted(found)
-
-
-def fit_vocabulary(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Grow the embeddings when the tokenizer knows more tokens than the model; returns how many were added."""
-    rows = lm.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    missing = len(tokenizer) - rows
-    if missing > 0:
-        lm.resize_token_embeddings(len(tokenizer), mean_resizing=True)  # type: ignore[operator]
-    return max(0, missing)
 
 
 def check_folder(name: str, *, allow_pickle: bool = False) -> None:
@@ -290,107 +214,9 @@ def read_config(value: dict[str, Any] | str) -> dict[str, Any]:
     return made
 
 
-def _quiet() -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    for name in ("transformers", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300]
-
-
 def hidden_size(lm: nn.Module) -> int:
     config: Any = lm.config
     return int(config.get_text_config().hidden_size)
-
-
-def load_with_adapter(
-    name: str,
-    *,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    rope_scaling: Scaling | None = None,
-    length: int | None = None,
-    quantisation: Quantisation | None = None,
-) -> nn.Module:
-    """A model folder, or an adapter folder: then its base model with the adapter merged into it.
-
-    Virtual tokens cannot be merged and stay on top. The base may be an adapter's folder in its turn: that of an
-    earlier stage on whose merged model this one has trained. The base gets the scaling of positions that the adapter
-    was trained with, unless another is asked for.
-
-    Where weights are to be quantised, that is done with the merged ones; a base that is quantised is turned back
-    into floats first, because few bits have no room for what an adapter adds.
-    """
-    from espalier.models import adapters
-
-    given: dict[str, Any] = {
-        "trust_remote_code": trust_remote_code,
-        "allow_pickle": allow_pickle,
-        "length": length,
-    }
-    if not adapters.is_adapter(name):
-        return load_lm(name, **given, rope_scaling=rope_scaling, quantisation=quantisation)
-    base = base_of(name)
-    given["rope_scaling"] = adapters.trained_scaling(name) if rope_scaling is None else rope_scaling
-    if adapters.is_virtual(name):
-        return with_adapters(load_with_adapter(base, **given, quantisation=quantisation), [name])
-    lm = with_adapters(dequantised(load_with_adapter(base, **given)), [name])
-    return lm if quantisation is None else quantised(lm, quantisation)
-
-
-def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
-    """The model with saved adapters in their order, each merged; the last stays on top where it cannot be.
-
-    Raises:
-        UserError: an adapter that cannot be merged stands below another one, or is to be merged into few bits.
-    """
-    from espalier.models import adapters
-
-    for folder in folders:
-        if adapters.is_adapted(lm):
-            adapters.merged(lm)  # says why it cannot
-        warn_if_other(lm.config, adapters.trained_scaling(folder), folder)
-        if is_quantised(lm) and not adapters.is_virtual(folder):
-            raise UserError(
-                f"{folder}: cannot be merged into weights in few bits, which have no room for what it adds. Merge it "
-                "into the plain model first (espalier merge), and quantise that."
-            )
-        adapted: Any = adapters.load_adapter(lm, folder, trainable=False)
-        lm = adapters.merged(adapted) if adapters.can_merge(adapted) else adapted
-        if not adapters.is_adapted(lm):
-            _renamed(lm.requires_grad_(True), folder)  # an adapter freezes what it stands on
-    return lm
-
-
-def vocabulary_of(name: str) -> int | None:
-    """How many embeddings a saved model has that is a base; None where its files do not say."""
-    from espalier.models import adapters
-
-    while adapters.is_adapter(name):
-        name = base_of(name)
-    try:
-        old = checkpoint.config_of(Path(name)) if Path(name).exists() else None
-        config: Any = AutoConfig.from_pretrained(name) if old is None else conversion_of(old).config
-        return int(config.get_text_config().vocab_size)
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-
-
-def base_of(adapter: str) -> str:
-    """The model or adapter that an adapter's folder says it was made for."""
-    file = Path(adapter) / "adapter_config.json"
-    base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{file}: names no base model. Set base_model_name_or_path in it.")
-    return str(base)
-
-
-def _renamed(lm: Any, name: str) -> None:
-    """What an adapter that is made on this model will name as its base."""
-    lm.name_or_path = lm.config.name_or_path = name
 
 
 def checkpoint_activations(lm: nn.Module) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from espalier.errors import UserError
-from espalier.models import adapters, load
+from espalier.models import adapters, load, load_adapted
 from espalier.models.quantise.turn import dequantised
 
 
@@ -69,7 +69,7 @@ def merged_stack(stack: Stack, *, allow_pickle: bool = False) -> nn.Module:
     scalings = [adapters.trained_scaling(folder) for folder in reversed(stack.adapters)]
     scaling = next((found for found in scalings if found is not None), None)
     lm = dequantised(load.load_lm(stack.base, allow_pickle=allow_pickle, rope_scaling=scaling))
-    return load.with_adapters(lm, stack.adapters)
+    return load_adapted.with_adapters(lm, stack.adapters)
 
 
 def _settings(folder: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from espalier.models.adapters import is_adapted, save_adapter
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
-from espalier.models.load import vocabulary_of
+from espalier.models.load_adapted import vocabulary_of
 from espalier.models.quantise.turn import is_quantised
 
 HEAD_FILE = "scalar_head.safetensors"

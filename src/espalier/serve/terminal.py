@@ -7,7 +7,7 @@ import sys
 import torch
 from rich.console import Console
 
-from espalier.models import load
+from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.generate import Sampling
 from espalier.models.probe import probe
@@ -31,7 +31,7 @@ def chat(
         UserError: no model there.
     """
     console = Console()
-    lm = load.load_with_adapter(model_path, rope_scaling=rope_scaling)
+    lm = load_adapted.load_with_adapter(model_path, rope_scaling=rope_scaling)
     lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load.load_tokenizer(model_path)
     model = TreeModel(lm, probe(lm)).eval()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from espalier.engine.loop import Objective
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
-from espalier.models import adapter_kinds, adapters, freezing, load
+from espalier.models import adapter_kinds, adapters, freezing, load_adapted
 from espalier.models.forward import Outputs
 from espalier.models.quantise.turn import quantised
 from espalier.models.rank_allocation import RankAllocation, adalora_models, orthogonality
@@ -47,7 +47,7 @@ def adapted(lm: nn.Module, options: Opts, tokenizer: Any, *, own: bool) -> nn.Mo
     kind = options[AdapterOptions].finetuning_type
     folders, on_top = _stacked(options, own=own)
     if folders:
-        lm = load.with_adapters(lm, folders)
+        lm = load_adapted.with_adapters(lm, folders)
     if folders or on_top is not None:
         lm = adapters.merged(lm)  # says why where it cannot
     wanted = quantisation_of(options[AdapterOptions])

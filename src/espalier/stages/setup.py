@@ -24,7 +24,7 @@ from espalier.data.templates import Template, choose_template, prompt_text
 from espalier.data.tokenise import EncodedPrompt, Encoder, encode_all, encode_prompts
 from espalier.engine.strategy import whole_parameters
 from espalier.errors import UserError
-from espalier.models import load
+from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
@@ -176,7 +176,7 @@ class Setup:
             scaling = {"rope_scaling": model.rope_scaling, "length": self.cutoff_len}
             return load.new_lm(config, len(self.tokenizer), ids, **scaling), None  # type: ignore[arg-type]
         lm, head = (
-            load.load_with_adapter(
+            load_adapted.load_with_adapter(
                 name,
                 trust_remote_code=model.trust_remote_code,
                 allow_pickle=model.allow_pickle,

@@ -1,0 +1,18 @@
+"""Transformers without its own words: what matters of them is said in ours."""
+
+from __future__ import annotations
+
+import logging
+
+import transformers
+
+
+def quiet() -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in ("transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]

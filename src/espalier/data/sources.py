@@ -173,9 +173,9 @@ def _weighed(records: list[Record], spec: DatasetSpec, seed: int) -> list[Record
 
 def rows_of(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
     """The rows behind a spec in order, unparsed; each file's sha256 is added to `hashes`."""
-    files = _files(spec)
+    files = files_of(spec)
     if files is None:
-        yield from _hub_rows(spec)
+        yield from hub_rows(spec)
         return
     for path in files:
         if path.is_file() and str(path) not in hashes:
@@ -184,7 +184,7 @@ def rows_of(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
         yield from read_rows(path, lines=spec.format == "lines")
 
 
-def _files(spec: DatasetSpec) -> list[Path] | None:
+def files_of(spec: DatasetSpec) -> list[Path] | None:
     """The files behind a spec's path in a fixed order; None for a hub id. Raises `UserError` when there are none."""
     path = Path(spec.path).expanduser()
     if path.is_file():
@@ -227,7 +227,7 @@ def _nearby(folder: Path, name: str) -> str:
     return f"near it in {folder.resolve()}: {', '.join(near)}"
 
 
-def _hub_rows(spec: DatasetSpec) -> Iterator[Placed]:
+def hub_rows(spec: DatasetSpec) -> Iterator[Placed]:
     import datasets
 
     try:

@@ -83,10 +83,12 @@ def encode_all(records: Sequence[Record], encoder: Encoder) -> tuple[list[Tree],
     place for one that is too long under `overlong: error`, and where a template or tokenizer cannot serve.
     """
     assert encoder.overlong in OVERLONG, encoder.overlong
-    trees: list[Tree] = []
     account = Account()
-    for start in range(0, len(records), _BATCH):
-        trees += _encode_batch(records[start : start + _BATCH], encoder, account)
+    trees = [
+        Tree.join(paths, source=record.source, extras=extras)
+        for record, paths, extras in encode_paths(records, encoder, account)
+        if paths
+    ]
     return trees, account
 
 
@@ -100,7 +102,14 @@ def encode_prompts(
 ) -> tuple[list[EncodedPrompt], Account]:
     """Token ids to generate from, and the account; "trim" cuts the beginning of a prompt and keeps its bos token."""
     account = Account()
-    found: list[EncodedPrompt] = []
+    encoded = encode_prompt_ids(records, encoder, max_prompt_length, account)
+    return [EncodedPrompt(ids, record) for record, ids in encoded if ids is not None], account
+
+
+def encode_prompt_ids(
+    records: Sequence[Prompt], encoder: Encoder, max_prompt_length: int, account: Account
+) -> Iterator[tuple[Prompt, list[int] | None]]:
+    """(record, ids or None) of every prompt in order; `account` is told of each record before it comes."""
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
         pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
@@ -112,14 +121,28 @@ def encode_prompts(
                     raise _too_long(record.source, len(ids), "max_prompt_length", max_prompt_length)
                 if encoder.overlong == "drop":
                     account.add("dropped: prompt longer than max_prompt_length", record.source)
+                    yield record, None
                     continue
                 account.add("trimmed: beginning of the prompt", record.source)
-                ids, flags = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
-            found.append(EncodedPrompt(ids, record))
-    return found, account
+                ids, _ = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
+            yield record, ids
 
 
-def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Account) -> Iterator[Tree]:
+def encode_paths(
+    records: Sequence[Record], encoder: Encoder, account: Account
+) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
+    """(record, branches, extras) of each tree that `encode_all` makes, in order, before its branches are joined.
+
+    A record without a tree comes with no branches. `account` is told of each record before it comes.
+    """
+    assert encoder.overlong in OVERLONG, encoder.overlong
+    for start in range(0, len(records), _BATCH):
+        yield from _encode_batch(records[start : start + _BATCH], encoder, account)
+
+
+def _encode_batch(
+    records: Sequence[Record], encoder: Encoder, account: Account
+) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
     documents = [record.text for record in records if isinstance(record, Text)]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
     rendered = [
@@ -129,11 +152,17 @@ def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Account)
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
     for record, branches in zip(records, rendered, strict=True):
         if isinstance(record, Text):
-            yield from _document(record, next(document_ids), encoder, account)
+            pieces = _document(record, next(document_ids), encoder, account)
+            if not pieces:
+                yield record, [], {}
+            for piece in pieces:
+                yield record, [piece], {}
             continue
         fitted = _fitted(record, [next(paths) for _ in branches], encoder, account)
-        if fitted is not None:
-            yield _tree(record, fitted, encoder)
+        if fitted is None:
+            yield record, [], {}
+        else:
+            yield record, *_judged(record, fitted, encoder)
 
 
 def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
@@ -168,7 +197,10 @@ def _located(render: Any, record: Any, encoder: Encoder) -> Any:
         raise UserError(f"{record.source}: {error}") from None
 
 
-def _tree(record: Record, paths: list[Path], encoder: Encoder) -> Tree:
+def _judged(
+    record: Record, paths: list[Path], encoder: Encoder
+) -> tuple[list[Path], dict[str, torch.Tensor]]:
+    """The branches as they are trained, and what people said about them."""
     extras: dict[str, torch.Tensor] = {}
     if isinstance(record, Ranking):
         extras["scores"] = torch.tensor([score for _, score in record.answers])
@@ -176,10 +208,10 @@ def _tree(record: Record, paths: list[Path], encoder: Encoder) -> Tree:
         extras["desirable"] = torch.tensor([float(record.label)])
     if isinstance(record, (Preference, Ranking)) and not encoder.answers_trained:
         paths = [(ids, [False] * len(ids)) for ids, _ in paths]
-    return Tree.join(paths, source=record.source, extras=extras)
+    return paths, extras
 
 
-def _document(record: Text, ids: list[int], encoder: Encoder, account: Account) -> Iterator[Tree]:
+def _document(record: Text, ids: list[int], encoder: Encoder, account: Account) -> list[Path]:
     """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens.
 
     A piece after the first begins with the last token of the piece before, untrained, so that every token of the
@@ -194,11 +226,10 @@ def _document(record: Text, ids: list[int], encoder: Encoder, account: Account) 
     ids = [*([tokenizer.bos_token_id] if encoder.bos else []), *ids, tokenizer.eos_token_id]
     if len(ids) < 2:
         account.add("dropped: document without a token", record.source)
-        return
+        return []
     step = max(encoder.cutoff_len - 1, 1)
-    for start in range(0, len(ids) - 1, step):
-        piece = ids[start : start + step + 1]
-        yield Tree.from_path(piece, [False] + [True] * (len(piece) - 1), source=record.source)
+    pieces = [ids[start : start + step + 1] for start in range(0, len(ids) - 1, step)]
+    return [(piece, [False] + [True] * (len(piece) - 1)) for piece in pieces]
 
 
 def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Account) -> list[Path] | None:

@@ -186,6 +186,12 @@ class DataOptions(Options):
         False, "Go on after a bad record and write it to rejected.jsonl, instead of stopping."
     )
     max_samples: int | None = option(None, "Take at most so many records of each source.", min=1)
+    tokenized_path: str | None = option(
+        None, "Where tokenised records are kept for the next run; null: output_dir/tokenized."
+    )
+    preprocessing_num_workers: int | None = option(
+        None, "At most so many processes tokenise; null: one a core, fewer for little data.", min=1
+    )
 
     def problems(self) -> list[str]:
         found = (

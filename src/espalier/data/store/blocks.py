@@ -21,17 +21,17 @@ from espalier.data.dataset_info import as_described
 from espalier.data.formats import parse_row
 from espalier.data.json_files import Placed, json_lines
 from espalier.data.mixing import takes
-from espalier.data.records import BadRecord, LeftOut, Prompt, Record
-from espalier.data.sources import prompt_key
+from espalier.data.records import BadRecord, LeftOut, Prompt, Ranking, Record
+from espalier.data.sources import prompt_key, prompt_mark
 from espalier.data.store.columns import Numbers
-from espalier.data.store.marks import ENDLESS, pair_marks, prompt_mark, role_order, script_mark, tree_marks
+from espalier.data.store.marks import ENDLESS, pair_marks, role_order, script_mark, tree_marks
 from espalier.data.tokenise import Encoder, encode_paths, encode_prompt_ids
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
 
 RECORD = {"file": "<i4", "line": "<i8", "prompt": "<u8", "role": "<u2", "script": "<i1", "causes": "<u2"}
-PAIR = {"pair": "<u8", "swapped": "<u8"}
-"""Of preferences: hashes of what is said in this order and in the other."""
+PAIR = {"pair": "<u8", "swapped": "<u8", "answers": "<i4"}
+"""Of preferences: hashes of what is said in this order and in the other; how many answers there are."""
 CHARACTERS = {"characters": "<i8"}
 """Of records that are not tokenised."""
 TREE = {
@@ -196,7 +196,12 @@ class _Table:
         self._job, self._done = job, done
         self._lists: dict[str, list[Any]] = {
             name: []
-            for name in (*job.record_columns, *job.tree_columns, *job.parts, *(f"{p}.size" for p in job.parts))
+            for name in (
+                *job.record_columns,
+                *job.tree_columns,
+                *job.parts,
+                *(f"{p}.size" for p in job.parts),
+            )
         }
         self._flags: list[bool] = []
         self._names = {"file": _Names(), "role": _Names(), "causes": _Names()}
@@ -213,7 +218,9 @@ class _Table:
         else:
             self._trained(records, self._job.encoder)
         self._done.columns = {
-            name: np.array(values, (self._job.record_columns | self._job.tree_columns | self._job.parts).get(name, "<i8"))
+            name: np.array(
+                values, (self._job.record_columns | self._job.tree_columns | self._job.parts).get(name, "<i8")
+            )
             for name, values in self._lists.items()
         }
         if self._flags:
@@ -237,6 +244,7 @@ class _Table:
             pair, swapped = pair_marks(record)
             held["pair"].append(pair)
             held["swapped"].append(swapped)
+            held["answers"].append(len(record.answers) if isinstance(record, Ranking) else 2)
 
     def _trained(self, records: Sequence[Record], encoder: Encoder) -> None:
         noted = _Noted()

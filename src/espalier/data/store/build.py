@@ -29,6 +29,7 @@ def build(
     workers: int = 0,
     max_samples: int | None = None,
     skip_bad: bool = True,
+    count_only: bool = False,
     progress: Callable[[int], None] = lambda records: None,
 ) -> dict[str, Any]:
     """Writes the columns and returns what is known beside them (the manifest, without what it depends on).
@@ -38,13 +39,14 @@ def build(
         name: of the source, for the account.
         max_samples: at most so many good records; the others are counted.
         skip_bad: False stops tokenising at the first bad record; the rest is only read, to say all that is bad.
+        count_only: nothing is tokenised.
         progress: told how many records are done, after each block.
 
     Raises:
         UserError: a file cannot be read, or a record is too long.
     """
     store = _Building(folder, job, name, max_samples)
-    stopped = False
+    stopped = count_only
 
     def tasks() -> Iterator[Task]:
         for block in blocks:
@@ -53,7 +55,9 @@ def build(
     with store, Crew(job, workers) as crew:
         for (block, _, _), done in crew.results(tasks()):
             if done.error is not None and store.left is not None:
-                done = work(job, block, store.left)  # what stopped it may stand behind the last that is wanted
+                done = work(
+                    job, block, store.left
+                )  # what stopped it may stand behind the last that is wanted
             if done.error is not None:
                 raise UserError(done.error)
             stopped = stopped or (bool(done.bad) and not skip_bad)

@@ -68,7 +68,7 @@ class Column:
     def read(self, start: int, stop: int) -> Numbers:
         """The numbers from `start` up to but not including `stop`; a copy that may be written to."""
         wanted = np.empty(max(min(stop, self._length) - start, 0), self._dtype)
-        view, at = memoryview(wanted).cast("B") if len(wanted) else memoryview(b""), 0
+        view, at = memoryview(wanted.view(np.uint8).data), 0
         while at < len(view):
             got = os.preadv(self._file.fileno(), [view[at:]], start * self._dtype.itemsize + at)
             if not got:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import espalier.data
-from espalier.data.sources import files_of, hub_rows
+from espalier.data.sources import files_of, hub_dataset
 from espalier.data.specs import DatasetSpec
 from espalier.data.store.blocks import Job
 from espalier.data.templates import Template
@@ -98,7 +98,7 @@ def hub_version(spec: DatasetSpec) -> str:
     """What names the present version of a hub data set; a hash of its rows where it has no name."""
     import datasets
 
-    rows = hub_rows(spec)
+    rows = hub_dataset(spec)
     if isinstance(rows, datasets.Dataset):
         return f"fingerprint {rows._fingerprint}"
     digest = hashlib.sha256()
@@ -133,7 +133,12 @@ def template_key(template: Template) -> str:
 def _code() -> str:
     """sha256 of the modules that turn files into trees: a version that nobody can forget to raise."""
     room = Path(espalier.data.__path__[0])
-    parts = [*room.glob("*.py"), *room.glob("*.yaml"), *(room / "store").glob("*.py"), *(room / "clean").glob("*.py")]
+    parts = [
+        *room.glob("*.py"),
+        *room.glob("*.yaml"),
+        *(room / "store").glob("*.py"),
+        *(room / "clean").glob("*.py"),
+    ]
     digest = hashlib.sha256()
     for path in [*sorted(parts), Path(tree.__file__)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -94,7 +94,7 @@ def _acquired(path: Path, done: Callable[[], bool], waiting: Callable[[str], Non
 
 def _newest(path: Path) -> int | None:
     pattern = re.compile(re.escape(path.name) + r"\.lock\.(\d+)")
-    numbers = [int(found[1]) for name in os.listdir(path.parent) if (found := pattern.fullmatch(name))]
+    numbers = [int(found[1]) for file in path.parent.iterdir() if (found := pattern.fullmatch(file.name))]
     return max(numbers, default=None)
 
 

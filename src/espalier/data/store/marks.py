@@ -1,8 +1,4 @@
-"""What is noted of each record and tree, as small numbers: for splitting, for the preflight, for warnings.
-
-Hashes are of 64 bits and the same in every process. Two different prompts of five million share one with a chance of
-one in a million.
-"""
+"""What is noted of each record and tree, as small numbers: for splitting, for the preflight, for warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from collections.abc import Collection
 from espalier.data.clean.quality import LANGUAGES, language
 from espalier.data.clean.view import texts_of
 from espalier.data.records import Chat, Messages, Preference, Prompt, Record, Text
-from espalier.data.sources import prompt_key
 from espalier.trees.tree import Tree
 
 SCRIPTS = ("", *LANGUAGES)
@@ -23,11 +18,6 @@ ENDLESS, EQUAL = 1, 2
 """Marks of a tree: an answer without an end token; equal answers with different judgements."""
 
 _LOOKED_AT, _CHARACTERS = 1024, 400  # a script is plain from few words, and a share from few records
-
-
-def prompt_mark(record: Record) -> int:
-    """Equal for records with the same prompt."""
-    return _hash(prompt_key(record))
 
 
 def pair_marks(record: Record) -> tuple[int, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from espalier.data.files import lines_of, read_rows
-from espalier.data.json_files import Placed
+from espalier.data.json_files import Placed, json_lines
 from espalier.data.records import BadRecord
 from espalier.data.sources import files_of, hub_rows
 from espalier.data.specs import DatasetSpec
@@ -28,10 +29,30 @@ def blocks_of(spec: DatasetSpec) -> Iterator[Block]:
         yield from _of_rows(hub_rows(spec))
         return
     for path in files:
-        if path.name.lower().removesuffix(".gz").endswith(".jsonl"):
+        if _is_lines(path):
             yield from _of_lines(path)
         else:
             yield from _of_rows(read_rows(path, lines=spec.format == "lines"))
+
+
+def rows_at(spec: DatasetSpec, path: str, lines: Container[int], last: int) -> Iterator[Placed]:
+    """The rows of one file (or hub data set) of a spec at these lines, the last of which is `last`."""
+    if files_of(spec) is not None and _is_lines(Path(path)):
+        for number, line in enumerate(islice(lines_of(Path(path)), last), start=1):
+            if number in lines:
+                yield from json_lines(Path(path), [line], number)
+        return
+    rows = hub_rows(spec) if files_of(spec) is None else read_rows(Path(path), lines=spec.format == "lines")
+    for placed in rows:
+        number = int(placed[0].rpartition(":")[2])
+        if number in lines:
+            yield placed
+        if number >= last:
+            return
+
+
+def _is_lines(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(".jsonl")
 
 
 def _of_lines(path: Path) -> Iterator[Block]:

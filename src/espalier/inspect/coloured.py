@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text as RichText
 
-from espalier.data.account import Account
 from espalier.data.encoding import encode_pieces
 from espalier.data.records import Preference, Prompt, Ranking, Record, Text, Unpaired
 from espalier.data.templates import Template, prompt_text
@@ -96,13 +95,6 @@ def written(record: Record, template: Template) -> Shown:
             for label, pieces in zip(_labels(record), branches_of(record, whole), strict=True)
         ],
     )
-
-
-def examples(records: Sequence[Record], account: Account, limit: int) -> list[Record]:
-    """The first records, and the first of each cause for which something was left out or cut."""
-    wanted = {place for place, _ in account.first.values()}
-    others = [record for record in records[limit:] if record.source in wanted]
-    return [*records[:limit], *others]
 
 
 def print_shown(console: Console, record: Shown) -> None:

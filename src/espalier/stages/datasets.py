@@ -24,7 +24,7 @@ from espalier.data.preflight.findings import HELD_OUT, TRAIN
 from espalier.data.preflight.run import Preflight
 from espalier.data.records import ASSISTANT, Chat, Prompt, Record
 from espalier.data.specs import DatasetSpec, parse_specs
-from espalier.data.store.again import all_records, records_at
+from espalier.data.store.again import all_records, examples, records_at
 from espalier.data.store.blocks import Job
 from espalier.data.store.open import Reading, opened
 from espalier.data.store.stack import Choice, Stack
@@ -199,9 +199,11 @@ class Datasets:
         choice = self.choice(wanted)
         return records_at(wanted.specs, self._job(wanted.kind), self._reading, choice, places)
 
-    def first(self, records: Wanted, count: int) -> list[Any]:
-        """The first so many records."""
-        return self._again(records, range(min(count, len(records))))
+    def examples(self, records: Wanted, limit: int) -> list[Record]:
+        """The first records, and the first of each cause for which something was left out or cut."""
+        choice = self.choice(records)
+        job = self._job(records.kind)
+        return examples(records.specs, job, self._reading, choice, self.preflight.account, limit)
 
     def texts(self) -> Iterator[str]:
         """The training data as text, for a new tokenizer."""

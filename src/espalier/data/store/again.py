@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from espalier.data.account import Account
 from espalier.data.records import Record
 from espalier.data.sources import files_of
 from espalier.data.specs import DatasetSpec
@@ -35,6 +36,27 @@ def records_at(
                 for record in outcomes(own, rows, Done()):
                     found.setdefault(record.source, record)
     return [found[sources[number]] for number in numbers]
+
+
+def examples(
+    specs: Sequence[DatasetSpec], job: Job, reading: Reading, choice: Choice, account: Account, limit: int
+) -> list[Record]:
+    """The first records, and the first of each cause for which something was left out or cut."""
+    first = list(range(min(limit, len(choice))))
+    wanted = {place for place, _ in account.first.values()}
+    others: list[int] = []
+    start = 0
+    for numbers in choice.chunks() if wanted else ():
+        (caused,) = np.nonzero(choice.stack.of_records("causes", numbers))
+        for at in caused.tolist():
+            source = choice.stack.source(int(numbers[at]))
+            if source in wanted and start + at not in first:
+                others.append(start + at)
+            wanted.discard(source)
+        start += len(numbers)
+        if not wanted:
+            break
+    return records_at(specs, job, reading, choice, [*first, *others])
 
 
 def all_records(specs: Sequence[DatasetSpec], job: Job, reading: Reading, choice: Choice) -> Iterator[Record]:

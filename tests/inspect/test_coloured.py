@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from espalier.data.account import Account
 from espalier.data.records import Chat, Message, Preference, Prompt, Ranking, Record, Text, Unpaired
 from espalier.data.templates import choose_template
 from espalier.data.tokenise import Encoder
-from espalier.inspect.coloured import CUT, READ, TRAINED, Branch, examples, shown, written
+from espalier.inspect.coloured import CUT, READ, TRAINED, Branch, shown, written
 from espalier.models.load import train_tokenizer
 
 ASKED, SAID = Message("user", "春眠不觉晓？"), Message("assistant", "处处闻啼鸟。")
@@ -86,10 +85,3 @@ def test_a_long_document_is_shown_in_its_pieces_and_characters_stay_whole(encode
     assert "\ufffd" not in "".join(text for _, text in found.branches[0].spans)
     pieces = shown(Text("abcd " * 100, "t:1"), replace(encoder, cutoff_len=64))
     assert len(pieces.branches) > 1 and "nothing is lost" in pieces.notes[0]
-
-
-def test_examples_of_causes_come_behind_the_first_records() -> None:
-    records = [Text("x", f"t:{i}") for i in range(1, 9)]
-    account = Account()
-    account.add("dropped: document without a token", "t:7")
-    assert [record.source for record in examples(records, account, 2)] == ["t:1", "t:2", "t:7"]

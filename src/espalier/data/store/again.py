@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,6 +12,7 @@ from espalier.data.records import Record
 from espalier.data.sources import files_of
 from espalier.data.specs import DatasetSpec
 from espalier.data.store.blocks import Done, Job, outcomes
+from espalier.data.store.columns import CHUNK
 from espalier.data.store.open import Reading, job_of
 from espalier.data.store.reading import blocks_of, rows_at
 from espalier.data.store.stack import Choice
@@ -22,20 +23,43 @@ def records_at(
 ) -> list[Record]:
     """The records at `places` of a choice, in this order; their files are read up to the last of them."""
     numbers = [place if choice.picks is None else int(choice.picks[place]) for place in places]
+    # Where a whole array stands on one line, its records share a place: they are told apart by their order.
+    sources = {number: (choice.stack.source(number), _same_before(choice, number)) for number in numbers}
     wanted: dict[str, set[int]] = defaultdict(set)
-    sources = {number: choice.stack.source(number) for number in numbers}
-    for source in sources.values():
+    for source, _ in sources.values():
         path, _, line = source.rpartition(":")
         wanted[path].add(int(line))
-    found: dict[str, Record] = {}
+    missing = set(sources.values())
+    found: dict[tuple[str, int], Record] = {}
     for spec in specs:
         own = job_of(spec, job, reading)
-        for path in [spec.path] if files_of(spec) is None else map(str, files_of(spec) or []):
-            if path in wanted:
-                rows = rows_at(spec, path, wanted[path], max(wanted[path]))
-                for record in outcomes(own, rows, Done()):
-                    found.setdefault(record.source, record)
+        files = files_of(spec)
+        for path in [spec.path] if files is None else map(str, files):
+            if path not in wanted:
+                continue
+            seen: Counter[str] = Counter()
+            for record in outcomes(own, rows_at(spec, path, wanted[path], max(wanted[path])), Done()):
+                place = record.source, seen[record.source]
+                seen[record.source] += 1
+                if place in missing:
+                    missing.remove(place)
+                    found[place] = record
+                if not missing:
+                    break
     return [found[sources[number]] for number in numbers]
+
+
+def _same_before(choice: Choice, number: int) -> int:
+    """How many records right before this one stand on its line."""
+    count = 0
+    line = int(choice.stack.of_records("line", np.array([number]))[0])
+    while number - count > 0:
+        before = np.arange(max(number - count - CHUNK, 0), number - count)
+        others = np.flatnonzero(choice.stack.of_records("line", before)[::-1] != line)
+        count += int(others[0]) if len(others) else len(before)
+        if len(others):
+            break
+    return count
 
 
 def examples(
@@ -45,9 +69,10 @@ def examples(
     first = list(range(min(limit, len(choice))))
     wanted = {place for place, _ in account.first.values()}
     others: list[int] = []
+    caused_by = [code for code, causes in enumerate(choice.stack.names("causes")) if causes]
     start = 0
     for numbers in choice.chunks() if wanted else ():
-        (caused,) = np.nonzero(choice.stack.of_records("causes", numbers))
+        (caused,) = np.nonzero(np.isin(choice.stack.of_records("causes", numbers), caused_by))
         for at in caused.tolist():
             source = choice.stack.source(int(numbers[at]))
             if source in wanted and start + at not in first:

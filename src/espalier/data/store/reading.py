@@ -45,10 +45,10 @@ def rows_at(spec: DatasetSpec, path: str, lines: Container[int], last: int) -> I
     rows = hub_rows(spec) if files_of(spec) is None else read_rows(Path(path), lines=spec.format == "lines")
     for placed in rows:
         number = int(placed[0].rpartition(":")[2])
+        if number > last:
+            return
         if number in lines:
             yield placed
-        if number >= last:
-            return
 
 
 def _is_lines(path: Path) -> bool:

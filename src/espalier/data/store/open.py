@@ -23,7 +23,7 @@ from espalier.data.store.reading import blocks_of
 from espalier.data.store.stack import Choice, Stack
 from espalier.data.store.stored import Store
 
-_OF_A_WORKER = 8 << 20
+_OF_A_WORKER = 4 << 20
 """Bytes of data for which another process is worth its start; fewer than two such are done in this one."""
 
 

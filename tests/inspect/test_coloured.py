@@ -85,3 +85,11 @@ def test_a_long_document_is_shown_in_its_pieces_and_characters_stay_whole(encode
     assert "\ufffd" not in "".join(text for _, text in found.branches[0].spans)
     pieces = shown(Text("abcd " * 100, "t:1"), replace(encoder, cutoff_len=64))
     assert len(pieces.branches) > 1 and "nothing is lost" in pieces.notes[0]
+
+
+def test_of_a_long_record_both_ends_are_shown(encoder: Encoder) -> None:
+    found = shown(Chat((Message("user", "问" * 9000), Message("assistant", "答" * 9000)), "c:1"), encoder)
+    text = "".join(text for _, text in found.branches[0].spans)
+    assert len(text) < 4100 and "characters …" in text and text.count("问") > 1900 < text.count("答")
+    found = shown(Text("语" * 300_000, "t:1"), encoder)
+    assert "300,000 characters" in found.notes[0] and len(found.branches[0].spans[0][1]) < 4100

@@ -8,9 +8,10 @@ into rows elsewhere; here a branch is at most `cutoff_len` tokens long.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ from espalier.trees.tree import Tree
 OVERLONG = ("error", "drop", "trim")
 
 _BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, little enough to hold
+_LONG = 1 << 20
+"""Characters of a text that are tokenised at once: a tokenizer needs some hundred bytes for each of them."""
+_LONGEST = 1 << 22
+"""Characters from which a conversation is too long for any `cutoff_len` without being tokenised."""
 
 
 @dataclass(frozen=True)
@@ -143,26 +148,70 @@ def encode_paths(
 def _encode_batch(
     records: Sequence[Record], encoder: Encoder, account: Account
 ) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
-    documents = [record.text for record in records if isinstance(record, Text)]
+    documents = [r.text for r in records if isinstance(r, Text) and len(r.text) <= _LONG]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
     rendered = [
         [] if isinstance(record, Text) else _located(branches_of, record, encoder) for record in records
     ]
-    flat = [pieces for branches in rendered for pieces in branches]
+    flat = [
+        pieces
+        for branches in rendered
+        if not _is_endless(branches, encoder.cutoff_len)
+        for pieces in branches
+    ]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
     for record, branches in zip(records, rendered, strict=True):
         if isinstance(record, Text):
-            pieces = _document(record, next(document_ids), encoder, account)
-            if not pieces:
-                yield record, [], {}
-            for piece in pieces:
+            whole = len(record.text) <= _LONG
+            ids = [next(document_ids)] if whole else _in_stretches(encoder.tokenizer, record.text)
+            empty = True
+            for piece in _document(record, ids, encoder, account):
                 yield record, [piece], {}
+                empty = False
+            if empty:
+                yield record, [], {}
+            continue
+        if _is_endless(branches, encoder.cutoff_len):
+            _leave_endless(record, branches, encoder, account)
+            yield record, [], {}
             continue
         fitted = _fitted(record, [next(paths) for _ in branches], encoder, account)
         if fitted is None:
             yield record, [], {}
         else:
             yield record, *_judged(record, fitted, encoder)
+
+
+def _is_endless(branches: Sequence[Sequence[Piece]], cutoff_len: int) -> bool:
+    """Whether a branch has so many characters that it need not be tokenised to be known as too long.
+
+    No tokenizer's tokens have 64 characters on average, so nothing below the limit is wronged.
+    """
+    limit = min(max(_LONG, 64 * cutoff_len), _LONGEST)
+    return any(sum(len(piece.text) for piece in pieces) > limit for pieces in branches)
+
+
+def _leave_endless(
+    record: Record, branches: Sequence[Sequence[Piece]], encoder: Encoder, account: Account
+) -> None:
+    length = max(sum(len(piece.text) for piece in pieces) for pieces in branches)
+    if encoder.overlong == "error":
+        raise UserError(
+            f"{record.source}: {length:,} characters in one record, but cutoff_len is {encoder.cutoff_len} tokens; are "
+            "line breaks between records missing? Split it, or say `overlong: drop` to leave it out"
+        )
+    account.add("dropped: too many characters for cutoff_len", record.source)
+
+
+def _in_stretches(tokenizer: Any, text: str) -> Iterator[list[int]]:
+    """The tokens of a long text a stretch at a time, cut behind a line break, or else anywhere."""
+    start = 0
+    while start < len(text):
+        end = start + _LONG
+        line = text.rfind("\n", start, end) + 1 if end < len(text) else len(text)
+        end = line if line > start else min(end, len(text))
+        yield encode_texts(tokenizer, [text[start:end]])[0]
+        start = end
 
 
 def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
@@ -211,8 +260,8 @@ def _judged(
     return paths, extras
 
 
-def _document(record: Text, ids: list[int], encoder: Encoder, account: Account) -> list[Path]:
-    """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens.
+def _document(record: Text, ids: Iterable[list[int]], encoder: Encoder, account: Account) -> Iterator[Path]:
+    """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens; `ids` in stretches.
 
     A piece after the first begins with the last token of the piece before, untrained, so that every token of the
     document but its first is trained exactly once.
@@ -223,13 +272,21 @@ def _document(record: Text, ids: list[int], encoder: Encoder, account: Account) 
             f"{record.source}: the tokenizer names no eos_token to end a document with; set eos_token in its "
             "tokenizer_config.json"
         )
-    ids = [*([tokenizer.bos_token_id] if encoder.bos else []), *ids, tokenizer.eos_token_id]
-    if len(ids) < 2:
+    size = max(encoder.cutoff_len, 2)
+    held = [tokenizer.bos_token_id] if encoder.bos else []
+    none = True
+    for stretch in chain(ids, [[tokenizer.eos_token_id]]):
+        held += stretch
+        start = 0
+        while len(held) - start > size:
+            yield held[start : start + size], [False] + [True] * (size - 1)
+            start += size - 1
+            none = False
+        held = held[start:]
+    if len(held) > 1:
+        yield held, [False] + [True] * (len(held) - 1)
+    elif none:
         account.add("dropped: document without a token", record.source)
-        return []
-    step = max(encoder.cutoff_len - 1, 1)
-    pieces = [ids[start : start + step + 1] for start in range(0, len(ids) - 1, step)]
-    return [(piece, [False] + [True] * (len(piece) - 1)) for piece in pieces]
 
 
 def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Account) -> list[Path] | None:

@@ -141,7 +141,11 @@ def kind_of(specs: list[DatasetSpec]) -> str:
             return kind
     if good:
         return good.most_common(1)[0][0]
-    raise UserError(reasons.get("chat", f"{', '.join(spec.path for spec in specs)}: no records."))
+    raise UserError(
+        reasons.get(
+            "chat", f"{', '.join(spec.path for spec in specs)}: no record in it; wanted at least one."
+        )
+    )
 
 
 def bare_template(name: str) -> Template:

@@ -8,6 +8,7 @@ choice of the records.
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,8 +195,10 @@ class _Table:
 
     def __init__(self, job: Job, done: Done) -> None:
         self._job, self._done = job, done
-        self._lists: dict[str, list[Any]] = {
-            name: []
+        self._lists: dict[str, Any] = {
+            name: array("i")
+            if name == "tokens"
+            else []  # a long text has more tokens than a list should hold
             for name in (
                 *job.record_columns,
                 *job.tree_columns,
@@ -203,7 +206,7 @@ class _Table:
                 *(f"{p}.size" for p in job.parts),
             )
         }
-        self._flags: list[bool] = []
+        self._flags = bytearray()
         self._names = {"file": _Names(), "role": _Names(), "causes": _Names()}
         self._trees_of: list[int] = []
 
@@ -225,7 +228,7 @@ class _Table:
         }
         if self._flags:
             tokens = self._done.columns["tokens"]
-            flags = np.array(self._flags)
+            flags = np.frombuffer(self._flags, np.bool_)
             tokens[flags] = -1 - tokens[flags]
         self._done.trees_of = np.array(self._trees_of, np.int64)
         self._done.names = {name: list(held.numbers) for name, held in self._names.items()}
@@ -274,7 +277,7 @@ class _Table:
         assert len(ids) == len(flags) > 0 and not flags[0], "a token without a parent is never trained"
         held = self._lists
         self._part("tokens", ids)
-        self._flags += flags
+        self._flags.extend(flags)
         held["path_tokens"].append(len(ids))
         held["longest"].append(len(ids))
         held["trained"].append(sum(flags))
@@ -296,7 +299,7 @@ class _Table:
         for node, _ in tree.nodes():
             shape += [len(node.tokens), len(node.children), len(node.ends), *node.ends]
             tokens += node.tokens.tolist()
-            self._flags += node.trained.tolist()
+            self._flags.extend(node.trained.tolist())
         self._part("tokens", tokens)
         self._part("shape", shape)
         held["path_tokens"].append(tree.n_path_tokens)
@@ -307,7 +310,7 @@ class _Table:
         held["marks"].append(tree_marks(tree, self._job.stop, self._job.encoder.cutoff_len))
 
     def _part(self, name: str, values: Sequence[Any]) -> None:
-        self._lists[name] += values
+        self._lists[name].extend(values)
         self._lists[f"{name}.size"].append(len(values))
 
     def _prompts(self, records: Sequence[Record], encoder: Encoder) -> None:

@@ -222,7 +222,7 @@ class TrainOptions(Options):
     num_train_epochs: float = option(3.0, "How often the data is seen; max_steps overrides it.", above=0)
     max_steps: int | None = option(None, "Stop after so many optimiser steps.", min=1)
     tokens_per_step: int | None = option(
-        None, "Tokens of one optimiser step over all processes; instead of a batch size.", min=1
+        None, "At most so many tokens an optimiser step, over all processes; instead of a batch size.", min=1
     )
     per_device_train_batch_size: int | None = option(
         None, "Records of one micro-batch on one process (8 when tokens_per_step is not given either).", min=1

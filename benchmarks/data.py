@@ -1,6 +1,6 @@
 """Tokenising generated SFT records to disk, beside `datasets.map`: records a second and memory of all processes.
 
-python benchmarks/data.py [--records 10000 200000] [--alone 1000000 5000000] [--workers 2] [--tokenizer FOLDER]
+python benchmarks/data.py [--records 10000 200000] [--alone 1000000 5000000] [--workers 2] [--mean 130]
 
 Sides, each in processes of its own, in turn:
   espalier        JSON lines -> checked records -> template -> tokens with trained flags -> columns on disk
@@ -42,6 +42,7 @@ def main() -> None:
     options.add_argument("--workers", type=int, default=2)
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--tokenizer", default=None, help="a folder; else a BPE of 32768 tokens is trained")
+    options.add_argument("--mean", type=int, default=130, help="characters or words of an answer")
     options.add_argument("--side", default=None)
     options.add_argument("--file", type=Path)
     asked = options.parse_args()
@@ -54,7 +55,7 @@ def main() -> None:
             _tokenizer().save_pretrained(asked.tokenizer)
         for count in sorted({*asked.records, *asked.alone}):
             asked.file = Path(folder) / f"{count}.jsonl"
-            generate(asked.file, count)
+            generate(asked.file, count, asked.mean)
             print(f"{count:,} records, {asked.file.stat().st_size / 1e6:,.0f} MB", flush=True)
             sides = list(SIDES) if count in asked.records else ["espalier"]
             rounds = asked.rounds if count in asked.records else 1
@@ -67,11 +68,11 @@ def main() -> None:
                 side: {key: sorted(row[key] for row in rows)[len(rows) // 2] for key in rows[0]}
                 for side, rows in found.items()
             }
-            report(f"data {count}", middle, "records_per_second", "espalier")
+            report(f"data {count}, answers of {asked.mean}", middle, "records_per_second", "espalier")
             asked.file.unlink()
 
 
-def generate(path: Path, count: int, seed: int = 0) -> None:
+def generate(path: Path, count: int, mean: int = 130, seed: int = 0) -> None:
     """Chats of Chinese and English with log-normal lengths; no two have the same question."""
     draw = random.Random(seed)
     han = [chr(0x4E00 + i) for i in range(1500)]
@@ -90,7 +91,7 @@ def generate(path: Path, count: int, seed: int = 0) -> None:
         at = draw.randrange(len(pool) - length)
         return " ".join(pool[at : at + length]) + "."
 
-    asked, answered = lengths(STOCK, 25, seed, 300), lengths(STOCK, 130, seed + 1, 700)
+    asked, answered = lengths(STOCK, min(25, mean), seed, 300), lengths(STOCK, mean, seed + 1, 700)
     stock = []
     for at in range(min(STOCK, count)):
         chinese = at % 2 == 0

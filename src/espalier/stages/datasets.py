@@ -114,7 +114,9 @@ class Datasets:
             self.kept = Path(self._temporary.name)
         self.cutoff_len = data.cutoff_len
         self.preflight = Preflight(self.cutoff_len, lambda tree: draw_tree(tree, self.tokenizer.decode))
+        self._train: Choice | None = None
         self._stacks: dict[tuple[str, str], Stack] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}
         self._picks: dict[tuple[str, str, str], Picks | None] = {}
 
     def option(self, kind: type[T]) -> T:
@@ -149,14 +151,14 @@ class Datasets:
     def choice(self, wanted: Wanted, job: Job | None = None) -> Choice:
         """The numbers of these records; read (and, with a job, tokenised) if that has not been done."""
         at = (wanted.key, wanted.kind)
-        if job is not None or at not in self._stacks:
+        if at not in self._stacks or (job is not None and job != self._jobs[at]):
             self._open(wanted, job or self._job(wanted.kind))
         return Choice(self._stacks[at], self._picks[*at, wanted.part])
 
     def _open(self, wanted: Wanted, job: Job) -> None:
         at = (wanted.key, wanted.kind)
         stack, order, loaded = opened(wanted.specs, job, self._reading)
-        self._stacks[at] = stack
+        self._stacks[at], self._jobs[at] = stack, job
         self.hashes.update(loaded.hashes)
         self.preflight.read(wanted.key, loaded)
         if (*at, wanted.part) in self._picks:
@@ -249,7 +251,7 @@ class Datasets:
         if part == TRAIN:
             self._train = choice
             self.preflight.divided(choice, Choice(Stack([])), apart=True)
-        elif part == HELD_OUT:
+        elif part == HELD_OUT and self._train is not None:
             self.preflight.divided(self._train, choice, apart=bool(wanted.part))
         self.preflight.part(part, choice)
         return choice

@@ -127,12 +127,13 @@ def test_samples_and_shares_are_counted_as_before(tokenizer: Any, tmp_path: Path
 def test_records_are_found_again_by_their_place(tokenizer: Any, tmp_path: Path) -> None:
     rows = [*CHATS[:20], {"instruction": "问", "output": "长" * 90}, *CHATS[20:]]
     (tmp_path / "array.json").write_text(json.dumps(CHATS[:30]), "utf-8")
-    specs = [write(tmp_path / "a.jsonl", rows), str(tmp_path / "array.json")]
+    (tmp_path / "brray.json").write_text(json.dumps(CHATS[30:]), "utf-8")
+    specs = [write(tmp_path / "a.jsonl", rows), str(tmp_path / "?rray.json")]
     wanted = job("chat", tokenizer)
     reading = Reading(tmp_path / "kept")
     _, choice, _ = stack_of(specs, wanted, tmp_path / "kept")
     records = load_records(parse_specs(specs), "chat").records
-    places = [80, 3, 61, 0]
+    places = [80, 3, 61, 0, 91, 120]
     assert records_at(parse_specs(specs), wanted, reading, choice, places) == [records[at] for at in places]
     from espalier.data.preflight.look import look
 

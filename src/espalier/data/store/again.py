@@ -12,7 +12,7 @@ from espalier.data.records import Record
 from espalier.data.sources import files_of
 from espalier.data.specs import DatasetSpec
 from espalier.data.store.blocks import Done, Job, outcomes
-from espalier.data.store.columns import CHUNK
+from espalier.data.store.columns import CHUNK, Numbers
 from espalier.data.store.open import Reading, job_of
 from espalier.data.store.reading import blocks_of, rows_at
 from espalier.data.store.stack import Choice
@@ -50,16 +50,21 @@ def records_at(
 
 
 def _same_before(choice: Choice, number: int) -> int:
-    """How many records right before this one stand on its line."""
+    """How many records right before this one stand on the same line of the same file."""
     count = 0
-    line = int(choice.stack.of_records("line", np.array([number]))[0])
+    place = _places(choice, np.array([number]))
     while number - count > 0:
         before = np.arange(max(number - count - CHUNK, 0), number - count)
-        others = np.flatnonzero(choice.stack.of_records("line", before)[::-1] != line)
+        others = np.flatnonzero((_places(choice, before)[:, ::-1] != place).any(axis=0))
         count += int(others[0]) if len(others) else len(before)
         if len(others):
             break
     return count
+
+
+def _places(choice: Choice, numbers: Numbers) -> Numbers:
+    """(2, n) file and line of records."""
+    return np.stack([choice.stack.of_records(name, numbers).astype(np.int64) for name in ("file", "line")])
 
 
 def examples(

@@ -18,6 +18,7 @@ import torch
 
 from espalier.data.account import Account
 from espalier.data.encoding import Path, adds_bos, encode_pieces, encode_texts
+from espalier.data.long_texts import endless, in_stretches, is_endless, is_long
 from espalier.data.records import (
     SYSTEM,
     USER,
@@ -37,10 +38,6 @@ from espalier.trees.tree import Tree
 OVERLONG = ("error", "drop", "trim")
 
 _BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, little enough to hold
-_LONG = 1 << 20
-"""Characters of a text that are tokenised at once: a tokenizer needs some hundred bytes for each of them."""
-_LONGEST = 1 << 22
-"""Characters from which a conversation is too long for any `cutoff_len` without being tokenised."""
 
 
 @dataclass(frozen=True)
@@ -148,22 +145,19 @@ def encode_paths(
 def _encode_batch(
     records: Sequence[Record], encoder: Encoder, account: Account
 ) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
-    documents = [r.text for r in records if isinstance(r, Text) and len(r.text) <= _LONG]
+    documents = [r.text for r in records if isinstance(r, Text) and not is_long(r.text)]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
     rendered = [
         [] if isinstance(record, Text) else _located(branches_of, record, encoder) for record in records
     ]
     flat = [
-        pieces
-        for branches in rendered
-        if not _is_endless(branches, encoder.cutoff_len)
-        for pieces in branches
+        pieces for branches in rendered if not is_endless(branches, encoder.cutoff_len) for pieces in branches
     ]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
     for record, branches in zip(records, rendered, strict=True):
         if isinstance(record, Text):
-            whole = len(record.text) <= _LONG
-            ids = [next(document_ids)] if whole else _in_stretches(encoder.tokenizer, record.text)
+            whole = not is_long(record.text)
+            ids = [next(document_ids)] if whole else in_stretches(encoder.tokenizer, record.text)
             empty = True
             for piece in _document(record, ids, encoder, account):
                 yield record, [piece], {}
@@ -171,8 +165,10 @@ def _encode_batch(
             if empty:
                 yield record, [], {}
             continue
-        if _is_endless(branches, encoder.cutoff_len):
-            _leave_endless(record, branches, encoder, account)
+        if is_endless(branches, encoder.cutoff_len):
+            if encoder.overlong == "error":
+                raise endless(record.source, branches, encoder.cutoff_len)
+            account.add("dropped: too many characters for cutoff_len", record.source)
             yield record, [], {}
             continue
         fitted = _fitted(record, [next(paths) for _ in branches], encoder, account)
@@ -180,38 +176,6 @@ def _encode_batch(
             yield record, [], {}
         else:
             yield record, *_judged(record, fitted, encoder)
-
-
-def _is_endless(branches: Sequence[Sequence[Piece]], cutoff_len: int) -> bool:
-    """Whether a branch has so many characters that it need not be tokenised to be known as too long.
-
-    No tokenizer's tokens have 64 characters on average, so nothing below the limit is wronged.
-    """
-    limit = min(max(_LONG, 64 * cutoff_len), _LONGEST)
-    return any(sum(len(piece.text) for piece in pieces) > limit for pieces in branches)
-
-
-def _leave_endless(
-    record: Record, branches: Sequence[Sequence[Piece]], encoder: Encoder, account: Account
-) -> None:
-    length = max(sum(len(piece.text) for piece in pieces) for pieces in branches)
-    if encoder.overlong == "error":
-        raise UserError(
-            f"{record.source}: {length:,} characters in one record, but cutoff_len is {encoder.cutoff_len} tokens; are "
-            "line breaks between records missing? Split it, or say `overlong: drop` to leave it out"
-        )
-    account.add("dropped: too many characters for cutoff_len", record.source)
-
-
-def _in_stretches(tokenizer: Any, text: str) -> Iterator[list[int]]:
-    """The tokens of a long text a stretch at a time, cut behind a line break, or else anywhere."""
-    start = 0
-    while start < len(text):
-        end = start + _LONG
-        line = text.rfind("\n", start, end) + 1 if end < len(text) else len(text)
-        end = line if line > start else min(end, len(text))
-        yield encode_texts(tokenizer, [text[start:end]])[0]
-        start = end
 
 
 def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from espalier.data.account import Account
 from espalier.data.choose import Picks, drawn
 from espalier.data.sources import SHOWN, Loaded, files_of, no_record, too_bad
 from espalier.data.specs import DatasetSpec
@@ -198,8 +197,3 @@ def _write_rejected(path: Path, stores: Sequence[Store]) -> None:
                 while piece := source.read(1 << 20):
                     stream.write(piece)
     partial.replace(path)
-
-
-def left_out_by_trees(account: Account) -> str:
-    """Causes with their counts, for an error."""
-    return "; ".join(f"{count} {cause}" for cause, count in account.items())

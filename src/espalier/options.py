@@ -186,12 +186,6 @@ class DataOptions(Options):
         False, "Go on after a bad record and write it to rejected.jsonl, instead of stopping."
     )
     max_samples: int | None = option(None, "Take at most so many records of each source.", min=1)
-    tokenized_path: str | None = option(
-        None, "Where tokenised records are kept for the next run; null: output_dir/tokenized."
-    )
-    preprocessing_num_workers: int | None = option(
-        None, "At most so many processes tokenise; null: one a core, fewer for little data.", min=1
-    )
 
     def problems(self) -> list[str]:
         found = (
@@ -202,6 +196,18 @@ class DataOptions(Options):
         if self.eval_dataset and self.val_size:
             found.append("`eval_dataset` and `val_size` both choose the held-out records. Remove one.")
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedOptions(Options):
+    """How records are tokenised once, and where that is kept; it changes no result."""
+
+    tokenized_path: str | None = option(
+        None, "Where tokenised records are kept for the next run; null: output_dir/tokenized."
+    )
+    preprocessing_num_workers: int | None = option(
+        None, "At most so many processes tokenise; null: one a core, fewer for little data.", min=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +305,7 @@ COMMON: tuple[type[Options], ...] = (
     TokenizerOptions,
     AdapterOptions,
     DataOptions,
+    TokenizedOptions,
     TrainOptions,
     AdamOptions,
     EngineOptions,

@@ -31,7 +31,7 @@ from espalier.data.store.stack import Choice, Stack
 from espalier.data.templates import Template, prompt_text
 from espalier.data.tokenise import Encoder
 from espalier.errors import UserError
-from espalier.options import DataOptions, RunOptions, TrainOptions
+from espalier.options import DataOptions, RunOptions, TokenizedOptions, TrainOptions
 from espalier.rollout.asks import Asks
 from espalier.stages.stage import SamplePrompt
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
@@ -105,14 +105,14 @@ class Datasets:
     template: Template = field(init=False)
 
     def __post_init__(self) -> None:
-        data = self.option(DataOptions)
+        tokenized = self.option(TokenizedOptions).tokenized_path
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        if data.tokenized_path is not None:
-            self.kept = Path(data.tokenized_path).expanduser()
+        if tokenized is not None:
+            self.kept = Path(tokenized).expanduser()
         elif self.kept is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="espalier-")
             self.kept = Path(self._temporary.name)
-        self.cutoff_len = data.cutoff_len
+        self.cutoff_len = self.option(DataOptions).cutoff_len
         self.preflight = Preflight(self.cutoff_len, lambda tree: draw_tree(tree, self.tokenizer.decode))
         self._train: Choice | None = None
         self._stacks: dict[tuple[str, str], Stack] = {}
@@ -181,7 +181,7 @@ class Datasets:
         assert self.kept is not None
         return Reading(
             self.kept,
-            data.preprocessing_num_workers,
+            self.option(TokenizedOptions).preprocessing_num_workers,
             data.skip_bad,
             self.rejected_path,
             self.option(RunOptions).seed,

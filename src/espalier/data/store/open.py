@@ -22,8 +22,9 @@ from espalier.data.store.reading import blocks_of
 from espalier.data.store.stack import Choice, Stack
 from espalier.data.store.stored import Store
 
-_OF_A_WORKER = 4 << 20
-"""Bytes of data for which another process is worth its start; fewer than two such are done in this one."""
+_OF_A_WORKER, _AS_ASKED = 4 << 20, 1 << 20
+"""Bytes of data for which another process is worth its start, and where a number of processes was asked for; fewer
+than two such are done in this one."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _workers(spec: DatasetSpec, job: Job, most: int | None) -> int:
         packed = (".gz", ".parquet")
         size = sum(path.stat().st_size * (4 if path.name.endswith(packed) else 1) for path in files)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = min(most or cores, size // _OF_A_WORKER)
+    wanted = min(most or cores, size // (_AS_ASKED if most else _OF_A_WORKER))
     return wanted if wanted > 1 and _travels(job) else 0
 
 

@@ -33,6 +33,7 @@ from espalier.options import (
     ModelOptions,
     Options,
     RunOptions,
+    TokenizedOptions,
     TrainOptions,
     option,
 )
@@ -289,13 +290,13 @@ def test_a_llama_factory_file_runs_as_it_is(tmp_path: Path) -> None:
     built = build(raw, ALL["dpo"], all_classes=ALL)
     assert built == build(values, ALL["dpo"], all_classes=ALL)
     assert built[DataOptions].dataset == ["identity", "alpaca_en_demo"]
+    assert built[TokenizedOptions].preprocessing_num_workers == 16
     assert built[EngineOptions].precision == "bf16" and built[TrainOptions].optim == "adamw"
     assert built[TrainOptions].max_steps is None and built[RunOptions].report_to == []
     assert built[ModelOptions].trust_remote_code and built[RunOptions].resume is True
     ignored = [
         "do_train",
         "overwrite_cache",
-        "preprocessing_num_workers",
         "plot_loss",
         "overwrite_output_dir",
     ]

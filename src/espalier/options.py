@@ -204,6 +204,18 @@ class DataOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TokenizedOptions(Options):
+    """How records are tokenised once, and where that is kept; it changes no result."""
+
+    tokenized_path: str | None = option(
+        None, "Where tokenised records are kept for the next run; null: output_dir/tokenized."
+    )
+    preprocessing_num_workers: int | None = option(
+        None, "At most so many processes tokenise; null: one a core, fewer for little data.", min=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions(Options):
     """How long, how much at a time, and how fast to learn."""
 
@@ -221,7 +233,7 @@ class TrainOptions(Options):
     num_train_epochs: float = option(3.0, "How often the data is seen; max_steps overrides it.", above=0)
     max_steps: int | None = option(None, "Stop after so many optimiser steps.", min=1)
     tokens_per_step: int | None = option(
-        None, "Tokens of one optimiser step over all processes; instead of a batch size.", min=1
+        None, "At most so many tokens an optimiser step, over all processes; instead of a batch size.", min=1
     )
     per_device_train_batch_size: int | None = option(
         None, "Records of one micro-batch on one process (8 when tokens_per_step is not given either).", min=1
@@ -301,6 +313,7 @@ COMMON: tuple[type[Options], ...] = (
     AdaloraOptions,
     VirtualTokenOptions,
     DataOptions,
+    TokenizedOptions,
     TrainOptions,
     AdamOptions,
     EngineOptions,

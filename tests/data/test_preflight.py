@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import pytest
 
 from espalier.data.account import Account
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, WARNING, stop_at_errors
-from espalier.data.preflight.look import has_equal_answers, histogram, quantiles, role_order
+from espalier.data.preflight.look import histogram, quantiles
 from espalier.data.preflight.run import Preflight
 from espalier.data.preflight.text import blocks, lines, share
 from espalier.data.records import Chat, Message, Ranking
 from espalier.data.sources import load_records
 from espalier.data.specs import parse_specs
+from espalier.data.store.blocks import Job
+from espalier.data.store.marks import has_equal_answers, role_order
+from espalier.data.store.open import Reading, opened
+from espalier.data.store.stack import Choice, Stack
 from espalier.data.templates import choose_template
 from espalier.data.tokenise import Encoder, encode_all
 from espalier.errors import UserError
@@ -66,16 +71,17 @@ def flown(
         answers_trained,
     )
     found = Preflight(encoder.cutoff_len, lambda tree: f"<{tree.source}>")
-    read = {}
-    for part, path in ((TRAIN, train), (HELD_OUT, held_out)):
-        loaded = load_records(parse_specs(path), kind, skip_bad=True) if path else None
-        if loaded is not None:
-            found.read(part, loaded)
-        read[part] = loaded.records if loaded else []
-    found.divided(read[TRAIN], read[HELD_OUT], apart=False)
-    for part, records in read.items():
-        trees, account = encode_all(records, encoder)
-        found.encoded(part, records, trees, account, encoder.stop if stop is None else stop)
+    job = Job(kind, encoder, stop=encoder.stop if stop is None else stop)
+    chosen = {TRAIN: Choice(Stack([])), HELD_OUT: Choice(Stack([]))}
+    with tempfile.TemporaryDirectory() as folder:
+        for part, path in ((TRAIN, train), (HELD_OUT, held_out)):
+            if path:
+                stack, _, loaded = opened(parse_specs(path), job, Reading(Path(folder), skip_bad=True))
+                found.read(part, loaded)
+                chosen[part] = Choice(stack)
+    found.divided(chosen[TRAIN], chosen[HELD_OUT], apart=False)
+    for part, choice in chosen.items():
+        found.part(part, choice)
     return found.result()
 
 

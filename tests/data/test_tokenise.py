@@ -257,3 +257,29 @@ def test_a_tokenizer_without_an_end_is_refused_for_documents(shared: Path, gpt2:
     bare.eos_token = None
     with pytest.raises(UserError, match=r"t:1: .*set eos_token"):
         encode(Text("春眠", "t:1"), Encoder(bare, template, LONG))
+
+
+def test_a_long_document_is_tokenised_in_stretches_and_loses_nothing(
+    aquila: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。\n" * 40
+    whole, _ = encode_all([Text(text, "t:1")], encoder(aquila, 50))
+    monkeypatch.setattr("espalier.data.long_texts._LONG", 130)
+    pieces, account = encode_all([Text(text, "t:1")], encoder(aquila, 50))
+    assert [tree.tokens.tolist() for tree in pieces] == [tree.tokens.tolist() for tree in whole]
+    unbroken, _ = encode_all([Text("春" * 1000, "t:2")], encoder(aquila, 50))
+    assert "".join(trained(aquila, tree)[0] for tree in unbroken).count("春") >= 999 and not account
+
+
+def test_an_endless_record_is_told_without_being_tokenised(
+    aquila: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("espalier.data.long_texts._LONG", 1000)
+    chats = [Chat((user("a"), *said("b " * 3000)), "c:1"), Chat((user("a"), *said("b")), "c:2")]
+    with pytest.raises(UserError, match=r"c:1: 6,0.. characters in one record.*line breaks"):
+        encode_all(chats, encoder(aquila, 40))
+    for overlong in ("drop", "trim"):
+        trees, account = encode_all(chats, encoder(aquila, 40, overlong=overlong))
+        assert [tree.source for tree in trees] == ["c:2"]
+        assert account == Counter({"dropped: too many characters for cutoff_len": 1})
+    assert len(encode_all(chats, encoder(aquila, 4000))[0]) == 2

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from espalier.data.account import Account
 from espalier.data.records import Chat, Message, Preference, Prompt, Ranking, Record, Text, Unpaired
 from espalier.data.templates import choose_template
 from espalier.data.tokenise import Encoder
-from espalier.inspect.coloured import CUT, READ, TRAINED, Branch, examples, shown, written
+from espalier.inspect.coloured import CUT, READ, TRAINED, Branch, shown, written
 from espalier.models.load import train_tokenizer
 
 ASKED, SAID = Message("user", "春眠不觉晓？"), Message("assistant", "处处闻啼鸟。")
@@ -88,8 +87,11 @@ def test_a_long_document_is_shown_in_its_pieces_and_characters_stay_whole(encode
     assert len(pieces.branches) > 1 and "nothing is lost" in pieces.notes[0]
 
 
-def test_examples_of_causes_come_behind_the_first_records() -> None:
-    records = [Text("x", f"t:{i}") for i in range(1, 9)]
-    account = Account()
-    account.add("dropped: document without a token", "t:7")
-    assert [record.source for record in examples(records, account, 2)] == ["t:1", "t:2", "t:7"]
+def test_of_a_long_record_both_ends_are_shown(encoder: Encoder) -> None:
+    encoder = replace(encoder, cutoff_len=100_000)
+    found = shown(Chat((Message("user", "问" * 9000), Message("assistant", "答" * 9000)), "c:1"), encoder)
+    text = "".join(text for _, text in found.branches[0].spans)
+    assert len(text) < 4100 and "characters …" in text, len(text)
+    assert text.count("问") > 1900 < text.count("答")
+    found = shown(Text("语" * 300_000, "t:1"), encoder)
+    assert "300,000 characters" in found.notes[0] and len(found.branches[0].spans[0][1]) < 4100

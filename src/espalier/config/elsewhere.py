@@ -39,7 +39,7 @@ _REASONS: dict[str, str] = {
         packing_strategy eval_packing eval_sample_packing multipack_real_batches sample_packing_eff_est padding_free
         pad_to_multiple_of sample_packing_bin_size sample_packing_group_size""",
     "records are shuffled as a whole, by `seed`": "shuffle_dataset disable_shuffling shuffle_merged_datasets",
-    "processes read the same files": "data_shared_file_system dataset_processes dataset_exact_deduplication",
+    "processes read the same files": "data_shared_file_system dataset_exact_deduplication",
     "numbers are summed over tokens of the whole step": "average_tokens_across_devices num_items_in_batch",
     "each stage measures its own held-out numbers": """
         eval_num_beams eval_table_size eval_max_new_tokens eval_accumulation_steps eval_delay eval_on_start

@@ -71,6 +71,9 @@ SYNONYMS: dict[str, str] = {
     "sample_packing": "packing",
     "neat_packing": "packing",
     "max_train_samples": "max_samples",
+    "dataset_prepared_path": "tokenized_path",
+    "dataset_num_proc": "preprocessing_num_workers",
+    "dataset_processes": "preprocessing_num_workers",
     # the training
     "lr": "learning_rate",
     "lr_scheduler": "lr_scheduler_type",
@@ -174,7 +177,7 @@ SWITCHES: dict[str, tuple[str, Any, Any]] = {
 }
 
 _COMMAND = "the command or `stage` says what is done"
-_MEMORY = "tokenised records are not cached on disk"
+_MEMORY = "tokenised records are kept by what they depend on, so nothing stale is ever used"
 _CPU = "the feed reads ahead by itself"
 _NOT_OFFERED = "not offered; trains without it"
 _ATTENTION = "the fastest exact attention for the device is taken; `attn_implementation` chooses another"
@@ -189,12 +192,8 @@ IGNORED: dict[str, str] = {
     "do_eval": _COMMAND,
     "do_predict": _COMMAND,
     "overwrite_cache": _MEMORY,
-    "tokenized_path": _MEMORY,
-    "dataset_prepared_path": _MEMORY,
     "cache_dir": "set HF_HOME for the hub's cache",
-    "preprocessing_num_workers": _CPU,
     "preprocessing_batch_size": _CPU,
-    "dataset_num_proc": _CPU,
     "dataloader_num_workers": _CPU,
     "dataloader_pin_memory": _CPU,
     "streaming": "files are read as they are needed",

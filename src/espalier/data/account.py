@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 
 class Account(Counter[str]):
@@ -31,3 +32,13 @@ class Account(Counter[str]):
         for cause, count in other.items():
             self[cause] += count
         self.first = {**other.first, **self.first}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to other processes with its first cases, which a plain Counter would lose."""
+        return _restored, (dict(self), self.first)
+
+
+def _restored(counts: Mapping[str, int], first: dict[str, tuple[str, str]]) -> Account:
+    account = Account(counts)
+    account.first = first
+    return account

@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import chain
+from typing import Any, Protocol, overload
 
 import numpy as np
+import numpy.typing as npt
 
+from espalier.data.forest import Sizes, listed
 from espalier.trees import Batch, Tree, pack
 from espalier.trees.layout import Layout, lay_out_tree
 
@@ -60,48 +63,125 @@ class Rows:
     world: int = 1
     device: str = "cpu"
 
-    def size(self, tree: Tree) -> int:
-        """Tokens that the tree costs in this layout."""
-        return tree.n_tokens if self.lay_out is lay_out_tree else tree.n_path_tokens
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether what branches share is laid out once."""
+        return self.lay_out is lay_out_tree
+
+    def sizes(self, trees: Sequence[Tree]) -> Sizes:
+        """(n,) tokens that each tree costs in this layout."""
+        return listed(trees).sizes(paths=not self.shares_prompts)
 
     def micro_batches(self, trees: Sequence[Tree]) -> list[Batch]:
         """This rank's share, the same number of micro-batches on every rank.
 
         Where the rows cannot be divided evenly, fillers of no weight keep the ranks in step.
         """
-        rows = self._rows([self.size(tree) for tree in trees])
-        count = math.ceil(len(rows) / self.world)
-        batches = []
-        for i in range(count):
-            at = i * self.world + self.rank
+        return list(self.lazily(trees))
+
+    def lazily(self, trees: Sequence[Tree]) -> Batches:
+        """The same, each batch laid out when it is asked for, and again when it is asked for again."""
+        return self.dealt(trees, self.rows_of(self.sizes(trees)))
+
+    def dealt(self, trees: Sequence[Tree], rows: Sequence[Sequence[int]]) -> Batches:
+        """This rank's part of `rows`, which are places in `trees`; no other tree is touched."""
+        own = [i * self.world + self.rank for i in range(math.ceil(len(rows) / self.world))]
+
+        def make(number: int) -> Batch:
+            at = own[number]
             row = rows[at] if at < len(rows) else rows[0]
             batch = self.lay_out([trees[j] for j in row]).to(self.device)
-            batches.append(batch if at < len(rows) else batch.as_filler())
-        return batches
+            return batch if at < len(rows) else batch.as_filler()
 
-    def _rows(self, sizes: list[int]) -> list[list[int]]:
-        rows = pack(sizes, self.row_tokens)
+        return Batches(make, len(own))
+
+    def rows_of(self, sizes: Sizes) -> list[list[int]]:
+        """Places of the trees of each row; so many rows, if possible, that no rank goes without one."""
+        each = sizes.tolist()
+        rows = pack(each, self.row_tokens)
         wanted = math.ceil(len(rows) / self.world) * self.world
         # Smaller rows until every rank has one to do, or every tree is a row of its own.
         limit = self.row_tokens
-        while len(rows) < min(wanted, len(sizes)) and limit > 1:
-            limit = min(limit - 1, max(max(len_of(sizes, row) for row in rows) - 1, 1))
-            rows = pack(sizes, limit)
-        return rows if len(rows) <= wanted else pack(sizes, self.row_tokens)
+        while len(rows) < min(wanted, len(each)) and limit > 1:
+            limit = min(limit - 1, max(max(sum(each[i] for i in row) for row in rows) - 1, 1))
+            rows = pack(each, limit)
+        return rows if len(rows) <= wanted else pack(each, self.row_tokens)
 
 
-def len_of(sizes: Sequence[int], row: Sequence[int]) -> int:
-    return sum(sizes[i] for i in row)
+class Batches(Sequence[Batch]):
+    """Micro-batches that are laid out when they are asked for."""
+
+    def __init__(self, make: Callable[[int], Batch], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Batch]: ...
+    def __getitem__(self, at: int | slice) -> Batch | list[Batch]:
+        if isinstance(at, slice):
+            return [self._make(place) for place in range(*at.indices(self._count))]
+        if not -self._count <= at < self._count:
+            raise IndexError(at)
+        return self._make(at % self._count)
+
+
+LOOKAHEAD = 8192
+"""From how many trees, next to each other in the shuffled order, the rows of one stretch are filled."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """All trees of a set in rows: row i holds the trees `members[starts[i]:starts[i + 1]]`."""
+
+    members: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def row(self, at: int) -> npt.NDArray[np.int32]:
+        return self.members[self.starts[at] : self.starts[at + 1]]
+
+
+def packed(sizes: Sizes, limit: int, seed: int, lookahead: int = LOOKAHEAD) -> Packed:
+    """A seeded shuffle of all trees, stretch by stretch put into rows of at most `limit` tokens.
+
+    Best fit within a stretch, so a row holds trees from anywhere in the set. Over 97 % of the rows' room is used
+    where trees are much shorter than rows; a larger tree is a row of its own.
+    """
+    members = shuffled(len(sizes), [seed])
+    starts: list[npt.NDArray[np.int64]] = [np.zeros(1, np.int64)]
+    for begin in range(0, len(sizes), lookahead):
+        stretch = members[begin : begin + lookahead].copy()
+        rows = pack(sizes[stretch].tolist(), limit)
+        members[begin : begin + lookahead] = stretch[np.fromiter(chain.from_iterable(rows), np.int64)]
+        starts.append(np.cumsum([len(row) for row in rows]) + begin)
+    return Packed(members, np.concatenate(starts))
+
+
+def shuffled(count: int, seed: Sequence[int]) -> npt.NDArray[np.int32]:
+    """0 ... count - 1 in the order of `numpy.random.default_rng(seed).permutation(count)`, in half of its memory."""
+    order = np.arange(count, dtype=np.int32)
+    np.random.default_rng(seed).shuffle(order)
+    return order
 
 
 class DatasetFeed:
     """Steps over a fixed set of trees, shuffled anew in every epoch by the seed alone.
 
+    With `trees_per_step` the trees of an epoch are shuffled, and those of a step share rows. With `tokens_per_step`
+    all trees are put into full rows once (see `packed`), and an epoch shuffles the rows. Either way memory holds 4 to
+    12 bytes a tree and the trees of one step of this rank.
+
     Args:
         trees: the whole set, the same on every rank.
         rows: how a step's trees become micro-batches.
         trees_per_step: trees of a step over all ranks; or None with `tokens_per_step`.
-        tokens_per_step: a step ends with the tree that reaches so many tokens.
+        tokens_per_step: the most tokens of a step over all ranks (a single larger tree is a row of its own).
         epochs: passes over the data.
         max_steps: stop after so many steps (wins over `epochs`), or None.
         seed: of the shuffles.
@@ -125,25 +205,45 @@ class DatasetFeed:
         assert trees, "a feed needs at least one tree"
         assert (trees_per_step is None) != (tokens_per_step is None)
         self._trees, self._rows = trees, rows
-        self._trees_per_step, self._tokens_per_step = trees_per_step, tokens_per_step
-        self._sizes = [rows.size(tree) for tree in trees]
+        self._sizes = rows.sizes(trees)
         self._seed, self._annotate = seed, annotate
         self._epoch, self._index, self._step = 0, 0, 0
-        self._max_trees = math.inf if max_steps else math.ceil(epochs * len(trees))
-        self.total_steps = max_steps or self._count_steps(int(self._max_trees))
+        self._packed: Packed | None = None
+        if tokens_per_step is None:
+            assert trees_per_step is not None
+            self._per_step, self._units = trees_per_step, len(trees)
+        else:
+            # So many rows that every rank has equally many, and so long that together they are a step.
+            each = max(math.ceil(tokens_per_step / rows.world / max(rows.row_tokens, 1)), 1)
+            self._per_step = each * rows.world if rows.row_tokens > 1 else 1
+            self._packed = packed(self._sizes, max(tokens_per_step // self._per_step, 1), seed)
+            self._units = len(self._packed)
+        self._order_of: tuple[int, npt.NDArray[np.int32]] = (-1, np.empty(0, np.int32))
+        self._last = math.inf if max_steps else math.ceil(epochs * self._units)
+        self.total_steps = max_steps or self._count_steps(int(self._last))
         self.epoch = 0.0
 
     def steps(self) -> Iterator[list[Batch]]:
         while self._step < self.total_steps:
-            order = self._order(self._epoch)
-            chosen = self._next(order)
-            self._index += len(chosen)
+            done = self._epoch * self._units + self._index
+            count = min(self._per_step, self._units - self._index)
+            count = int(min(count, self._last - done)) or count
+            chosen = self._order(self._epoch)[self._index : self._index + count]
+            self._index += count
             self._step += 1
-            self.epoch = self._epoch + self._index / len(order)
-            if self._index >= len(order):
+            self.epoch = self._epoch + self._index / self._units
+            if self._index >= self._units:
                 self._epoch, self._index = self._epoch + 1, 0
-            batches = self._rows.micro_batches([self._trees[i] for i in chosen])
+            batches = list(self._batches(chosen))
             yield [self._annotate(batch) for batch in batches] if self._annotate else batches
+
+    def _batches(self, chosen: npt.NDArray[np.int32]) -> Batches:
+        rows = self._rows
+        if self._packed is not None and rows.row_tokens > 1:
+            return rows.dealt(self._trees, [self._packed.row(int(at)).tolist() for at in chosen])
+        if self._packed is not None:
+            chosen = np.concatenate([self._packed.row(int(at)) for at in chosen])
+        return rows.dealt(self._trees, [chosen[row].tolist() for row in rows.rows_of(self._sizes[chosen])])
 
     def place(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "index": self._index, "step": self._step, "trees": len(self._trees)}
@@ -156,33 +256,11 @@ class DatasetFeed:
             )
         self._epoch, self._index, self._step = place["epoch"], place["index"], place["step"]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._trees))
+    def _order(self, epoch: int) -> npt.NDArray[np.int32]:
+        if self._order_of[0] != epoch:
+            self._order_of = (epoch, shuffled(self._units, [self._seed, epoch]))
+        return self._order_of[1]
 
-    def _next(self, order: np.ndarray) -> np.ndarray:
-        left = len(order) - self._index
-        done = self._epoch * len(order) + self._index
-        left = int(min(left, self._max_trees - done)) or left
-        if self._trees_per_step is not None:
-            return order[self._index : self._index + min(left, self._trees_per_step)]
-        assert self._tokens_per_step is not None
-        count, tokens = 0, 0
-        while count < left and tokens < self._tokens_per_step:
-            tokens += self._sizes[order[self._index + count]]
-            count += 1
-        return order[self._index : self._index + count]
-
-    def _count_steps(self, trees: int) -> int:
-        if self._trees_per_step is not None:
-            whole, rest = divmod(trees, len(self._trees))
-            per_epoch = math.ceil(len(self._trees) / self._trees_per_step)
-            return whole * per_epoch + math.ceil(rest / self._trees_per_step)
-        steps, done, epoch, index = 0, 0, 0, 0
-        while done < trees:
-            self._epoch, self._index = epoch, index
-            count = len(self._next(self._order(epoch)))
-            steps, done, index = steps + 1, done + count, index + count
-            if index >= len(self._trees):
-                epoch, index = epoch + 1, 0
-        self._epoch, self._index = 0, 0
-        return steps
+    def _count_steps(self, units: int) -> int:
+        whole, rest = divmod(units, self._units)
+        return whole * math.ceil(self._units / self._per_step) + math.ceil(rest / self._per_step)

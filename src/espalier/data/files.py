@@ -13,7 +13,9 @@ import gzip
 import io
 import re
 import sys
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -21,6 +23,7 @@ from espalier.data.json_files import Placed, json_file, json_lines
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
+_PIECE = 1 << 20
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".parquet", ".txt", ".txt.gz")
 
 
@@ -40,11 +43,8 @@ def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{path}: unknown kind of file; wanted one of {', '.join(SUFFIXES)}")
     name = path.name.lower().removesuffix(".gz")
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(
-                f"{path}: the file is empty; wanted at least one record; fill it or remove it from `dataset`"
-            )
+    with _told(path):
+        _check_not_empty(path)
         if name.endswith(".parquet"):
             yield from _parquet(path)
             return
@@ -59,12 +59,17 @@ def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
                 yield from _text_lines(path, stream)
             else:
                 yield f"{path}:1", {"text": stream.read()}, ""
-    except UnicodeDecodeError:
-        raise _foreign_encoding(path) from None
-    except (OSError, EOFError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); check that the file is whole and may be read"
-        ) from None
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text file with any suffix, as they are, line breaks included.
+
+    Raises `UserError` for a file that cannot be read, is empty or has a foreign encoding.
+    """
+    with _told(path):
+        _check_not_empty(path)
+        with _open_text(path) as stream:
+            yield from stream
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -72,16 +77,29 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
     Raises `UserError` for a file that cannot be read or has a foreign encoding.
     """
+    with _told(path), _open_text(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            yield f"{path}:{number}", line.rstrip("\r\n")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What goes wrong with reading a file, as the user's to mend."""
     try:
-        with _open_text(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                yield f"{path}:{number}", line.rstrip("\r\n")
+        yield
     except UnicodeDecodeError:
         raise _foreign_encoding(path) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); check that the file is whole and may be read"
         ) from None
+
+
+def _check_not_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise UserError(
+            f"{path}: the file is empty; wanted at least one record; fill it or remove it from `dataset`"
+        )
 
 
 def _open_bytes(path: Path) -> BinaryIO:
@@ -108,25 +126,42 @@ def _encoding(path: Path) -> str:
 
 
 def _foreign_encoding(path: Path) -> UserError:
-    """Which byte is the first bad one, what the file may be, and how to convert it."""
+    """Which byte is the first bad one, what the file may be, and how to convert it; read piece by piece."""
     encoding = _encoding(path)
+    decoder = codecs.getincrementaldecoder(encoding.removesuffix("-sig"))()
+    place = line = 0
+    bad = b"?"
     with _open_bytes(path) as stream:
-        data = stream.read()
-    start = 0
-    try:
-        data.decode(encoding)
-    except UnicodeDecodeError as error:
-        start = error.start
-    line = data.count(b"\n", 0, start) + 1
-    try:
-        data.decode("gb18030")
-        guess, cure = "; it reads as GBK / GB18030", "GB18030"
-    except UnicodeDecodeError:
-        guess, cure = "", "ITS-ENCODING"
+        while piece := stream.read(_PIECE):
+            kept = decoder.getstate()[0]
+            try:
+                decoder.decode(piece)
+            except UnicodeDecodeError as error:
+                start = error.start - len(kept)
+                place, line = place + start, line + piece.count(b"\n", 0, max(start, 0))
+                bad = (kept + piece)[error.start : error.start + 1]
+                break
+            place, line = place + len(piece), line + piece.count(b"\n")
+        else:  # it ends in the middle of a character
+            kept = decoder.getstate()[0]
+            place, bad = place - len(kept), kept[:1] or b"?"
+    guess, cure = ("; it reads as GBK / GB18030", "GB18030") if _is_gbk(path) else ("", "ITS-ENCODING")
     return UserError(
-        f"{path}:{line}: byte {start} (0x{data[start]:02x}) is not {encoding.removesuffix('-sig').upper()}{guess}; "
+        f"{path}:{line + 1}: byte {place} (0x{bad[0]:02x}) is not {encoding.removesuffix('-sig').upper()}{guess}; "
         f"wanted UTF-8: `iconv -f {cure} -t UTF-8 {path.name} > new-{path.name.removesuffix('.gz')}`"
     )
+
+
+def _is_gbk(path: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("gb18030")()
+    with _open_bytes(path) as stream:
+        try:
+            while piece := stream.read(_PIECE):
+                decoder.decode(piece)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
 
 
 def _csv(path: Path, stream: TextIO, delimiter: str) -> Iterator[Placed]:

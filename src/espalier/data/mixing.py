@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from espalier.errors import UserError
 
@@ -22,26 +22,31 @@ PHASES = {"text": 0, "chat": 0, "preference": 1, "ranking": 1, "unpaired": 1, "p
 def interleaved(
     sizes: Sequence[int], weights: Sequence[float], until: str, seed: int
 ) -> list[tuple[int, int]]:
-    """(source, record of it) in the order drawn; records of a source in their own order.
-
-    `sizes`: records of each source, all above 0. `weights`: above 0, in any unit. `until`: "first" or "all".
+    """All of `draws` at once.
 
     >>> interleaved([2, 2], [1, 1], "first", seed=3)
     [(0, 0), (1, 0), (0, 1), (1, 1)]
     """
+    return list(draws(sizes, weights, until, seed))
+
+
+def draws(sizes: Sequence[int], weights: Sequence[float], until: str, seed: int) -> Iterator[tuple[int, int]]:
+    """(source, record of it) in the order drawn; records of a source in their own order.
+
+    `sizes`: records of each source, all above 0. `weights`: above 0, in any unit. `until`: "first" or "all".
+    """
     assert until in ("first", "all") and len(sizes) == len(weights) and all(sizes), (until, sizes, weights)
     draw = random.Random(f"{seed}:mix")
     taken = [0] * len(sizes)
-    found: list[tuple[int, int]] = []
+    unused = len(sizes)
     sources = range(len(sizes))
-    while True:
+    while unused:
         source = draw.choices(sources, weights)[0]
         if until == "first" and taken[source] == sizes[source]:
-            return found
-        found.append((source, taken[source] % sizes[source]))
+            return
+        yield source, taken[source] % sizes[source]
         taken[source] += 1
-        if all(used >= size for used, size in zip(taken, sizes, strict=True)):
-            return found
+        unused -= taken[source] == sizes[source]
 
 
 def check_shares(shares: Sequence[float]) -> None:

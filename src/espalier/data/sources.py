@@ -11,34 +11,36 @@ import difflib
 import glob
 import hashlib
 import json
-import math
 import os
-import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from espalier.data.account import Account
+from espalier.data.choose import drawn, held_out, without
 from espalier.data.dataset_info import as_described
 from espalier.data.files import SUFFIXES, Placed, is_data_file, read_rows
 from espalier.data.formats import parse_row
-from espalier.data.mixing import interleaved, takes
+from espalier.data.mixing import takes
 from espalier.data.records import ASSISTANT, KINDS, BadRecord, Chat, LeftOut, Prompt, Record, Text
 from espalier.data.specs import DatasetSpec
 from espalier.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SHOWN = 10
+SHOWN = 10
+"""How many bad records an error names."""
 
 
 @dataclass
 class Loaded:
     """Records in the order of their sources, and the account of everything else."""
 
-    records: list[Any] = field(default_factory=list)
+    records: Sequence[Any] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     """Records that came in, by the spec's path (after weighing)."""
     left_out: Account = field(default_factory=Account)
@@ -97,57 +99,38 @@ def load_records(
         if max_samples is not None and len(records) > max_samples:
             loaded.left_out[f"max_samples {max_samples} of {spec.path}"] += len(records) - max_samples
             records = records[:max_samples]
-        if spec.samples is not None and len(records) > spec.samples:
-            loaded.left_out[f"more than {spec.samples} samples of {spec.path}"] += len(records) - spec.samples
-            chosen = random.Random(f"{seed}:{spec.path}").sample(range(len(records)), spec.samples)
-            records = [records[index] for index in sorted(chosen)]
-        weighed = _weighed(records, spec, seed) if mix == "concat" else records
-        if len(weighed) < len(records):
-            loaded.left_out[f"weight {spec.weight:g} of {spec.path}"] += len(records) - len(weighed)
-        sources.append(weighed)
-    _mix(loaded, sources, specs, mix, seed)
+        sources.append(records)
+    order, counts = drawn([len(records) for records in sources], specs, mix, seed, loaded.left_out)
+    every = [record for records in sources for record in records]
+    loaded.records = every if order is None else [every[number] for number in order]
+    for spec, count in zip(specs, counts, strict=True):
+        loaded.counts[spec.path] = loaded.counts.get(spec.path, 0) + count
     if rejected and not skip_bad:
-        raise _too_bad([bad for bad, _ in rejected], len(loaded.records))
+        causes = Counter(bad.cause for bad, _ in rejected)
+        raise too_bad([str(bad) for bad, _ in rejected[:SHOWN]], causes, len(loaded.records))
     if rejected and rejected_path is not None:
         _write_rejected(Path(rejected_path), rejected)
     if not loaded.records:
-        causes = (
-            ", ".join(f"{count} {cause}" for cause, count in loaded.left_out.items())
-            or "the sources are empty"
-        )
-        raise UserError(
-            f"no {kind} record in {', '.join(spec.path for spec in specs)} ({causes}); wanted at least one"
-        )
+        raise no_record(kind, specs, loaded.left_out)
     return loaded
 
 
-def _mix(
-    loaded: Loaded, sources: list[list[Record]], specs: Sequence[DatasetSpec], mix: str, seed: int
-) -> None:
-    if mix == "concat" or not all(sources):
-        order = [(place, index) for place, source in enumerate(sources) for index in range(len(source))]
-    else:
-        order = interleaved([len(source) for source in sources], [spec.weight for spec in specs], mix, seed)
-    loaded.records = [sources[place][index] for place, index in order]
-    drawn = Counter(place for place, _ in order)
-    used: Counter[int] = Counter(place for place, _ in set(order))
-    for place, spec in enumerate(specs):
-        loaded.counts[spec.path] = loaded.counts.get(spec.path, 0) + drawn[place]
-        if used[place] < len(sources[place]):
-            loaded.left_out[f"mix_strategy {mix}: not drawn of {spec.path}"] += (
-                len(sources[place]) - used[place]
-            )
-
-
-def _too_bad(bad: list[BadRecord], good: int) -> UserError:
-    lines = [str(record) for record in bad[:_SHOWN]]
-    if len(bad) > _SHOWN:
-        lines.append(f"… and {len(bad) - _SHOWN} more")
-    causes = ", ".join(
-        f"{count} {cause}" for cause, count in Counter(record.cause for record in bad).most_common()
+def no_record(kind: str, specs: Sequence[DatasetSpec], left_out: Account) -> UserError:
+    causes = ", ".join(f"{count} {cause}" for cause, count in left_out.items()) or "the sources are empty"
+    return UserError(
+        f"no {kind} record in {', '.join(spec.path for spec in specs)} ({causes}); wanted at least one"
     )
+
+
+def too_bad(first: Sequence[str], causes: Counter[str], good: int) -> UserError:
+    """The error about bad records: the `first` of them, how many by cause, and what to do."""
+    bad = causes.total()
+    lines = list(first[:SHOWN])
+    if bad > SHOWN:
+        lines.append(f"… and {bad - SHOWN} more")
+    said = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
     lines.append(
-        f"{len(bad)} bad record{'s' if len(bad) > 1 else ''} ({causes}), {good} good; repair them, or go on without "
+        f"{bad} bad record{'s' if bad > 1 else ''} ({said}), {good} good; repair them, or go on without "
         "them: --skip-bad (skip_bad: true) writes them to rejected.jsonl"
     )
     return UserError("\n".join(lines))
@@ -164,18 +147,11 @@ def _write_rejected(path: Path, rejected: list[tuple[BadRecord, Any]]) -> None:
     partial.replace(path)
 
 
-def _weighed(records: list[Record], spec: DatasetSpec, seed: int) -> list[Record]:
-    """`weight` times the records: whole copies, and a seeded sample (in order) for the rest."""
-    copies, share = divmod(spec.weight, 1.0)
-    picked = random.Random(f"{seed}:{spec.path}").sample(range(len(records)), round(share * len(records)))
-    return records * int(copies) + [records[index] for index in sorted(picked)]
-
-
 def rows_of(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
     """The rows behind a spec in order, unparsed; each file's sha256 is added to `hashes`."""
-    files = _files(spec)
+    files = files_of(spec)
     if files is None:
-        yield from _hub_rows(spec)
+        yield from hub_rows(spec)
         return
     for path in files:
         if path.is_file() and str(path) not in hashes:
@@ -184,7 +160,7 @@ def rows_of(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
         yield from read_rows(path, lines=spec.format == "lines")
 
 
-def _files(spec: DatasetSpec) -> list[Path] | None:
+def files_of(spec: DatasetSpec) -> list[Path] | None:
     """The files behind a spec's path in a fixed order; None for a hub id. Raises `UserError` when there are none."""
     path = Path(spec.path).expanduser()
     if path.is_file():
@@ -227,11 +203,18 @@ def _nearby(folder: Path, name: str) -> str:
     return f"near it in {folder.resolve()}: {', '.join(near)}"
 
 
-def _hub_rows(spec: DatasetSpec) -> Iterator[Placed]:
+def hub_rows(spec: DatasetSpec) -> Iterator[Placed]:
+    """The rows of a hub data set."""
+    for number, row in enumerate(hub_dataset(spec), start=1):
+        yield f"{spec.path}:{number}", dict(row), ""
+
+
+def hub_dataset(spec: DatasetSpec) -> Any:
+    """What the `datasets` library gives for a hub id; raises `UserError` where it cannot be had."""
     import datasets
 
     try:
-        rows = datasets.load_dataset(
+        return datasets.load_dataset(
             spec.path, *([spec.subset] if spec.subset else []), split=spec.split or "train"
         )
     except Exception as error:  # the hub's client raises dozens of kinds, all of them the user's to solve
@@ -240,8 +223,6 @@ def _hub_rows(spec: DatasetSpec) -> Iterator[Placed]:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
             "check the name and the network, or give the path of a file"
         ) from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{spec.path}:{number}", dict(row), ""
 
 
 def prompt_key(record: Record) -> str:
@@ -257,37 +238,17 @@ def prompt_key(record: Record) -> str:
     return json.dumps(opening, ensure_ascii=False)
 
 
-def split_validation(records: Sequence[Any], val_size: float, seed: int = 0) -> tuple[list[Any], list[Any]]:
-    """(training, validation) records, each in their old order; records with one prompt stay on one side.
+def prompt_mark(record: Record) -> int:
+    """A hash of 64 bits of what must not stand on both sides of a split, the same in every process.
 
-    `val_size` from 1 is a number of records, below 1 a share. Whole prompts are taken in a seeded order while
-    they fit, so validation never exceeds `val_size`. Raises `UserError` when no prompt fits.
+    Two different prompts of five million share one with a chance of one in a million.
     """
-    if isinstance(val_size, bool) or not 0 <= val_size < math.inf:
-        raise UserError(
-            f"val_size is {val_size!r}; wanted a number of records (200) or a share below 1 (0.05)"
-        )
-    if val_size == 0:
-        return list(records), []
-    wanted = round(val_size * len(records)) if val_size < 1 else int(val_size)
-    wanted = max(wanted, 1)
-    if wanted >= len(records):
-        raise UserError(
-            f"val_size {val_size:g} leaves nothing to train on: there are {len(records)} records; make it smaller"
-        )
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        groups[prompt_key(record)].append(index)
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    held: set[int] = set()
-    for group in order:
-        if len(held) + len(group) <= wanted:
-            held.update(group)
-    if not held:
-        raise UserError(
-            f"val_size {val_size:g} is {wanted} of {len(records)} records, but they share only {len(groups)} prompts and a "
-            "prompt stays on one side; make val_size larger or give an eval_dataset"
-        )
-    train = [record for index, record in enumerate(records) if index not in held]
-    return train, [records[index] for index in sorted(held)]
+    key = prompt_key(record).encode("utf-8", "replace")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+
+
+def split_validation(records: Sequence[Any], val_size: float, seed: int = 0) -> tuple[list[Any], list[Any]]:
+    """(training, validation) records, each in their old order; see `choose.held_out`."""
+    marks = np.array([prompt_mark(record) for record in records], np.uint64)
+    kept, held = without(None, len(records), held_out(lambda: [marks], len(records), val_size, seed))
+    return [records[number] for number in kept], [records[number] for number in held]

@@ -8,15 +8,17 @@ into rows elsewhere; here a branch is at most `cutoff_len` tokens long.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 
 from espalier.data.account import Account
 from espalier.data.encoding import Path, adds_bos, encode_pieces, encode_texts
+from espalier.data.long_texts import endless, in_stretches, is_endless, is_long
 from espalier.data.records import (
     SYSTEM,
     USER,
@@ -83,10 +85,12 @@ def encode_all(records: Sequence[Record], encoder: Encoder) -> tuple[list[Tree],
     place for one that is too long under `overlong: error`, and where a template or tokenizer cannot serve.
     """
     assert encoder.overlong in OVERLONG, encoder.overlong
-    trees: list[Tree] = []
     account = Account()
-    for start in range(0, len(records), _BATCH):
-        trees += _encode_batch(records[start : start + _BATCH], encoder, account)
+    trees = [
+        Tree.join(paths, source=record.source, extras=extras)
+        for record, paths, extras in encode_paths(records, encoder, account)
+        if paths
+    ]
     return trees, account
 
 
@@ -100,7 +104,14 @@ def encode_prompts(
 ) -> tuple[list[EncodedPrompt], Account]:
     """Token ids to generate from, and the account; "trim" cuts the beginning of a prompt and keeps its bos token."""
     account = Account()
-    found: list[EncodedPrompt] = []
+    encoded = encode_prompt_ids(records, encoder, max_prompt_length, account)
+    return [EncodedPrompt(ids, record) for record, ids in encoded if ids is not None], account
+
+
+def encode_prompt_ids(
+    records: Sequence[Prompt], encoder: Encoder, max_prompt_length: int, account: Account
+) -> Iterator[tuple[Prompt, list[int] | None]]:
+    """(record, ids or None) of every prompt in order; `account` is told of each record before it comes."""
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
         pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
@@ -112,28 +123,59 @@ def encode_prompts(
                     raise _too_long(record.source, len(ids), "max_prompt_length", max_prompt_length)
                 if encoder.overlong == "drop":
                     account.add("dropped: prompt longer than max_prompt_length", record.source)
+                    yield record, None
                     continue
                 account.add("trimmed: beginning of the prompt", record.source)
-                ids, flags = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
-            found.append(EncodedPrompt(ids, record))
-    return found, account
+                ids, _ = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
+            yield record, ids
 
 
-def _encode_batch(records: Sequence[Record], encoder: Encoder, account: Account) -> Iterator[Tree]:
-    documents = [record.text for record in records if isinstance(record, Text)]
+def encode_paths(
+    records: Sequence[Record], encoder: Encoder, account: Account
+) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
+    """(record, branches, extras) of each tree that `encode_all` makes, in order, before its branches are joined.
+
+    A record without a tree comes with no branches. `account` is told of each record before it comes.
+    """
+    assert encoder.overlong in OVERLONG, encoder.overlong
+    for start in range(0, len(records), _BATCH):
+        yield from _encode_batch(records[start : start + _BATCH], encoder, account)
+
+
+def _encode_batch(
+    records: Sequence[Record], encoder: Encoder, account: Account
+) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
+    documents = [r.text for r in records if isinstance(r, Text) and not is_long(r.text)]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
     rendered = [
         [] if isinstance(record, Text) else _located(branches_of, record, encoder) for record in records
     ]
-    flat = [pieces for branches in rendered for pieces in branches]
+    flat = [
+        pieces for branches in rendered if not is_endless(branches, encoder.cutoff_len) for pieces in branches
+    ]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
     for record, branches in zip(records, rendered, strict=True):
         if isinstance(record, Text):
-            yield from _document(record, next(document_ids), encoder, account)
+            whole = not is_long(record.text)
+            ids = [next(document_ids)] if whole else in_stretches(encoder.tokenizer, record.text)
+            empty = True
+            for piece in _document(record, ids, encoder, account):
+                yield record, [piece], {}
+                empty = False
+            if empty:
+                yield record, [], {}
+            continue
+        if is_endless(branches, encoder.cutoff_len):
+            if encoder.overlong == "error":
+                raise endless(record.source, branches, encoder.cutoff_len)
+            account.add("dropped: too many characters for cutoff_len", record.source)
+            yield record, [], {}
             continue
         fitted = _fitted(record, [next(paths) for _ in branches], encoder, account)
-        if fitted is not None:
-            yield _tree(record, fitted, encoder)
+        if fitted is None:
+            yield record, [], {}
+        else:
+            yield record, *_judged(record, fitted, encoder)
 
 
 def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
@@ -168,7 +210,10 @@ def _located(render: Any, record: Any, encoder: Encoder) -> Any:
         raise UserError(f"{record.source}: {error}") from None
 
 
-def _tree(record: Record, paths: list[Path], encoder: Encoder) -> Tree:
+def _judged(
+    record: Record, paths: list[Path], encoder: Encoder
+) -> tuple[list[Path], dict[str, torch.Tensor]]:
+    """The branches as they are trained, and what people said about them."""
     extras: dict[str, torch.Tensor] = {}
     if isinstance(record, Ranking):
         extras["scores"] = torch.tensor([score for _, score in record.answers])
@@ -176,11 +221,11 @@ def _tree(record: Record, paths: list[Path], encoder: Encoder) -> Tree:
         extras["desirable"] = torch.tensor([float(record.label)])
     if isinstance(record, (Preference, Ranking)) and not encoder.answers_trained:
         paths = [(ids, [False] * len(ids)) for ids, _ in paths]
-    return Tree.join(paths, source=record.source, extras=extras)
+    return paths, extras
 
 
-def _document(record: Text, ids: list[int], encoder: Encoder, account: Account) -> Iterator[Tree]:
-    """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens.
+def _document(record: Text, ids: Iterable[list[int]], encoder: Encoder, account: Account) -> Iterator[Path]:
+    """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens; `ids` in stretches.
 
     A piece after the first begins with the last token of the piece before, untrained, so that every token of the
     document but its first is trained exactly once.
@@ -191,14 +236,21 @@ def _document(record: Text, ids: list[int], encoder: Encoder, account: Account) 
             f"{record.source}: the tokenizer names no eos_token to end a document with; set eos_token in its "
             "tokenizer_config.json"
         )
-    ids = [*([tokenizer.bos_token_id] if encoder.bos else []), *ids, tokenizer.eos_token_id]
-    if len(ids) < 2:
+    size = max(encoder.cutoff_len, 2)
+    held = [tokenizer.bos_token_id] if encoder.bos else []
+    none = True
+    for stretch in chain(ids, [[tokenizer.eos_token_id]]):
+        held += stretch
+        start = 0
+        while len(held) - start > size:
+            yield held[start : start + size], [False] + [True] * (size - 1)
+            start += size - 1
+            none = False
+        held = held[start:]
+    if len(held) > 1:
+        yield held, [False] + [True] * (len(held) - 1)
+    elif none:
         account.add("dropped: document without a token", record.source)
-        return
-    step = max(encoder.cutoff_len - 1, 1)
-    for start in range(0, len(ids) - 1, step):
-        piece = ids[start : start + step + 1]
-        yield Tree.from_path(piece, [False] + [True] * (len(piece) - 1), source=record.source)
 
 
 def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Account) -> list[Path] | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text as RichText
 
-from espalier.data.account import Account
 from espalier.data.encoding import encode_pieces
 from espalier.data.records import Preference, Prompt, Ranking, Record, Text, Unpaired
 from espalier.data.templates import Template, prompt_text
@@ -45,10 +44,48 @@ class Shown:
     trained: int | None = None
 
 
+_MOST = 4000
+"""Characters of a branch that are shown; of a longer one the beginning and the end."""
+
+
 def shown(record: Record, encoder: Encoder) -> Shown:
-    """A record as an encoder trains it; what it cuts is there, marked as cut."""
+    """A record as an encoder trains it; what it cuts is there, marked as cut. Of a long one the two ends."""
+    if isinstance(record, Text) and len(record.text) > 25 * _MOST:
+        found = _whole(replace(record, text=record.text[: 25 * _MOST]), encoder)
+        note = f"of {len(record.text):,} characters only the first {25 * _MOST:,} are looked at here"
+        return _clipped(replace(found, notes=[note, *found.notes]))
+    return _clipped(_whole(record, encoder))
+
+
+def _clipped(record: Shown) -> Shown:
+    return replace(record, branches=[replace(b, spans=_ends(b.spans)) for b in record.branches])
+
+
+def _ends(spans: list[Span]) -> list[Span]:
+    """Spans without what stands too far from both ends."""
+    total, half = sum(len(text) for _, text in spans), _MOST // 2
+    if total <= _MOST:
+        return spans
+    found: list[Span] = []
+    place = 0
+    for kind, text in spans:
+        head, tail = half - place, total - half - place
+        if head >= len(text) or tail <= 0:
+            found.append((kind, text))
+        else:
+            if head > 0:
+                found.append((kind, text[:head]))
+            if place <= half:
+                found.append((READ, f" [… {total - 2 * half:,} characters …] "))
+            if tail < len(text):
+                found.append((kind, text[tail:]))
+        place += len(text)
+    return found
+
+
+def _whole(record: Record, encoder: Encoder) -> Shown:
     if isinstance(record, Prompt):
-        return written(record, encoder.template)
+        return _written(record, encoder.template)
     trees, account = encode_all([record], encoder)
     notes = list(account)
     if isinstance(record, Text):
@@ -81,7 +118,11 @@ def shown(record: Record, encoder: Encoder) -> Shown:
 
 
 def written(record: Record, template: Template) -> Shown:
-    """A record as a template writes it, without a tokenizer; a prompt is only read."""
+    """A record as a template writes it, without a tokenizer; a prompt is only read. Of a long one the two ends."""
+    return _clipped(_written(record, template))
+
+
+def _written(record: Record, template: Template) -> Shown:
     if isinstance(record, Text):
         return Shown(record.source, [Branch("", [(TRAINED, record.text)])])
     if isinstance(record, Prompt):
@@ -96,13 +137,6 @@ def written(record: Record, template: Template) -> Shown:
             for label, pieces in zip(_labels(record), branches_of(record, whole), strict=True)
         ],
     )
-
-
-def examples(records: Sequence[Record], account: Account, limit: int) -> list[Record]:
-    """The first records, and the first of each cause for which something was left out or cut."""
-    wanted = {place for place, _ in account.first.values()}
-    others = [record for record in records[limit:] if record.source in wanted]
-    return [*records[:limit], *others]
 
 
 def print_shown(console: Console, record: Shown) -> None:

@@ -16,8 +16,7 @@ import torch
 from rich.console import Console
 
 from espalier import config
-from espalier.data.records import Record
-from espalier.inspect.coloured import Shown, examples, shown
+from espalier.inspect.coloured import Shown, shown
 from espalier.inspect.page import Section, write_page
 from espalier.options import DataOptions, ModelOptions, RunOptions
 from espalier.stages.catalogue import STAGES
@@ -69,6 +68,7 @@ def _read(kind: str, options: Mapping[type, Any], tokenizers: Mapping[str, Any])
     earlier = (model.model_name_or_path or "").startswith("run:") and model.tokenizer is None
     if earlier:
         options = {**options, ModelOptions: replace(model, model_name_or_path=None)}
+    kept = Path(options[RunOptions].output_dir) / "tokenized"  # of a run; a look makes no folder of its own
     setup = Setup(
         options,
         rank=0,
@@ -76,14 +76,15 @@ def _read(kind: str, options: Mapping[type, Any], tokenizers: Mapping[str, Any])
         device=torch.device("cpu"),
         say=lambda text: None,
         tokenizer=tokenizers[start] if earlier else None,
+        kept=kept if kept.is_dir() else None,
     )
     read_as(kind, setup)
     return setup
 
 
 def _shown(kind: str, setup: Setup, limit: int) -> list[Shown]:
-    records: list[Record] = setup.records(KINDS_OF.get(kind, "prompt"))[0]
     encoder = setup.encoder()
     if setup.option(DataOptions).overlong == "error":  # none is overlong, or reading had stopped
         encoder = replace(encoder, overlong="drop")
-    return [shown(record, encoder) for record in examples(records, setup.preflight.account, limit)]
+    records = setup.examples(setup.records(KINDS_OF.get(kind, "prompt"))[0], limit)
+    return [shown(record, encoder) for record in records]

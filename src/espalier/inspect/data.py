@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,16 +18,21 @@ from espalier.data.named_templates import NamedTemplate, forms
 from espalier.data.preflight.findings import TRAIN
 from espalier.data.preflight.run import Preflight
 from espalier.data.records import BadRecord, LeftOut
-from espalier.data.sources import Loaded, load_records, rows_of
+from espalier.data.sources import rows_of
 from espalier.data.specs import DatasetSpec, parse_specs
+from espalier.data.store.again import examples, records_at
+from espalier.data.store.blocks import Job
+from espalier.data.store.open import Reading, opened
+from espalier.data.store.stack import Choice, Stack
 from espalier.data.templates import SimpleTemplate, Template, choose_template
-from espalier.data.tokenise import Encoder, encode_all, encode_prompts
+from espalier.data.tokenise import Encoder
 from espalier.errors import UserError
-from espalier.inspect.coloured import Shown, examples, print_shown, shown, written
+from espalier.inspect.coloured import Shown, print_shown, shown, written
 from espalier.inspect.page import Section, write_page
 from espalier.models import load
 from espalier.stages.preflight import show_preflight
 from espalier.trees.draw import draw_tree
+from espalier.trees.tree import Tree
 
 _TRIED = ("preference", "ranking", "unpaired", "chat", "text", "prompt")
 """Kinds, the most telling first."""
@@ -65,24 +73,51 @@ def show_data(what: str, question: DataQuestion, *, as_json: bool, html: Path | 
     kind = question.kind or kind_of(specs)
     if kind not in KINDS:
         raise UserError(f"--as {kind}: wanted {', '.join(KINDS)}.")
-    loaded = load_records(specs, kind, skip_bad=True)
-    if question.model is None:
-        preflight, records = _unencoded(loaded, question)
-    else:
-        preflight, records = _encoded(loaded, kind, question)
-    result = preflight.result()
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+        waiting = Console(stderr=True)
+        reading = Reading(
+            Path(folder), skip_bad=True, show=lambda text: waiting.print(f"[dim]{text}[/]", highlight=False)
+        )
+        result, records = _looked_at(specs, kind, question, reading)
     if html is not None:
         write_page(html, what, [Section("", f"read as {kind}", result, records)])
     if as_json:
         print(json.dumps({"kind": kind, **result}, ensure_ascii=False, indent=2))
         return
-    console = Console()
     console.print(f"[bold]{kind}[/]")
     for record in records:
         print_shown(console, record)
     if question.model is None:
         console.print("[dim]--model MODEL counts tokens, with its tokenizer and template[/]")
     show_preflight(console, "", result, whole=True)
+
+
+def _looked_at(
+    specs: list[DatasetSpec], kind: str, question: DataQuestion, reading: Reading
+) -> tuple[dict[str, Any], list[Shown]]:
+    """The preflight of everything, and the records to show; in flat memory, through a store of its own."""
+    encoder: Encoder | None = None
+    draw: Callable[[Tree], str] = lambda tree: ""  # noqa: E731
+    if question.model is not None:
+        tokenizer = load.load_tokenizer(question.model)
+        template = choose_template(tokenizer, question.template or "auto")
+        encoder = Encoder(tokenizer, template, question.cutoff_len or _WHOLE, question.overlong)
+        draw = lambda tree: draw_tree(tree, lambda ids: str(tokenizer.decode(list(ids))))  # noqa: E731
+    limit = None if encoder is None else encoder.cutoff_len
+    job = Job(kind, encoder, max_prompt_length=limit, stop=encoder.stop if encoder else ())
+    _, _, loaded = opened(specs, job, reading)
+    choice: Choice = loaded.records  # type: ignore[assignment]
+    preflight = Preflight(question.cutoff_len, draw)
+    preflight.read("dataset", loaded)
+    preflight.divided(choice, Choice(Stack([])), apart=True)
+    preflight.part(TRAIN, choice)
+    if encoder is None:
+        plain = bare_template(question.template or "simple")
+        first = records_at(specs, job, reading, choice, range(min(question.limit, len(choice))))
+        return preflight.result(), [written(record, plain) for record in first]
+    picked = examples(specs, job, reading, choice, preflight.account, question.limit)
+    return preflight.result(), [shown(record, encoder) for record in picked]
 
 
 def kind_of(specs: list[DatasetSpec]) -> str:
@@ -106,16 +141,11 @@ def kind_of(specs: list[DatasetSpec]) -> str:
             return kind
     if good:
         return good.most_common(1)[0][0]
-    raise UserError(reasons.get("chat", f"{', '.join(spec.path for spec in specs)}: no records."))
-
-
-def _unencoded(loaded: Loaded, question: DataQuestion) -> tuple[Preflight, list[Shown]]:
-    preflight = Preflight(None, lambda tree: "")
-    preflight.read("dataset", loaded)
-    preflight.divided(loaded.records, [], apart=True)
-    preflight.unencoded(TRAIN, loaded.records)
-    template = bare_template(question.template or "simple")
-    return preflight, [written(record, template) for record in loaded.records[: question.limit]]
+    raise UserError(
+        reasons.get(
+            "chat", f"{', '.join(spec.path for spec in specs)}: no record in it; wanted at least one."
+        )
+    )
 
 
 def bare_template(name: str) -> Template:
@@ -131,22 +161,3 @@ def bare_template(name: str) -> Template:
     if name in ("auto", "tokenizer"):
         raise UserError(f"--template {name} is the model's own; name it with --model MODEL.")
     raise UserError(f"--template {name}: known are simple, {', '.join(forms())}.")
-
-
-def _encoded(loaded: Loaded, kind: str, question: DataQuestion) -> tuple[Preflight, list[Shown]]:
-    assert question.model is not None
-    tokenizer = load.load_tokenizer(question.model)
-    template = choose_template(tokenizer, question.template or "auto")
-    encoder = Encoder(tokenizer, template, question.cutoff_len or _WHOLE, question.overlong)
-    preflight = Preflight(
-        question.cutoff_len, lambda tree: draw_tree(tree, lambda ids: str(tokenizer.decode(list(ids))))
-    )
-    preflight.read("dataset", loaded)
-    preflight.divided(loaded.records, [], apart=True)
-    if kind == "prompt":
-        prompts, account = encode_prompts(loaded.records, encoder, max_prompt_length=encoder.cutoff_len)
-        preflight.prompts(TRAIN, loaded.records, prompts, account)
-    else:
-        trees, account = encode_all(loaded.records, encoder)
-        preflight.encoded(TRAIN, loaded.records, trees, account, encoder.stop)
-    return preflight, [shown(r, encoder) for r in examples(loaded.records, account, question.limit)]

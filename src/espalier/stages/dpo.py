@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from espalier.data.feed import Rows
+from espalier.data.forest import Forest
 from espalier.data.preflight.findings import HELD_OUT
+from espalier.data.store.columns import Column, Writer
 from espalier.engine.track import Numbers
 from espalier.maths import losses
 from espalier.maths.reduce import masked_mean, masked_sum
@@ -143,24 +148,33 @@ class Reference:
         return batch.with_extras(ref_logprobs=found.detach())
 
 
-def precomputed(trees: list[Tree], add: Reference, rows: Rows) -> list[Tree]:
-    """The trees with ``extras["ref_logprobs"]``, computed once; every rank computes all of them."""
+def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
+    """The trees with ``extras["ref_logprobs"]``, computed once and kept on disk; every rank computes all of them."""
     alone = replace(rows, rank=0, world=1)
-    found = []
-    for start in range(0, len(trees), 8):
-        for tree in trees[start : start + 8]:
+    folder = tempfile.TemporaryDirectory(prefix="espalier-")
+    starts = np.zeros(len(trees) + 1, np.int64)
+    with Writer(Path(folder.name), {"logprobs": "<f4"}) as writer:
+        for at, tree in enumerate(trees):
             (batch,) = alone.micro_batches([tree])
-            extras = {**tree.extras, "ref_logprobs": add(batch).extras["ref_logprobs"].cpu()}
-            found.append(Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, extras))
-    return found
+            writer.add("logprobs", add(batch).extras["ref_logprobs"].cpu().float().flatten().numpy())
+            starts[at + 1] = writer.lengths["logprobs"]
+    kept = Column(Path(folder.name), "logprobs", "<f4", int(starts[-1]))
+
+    def with_logprobs(at: int, tree: Tree) -> Tree:
+        assert folder.name, "the folder lives as long as what reads it"
+        found = torch.from_numpy(kept.read(int(starts[at]), int(starts[at + 1]))).view(tree.n_branches, -1)
+        extras = {**tree.extras, "ref_logprobs": found}
+        return Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, extras)
+
+    return trees.numbered(with_logprobs)
 
 
 def build(setup: Setup) -> Parts:
     options = setup.option(DPOOptions)
     policy = setup.load_policy()
     records, held_out = setup.records("preference")
-    setup.only_pairs(records)
     train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
+    setup.only_pairs(records)
     if options.ref_model is not None:
         frozen: TreeModel | None = setup.load_frozen(options.ref_model)
     else:

@@ -12,6 +12,7 @@ Not here: an entropy bonus, and a value head on the policy's own body.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,7 +265,7 @@ def _critic(setup: Setup, reward_model: str | None) -> TreeModel:
     return critic.without_lm_head()
 
 
-def _documents(setup: Setup, options: PPOOptions) -> list[Tree]:
+def _documents(setup: Setup, options: PPOOptions) -> Sequence[Tree]:
     if options.ptx_dataset is None:
         return []
     return setup.trees(setup.load_file(options.ptx_dataset, "chat"), "ptx")

@@ -53,4 +53,4 @@ def read_as(stage: str, setup: Setup) -> None:
         if stage in KINDS_OF:
             setup.trees(records, part, answers_trained=stage != "reward")
         else:
-            setup.prompts(records, longest_prompt(setup), part)
+            setup.asks(records, longest_prompt(setup), part)

@@ -22,6 +22,6 @@ def build(setup: Setup) -> Parts:
         main=model,
         objective=NextToken(),
         feed=lambda live: setup.dataset_feed(train),
-        validate=validator(NextToken(), setup.rows.micro_batches(judged) if judged else []),
+        validate=validator(NextToken(), setup.judged(judged)),
         held_out=HeldOut("loss", "lower"),
     )

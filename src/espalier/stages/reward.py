@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from espalier.data.preflight.findings import HELD_OUT, TRAIN
+from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.track import Numbers
 from espalier.maths.losses import pairwise_log_exp, pairwise_log_sig, ranking_pairs
 from espalier.models.forward import Outputs, Want
@@ -89,30 +89,23 @@ def _pairs(batch: Batch) -> tuple[Tensor, Tensor]:
     return ranking_pairs(batch.extras["preference"], batch.tree_id)
 
 
-def preference_trees(
-    setup: Setup, records: list[object], part: str = TRAIN, *, answers_trained: bool
-) -> list[Tree]:
-    """Trees of pairs and rankings alike, with what people said as ``extras["preference"]`` (B,)."""
-    found = []
-    for tree in setup.trees(records, part, answers_trained=answers_trained):
-        said = tree.extras.get("scores", torch.tensor([1.0, 0.0]))
-        found.append(
-            Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, {"preference": said})
-        )
-    return found
+def with_preference(tree: Tree) -> Tree:
+    """A pair or a ranking with what people said as ``extras["preference"]`` (B,)."""
+    said = tree.extras.get("scores", torch.tensor([1.0, 0.0]))
+    return Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, {"preference": said})
 
 
 def build(setup: Setup) -> Parts:
     model = setup.load_policy(scalar_head=True).without_lm_head()
     records, held_out = setup.records("preference")
-    train = preference_trees(setup, records, answers_trained=False)
-    judged = preference_trees(setup, held_out, HELD_OUT, answers_trained=False)
+    train = setup.trees(records, answers_trained=False).mapped(with_preference)
+    judged = setup.trees(held_out, HELD_OUT, answers_trained=False).mapped(with_preference)
     objective = PairwiseReward(setup.option(RewardOptions).reward_loss, fresh=not setup.head_was_loaded)
     return Parts(
         trained=model,
         main=model,
         objective=objective,
         feed=lambda live: setup.dataset_feed(train),
-        validate=validator(objective, setup.rows.micro_batches(judged) if judged else []),
+        validate=validator(objective, setup.judged(judged)),
         held_out=HeldOut("accuracy", "higher"),
     )

@@ -8,20 +8,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from espalier.data.preflight.findings import HELD_OUT
-from espalier.data.tokenise import EncodedPrompt
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.models.adapters import StepZero, is_adapted
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.generate import Sampling
 from espalier.options import Options, RunOptions, option
+from espalier.rollout.asks import Asks
 from espalier.rollout.experience import (
     Answered,
     Ask,
@@ -106,16 +105,16 @@ class Roller:
         )
         self.asks, self.held_out = self._read_asks()
 
-    def _read_asks(self) -> tuple[list[Ask], list[Ask]]:
+    def _read_asks(self) -> tuple[Asks, Asks]:
         setup = self._setup
         longest = longest_prompt(setup)
         train, held_out = setup.records("prompt")
-        asks = [_ask(found) for found in setup.prompts(train, longest)]
+        asks = setup.asks(train, longest)
         if not asks:
             raise UserError(
                 f"no prompt is at most {longest} tokens long. Raise cutoff_len, or set overlong: trim."
             )
-        return asks, [_ask(found) for found in setup.prompts(held_out, longest, HELD_OUT)]
+        return asks, setup.asks(held_out, longest, HELD_OUT)
 
     def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[Answered]:
         """Answers to these prompts: every rank samples its share, and gets all."""
@@ -266,8 +265,3 @@ def check_apart(**models: nn.Module | None) -> None:
                 raise ValueError(
                     f"{first} and {name} share a trainable weight of shape {tuple(parameter.shape)}"
                 )
-
-
-def _ask(found: EncodedPrompt) -> Ask:
-    record: Any = found.record
-    return Ask(found.tokens, record.messages[-1].content, record.reference, record.source)

@@ -73,6 +73,7 @@ def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
 def _meaning(options: Mapping[type, Any]) -> dict[str, Any]:
     """What the result depends on: all options but where it is written and how it is shown."""
     shown = {"output_dir", "resume", "report_to", "logging_steps", "save_steps", "save_total_limit"}
+    shown |= {"tokenized_path", "preprocessing_num_workers"}
     flat = {k: v for held in options.values() for k, v in vars(held).items()}
     return {k: v for k, v in flat.items() if k not in shown}
 
@@ -104,7 +105,9 @@ def _prepared(start: Start) -> Running:
         accelerator.num_processes,
         accelerator.device,
         start.say,
-        start.folder / "rejected.jsonl",
+        start.folder / "rejected.jsonl" if start.is_main else None,
+        kept=Path(start.option(RunOptions).output_dir) / "tokenized",
+        show=lambda text: start.console.print(f"[dim]{start.name}: {text}[/]", highlight=False),
     )
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))

@@ -1,68 +1,102 @@
-"""Records held against records: the held-out part against training, pairs against pairs. By hashes, so in one pass."""
+"""Records held against records: the held-out part against training, pairs against pairs. By hashes, in flat memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from espalier.data.preflight.findings import HELD_OUT, TRAIN, WARNING, Finding
 from espalier.data.preflight.look import Part
-from espalier.data.records import Preference, Record
-from espalier.data.sources import prompt_key
+from espalier.data.store.stack import Choice
+
+_AT_ONCE = 1 << 20
+"""How many pairs are compared at once."""
 
 
-def shared_prompts(train: Iterable[Record], held_out: Sequence[Record]) -> list[Finding]:
-    """Held-out records whose exact prompt is trained on; hashes of the smaller part only."""
-    places: dict[int, list[str]] = {}
-    for record in held_out:
-        places.setdefault(hash(prompt_key(record)), []).append(record.source)
-    met: dict[int, str] = {}
-    for record in train:
-        key = hash(prompt_key(record))
-        if key in places:
-            met.setdefault(key, record.source)
-    if not met:
+def shared_prompts(train: Choice, held_out: Choice) -> list[Finding]:
+    """Held-out records whose exact prompt is trained on; memory holds the held-out part's hashes only."""
+    held = np.concatenate([held_out.stack.of_records("prompt", n) for n in held_out.chunks()])
+    known = np.unique(held)
+    met = np.zeros(len(known), bool)
+    first: tuple[int, int] | None = None
+    for numbers in train.chunks():
+        marks = train.stack.of_records("prompt", numbers)
+        at = np.minimum(np.searchsorted(known, marks), len(known) - 1)
+        same = known[at] == marks
+        met[at[same]] = True
+        if first is None and same.any():
+            place = int(np.argmax(same))
+            first = int(numbers[place]), int(np.argmax(held == marks[place]))
+    if first is None:
         return []
-    first, trained_at = next((places[key][0], source) for key, source in met.items())
-    count = sum(len(places[key]) for key in met)
+    trained_at = train.stack.source(first[0])
     return [
         Finding(
             WARNING,
             f"held-out prompts that are trained on (this one at {trained_at})",
-            count,
+            int(np.isin(held, known[met]).sum()),
             len(held_out),
-            first,
+            held_out.stack.source(number_of(held_out, first[1])),
             "the held-out numbers would be too good; remove them from one of the two, or use val_size",
             HELD_OUT,
         )
     ]
 
 
-def swapped_pairs(records: Sequence[Record]) -> list[Finding]:
+def number_of(choice: Choice, place: int) -> int:
+    """The number in the stack of a choice's record."""
+    return place if choice.picks is None else int(choice.picks[place])
+
+
+def swapped_pairs(train: Choice) -> list[Finding]:
     """Pairs that stand in the data the other way round too."""
-    seen: dict[int, str] = {}
-    swapped: list[Preference] = []
-    pairs = 0
-    for record in records:
-        if isinstance(record, Preference):
-            pairs += 1
-            if hash((record.prompt, record.rejected, record.chosen)) in seen:
-                swapped.append(record)
-            seen.setdefault(hash((record.prompt, record.chosen, record.rejected)), record.source)
-    if not swapped:
+    if not train.stack.has("pair"):
         return []
-    one = swapped[0]
-    other = seen[hash((one.prompt, one.rejected, one.chosen))]
+    parts = len(train) // _AT_ONCE + 1
+    pairs = count = 0
+    first: tuple[int, int] | None = None
+    for part in range(parts):
+        places, pair, swapped = _pairs(train, part, parts)
+        pairs += len(places)
+        known, begins = np.unique(pair, return_index=True)
+        if not len(known):
+            continue
+        at = np.minimum(np.searchsorted(known, swapped), len(known) - 1)
+        later = (known[at] == swapped) & (begins[at] < np.arange(len(places)))
+        count += int(later.sum())
+        if later.any():
+            one = int(np.argmax(later))
+            if first is None or places[one] < first[0]:
+                first = int(places[one]), int(places[begins[at[one]]])
+    if first is None:
+        return []
+    source, other = (train.stack.source(number_of(train, place)) for place in first)
     return [
         Finding(
             WARNING,
             f"pairs that contradict another pair (this one {other})",
-            len(swapped),
+            count,
             pairs,
-            one.source,
+            source,
             "what one prefers the other rejects; keep the one that is right",
             TRAIN,
         )
     ]
+
+
+def _pairs(choice: Choice, part: int, parts: int) -> tuple[npt.NDArray[np.int64], Any, Any]:
+    """(places, hashes as they are, hashes the other way round) of a share of the pairs; a pair and its reverse share one."""
+    places, pairs, others, start = [], [], [], 0
+    for numbers in choice.chunks():
+        pair, swapped = (choice.stack.of_records(name, numbers) for name in ("pair", "swapped"))
+        mine = (pair != 0) & ((pair ^ swapped) % np.uint64(parts) == part)
+        places.append(np.flatnonzero(mine) + start)
+        pairs.append(pair[mine])
+        others.append(swapped[mine])
+        start += len(numbers)
+    return np.concatenate(places), np.concatenate(pairs), np.concatenate(others)
 
 
 def other_languages(train: Part, held_out: Part) -> list[Finding]:

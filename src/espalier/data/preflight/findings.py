@@ -22,6 +22,7 @@ _ADVICE = {
     "trimmed: end of the answer": "the model does not learn to stop from these; raise cutoff_len",
     "trimmed": "raise cutoff_len to keep them whole",
     "dropped: no trained token": "every record needs an answer, or text, that is to be learned",
+    "dropped: too many characters": "are line breaks between records missing? Split these records",
     "dropped: document": "remove these empty documents",
     "dropped: prompt longer": "raise max_prompt_length or cutoff_len, or say `overlong: trim`",
     "dropped": "raise cutoff_len, or say `overlong: trim`",

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from espalier.data.account import Account
-from espalier.data.clean.view import texts_of
 from espalier.data.preflight.compare import other_languages, shared_prompts, swapped_pairs
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, Finding, left_out, unasked
-from espalier.data.preflight.look import Part, facts, look
-from espalier.data.records import Record
+from espalier.data.preflight.look import Part, look
 from espalier.data.sources import Loaded
-from espalier.data.tokenise import EncodedPrompt
+from espalier.data.store.stack import Choice
 from espalier.trees.tree import Tree
 
 
@@ -48,42 +43,19 @@ class Preflight:
         """The files behind an option have become records (again, when they are wanted as another kind)."""
         self._loaded[key] = loaded
 
-    def divided(self, train: Sequence[Record], held_out: Sequence[Record], *, apart: bool) -> None:
+    def divided(self, train: Choice, held_out: Choice, *, apart: bool) -> None:
         """Records are told into training and held-out ones; `apart`: by a split that keeps prompts together."""
         self._findings["pairs"] = swapped_pairs(train)
-        self._findings["prompts"] = [] if apart else shared_prompts(train, held_out)
+        shared = [] if apart or not len(held_out) else shared_prompts(train, held_out)
+        self._findings["prompts"] = shared
 
-    def encoded(
-        self,
-        part: str,
-        records: Sequence[Record],
-        trees: Sequence[Tree],
-        account: Account,
-        stop: Collection[int],
-    ) -> None:
-        """Records have become trees; `stop` are the ids that end an answer."""
-        if not records:
+    def part(self, name: str, choice: Choice) -> None:
+        """The records of a part, with the trees that were made of them (or none, where no tokenizer is at hand)."""
+        if not len(choice):
             return
+        found, self._findings[name], account = look(name, choice, self._draw)
         self._tokenised.take_in(account)
-        found, self._findings[part] = look(
-            part, records, trees, stop=stop, cutoff_len=self._cutoff_len or sys.maxsize, draw=self._draw
-        )
-        self._keep(part, found)
-
-    def prompts(
-        self, part: str, records: Sequence[Record], encoded: Sequence[EncodedPrompt], account: Account
-    ) -> None:
-        """Prompts have become tokens to generate from."""
-        if not records:
-            return
-        self._tokenised.take_in(account)
-        lengths = np.array([len(prompt.tokens) for prompt in encoded], np.int64)
-        self._keep(part, facts(records, lengths, int(lengths.sum()), 0))
-
-    def unencoded(self, part: str, records: Sequence[Record]) -> None:
-        """Records without a tokenizer: their lengths are counted in characters."""
-        lengths = np.array([sum(map(len, texts_of(record))) for record in records], np.int64)
-        self._keep(part, facts(records, lengths, int(lengths.sum()), 0, "characters"))
+        self._keep(name, found)
 
     def _keep(self, part: str, found: Part) -> None:
         self._parts[part] = found

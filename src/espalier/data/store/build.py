@@ -1,0 +1,171 @@
+"""The rows of a source, in blocks, through `blocks.work` in one or several processes, into the columns of a folder."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from espalier.data.account import Account
+from espalier.data.store.blocks import Block, Done, Job, work
+from espalier.data.store.columns import Numbers, Writer
+from espalier.data.store.crew import Crew, Task
+from espalier.errors import UserError
+
+MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
+_SHOWN = 10
+
+
+def build(
+    folder: Path,
+    job: Job,
+    blocks: Iterator[Block],
+    *,
+    name: str,
+    workers: int = 0,
+    max_samples: int | None = None,
+    skip_bad: bool = True,
+    count_only: bool = False,
+    progress: Callable[[int], None] = lambda records: None,
+) -> dict[str, Any]:
+    """Writes the columns and returns what is known beside them (the manifest, without what it depends on).
+
+    Args:
+        folder: exists and is empty.
+        name: of the source, for the account.
+        max_samples: at most so many good records; the others are counted.
+        skip_bad: False stops tokenising at the first bad record; the rest is only read, to say all that is bad.
+        count_only: nothing is tokenised.
+        progress: told how many records are done, after each block.
+
+    Raises:
+        UserError: a file cannot be read, or a record is too long.
+    """
+    store = _Building(folder, job, name, max_samples)
+    stopped = count_only
+
+    def tasks() -> Iterator[Task]:
+        for block in blocks:
+            yield block, store.left, not stopped
+
+    with store, Crew(job, workers) as crew:
+        for (block, _, _), done in crew.results(tasks()):
+            if done.error is not None and store.left is not None:
+                done = work(
+                    job, block, store.left
+                )  # what stopped it may stand behind the last that is wanted
+            if done.error is not None:
+                raise UserError(done.error)
+            stopped = stopped or (bool(done.bad) and not skip_bad)
+            store.add(done, tokenised=not stopped)
+            progress(store.records)
+    return store.manifest()
+
+
+class _Building:
+    """A store that grows."""
+
+    def __init__(self, folder: Path, job: Job, name: str, max_samples: int | None) -> None:
+        self._job, self._name, self._max = job, name, max_samples
+        starts = {"first_tree": "<i8", **{f"{part}.start": "<i8" for part in job.parts}}
+        self._types = {**job.record_columns, **job.tree_columns, **job.parts, **starts}
+        self._writer = Writer(folder, self._types)
+        for start in starts:
+            self._writer.add(start, np.zeros(1, np.int64))
+        self._ends = dict.fromkeys(starts, 0)
+        self._names: dict[str, dict[Any, int]] = {"file": {}, "role": {}, "causes": {}}
+        self._rejected: IO[str] = (folder / REJECTED).open("w", encoding="utf-8")
+        self.records = self._trees = self._beyond = 0
+        self._formats: Counter[str] = Counter()
+        self._left_out, self._bad = Account(), Account()
+        self._first_bad: list[str] = []
+        self._extras = ""
+
+    @property
+    def left(self) -> int | None:
+        """How many records are wanted yet; None: all."""
+        return None if self._max is None else self._max - self.records
+
+    def add(self, done: Done, *, tokenised: bool) -> None:
+        """A block's results; `tokenised` False: it has no columns, and is only counted."""
+        self._formats.update(done.formats)
+        self._left_out.take_in(done.left_out)
+        for bad, row in done.bad:
+            self._bad.add(bad.cause, bad.source, bad.reason)
+            if len(self._first_bad) < _SHOWN:
+                self._first_bad.append(str(bad))
+            line = {"source": bad.source, "cause": bad.cause, "reason": bad.reason, "row": row}
+            self._rejected.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        good = done.good if self.left is None else min(done.good, self.left)
+        self._beyond += done.beyond + done.good - good
+        if tokenised:
+            self._append(done, good)
+        self.records += good
+
+    def _append(self, done: Done, good: int) -> None:
+        trees = int(done.trees_of[:good].sum())
+        self._start("first_tree", done.trees_of[:good])
+        for part in self._job.parts:
+            sizes = done.columns[f"{part}.size"][:trees]
+            self._start(f"{part}.start", sizes)
+            self._writer.add(part, done.columns[part][: int(sizes.sum())])
+        for column in self._job.record_columns:
+            self._writer.add(column, self._renamed(column, done.columns[column][:good], done))
+        for column in self._job.tree_columns:
+            if column != "record":
+                self._writer.add(column, done.columns[column][:trees])
+        if self._job.tree_columns:
+            self._writer.add("record", np.repeat(np.arange(good) + self.records, done.trees_of[:good]))
+        self._trees += trees
+        self._extras = self._extras or done.extras
+
+    def _start(self, name: str, sizes: Numbers) -> None:
+        ends = np.cumsum(sizes, dtype=np.int64) + self._ends[name]
+        self._writer.add(name, ends)
+        if len(ends):
+            self._ends[name] = int(ends[-1])
+
+    def _renamed(self, column: str, values: Numbers, done: Done) -> Numbers:
+        """A block's own numbers for names as the store's."""
+        known = self._names.get(column)
+        if known is None:
+            return values
+        ours = [known.setdefault(value, len(known)) for value in done.names[column]]
+        return np.array(ours, values.dtype)[values] if ours else values
+
+    def manifest(self) -> dict[str, Any]:
+        if self._beyond:
+            self._left_out[f"max_samples {self._max} of {self._name}"] += self._beyond
+        return {
+            "records": self.records,
+            "trees": self._trees,
+            "types": self._types,
+            "lengths": self._writer.lengths,
+            "names": {name: list(held) for name, held in self._names.items()},
+            "extras": self._extras,
+            "formats": dict(self._formats),
+            "left_out": _as_json(self._left_out),
+            "bad": {**_as_json(self._bad), "shown": self._first_bad},
+        }
+
+    def __enter__(self) -> _Building:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._rejected.close()
+        self._writer.__exit__(kind)
+
+
+def _as_json(account: Account) -> dict[str, Any]:
+    return {"counts": dict(account), "first": {cause: list(first) for cause, first in account.first.items()}}
+
+
+def from_json(said: dict[str, Any]) -> Account:
+    """An account as a manifest holds it."""
+    account = Account(said["counts"])
+    account.first = {cause: (place, reason) for cause, (place, reason) in said["first"].items()}
+    return account

@@ -1,0 +1,97 @@
+"""What is noted of each record and tree, as small numbers: for splitting, for the preflight, for warnings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+
+from espalier.data.clean.quality import LANGUAGES, language
+from espalier.data.clean.view import texts_of
+from espalier.data.records import Chat, Messages, Preference, Prompt, Record, Text
+from espalier.trees.tree import Tree
+
+SCRIPTS = ("", *LANGUAGES)
+"""What `script_mark` counts through; "" is text without a letter."""
+NOT_LOOKED_AT = -1
+ENDLESS, EQUAL = 1, 2
+"""Marks of a tree: an answer without an end token; equal answers with different judgements."""
+
+_LOOKED_AT, _CHARACTERS = 1024, 400  # a script is plain from few words, and a share from few records
+
+
+def pair_marks(record: Record) -> tuple[int, int]:
+    """Hashes of a pair as it is and the other way round; (0, 0) for what is no pair."""
+    if not isinstance(record, Preference):
+        return 0, 0
+    prompt, chosen, rejected = (_said(part) for part in (record.prompt, record.chosen, record.rejected))
+    return _hash(f"{prompt}\0{chosen}\0{rejected}"), _hash(f"{prompt}\0{rejected}\0{chosen}")
+
+
+def looked_at(line: int) -> int:
+    """Every how-manieth line about `line` has its script found out: a power of two, about a thousand lines in all."""
+    return 1 << max((line // _LOOKED_AT).bit_length() - 1, 0)
+
+
+def script_mark(record: Record, line: int) -> int:
+    """A place in `SCRIPTS`, or `NOT_LOOKED_AT`: all of the first lines of a file, then ever fewer of them."""
+    if line % looked_at(line):
+        return NOT_LOOKED_AT
+    # The first characters of each turn, so that a long question does not hide the answer's language.
+    beginning = "\n".join(text[:_CHARACTERS] for text in texts_of(record)[:4])
+    return SCRIPTS.index(language(beginning))
+
+
+def role_order(record: Record) -> str:
+    """
+    >>> from espalier.data.records import Message
+    >>> role_order(Chat((Message("user", "a"), Message("assistant", "b")) * 3))
+    'user, assistant (several times)'
+    """
+    if isinstance(record, Text):
+        return "document"
+    if isinstance(record, (Chat, Prompt)):
+        turns = [message.role for message in record.messages]
+    else:
+        turns = [message.role for message in record.prompt]
+    seen = list(dict.fromkeys(turns))
+    answers = "" if isinstance(record, (Chat, Prompt)) else " -> answers"
+    return ", ".join(seen) + (" (several times)" if len(turns) > len(seen) else "") + answers
+
+
+def tree_marks(tree: Tree, stop: Collection[int], cutoff_len: int) -> int:
+    """`ENDLESS` and `EQUAL` of a tree of answers.
+
+    An answer ends well where its last trained token (or, where none is trained, one of its last four) is in `stop`,
+    or where the branch has `cutoff_len` tokens and was cut, which the account says.
+    """
+    ended, branches = True, 0
+    for node, depth in tree.nodes():
+        if node.ends:
+            branches += len(node.ends)
+            learned = node.trained.nonzero()[0]
+            last = node.tokens[learned[-1:]] if len(learned) else node.tokens[-4:]
+            cut = depth + len(node.tokens) >= cutoff_len
+            ended = ended and (cut or any(int(token) in stop for token in last))
+    return (0 if ended else ENDLESS) | (EQUAL if branches > 1 and has_equal_answers(tree) else 0)
+
+
+def has_equal_answers(tree: Tree) -> bool:
+    """Whether two branches are the same tokens although one is said to be better."""
+    scores = tree.extras.get("scores")
+    for node, _ in tree.nodes():
+        leaves: dict[bytes, list[int]] = {}
+        for child in node.children:
+            leaves.setdefault(child.tokens.tobytes(), []).extend(child.ends)
+        for branches in (list(node.ends), *leaves.values()):
+            if len(branches) > 1 and (scores is None or len({float(scores[b]) for b in branches}) > 1):
+                return True
+    return False
+
+
+def _said(messages: Messages) -> str:
+    return json.dumps([[m.role, m.content, m.prefix] for m in messages], ensure_ascii=False)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")

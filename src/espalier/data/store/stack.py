@@ -1,0 +1,150 @@
+"""Several stores as one, their records and trees numbered through, and choices from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from espalier.data.store.columns import CHUNK, Numbers
+from espalier.data.store.stored import Store
+from espalier.trees.tree import Tree
+
+
+class Stack:
+    """Stores one behind the other.
+
+    Attributes:
+        records, trees: of all of them.
+    """
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self.stores = list(stores)
+        self._first_records = np.cumsum([0, *(store.records for store in stores)])
+        self._first_trees = np.cumsum([0, *(store.trees for store in stores)])
+        self.records, self.trees = int(self._first_records[-1]), int(self._first_trees[-1])
+
+    def has(self, column: str) -> bool:
+        return bool(self.stores) and self.stores[0].has(column)
+
+    def of_records(self, column: str, numbers: Numbers) -> Numbers:
+        """A column of the records with these numbers; of names see `names`."""
+        offsets = None
+        if column in ("file", "role", "causes"):
+            offsets = np.cumsum([0, *(len(store.names(column)) for store in self.stores)])
+        found = self._gathered(column, numbers, self._first_records)
+        if offsets is None:
+            return found
+        return found.astype(np.int64) + offsets[self._stores_of(numbers, self._first_records)]
+
+    def of_trees(self, column: str, numbers: Numbers) -> Numbers:
+        found = self._gathered(column, numbers, self._first_trees)
+        if column != "record":
+            return found
+        return found + self._first_records[self._stores_of(numbers, self._first_trees)]
+
+    def names(self, column: str) -> list[Any]:
+        """What the numbers that `of_records` gives for a column stand for; a name may stand there twice."""
+        return [name for store in self.stores for name in store.names(column)]
+
+    def trees_of(self, records: Numbers) -> Numbers:
+        """The numbers of all trees of these records, in their order."""
+        at = self._stores_of(records, self._first_records)
+        first = np.empty(len(records), np.int64)
+        count = np.empty(len(records), np.int64)
+        for number, store in enumerate(self.stores):
+            mine = at == number
+            if mine.any():
+                local = records[mine] - self._first_records[number]
+                starts = store.column("first_tree").at(local)
+                first[mine] = starts + self._first_trees[number]
+                count[mine] = store.column("first_tree").at(local + 1) - starts
+        if (count == 1).all():
+            return first
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return np.repeat(first, count) + within
+
+    def source(self, record: int) -> str:
+        number, local = self._local(record, self._first_records)
+        return self.stores[number].source(local)
+
+    def source_of_tree(self, number: int) -> str:
+        return self.source(int(self.of_trees("record", np.array([number]))[0]))
+
+    def tree(self, number: int) -> Tree:
+        at, local = self._local(number, self._first_trees)
+        return self.stores[at].tree(local)
+
+    def tokens(self, number: int) -> list[int]:
+        at, local = self._local(number, self._first_trees)
+        return self.stores[at].tokens(local)
+
+    def note(self, number: int) -> Any:
+        at, local = self._local(number, self._first_trees)
+        return self.stores[at].note(local)
+
+    def sizes(self, numbers: Numbers) -> Numbers:
+        """(n,) int32, tokens of these trees, what they share counted once."""
+        at = self._stores_of(numbers, self._first_trees)
+        found = np.empty(len(numbers), np.int32)
+        for number, store in enumerate(self.stores):
+            mine = at == number
+            if mine.any():
+                found[mine] = store.sizes(numbers[mine] - self._first_trees[number])
+        return found
+
+    def _gathered(self, column: str, numbers: Numbers, first: Numbers) -> Numbers:
+        at = self._stores_of(numbers, first)
+        found: Numbers | None = None
+        for number, store in enumerate(self.stores):
+            mine = at == number
+            if mine.all():
+                return store.column(column).at(numbers - first[number])
+            if mine.any():
+                values = store.column(column).at(numbers[mine] - first[number])
+                found = np.empty(len(numbers), values.dtype) if found is None else found
+                found[mine] = values
+        assert found is not None
+        return found
+
+    @staticmethod
+    def _stores_of(numbers: Numbers, first: Numbers) -> Numbers:
+        return np.searchsorted(first, numbers, side="right") - 1
+
+    @staticmethod
+    def _local(number: int, first: Numbers) -> tuple[int, int]:
+        at = int(np.searchsorted(first, number, side="right")) - 1
+        return at, number - int(first[at])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Records of a stack in an order: all of them, or those with the numbers `picks` (n,)."""
+
+    stack: Stack
+    picks: Numbers | None = None
+
+    def __len__(self) -> int:
+        return self.stack.records if self.picks is None else len(self.picks)
+
+    def chunks(self) -> Iterator[Numbers]:
+        """The numbers of the records, piece by piece."""
+        return chunks(self.picks, self.stack.records)
+
+    def trees(self) -> Numbers | None:
+        """The numbers of their trees, int32; None: all trees of the stack."""
+        if self.picks is None:
+            return None
+        assert self.stack.trees < 2**31, "more trees than a 32-bit number can tell"
+        parts = [self.stack.trees_of(piece).astype(np.int32) for piece in self.chunks()]
+        return np.concatenate(parts) if parts else np.empty(0, np.int32)
+
+
+def chunks(picks: Numbers | None, count: int) -> Iterator[Numbers]:
+    """`picks`, or 0 ... count - 1, as int64 piece by piece."""
+    count = count if picks is None else len(picks)
+    for start in range(0, count, CHUNK):
+        stop = min(start + CHUNK, count)
+        yield np.arange(start, stop) if picks is None else picks[start:stop].astype(np.int64)

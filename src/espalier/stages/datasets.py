@@ -1,0 +1,339 @@
+"""The data half of a `Setup`: records, trees and prompts from the options, and how they become steps.
+
+Records are read and tokenised once, into stores on disk (`espalier.data.store`), when their trees are first asked for;
+what is handed on are their numbers, and trees that are read when they are needed.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from espalier.data.choose import Picks, held_out, without
+from espalier.data.clean.view import texts_of
+from espalier.data.feed import Batches, DatasetFeed, Rows
+from espalier.data.forest import Forest, stored
+from espalier.data.preflight.findings import HELD_OUT, TRAIN
+from espalier.data.preflight.run import Preflight
+from espalier.data.records import ASSISTANT, Chat, Prompt, Record
+from espalier.data.specs import DatasetSpec, parse_specs
+from espalier.data.store.again import all_records, examples, records_at
+from espalier.data.store.blocks import Job
+from espalier.data.store.open import Reading, opened
+from espalier.data.store.stack import Choice, Stack
+from espalier.data.templates import Template, prompt_text
+from espalier.data.tokenise import Encoder
+from espalier.errors import UserError
+from espalier.options import DataOptions, RunOptions, TokenizedOptions, TrainOptions
+from espalier.rollout.asks import Asks
+from espalier.stages.stage import SamplePrompt
+from espalier.trees import Tree, lay_out_padded, lay_out_tree
+from espalier.trees.draw import draw_tree
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of the data is a step, and how many steps there are."""
+
+    trees_per_step: int | None
+    tokens_per_step: int | None
+    epochs: float
+    max_steps: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Records that an option names, of one kind, not read yet.
+
+    Attributes:
+        key: the option's name, or its value as text.
+        part: `TRAIN` or `HELD_OUT` where `val_size` divides them, else "".
+    """
+
+    key: str
+    specs: tuple[DatasetSpec, ...]
+    kind: str
+    part: str = ""
+    owner: Datasets | None = field(default=None, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        if not self.specs:
+            return 0
+        assert self.owner is not None
+        return len(self.owner.choice(self))
+
+
+@dataclass
+class Datasets:
+    """The run's tokenizer and data.
+
+    Attributes:
+        options: an instance of each option class, by class.
+        rank, world, device: this process.
+        say: shows one line to the user and keeps it for the summary.
+        rejected_path: where bad records are written.
+        tokenizer: given where it is known without the model's folder; else that folder's, or a new one.
+        hashes: file -> sha256 of everything read so far.
+        padded: whether a row holds one branch only, as the probe of the run's model has said.
+        kept: where tokenised records are kept unless `tokenized_path` says it; None: nowhere, after the run.
+        show: told how far a long reading is.
+        preflight: what the data read and tokenised so far looks like, and what was left out of it.
+    """
+
+    options: Mapping[type, Any]
+    rank: int
+    world: int
+    device: torch.device
+    say: Callable[[str], None]
+    rejected_path: Path | None = None
+    tokenizer: Any = None
+    hashes: dict[str, str] = field(default_factory=dict)
+    padded: bool = False
+    kept: Path | None = None
+    show: Callable[[str], None] = lambda text: None
+
+    template: Template = field(init=False)
+
+    def __post_init__(self) -> None:
+        tokenized = self.option(TokenizedOptions).tokenized_path
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if tokenized is not None:
+            self.kept = Path(tokenized).expanduser()
+        elif self.kept is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="espalier-")
+            self.kept = Path(self._temporary.name)
+        self.cutoff_len = self.option(DataOptions).cutoff_len
+        self.preflight = Preflight(self.cutoff_len, lambda tree: draw_tree(tree, self.tokenizer.decode))
+        self._train: Choice | None = None
+        self._stacks: dict[tuple[str, str], Stack] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}
+        self._picks: dict[tuple[str, str, str], Picks | None] = {}
+
+    def option(self, kind: type[T]) -> T:
+        return self.options[kind]
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return self.encoder().stop
+
+    # --- which records --------------------------------------------------------------------------
+
+    def records(self, kind: str) -> tuple[Wanted, Wanted]:
+        """Training and held-out records of a kind; held out by `eval_dataset` or by `val_size`."""
+        data = self.option(DataOptions)
+        specs = tuple(parse_specs(data.dataset, data.dataset_dir, data.interleave_probs))
+        if data.eval_dataset:
+            others = tuple(parse_specs(data.eval_dataset, data.dataset_dir))
+            return Wanted("dataset", specs, kind, owner=self), Wanted(
+                "eval_dataset", others, kind, owner=self
+            )
+        if data.val_size:
+            train, held = (Wanted("dataset", specs, kind, part, self) for part in (TRAIN, HELD_OUT))
+            return train, held
+        return Wanted("dataset", specs, kind, owner=self), Wanted("", (), kind, owner=self)
+
+    def load_file(self, value: Any, kind: str) -> Wanted:
+        """Records of a further data set that a stage's own option names."""
+        specs = tuple(parse_specs(value, self.option(DataOptions).dataset_dir))
+        return Wanted(json.dumps(value, sort_keys=True, default=str), specs, kind, owner=self)
+
+    def choice(self, wanted: Wanted, job: Job | None = None) -> Choice:
+        """The numbers of these records; read (and, with a job, tokenised) if that has not been done."""
+        at = (wanted.key, wanted.kind)
+        if at not in self._stacks or (job is not None and job != self._jobs[at]):
+            self._open(wanted, job or self._job(wanted.kind))
+        return Choice(self._stacks[at], self._picks[*at, wanted.part])
+
+    def _open(self, wanted: Wanted, job: Job) -> None:
+        at = (wanted.key, wanted.kind)
+        stack, order, loaded = opened(wanted.specs, job, self._reading)
+        self._stacks[at], self._jobs[at] = stack, job
+        self.hashes.update(loaded.hashes)
+        self.preflight.read(wanted.key, loaded)
+        if (*at, wanted.part) in self._picks:
+            return
+        self._picks[*at, ""] = order
+        if wanted.part:
+            every = Choice(stack, order)
+            places = held_out(
+                lambda: (stack.of_records("prompt", numbers) for numbers in every.chunks()),
+                len(every),
+                self.option(DataOptions).val_size,
+                self.option(RunOptions).seed,
+            )
+            kept, held = without(order, stack.records, places)
+            self._picks[*at, TRAIN], self._picks[*at, HELD_OUT] = kept, held
+
+    @property
+    def _reading(self) -> Reading:
+        data = self.option(DataOptions)
+        assert self.kept is not None
+        return Reading(
+            self.kept,
+            self.option(TokenizedOptions).preprocessing_num_workers,
+            data.skip_bad,
+            self.rejected_path,
+            self.option(RunOptions).seed,
+            data.mix_strategy,
+            data.max_samples,
+            tuple(data.data_split) if data.data_split else None,
+            self.show,
+        )
+
+    def _job(self, kind: str, encoder: Encoder | None = None, max_prompt_length: int | None = None) -> Job:
+        if encoder is None:
+            return Job(kind)
+        return Job(kind, encoder, max_prompt_length=max_prompt_length, stop=self.stop)
+
+    def _again(self, wanted: Wanted, places: Sequence[int]) -> list[Record]:
+        """Records at these places, read once more."""
+        choice = self.choice(wanted)
+        return records_at(wanted.specs, self._job(wanted.kind), self._reading, choice, places)
+
+    def examples(self, records: Wanted, limit: int) -> list[Record]:
+        """The first records, and the first of each cause for which something was left out or cut."""
+        choice = self.choice(records)
+        job = self._job(records.kind)
+        return examples(records.specs, job, self._reading, choice, self.preflight.account, limit)
+
+    def texts(self) -> Iterator[str]:
+        """The training data as text, for a new tokenizer."""
+        kind = {"pretrain": "text", "sft": "chat"}.get(self.option(RunOptions).stage, "prompt")
+        train = self.records(kind)[0]
+        choice = self.choice(train)
+        for record in all_records(train.specs, self._job(kind), self._reading, choice):
+            yield "\n".join(texts_of(record))
+
+    # --- trees and prompts ----------------------------------------------------------------------
+
+    def encoder(self, *, answers_trained: bool = True) -> Encoder:
+        overlong = self.option(DataOptions).overlong
+        return Encoder(self.tokenizer, self.template, self.cutoff_len, overlong, answers_trained)
+
+    def trees(self, records: Wanted, part: str = TRAIN, *, answers_trained: bool = True) -> Forest:
+        """The trees of records that `records` or `load_file` gave, made when they are asked for.
+
+        Raises:
+            UserError: bad records, one that is too long, or none that is left.
+        """
+        if not records.specs:
+            return stored(Choice(Stack([])))
+        job = self._job(records.kind, self.encoder(answers_trained=answers_trained))
+        choice = self._seen(records, part, job)
+        forest = stored(choice)
+        if not forest and len(choice):
+            causes = "; ".join(f"{n} {cause}" for cause, n in self.preflight.account.items())
+            raise UserError(
+                f"no record is left to train on: {causes}. Raise cutoff_len, or look at the data."
+            )
+        return forest
+
+    def asks(self, records: Wanted, max_prompt_length: int, part: str = TRAIN) -> Asks:
+        """Prompts to sample from; one longer than `max_prompt_length` is trimmed or left out, as `overlong` says."""
+        if not records.specs:
+            return Asks(Choice(Stack([])))
+        choice = self._seen(records, part, self._job(records.kind, self.encoder(), max_prompt_length))
+        return Asks(choice)
+
+    def _seen(self, wanted: Wanted, part: str, job: Job) -> Choice:
+        choice = self.choice(wanted, job)
+        if part == TRAIN:
+            self._train = choice
+            self.preflight.divided(choice, Choice(Stack([])), apart=True)
+        elif part == HELD_OUT and self._train is not None:
+            self.preflight.divided(self._train, choice, apart=bool(wanted.part))
+        self.preflight.part(part, choice)
+        return choice
+
+    def sample_prompts(self, records: Wanted) -> list[SamplePrompt]:
+        """Held-out prompts to answer at each evaluation, with what the data answers."""
+        most = self.option(RunOptions).samples
+        chosen: list[SamplePrompt] = []
+        count, step = len(records), max(4 * most, 16)
+        for start in range(0, count if most else 0, step):
+            if len(chosen) == most or start > 64 * step:
+                break
+            for record in self._again(records, range(start, min(start + step, count))):
+                made = _asked(record)
+                if made is None or len(chosen) == most:
+                    continue
+                text = prompt_text(self.template, made[0])
+                tokens = self.tokenizer.encode(text, add_special_tokens=False)
+                if len(tokens) < self.cutoff_len:
+                    chosen.append(SamplePrompt(made[0][-1].content, tokens, made[1]))
+        return chosen
+
+    def sample_asks(self, asks: Asks) -> list[SamplePrompt]:
+        chosen = asks[: self.option(RunOptions).samples]
+        return [SamplePrompt(ask.text, ask.tokens, ask.reference) for ask in chosen]
+
+    def only_pairs(self, records: Wanted) -> None:
+        """DPO learns from pairs.
+
+        Raises:
+            UserError: a ranking of more than two answers, with its place.
+        """
+        choice = self.choice(records)
+        for numbers in choice.chunks():
+            answers = choice.stack.of_records("answers", numbers)
+            (others,) = np.nonzero(answers != 2)
+            if len(others):
+                at = others[0]
+                raise UserError(
+                    f"{choice.stack.source(int(numbers[at]))}: {answers[at]} ranked answers; DPO wants pairs. "
+                    "Use stage: reward for rankings, or keep the best and the worst answer."
+                )
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> Rows:
+        data, train = self.option(DataOptions), self.option(TrainOptions)
+        per_row = train.per_device_train_batch_size or 1
+        if train.tokens_per_step:
+            tokens = max(data.cutoff_len, min(train.tokens_per_step // self.world, 8192))
+        else:
+            tokens = data.cutoff_len * per_row
+        lay_out = lay_out_padded if self.padded else lay_out_tree
+        return Rows(lay_out, tokens if data.packing else 1, self.rank, self.world, str(self.device))
+
+    @property
+    def plan(self) -> Plan:
+        train = self.option(TrainOptions)
+        per_step = (
+            None
+            if train.tokens_per_step
+            else (train.per_device_train_batch_size or 8) * train.gradient_accumulation_steps * self.world
+        )
+        seed = self.option(RunOptions).seed
+        return Plan(per_step, train.tokens_per_step, train.num_train_epochs, train.max_steps, seed)
+
+    def judged(self, trees: Sequence[Tree]) -> Batches:
+        """This rank's part of held-out trees, laid out anew at each evaluation, so that they need no memory."""
+        return self.rows.lazily(trees) if trees else Batches(lambda at: self.rows.lazily(trees)[at], 0)
+
+    def dataset_feed(self, trees: Sequence[Tree], annotate: Any = None) -> DatasetFeed:
+        return DatasetFeed(trees, self.rows, annotate=annotate, **asdict(self.plan))
+
+
+def _asked(record: Any) -> tuple[Any, str | None] | None:
+    """The messages before the last answer of a record, and that answer."""
+    if isinstance(record, Chat) and record.messages[-1].role == ASSISTANT:
+        return record.messages[:-1], record.messages[-1].content
+    if isinstance(record, Prompt):
+        return record.messages, record.reference
+    prompt, chosen = getattr(record, "prompt", None), getattr(record, "chosen", None)
+    if prompt and chosen:
+        return prompt, chosen[-1].content
+    return None

@@ -61,6 +61,7 @@ def _rows(lm: Any, run: Any, ids: Tensor, attention_mask: Tensor | None) -> Any:
     real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     start = borders(lm.config, ids, real)
     lengths = real.sum(1)
+    _check_length(lm.config, max(int(start.max()), int((lengths - start).max())))
     if not bool((real.long().cumsum(1)[:, -1:] == lengths[:, None]).all() and real[:, 0].all()):
         raise ValueError("rows of an encoder-decoder are padded on the right")
     places = torch.arange(ids.shape[1], device=ids.device)
@@ -113,6 +114,16 @@ def borders(config: Any, ids: Tensor, real: Tensor) -> Tensor:
             "questions with answers (sft, reward, dpo, ppo, grpo; `template: auto`), not in bare texts."
         )
     return found.int().argmax(1)
+
+
+def _check_length(config: Any, length: int) -> None:
+    """BART has a table of positions for each stack; T5 knows distances only."""
+    most = config.to_dict().get("max_position_embeddings")
+    if most is not None and length > most:
+        raise UserError(
+            f"a question or an answer of {length} tokens, and {config.model_type} has {most} positions for each. Set "
+            "a smaller cutoff_len, and overlong: drop or trim for what is longer."
+        )
 
 
 def _ends(config: Any, ids: Tensor) -> Tensor:

@@ -238,22 +238,20 @@ def original_length(config: Any) -> int:
     return int(most)
 
 
-def longest(config: Any) -> int:
-    """The most positions that a model of this configuration is for, its scaling included."""
-    text = config.get_text_config()
-    found = text.to_dict()
-    most = next(
-        (
-            found[key]
-            for key in ("max_position_embeddings", "n_positions", "max_seq_len")
-            if isinstance(found.get(key), int)
-        ),
-        2048,
-    )
+def stated_length(config: Any) -> int | None:
+    """The most positions that a model of this configuration is for, its scaling included; None where it says none."""
+    found = config.get_text_config().to_dict()
+    keys = ("max_position_embeddings", "n_positions", "max_seq_len")
+    most = next((found[key] for key in keys if isinstance(found.get(key), int)), None)
     scaling = scaling_of(config)
-    if scaling is not None and scaling["rope_type"] == "dynamic":
+    if most is not None and scaling is not None and scaling["rope_type"] == "dynamic":
         return int(most * scaling["factor"])
-    return int(most)
+    return most
+
+
+def longest(config: Any) -> int:
+    """The same, and 2048 where nothing is said."""
+    return stated_length(config) or 2048
 
 
 def warn_if_other(config: Any, trained: Mapping[str, Any] | None, where: str) -> None:

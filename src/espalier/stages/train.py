@@ -30,9 +30,11 @@ from espalier.errors import UserError
 from espalier.options import AdaloraOptions, AdamOptions, EngineOptions, RunOptions, TrainOptions
 from espalier.stages.adapting import rank_allocations
 from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES, check_possible
+from espalier.stages.positions import check_positions
 from espalier.stages.preflight import show_preflight
 from espalier.stages.results import finished, save_models, write_config, write_summary
 from espalier.stages.resume import resume, save
+from espalier.stages.rollouts import RolloutOptions
 from espalier.stages.running import Running, Start
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Live, Parts
@@ -111,7 +113,10 @@ def _prepared(start: Start) -> Running:
     )
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))
-    show_preflight(start.console, start.name, setup.preflight.result())
+    preflight = setup.preflight.result()
+    show_preflight(start.console, start.name, preflight)
+    new_tokens = start.option(RolloutOptions).max_new_tokens if start.stage in SAMPLED else 0
+    check_positions(parts.main.lm, preflight, new_tokens, start.say)
     sharded = start.option(EngineOptions).strategy in SHARDED
     sampler = copy.deepcopy(parts.main.lm) if sharded and start.stage in SAMPLED else None
     module, optimizer = accelerator.prepare(parts.trained, _optimizer(start, parts))

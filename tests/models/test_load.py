@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from espalier.data.encoding import encode_pieces, encode_texts
+from espalier.data.pieces import Piece
 from espalier.errors import UserError
 from espalier.models.freezing import blocks, freeze_lowest
 from espalier.models.load import (
@@ -230,3 +232,19 @@ def test_end_tokens_and_vocabulary_of_a_pair(tiny: Tiny) -> None:
     assert grown == len(tokenizer) - 99
     assert lm.get_output_embeddings().weight.shape[0] == len(tokenizer)
     assert fit_vocabulary(lm, tokenizer) == 0
+
+
+def test_a_length_in_tokenizer_json_cuts_and_fills_nothing(tmp_path: Path) -> None:
+    made = train_tokenizer(["the quick brown fox"] * 4, 300)
+    made.save_pretrained(str(tmp_path))
+    file = tmp_path / "tokenizer.json"
+    said = json.loads(file.read_text("utf-8"))
+    said["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    said["padding"] = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    said["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    file.write_text(json.dumps(said), "utf-8")
+    tokenizer = load_tokenizer(str(tmp_path))
+    for text in ("the quick brown fox " * 9, "the"):
+        ((ids,)) = encode_texts(tokenizer, [text])
+        assert ids == made.encode(text)
+        assert encode_pieces(tokenizer, [[Piece(text, True)]], bos=False) == [(ids, [True] * len(ids))]

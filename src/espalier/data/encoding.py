@@ -34,7 +34,12 @@ def leading(tokenizer: Any, text: str) -> list[int]:
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text without special tokens; a batch is several times faster than one by one."""
-    return tokenizer(list(texts), **_QUIET).input_ids if texts else []
+    if not texts:
+        return []
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    return tokenizer(list(texts), **_QUIET).input_ids
 
 
 def encode_pieces(tokenizer: Any, rendered: Sequence[Sequence[Piece]], *, bos: bool) -> list[Path]:
@@ -46,9 +51,9 @@ def encode_pieces(tokenizer: Any, rendered: Sequence[Sequence[Piece]], *, bos: b
     if not rendered:
         return []
     if tokenizer.is_fast:
-        encodings = tokenizer(
-            ["".join(piece.text for piece in pieces) for pieces in rendered], **_QUIET
-        ).encodings
+        # The Rust tokenizer itself: what the call around it makes of its result costs a fifth of the time.
+        texts = ["".join(piece.text for piece in pieces) for pieces in rendered]
+        encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         paths = [_flagged(tokenizer, pieces, enc) for pieces, enc in zip(rendered, encodings, strict=True)]
     else:
         paths = [_piecewise(tokenizer, pieces) for pieces in rendered]

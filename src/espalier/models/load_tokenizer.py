@@ -30,7 +30,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             return _completed(old)
         bare = not any((folder / name).is_file() for name in ("tokenizer_config.json", "spiece.model"))
         if folder.is_dir() and bare:
-            return bare_tokenizer(folder)
+            return _completed(bare_tokenizer(folder))
         tokenizer = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, local_files_only=folder.is_dir()
         )
@@ -66,6 +66,11 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    if tokenizer.is_fast:
+        # Some tokenizer.json say that every text is to be cut, or filled up, to a length; nothing is here unasked.
+        backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend.no_truncation()
+        backend.no_padding()
     if tokenizer.pad_token is None:
         # Never read: rows are not padded, or their padding is masked. It only has to be in the vocabulary.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

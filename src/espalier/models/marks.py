@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.legacy.chatglm import ChatGLMConfig
@@ -63,7 +63,9 @@ def _writes(tokenizer: Any, marks: str) -> bool:
 def config_of_encoder_decoder(source: str | Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration of a folder, a hub id or a new model, where it is an encoder-decoder's; else None."""
     if not isinstance(source, str):
-        found = AutoConfig.for_model(**source).to_dict() if source.get("model_type") in CONFIG_MAPPING else {}
+        kind = str(source.get("model_type"))
+        # What is said may be wrong; that is for whoever makes the model to say.
+        found = {**CONFIG_MAPPING[kind]().to_dict(), **source} if kind in CONFIG_MAPPING else {}
     elif Path(source).exists() and not (Path(source) / "config.json").is_file():
         return None
     else:

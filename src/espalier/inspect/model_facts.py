@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from espalier.errors import UserError
 from espalier.inspect.modules import Node, module_tree
@@ -72,7 +72,8 @@ def _loaded(name: str, is_adapter: bool) -> nn.Module:
     """With the adapter on top and not merged, so that it can be seen."""
     if not is_adapter:
         return load.load_lm(name)
-    return adapters.load_adapter(load.load_with_adapter(_base_of(name)), name, trainable=True)
+    base = load.load_with_adapter(_base_of(name), rope_scaling=adapters.trained_scaling(name))
+    return adapters.load_adapter(base, name, trainable=True)
 
 
 def _base_of(adapter: str) -> str:
@@ -102,9 +103,9 @@ def _skeleton(name: str) -> nn.Module:
                 return kind(made.config)  # type: ignore[no-any-return]
         register(folder)
         config = AutoConfig.from_pretrained(name)
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
-            lm: nn.Module = AutoModelForCausalLM.from_config(config)
-            return lm
+            return auto.from_config(config)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:300]
         raise UserError(f"{name}: config.json names no model that can be built ({first}).") from error

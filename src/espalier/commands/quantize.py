@@ -51,14 +51,21 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """A model with its linear layers in few bits, and what that costs: size, speed, logits, perplexity."""
-    from espalier.models.quantise.methods import Quantisation, settings
+    from espalier.engine import files
+    from espalier.models import load
+    from espalier.models.quantise.methods import Quantisation, described, entry_of, settings
 
     if kind not in ("nf4", "fp4"):
         raise UserError(f"--type {kind}: wanted nf4 or fp4.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not empty. Choose another folder.")
+    files.check_new_folder(out)
     wanted = Quantisation(method, bits, kind, double, group_size)  # type: ignore[arg-type]
     settings(wanted)  # everything that is wrong with it is said before anything is read
+    load.check_folder(model, allow_pickle=allow_pickle)
+    held = entry_of(model)
+    if held is not None:
+        raise UserError(
+            f"{model}: is quantised already ({described(held)}). Name the model that it was made from."
+        )
     if calibration is not None and method != "cpm":
         raise UserError(f"--calibration belongs to cpm; {method} rounds without texts. Remove it.")
     rows = _rows(model, data, tokens) if measure else []

@@ -50,8 +50,8 @@ def extend(
     named = [*(text or []), *(more or [])]
     if not named:
         raise UserError("--text is missing: name the files to learn pieces from.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not empty. Choose another folder.")
+    files.check_new_folder(out)
+    load.check_folder(model, allow_pickle=allow_pickle)
     tokenizer = load.load_tokenizer(model)
     held = vocabulary.fast(tokenizer)
     records = load_records(parse_specs(list(named)), "text").records

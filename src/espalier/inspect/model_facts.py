@@ -56,7 +56,7 @@ def facts_of(name: str, *, with_probe: bool) -> tuple[dict[str, Any], Node]:
         **(_adapter(name, lm) if is_adapter else {}),
         **_tokenizer(name, base),
         "scalar_head": read_scalar_head(name) is not None,
-        "linear_layers": adapters.linear_names(lm),
+        "linear_layers": _linear(_inner(lm)),
     }
     if with_probe:
         traits = probe(lm)
@@ -86,6 +86,12 @@ def _base_of(adapter: str) -> str:
 
 def _inner(lm: Any) -> nn.Module:
     return lm.get_base_model() if adapters.is_adapted(lm) else lm  # type: ignore[no-any-return]
+
+
+def _linear(lm: nn.Module) -> list[str]:
+    """Names of the linear layers, by their own names where an adapter sits on them."""
+    found = [name for name in adapters.linear_layers(lm) if ".lora_" not in name]
+    return sorted({name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in found})
 
 
 def _skeleton(name: str) -> nn.Module:

@@ -27,6 +27,7 @@ from espalier.models.adapter_kinds import add_p_tuning as add_p_tuning
 from espalier.models.adapter_kinds import add_prefix as add_prefix
 from espalier.models.adapter_kinds import add_prompt as add_prompt
 from espalier.models.adapter_kinds import check_virtual as check_virtual
+from espalier.models.adapter_targets import linear_layers as linear_layers
 from espalier.models.adapter_targets import linear_names as linear_names
 from espalier.models.rope import scaling_of
 from espalier.models.tying import tie_again, untie

@@ -144,9 +144,8 @@ def test_longer_positions_or_a_refusal_by_name(family: str, shared: Path, tmp_pa
     with torch.no_grad():
         before = plain(input_ids=ids).logits
     if family in ("pangu", "glm", "chatglm", "qwen", "qwen_v0"):
-        said = {"qwen": "which grows its base by itself", "chatglm": "two channels"}.get(
-            family, "learned positions"
-        )
+        own = dict.fromkeys(("qwen", "qwen_v0"), "which grows its base by itself")
+        said = {**own, "chatglm": "two channels"}.get(family, "learned positions")
         with pytest.raises(UserError, match=said):
             load_lm(folder, rope_scaling=SCALED)
         return

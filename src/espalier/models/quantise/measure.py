@@ -86,7 +86,7 @@ def compare(plain: nn.Module, small: nn.Module, rows: Sequence[Row], *, rounds: 
         int(sums["n"]),
         sums["abs"] / max(1.0, sums["all"]),
         worst,
-        sums["kl"] / n,
+        max(0.0, sums["kl"] / n),  # rounding may take it below
         sums["same"] / n,
         math.exp(min(700.0, sums["before"] / n)),
         math.exp(min(700.0, sums["after"] / n)),

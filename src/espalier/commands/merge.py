@@ -40,8 +40,7 @@ def merge(
     *folders, last = paths
     out = Path(last)
     stack = stack_of(folders, base)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not empty. Choose another folder.")
+    files.check_new_folder(out)
     lm = merged_stack(stack, allow_pickle=allow_pickle)
     with_tokenizer = [name for name in stack.adapters if load.has_tokenizer(Path(name))]
     tokenizer = load.load_tokenizer(with_tokenizer[-1] if with_tokenizer else stack.base)

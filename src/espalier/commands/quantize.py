@@ -51,18 +51,25 @@ def quantize(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """A model with its linear layers in few bits, and what that costs: size, speed, logits, perplexity."""
-    from espalier.models.quantise.methods import Quantisation, settings
+    from espalier.engine import files
+    from espalier.models import load
+    from espalier.models.quantise.methods import Quantisation, described, entry_of, settings
 
     if kind not in ("nf4", "fp4"):
         raise UserError(f"--type {kind}: wanted nf4 or fp4.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not empty. Choose another folder.")
+    files.check_new_folder(out)
     wanted = Quantisation(method, bits, kind, double, group_size)  # type: ignore[arg-type]
     settings(wanted)  # everything that is wrong with it is said before anything is read
+    load.check_folder(model, allow_pickle=allow_pickle)
+    held = entry_of(model)
+    if held is not None:
+        raise UserError(
+            f"{model}: is quantised already ({described(held)}). Name the model that it was made from."
+        )
     if calibration is not None and method != "cpm":
         raise UserError(f"--calibration belongs to cpm; {method} rounds without texts. Remove it.")
     rows = _rows(model, data, tokens) if measure else []
-    texts = [row for row, _ in _rows(model, calibration, tokens)] if calibration is not None else []
+    texts = _rows(model, calibration, tokens) if calibration is not None else []
     facts = _write(model, out, wanted, texts, allow_pickle=allow_pickle)
     if measure:
         facts |= _measured(model, out, rows, allow_pickle=allow_pickle)
@@ -85,7 +92,7 @@ def _write(model: str, out: Path, wanted: Any, texts: list[Any], *, allow_pickle
     if texts:
         plain = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle).eval()
         lm = quantised(plain, wanted)
-        calibrate(plain, lm, texts)
+        calibrate(plain, lm, [tokens for tokens, _ in _fitting(plain, texts)])
         del plain
     else:
         lm = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle, quantisation=wanted)
@@ -115,7 +122,22 @@ def _measured(model: str, out: Path, rows: list[Any], *, allow_pickle: bool) -> 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     plain = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle).to(device).eval()
     small = load.load_lm(str(out)).to(device).eval()
-    return {"memory_bytes": held_bytes(plain), **asdict(compare(plain, small, rows))}
+    return {"memory_bytes": held_bytes(plain), **asdict(compare(plain, small, _fitting(plain, rows)))}
+
+
+def _fitting(lm: Any, rows: list[Any]) -> list[Any]:
+    """The rows as far as the model can read them."""
+    from espalier.models import load
+
+    limit = load.context_length(lm)
+    found = [(tokens[:limit], scored[:limit]) for tokens, scored in rows]
+    found = [(tokens, scored) for tokens, scored in found if any(scored)]
+    if not found:
+        raise UserError(
+            f"no text to measure on has its answer within the {limit} tokens that this model reads. "
+            "Name shorter ones with --data, or add --no-measure."
+        )
+    return found
 
 
 def _has_tokenizer(model: str) -> bool:
@@ -126,13 +148,21 @@ def _has_tokenizer(model: str) -> bool:
 
 def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     """Token ids and which of them count: trained ones of records, all of our own sentences."""
-    from espalier.models import load
+    from espalier.models import load, marks
 
+    two_stacks = marks.config_of_encoder_decoder(_bottom(model))
     if not _has_tokenizer(model):
         if data is not None:
             raise UserError(f"{model}: has no tokenizer to read --data with. Copy its files into the folder.")
+        if two_stacks is not None:
+            raise UserError(
+                f"{model}: an encoder-decoder without a tokenizer has no sentences to be measured on. "
+                "Copy its files into the folder, or add --no-measure."
+            )
         return [(list(range(3, 67)), [True] * 64)]
     tokenizer = load.load_tokenizer(model)
+    if data is None and two_stacks is not None:
+        return [_halves(tokenizer, text) for text in TEXT]
     if data is None:
         encoded = [tokenizer.encode(text) for text in TEXT]
         return [(tokens, [True] * len(tokens)) for tokens in encoded]
@@ -146,6 +176,10 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     kind = kind_of(specs)
     if kind not in ("text", "chat", "preference"):
         raise UserError(f"{data}: read as {kind}; wanted texts, chats or preferences to measure on.")
+    if kind == "text" and two_stacks is not None:
+        raise UserError(
+            f"{data}: bare texts, and {model} is an encoder-decoder. Wanted chats or preferences: questions with answers."
+        )
     encoder = Encoder(tokenizer, choose_template(tokenizer, "auto"), min(512, limit), "trim")
     found: list[Any] = []
     left = limit
@@ -157,6 +191,31 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     if not any(any(trained) for _, trained in found):
         raise UserError(f"{data}: nothing in it is a text that the perplexity could be of.")
     return found
+
+
+def _bottom(model: str) -> str:
+    """The model below adapters' folders."""
+    from espalier.models import adapters, load
+
+    while adapters.is_adapter(model):
+        model = load.base_of(model)
+    return model
+
+
+def _halves(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
+    """A text whose first half is asked and whose second half answers, for a model with an encoder."""
+    chat = [
+        {"role": "user", "content": text[: len(text) // 2]},
+        {"role": "assistant", "content": text[len(text) // 2 :]},
+    ]
+    asked, whole = (
+        tokenizer(said, add_special_tokens=False).input_ids
+        for said in (
+            tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True),
+            tokenizer.apply_chat_template(chat, tokenize=False),
+        )
+    )
+    return whole, [i >= len(asked) for i in range(len(whole))]
 
 
 def _show(facts: dict[str, Any], data: str | None) -> None:

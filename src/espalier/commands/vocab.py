@@ -50,8 +50,8 @@ def extend(
     named = [*(text or []), *(more or [])]
     if not named:
         raise UserError("--text is missing: name the files to learn pieces from.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: exists and is not empty. Choose another folder.")
+    files.check_new_folder(out)
+    load.check_folder(model, allow_pickle=allow_pickle)
     tokenizer = load.load_tokenizer(model)
     held = vocabulary.fast(tokenizer)
     records = load_records(parse_specs(list(named)), "text").records
@@ -62,6 +62,7 @@ def extend(
     train = vocabulary.joined_pieces if way == "bpe" else vocabulary.sentencepiece_pieces
     cut = load.load_tokenizer(model)  # as it was
     before, old_size = vocabulary.characters_per_token(tokenizer, apart), len(tokenizer)
+    unknown = vocabulary.unknown_share(tokenizer, apart)
     pieces = vocabulary.extended(tokenizer, train(tokenizer, learned, size))
     if not pieces:
         raise UserError("nothing in this text is worth a piece of its own. Give more text.")
@@ -70,9 +71,13 @@ def extend(
     rows = vocabulary.grow_embeddings(lm, tokenizer, pieces)
     with files.new_folder(out) as folder:
         save_model(folder, TreeModel(lm, probe(lm), read_scalar_head(model)), tokenizer)
-    after = vocabulary.characters_per_token(load.load_tokenizer(str(out)), apart)
-    shown = "  ".join(str(cut.decode(list(piece.parts))).strip() for piece in pieces[:12])
+    grown = load.load_tokenizer(str(out))
+    after = vocabulary.characters_per_token(grown, apart)
+    shown = "  ".join(str(grown.decode([grown.get_vocab()[piece.text]])).strip() for piece in pieces[:12])
     print(f"{len(pieces)} new pieces ({way}), such as {shown}")
     print(f"vocabulary {old_size:,} -> {len(tokenizer):,}; embeddings grew by {rows:,} rows")
     print(f"characters per token on {len(apart)} held-out texts: {before:.3f} -> {after:.3f}")
+    if unknown:
+        left = vocabulary.unknown_share(grown, apart)
+        print(f"characters there that were read as unknown: {unknown:.1%} -> {left:.1%}")
     print(f"written: {out}")

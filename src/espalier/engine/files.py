@@ -134,6 +134,14 @@ def _old(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
 
 
+def check_new_folder(path: Path) -> None:
+    """Whether a folder may be written here. Raises UserError where something stands there already."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file. Choose the name of a folder that is not there yet.")
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path}: exists and is not empty. Choose another folder.")
+
+
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """A temporary folder to fill, which replaces `final` when the block ends, and is removed when it fails.

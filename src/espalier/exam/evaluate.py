@@ -84,6 +84,7 @@ def evaluate(
         Interrupted: a signal came; what is done is kept.
     """
     keep_freed_memory()
+    load.check_folder(model_name_or_path)
     planned = plan(tasks, shots, settings or Settings(Path()))
     lm = load_adapted.load_with_adapter(
         model_name_or_path, trust_remote_code=asking.trust_remote_code, rope_scaling=asking.rope_scaling

@@ -64,5 +64,5 @@ def plan(names: Sequence[str], shots: Sequence[int | None], settings: Settings) 
                 raise UserError(f"two tasks are called {task.name}: rename one, their results share a file.")
             found.tasks.append((task, number))
     if not found.tasks and not found.harness:
-        raise UserError("no exam can be asked: " + " ".join(found.skipped.values()))
+        raise UserError("no exam can be asked. " + "\n".join(found.skipped.values()))
     return found

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from espalier.errors import UserError
 from espalier.inspect.modules import Node, module_tree
@@ -56,7 +56,7 @@ def facts_of(name: str, *, with_probe: bool) -> tuple[dict[str, Any], Node]:
         **(_adapter(name, lm) if is_adapter else {}),
         **_tokenizer(name, base),
         "scalar_head": read_scalar_head(name) is not None,
-        "linear_layers": adapters.linear_names(lm),
+        "linear_layers": _linear(_inner(lm)),
     }
     if with_probe:
         traits = probe(lm)
@@ -72,7 +72,8 @@ def _loaded(name: str, is_adapter: bool) -> nn.Module:
     """With the adapter on top and not merged, so that it can be seen."""
     if not is_adapter:
         return load.load_lm(name)
-    return adapters.load_adapter(load_adapted.load_with_adapter(_base_of(name)), name, trainable=True)
+    base = load_adapted.load_with_adapter(_base_of(name), rope_scaling=adapters.trained_scaling(name))
+    return adapters.load_adapter(base, name, trainable=True)
 
 
 def _base_of(adapter: str) -> str:
@@ -85,6 +86,12 @@ def _base_of(adapter: str) -> str:
 
 def _inner(lm: Any) -> nn.Module:
     return lm.get_base_model() if adapters.is_adapted(lm) else lm  # type: ignore[no-any-return]
+
+
+def _linear(lm: nn.Module) -> list[str]:
+    """Names of the linear layers, by their own names where an adapter sits on them."""
+    found = [name for name in adapters.linear_layers(lm) if ".lora_" not in name]
+    return sorted({name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in found})
 
 
 def _skeleton(name: str) -> nn.Module:
@@ -102,9 +109,9 @@ def _skeleton(name: str) -> nn.Module:
                 return kind(made.config)  # type: ignore[no-any-return]
         register(folder)
         config = AutoConfig.from_pretrained(name)
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
-            lm: nn.Module = AutoModelForCausalLM.from_config(config)
-            return lm
+            return auto.from_config(config)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:300]
         raise UserError(f"{name}: config.json names no model that can be built ({first}).") from error

@@ -7,6 +7,7 @@ read that text; p-tuning and a projected prefix begin as what their small networ
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,9 @@ from espalier.models.adapter_targets import (
 )
 from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.rope_modules import changes_with_length
+
+PEFT_AND_TRANSFORMERS = ".*is_gradient_checkpointing.* is deprecated"
+"""PEFT asks for a property that transformers has renamed; nothing that a user could do anything about."""
 
 _PREFIX_LM = "it finds the end of its prompt by marks among the ids, and virtual tokens have none"
 BY_THEIR_IDS = {
@@ -235,7 +239,9 @@ def add_prefix(
 
 
 def _made(lm: nn.Module, settings: PeftConfig) -> nn.Module:
-    return get_peft_model(lm, settings)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
+        return get_peft_model(lm, settings)  # type: ignore[arg-type]
 
 
 def _targets(lm: nn.Module, target: Sequence[str] | None) -> list[str]:

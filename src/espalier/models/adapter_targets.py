@@ -36,6 +36,8 @@ AUTO: dict[str, tuple[str, ...]] = {
     "codegen": ("qkv_proj",),
     "phi3": ("qkv_proj",),
     "mpt": ("Wqkv",),
+    **dict.fromkeys(("t5", "mt5", "umt5"), ("q", "v")),
+    **dict.fromkeys(("bart", "mbart", "pegasus"), QUERY_VALUE),
     "ctrl": ("Wq", "Wv"),
     "rwkv": ("key", "value", "receptance"),
     # models that bring their own code
@@ -49,7 +51,7 @@ ONCE_FUSED = ("W_pack", "query_key_value", "c_attn", "qkv_proj", "Wqkv")
 """Names of a projection to queries, keys and values in one, which some conversions have cut in three."""
 
 _INNER = ("mlp", "feed_forward", "ffn")
-_INNER_LAST = ("down_proj", "fc2", "fc_out", "dense_4h_to_h")
+_INNER_LAST = ("down_proj", "fc2", "fc_out", "dense_4h_to_h", "wo")
 _INNER_OR_OUTER = ("c_proj", "out_proj", "dense", "value", "w2")
 """Names of layers back to the hidden width, which mean the feed-forward part only inside of one."""
 
@@ -131,7 +133,7 @@ def keys_values_inner(lm: nn.Module) -> tuple[list[str], list[str]]:
         UserError: an architecture without such names; `lora_target` has to say.
     """
     outer: list[str] = []
-    for names in (("k_proj", "v_proj"), *((name,) for name in ONCE_FUSED), ("Wk", "Wv")):
+    for names in (("k_proj", "v_proj"), *((name,) for name in ONCE_FUSED), ("Wk", "Wv"), ("k", "v")):
         outer = [n for name in names for n in _matching(name, linear_layers(lm))]
         if outer:
             break

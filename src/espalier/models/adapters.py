@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import nn
 
 from espalier.errors import UserError
+from espalier.models.adapter_kinds import PEFT_AND_TRANSFORMERS
 from espalier.models.adapter_kinds import add_adalora as add_adalora
 from espalier.models.adapter_kinds import add_ia3 as add_ia3
 from espalier.models.adapter_kinds import add_lora as add_lora
@@ -26,6 +27,7 @@ from espalier.models.adapter_kinds import add_p_tuning as add_p_tuning
 from espalier.models.adapter_kinds import add_prefix as add_prefix
 from espalier.models.adapter_kinds import add_prompt as add_prompt
 from espalier.models.adapter_kinds import check_virtual as check_virtual
+from espalier.models.adapter_targets import linear_layers as linear_layers
 from espalier.models.adapter_targets import linear_names as linear_names
 from espalier.models.rope import scaling_of
 from espalier.models.tying import tie_again, untie
@@ -96,6 +98,7 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
         with warnings.catch_warnings():
             # PEFT takes AdaLoRA's ranks for LoRA's patterns of ranks, and warns that they are none
             warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
+            warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
             made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)  # type: ignore[arg-type]
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:300]
@@ -120,10 +123,12 @@ def trained_on(lm: nn.Module) -> nn.Module:
     )
     kind = PrefixTuningConfig if old.peft_type == PeftType.PREFIX_TUNING else PromptTuningConfig
     encoder: Any = lm.prompt_encoder[lm.active_adapter]
-    made: Any = get_peft_model(
-        lm.base_model,  # type: ignore[arg-type]
-        kind(**{name: getattr(old, name) for name in same}, task_type="CAUSAL_LM"),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
+        made: Any = get_peft_model(
+            lm.base_model,  # type: ignore[arg-type]
+            kind(**{name: getattr(old, name) for name in same}, task_type="CAUSAL_LM"),
+        )
     made.prompt_encoder[made.active_adapter].embedding.weight.copy_(encoder.embedding.weight)
     return made
 

@@ -69,7 +69,10 @@ def config_of_encoder_decoder(source: str | Mapping[str, Any]) -> dict[str, Any]
     elif Path(source).exists() and not (Path(source) / "config.json").is_file():
         return None
     else:
-        found, _ = PreTrainedConfig.get_config_dict(source)
+        try:
+            found, _ = PreTrainedConfig.get_config_dict(source)
+        except OSError:  # a tokenizer alone, or what the model's own loading will complain of
+            return None
     return found if found.get("is_encoder_decoder") else None
 
 

@@ -161,6 +161,8 @@ def _batches(texts: Iterable[str], size: int = 512) -> Iterator[list[str]]:
 def sentencepiece_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece]:
     """Pieces that sentencepiece finds in these texts and the tokenizer has not, the best first.
 
+    Before them all come the characters that the tokenizer has no piece for, not even in bytes.
+
     Raises:
         UserError: sentencepiece is not installed, or the tokenizer works on bytes.
     """
@@ -198,18 +200,18 @@ def sentencepiece_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> lis
         minloglevel=2,
     )
     trained = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
-    found = []
+    characters, longer = [], []
     for i in range(trained.get_piece_size()):
         text = trained.id_to_piece(i)
-        plain = trained.is_control(i) or trained.is_unknown(i) or len(text.strip(SPACE)) < 2
-        if plain or text in known:
+        if trained.is_control(i) or trained.is_unknown(i) or text in known:
             continue
         parts = _cut(tokenizer, text)
-        if parts:
-            found.append(Piece(text, parts, None, trained.get_score(i)))
-        if len(found) == size:
-            break
-    return found
+        piece = Piece(text, parts, None, trained.get_score(i))
+        if len(text.strip(SPACE)) > 1 and parts:
+            longer.append(piece)
+        elif len(text) == 1 and parts == (tokenizer.unk_token_id,):
+            characters.append(piece)
+    return (characters + longer)[:size]
 
 
 def _wanted(lines: Sequence[str], size: int, known: dict[str, int]) -> int:
@@ -218,10 +220,8 @@ def _wanted(lines: Sequence[str], size: int, known: dict[str, int]) -> int:
 
 
 def _cut(tokenizer: Any, piece: str) -> tuple[int, ...]:
-    """The old pieces of a piece's text; () where it cannot be written with them."""
-    encoded = tokenizer.backend_tokenizer.model.tokenize(piece)
-    ids = tuple(token.id for token in encoded)
-    return () if tokenizer.unk_token_id in ids else ids
+    """The old pieces of a piece's text, among them the unknown one for characters that no piece has."""
+    return tuple(token.id for token in tokenizer.backend_tokenizer.model.tokenize(piece))
 
 
 def extended(tokenizer: Any, pieces: Sequence[Piece]) -> list[Piece]:
@@ -338,3 +338,12 @@ def characters_per_token(tokenizer: Any, texts: Sequence[str]) -> float:
     """Characters of all texts by their tokens."""
     encoded = tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return sum(map(len, texts)) / max(1, sum(len(e.ids) for e in encoded))
+
+
+def unknown_share(tokenizer: Any, texts: Sequence[str]) -> float:
+    """How much of the texts' characters the tokenizer reads as unknown, 0 to 1."""
+    lost = 0
+    for encoded in tokenizer.backend_tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        places = zip(encoded.ids, encoded.offsets, strict=True)
+        lost += sum(end - start for i, (start, end) in places if i == tokenizer.unk_token_id)
+    return lost / max(1, sum(map(len, texts)))

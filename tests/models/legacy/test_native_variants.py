@@ -49,6 +49,8 @@ def by_head(x: Tensor, heads: int) -> Tensor:
         {"intermediate_size": 72, "activation_function": "gelu_new", "scale_attn_weights": False},
         {"layer_norm_epsilon": 1e-3, "num_heads": 8, "tie_word_embeddings": False},
         {"num_layers": 1, "model_type": "pangu"},
+        {"num_layers": 4, "num_heads": 8, "intermediate_size": 72, "activation_function": "gelu_new"}
+        | {"layer_norm_epsilon": 1e-6, "scale_attn_weights": False, "tie_word_embeddings": False},
     ],
 )
 def test_pangu(options: dict[str, Any], tmp_path: Path) -> None:

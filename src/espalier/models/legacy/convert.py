@@ -14,8 +14,8 @@ from espalier.models.load import has_tokenizer, load_lm, load_tokenizer
 def convert_folder(folder: Path, out: Path, *, allow_pickle: bool = False) -> nn.Module:
     """Write the model of a checkpoint folder as a plain one, in the file's own precision.
 
-    The tokenizer is written beside it where the folder has one. What is written loads without remote code: through transformers alone where it has the architecture, else
-    through Espalier.
+    The tokenizer is written beside it where the folder has one. What is written loads without remote code: through
+    transformers alone where it has the architecture, else through Espalier.
 
     Args:
         folder: to read; or one .pth file of RWKV.
@@ -28,7 +28,9 @@ def convert_folder(folder: Path, out: Path, *, allow_pickle: bool = False) -> nn
     Raises:
         UserError: `out` is not empty, or `folder` cannot be loaded.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file. Choose the name of a folder that is not there yet.")
+    if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty. Name a new folder; nothing is written over.")
     model: Any = load_lm(str(folder), dtype=None, allow_pickle=allow_pickle)
     tokenizer = load_tokenizer(str(folder)) if folder.is_dir() and has_tokenizer(folder) else None

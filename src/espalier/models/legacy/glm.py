@@ -20,12 +20,11 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken
-from espalier.models.legacy.native import Native, attend, heads_first
+from espalier.models.legacy.native import Native, attend, heads_first, kept
 from espalier.models.legacy.notes import NotedCache
 from espalier.models.legacy.prefix_generation import PrefixGeneration, positions_and_mask
 
@@ -216,7 +215,7 @@ class GLMChineseForCausalLM(GLMChinesePreTrainedModel, PrefixGeneration, Generat
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(found.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(kept(found.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             if self.config.pad_token_id is not None:

@@ -48,6 +48,17 @@ def heads_first(x: Tensor, size: int) -> Tensor:
     return x.view(*x.shape[:-1], -1, size).transpose(1, 2)
 
 
+def kept(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The states that logits are wanted of.
+
+    Args:
+        hidden: (B, T, d).
+        logits_to_keep: the last so many places (0: all), or the places themselves (n,).
+    """
+    places = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    return hidden[:, places]
+
+
 class Native(PreTrainedModel):
     """The base of our own models: what every one of them can do."""
 

@@ -20,12 +20,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from espalier.models.legacy.conversion import Conversion, Named, needed, taken, token_ids
-from espalier.models.legacy.native import Native, attend, heads_first
+from espalier.models.legacy.native import Native, attend, heads_first, kept
 
 
 class PanguConfig(PreTrainedConfig):
@@ -209,7 +208,7 @@ class PanguForCausalLM(PanguPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(found.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(kept(found.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             if self.config.pad_token_id is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.generate import Sampling, sample
 from espalier.models.probe import probe
 
@@ -85,7 +86,7 @@ def compare(plain: nn.Module, small: nn.Module, rows: Sequence[Row], *, rounds: 
         int(sums["n"]),
         sums["abs"] / max(1.0, sums["all"]),
         worst,
-        sums["kl"] / n,
+        max(0.0, sums["kl"] / n),  # rounding may take it below
         sums["same"] / n,
         math.exp(min(700.0, sums["before"] / n)),
         math.exp(min(700.0, sums["after"] / n)),
@@ -123,7 +124,9 @@ def _reading(lm: nn.Module, rows: Sequence[Row]) -> Work:
 
 def _writing(lm: nn.Module, rows: Sequence[Row]) -> Work:
     traits = probe(lm)
-    prompt = (max((list(tokens) for tokens, _ in rows), key=len))[:16]
+    tokens, scored = max(rows, key=lambda row: len(row[0]))
+    # an encoder-decoder is asked with a whole question, up to the token that its answer begins after
+    prompt = list(tokens[: list(scored).index(True) if is_encoder_decoder(lm) else 16])
     sampling = Sampling(WRITTEN, temperature=0)
     return lambda: WRITTEN / _seconds(lambda: sample(lm, traits, [prompt], sampling))
 

@@ -1,0 +1,5 @@
+"""``python -m espalier``: the same as the command ``espalier``."""
+
+from espalier.cli import main
+
+main()

@@ -195,10 +195,10 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
 
 def _bottom(model: str) -> str:
     """The model below adapters' folders."""
-    from espalier.models import adapters, load
+    from espalier.models import adapters
 
     while adapters.is_adapter(model):
-        model = load.base_of(model)
+        model = load_adapted.base_of(model)
     return model
 
 

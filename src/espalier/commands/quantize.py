@@ -195,7 +195,7 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
 
 def _bottom(model: str) -> str:
     """The model below adapters' folders."""
-    from espalier.models import adapters
+    from espalier.models import adapters, load_adapted
 
     while adapters.is_adapter(model):
         model = load_adapted.base_of(model)

@@ -63,7 +63,7 @@ def _writes(tokenizer: Any, marks: str) -> bool:
 def config_of_encoder_decoder(source: str | Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration of a folder, a hub id or a new model, where it is an encoder-decoder's; else None."""
     if not isinstance(source, str):
-        kind = source.get("model_type")
+        kind = str(source.get("model_type"))
         # sizes that do not fit each other are for the model's own making to complain of
         found = {**AutoConfig.for_model(kind).to_dict(), **source} if kind in CONFIG_MAPPING else {}
     elif Path(source).exists() and not (Path(source) / "config.json").is_file():

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from espalier.cli import app
 from espalier.data.account import Account
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, WARNING, stop_at_errors
 from espalier.data.preflight.look import histogram, quantiles
@@ -268,3 +270,16 @@ def test_words_for_people() -> None:
     turns = tuple(Message(role, "x") for role in ("system", "user", "assistant"))
     assert role_order(Chat(turns)) == "system, user, assistant"
     assert role_order(Ranking(turns[:2], ())) == "system, user -> answers"
+
+
+def test_languages_of_a_file_that_alternates(tmp_path: Path) -> None:
+    """Only some lines of a long file have their script found out, and these must not be every second one."""
+    said = ["春眠不觉晓，处处闻啼鸟。", "the quick brown fox jumps"]
+    rows = [{"prompt": f"{said[i % 2]} {i}", "completion": said[i % 2]} for i in range(9000)]
+    file = tmp_path / "both.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    done = CliRunner().invoke(app, ["inspect", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    languages = next(iter(found["parts"].values()))["languages"] if "parts" in found else found["languages"]
+    assert languages["zh"] == pytest.approx(0.5, abs=0.05)

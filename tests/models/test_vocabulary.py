@@ -187,7 +187,8 @@ def test_real_vocabularies_learn_real_chinese(
     parts = {numbers[p.text]: p.parts for p in pieces}
     for line in [*apart, *learned[:20]]:
         ids, was = encoded(again, line), old.encode(line, add_special_tokens=False).ids
-        assert again.backend_tokenizer.decode(ids) == old.decode(was)
+        if again.unk_token_id not in was:  # else more of the text is kept than was
+            assert again.backend_tokenizer.decode(ids) == old.decode(was)
         if kind == "bpe":
             assert [i for number in ids for i in parts.get(number, (number,))] == was
 

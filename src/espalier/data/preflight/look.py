@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from espalier.data.account import Account
 from espalier.data.preflight.findings import ERROR, HELD_OUT, WARNING, Finding
-from espalier.data.store.marks import ENDLESS, EQUAL, NOT_LOOKED_AT, SCRIPTS, looked_at
+from espalier.data.store.marks import ENDLESS, EQUAL, NOT_LOOKED_AT, SCRIPTS, looked_at, scattered
 from espalier.data.store.stack import Choice, chunks
 from espalier.trees.tree import Tree
 
@@ -86,7 +86,7 @@ class _Records:
         self.account = Account()
         roles, causes = stack.names("role"), stack.names("causes")
         counted: Counter[str] = Counter()
-        # Scripts by the largest power of two that divides the line, so that only lines equally far apart are counted.
+        # Scripts by the largest power of two that divides a line's place, so that all lines counted were as likely.
         scripts: Counter[tuple[int, int]] = Counter()
         last = 1
         for numbers in choice.chunks():
@@ -100,7 +100,8 @@ class _Records:
             lines, script = stack.of_records("line", numbers), stack.of_records("script", numbers)
             last = max(last, int(lines.max()))
             known = script != NOT_LOOKED_AT
-            pairs = np.stack([lines[known] & -lines[known], script[known].astype(np.int64)])
+            places = scattered(lines[known].astype(np.int64))
+            pairs = np.stack([places & -places, script[known].astype(np.int64)])
             for (level, name), count in zip(*_columns(pairs), strict=True):
                 scripts[int(level), int(name)] += int(count)
         self._roles = dict(counted.most_common(8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
+from typing import Any
 
 from espalier.data.clean.quality import LANGUAGES, language
 from espalier.data.clean.view import texts_of
@@ -33,9 +34,17 @@ def looked_at(line: int) -> int:
     return 1 << max((line // _LOOKED_AT).bit_length() - 1, 0)
 
 
+def scattered(line: Any) -> Any:
+    """A number of 26 bits for a line, or for each of an array of lines; its divisors follow no pattern of the file's.
+
+    Files often alternate (two languages, say), and every second line would then see one side only.
+    """
+    return ((line * 2654435761 & 0xFFFFFFFF) >> 7) | 1 << 25
+
+
 def script_mark(record: Record, line: int) -> int:
     """A place in `SCRIPTS`, or `NOT_LOOKED_AT`: all of the first lines of a file, then ever fewer of them."""
-    if line % looked_at(line):
+    if scattered(line) % looked_at(line):
         return NOT_LOOKED_AT
     # The first characters of each turn, so that a long question does not hide the answer's language.
     beginning = "\n".join(text[:_CHARACTERS] for text in texts_of(record)[:4])

@@ -17,8 +17,11 @@ def convert(
     ] = False,
 ) -> None:
     """An old checkpoint as a plain folder of safetensors that loads without remote code."""
+    from espalier.engine import files
     from espalier.models.legacy.convert import convert_folder
 
-    model = convert_folder(source, out, allow_pickle=allow_pickle)
+    files.check_new_folder(out)
+    with files.new_folder(out) as folder:
+        model = convert_folder(source, folder, allow_pickle=allow_pickle)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{out}: {type(model).__name__}, {parameters:,} parameters, {next(model.parameters()).dtype}")

@@ -178,7 +178,7 @@ def check_folder(name: str, *, allow_pickle: bool = False) -> None:
     folder = Path(name)
     if not folder.exists():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise UserError(f"{name}: there is no such folder. Check model_name_or_path.")
+            raise UserError(f"{name}: there is no such folder. Check the path.")
         return
     if folder.is_file() and checkpoint.config_of(folder) is None:
         raise UserError(f"{name}: is a file. Wanted the folder that holds config.json and *.safetensors.")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 
+import torch
 import transformers
 
 
 def quiet() -> None:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says on stdout that it found no GPU
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for name in ("transformers", "bitsandbytes"):

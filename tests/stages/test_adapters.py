@@ -307,7 +307,6 @@ def test_micro_batches_do_not_change_what_is_learned(kind: str, options: Make, t
     ("kind", "stage", "strategy"),
     [
         ("adalora", "dpo", "ddp"),
-        ("prefix", "dpo", "ddp"),
         ("prompt", "dpo", "zero2"),
         ("ia3", "sft", "fsdp"),
     ],

@@ -39,9 +39,13 @@ def facts_of(name: str, *, with_probe: bool) -> tuple[dict[str, Any], Node]:
         UserError: the folder cannot be read as a model.
     """
     is_adapter = (Path(name) / "adapter_config.json").is_file()
-    lm = _loaded(name, is_adapter) if with_probe else _skeleton(_base_of(name) if is_adapter else name)
+    lm = (
+        _loaded(name, is_adapter)
+        if with_probe
+        else _skeleton(load_adapted.base_of(name) if is_adapter else name)
+    )
     settings: Any = lm.config
-    base = _base_of(name) if is_adapter else name
+    base = load_adapted.base_of(name) if is_adapter else name
     entry = entry_of(base)
     facts: dict[str, Any] = {
         "architecture": type(_inner(lm)).__name__,
@@ -72,16 +76,10 @@ def _loaded(name: str, is_adapter: bool) -> nn.Module:
     """With the adapter on top and not merged, so that it can be seen."""
     if not is_adapter:
         return load.load_lm(name)
-    base = load_adapted.load_with_adapter(_base_of(name), rope_scaling=adapters.trained_scaling(name))
+    base = load_adapted.load_with_adapter(
+        load_adapted.base_of(name), rope_scaling=adapters.trained_scaling(name)
+    )
     return adapters.load_adapter(base, name, trainable=True)
-
-
-def _base_of(adapter: str) -> str:
-    file = Path(adapter) / "adapter_config.json"
-    base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise UserError(f"{file}: names no base model. Set base_model_name_or_path in it.")
-    return str(base)
 
 
 def _inner(lm: Any) -> nn.Module:
@@ -98,7 +96,7 @@ def _skeleton(name: str) -> nn.Module:
     """The architecture that the files name, without its numbers."""
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
-        return _skeleton(_base_of(name))
+        return _skeleton(load_adapted.base_of(name))
     check_readable(name)
     old = checkpoint.config_of(folder)
     try:
@@ -154,7 +152,7 @@ def _adapter(name: str, lm: nn.Module) -> dict[str, Any]:
         if key in settings
     }
     found: dict[str, Any] = {
-        "base": _base_of(name),
+        "base": load_adapted.base_of(name),
         "adapter": {k: v for k, v in shown.items() if v not in (None, False)},
     }
     if adapters.is_adapted(lm):

@@ -193,3 +193,10 @@ def test_a_row_without_an_answer_s_beginning_is_refused() -> None:
 def test_the_tree_layout_is_refused(pair: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError, match="encoder-decoder"):
         probe(pair[1], wanted="tree")
+
+
+@pytest.mark.parametrize("mask", [[0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 1]])
+def test_rows_are_padded_on_the_right_alone(mask: list[int]) -> None:
+    lm = load.new_lm({"model_type": "t5", **T5}, 100, {"pad_token_id": 0, "eos_token_id": 1})
+    with pytest.raises(ValueError, match="padded on the right"):
+        lm(input_ids=torch.tensor([[5, 1, 0, 7, 8, 1]]), attention_mask=torch.tensor([mask]))

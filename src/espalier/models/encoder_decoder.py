@@ -62,9 +62,9 @@ def _rows(lm: Any, run: Any, ids: Tensor, attention_mask: Tensor | None) -> Any:
     start = borders(lm.config, ids, real)
     lengths = real.sum(1)
     _check_length(lm.config, max(int(start.max()), int((lengths - start).max())))
-    if not bool((real.long().cumsum(1)[:, -1:] == lengths[:, None]).all() and real[:, 0].all()):
-        raise ValueError("rows of an encoder-decoder are padded on the right")
     places = torch.arange(ids.shape[1], device=ids.device)
+    if not torch.equal(real, places < lengths[:, None]):
+        raise ValueError("rows of an encoder-decoder are padded on the right")
     inside = places < start[:, None]
     asked = torch.where(inside, ids, _pad(lm.config))[:, : int(start.max())]
     prompts, whose = torch.unique(torch.cat([start[:, None], asked], 1), dim=0, return_inverse=True)

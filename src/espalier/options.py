@@ -274,7 +274,7 @@ class EngineOptions(Options):
     """How the same computation is carried out on this machine."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", "The type of the matrix products; auto measures whether bf16 is really faster here."
+        "auto", "The type of the matrix products; auto is bf16 where the processor has instructions for it."
     )
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: slower, less memory."

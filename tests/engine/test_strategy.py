@@ -38,7 +38,7 @@ class Net(nn.Module):
 
 def prepared(seed: int) -> tuple[Accelerator, nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    accelerator = make_accelerator("single", "no", max_grad_norm=1.0, cpu=True)
+    accelerator = make_accelerator("single", "fp32", max_grad_norm=1.0, cpu=True)
     net = Net()
     torch.manual_seed(0)
     net.frozen.reset_parameters()  # what is not trained is not saved: both runs load it

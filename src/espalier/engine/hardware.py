@@ -1,4 +1,4 @@
-"""What this machine is good at: precision by measuring, memory that stays in the process, its name."""
+"""The machine: its name, the memory in use, and memory that stays in the process."""
 
 from __future__ import annotations
 
@@ -6,45 +6,12 @@ import contextlib
 import ctypes
 import platform
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import torch
 
-GAIN = 1.3
-"""bf16 must be so much faster than fp32 before its rounding is worth it."""
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-
-
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """ "no" (float32), "bf16" or "fp16", as accelerate names them.
-
-    "auto" is bf16 on a GPU that has it, and on a CPU only where a bf16 matrix product really is faster: with
-    AMX it is about 9 times as fast as float32, without bf16 instructions it can be 100 times slower.
-    """
-    if wanted in ("bf16", "fp16"):
-        return wanted
-    if wanted != "auto":
-        return "no"
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    if device.type != "cpu":
-        return "no"
-    return "bf16" if _matmul_seconds(torch.bfloat16) * GAIN < _matmul_seconds(torch.float32) else "no"
-
-
-def _matmul_seconds(dtype: torch.dtype, size: int = 256) -> float:
-    """Best time of a small matrix product; small, for without bf16 instructions one of 2048 takes a minute."""
-    a = torch.ones(size, size, dtype=dtype)
-    _ = a @ a
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        _ = a @ a
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def keep_freed_memory() -> bool:

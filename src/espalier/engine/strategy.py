@@ -11,20 +11,28 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
+from espalier.engine.precision import Precision
 from espalier.errors import UserError
 
 if not torch.cuda.is_available():
     # DeepSpeed asks at import, which PEFT and accelerate do for us, and warns when nobody has said.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+_ASKED_BY_LAUNCHER = {
+    key: os.environ.get(key)
+    for key in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
+}
+"""accelerate keeps what one run has asked for in the environment, where the next one would find it."""
+
 ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
 def make_accelerator(
     strategy: str,
-    precision: str,
+    precision: Precision,
     *,
     max_grad_norm: float,
     offload: str = "none",
@@ -35,7 +43,7 @@ def make_accelerator(
 
     Args:
         strategy: auto, single, ddp, fsdp, zero1, zero2, zero3; auto is ddp under a launcher.
-        precision: "no", "bf16" or "fp16".
+        precision: of the matrix products.
         max_grad_norm: DeepSpeed clips by itself and must know.
         offload: none, optimizer or all (ZeRO and FSDP only).
         deepspeed: a configuration of one's own; wins over what is built here.
@@ -45,6 +53,7 @@ def make_accelerator(
         UserError: DeepSpeed is asked for and not installed.
     """
     cpu = not torch.cuda.is_available() if cpu is None else cpu
+    _forget_earlier_runs()
     plugins: dict[str, Any] = {}
     if strategy in ZERO or deepspeed is not None:
         try:
@@ -62,10 +71,25 @@ def make_accelerator(
             state_dict_type="FULL_STATE_DICT",
             cpu_offload=offload == "all",
         )
-    return Accelerator(cpu=cpu, mixed_precision=precision, **plugins)
+    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision, **plugins)
 
 
-def zero_config(stage: int, precision: str, max_grad_norm: float, offload: str) -> dict[str, Any]:
+def _forget_earlier_runs() -> None:
+    """Let this process have another precision and strategy than its last run had.
+
+    accelerate keeps both in one state for the life of the process, and refuses (precision) or ignores (strategy) what
+    differs from it. The group of processes stays as it is.
+    """
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    for key, value in _ASKED_BY_LAUNCHER.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+def zero_config(stage: int, precision: Precision, max_grad_norm: float, offload: str) -> dict[str, Any]:
     """A DeepSpeed configuration for an optimiser and a loop of our own (Rajbhandari et al. 2020)."""
     zero: dict[str, Any] = {"stage": stage}
     if offload in ("optimizer", "all"):

@@ -36,7 +36,7 @@ from espalier.models.new_tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
 from espalier.models.new_tokenizer import train_tokenizer as train_tokenizer
 from espalier.models.quantise import cpm_transformers as cpm_transformers  # transformers learns of it by this
 from espalier.models.quantise.methods import Quantisation, check_readable, entry_of, settings
-from espalier.models.quantise.turn import check_quantised, quantised
+from espalier.models.quantise.turn import check_quantised, never_packed, quantised
 from espalier.models.quiet import first_line, quiet
 from espalier.models.rope import longest, set_scaling
 from espalier.models.rope_modules import put_in_place
@@ -112,7 +112,7 @@ def load_lm(
     lm = put_in_place(takes_rows(lm) if config.is_encoder_decoder else lm)
     if quantisation is not None:
         check_quantised(lm, quantisation)
-    return lm
+    return never_packed(lm)
 
 
 def new_lm(

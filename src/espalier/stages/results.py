@@ -76,7 +76,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         "strategy": start.option(EngineOptions).strategy,
-        "precision": {"no": "fp32"}.get(start.precision, start.precision),
+        "precision": start.option(EngineOptions).precision,
         "parameters": number_of_weights(parts.main),
         "trainable_parameters": sum(p.numel() for p in parts.trained.parameters() if p.requires_grad),
         "versions": {

@@ -29,7 +29,6 @@ class Start:
         options: an instance of each option class, by class.
         folder: of the run's results.
         fingerprint: of everything that the result depends on.
-        precision: "no" (float32), "bf16" or "fp16".
         notes: lines that were shown to the user; kept in the summary.
         started: seconds since the epoch.
     """
@@ -39,7 +38,6 @@ class Start:
     folder: Path
     fingerprint: str
     accelerator: Accelerator
-    precision: str
     notes: list[str]
     started: float = field(default_factory=time.time)
 

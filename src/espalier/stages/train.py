@@ -11,6 +11,7 @@ import copy
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from rich.console import Console
 
 from espalier import config
 from espalier.engine import strategy
-from espalier.engine.hardware import choose_precision, keep_freed_memory
+from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.loop import Hooks, Schedule, Stopped, run_loop
 from espalier.engine.optim import adamw, learning_rate_at
+from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
 from espalier.engine.track import Tracker, keep_rows
 from espalier.errors import UserError
@@ -58,16 +60,20 @@ def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
     check_possible(stage, options)
     run: RunOptions = options[RunOptions]
     folder = Path(run.output_dir) / (run.name or stage)
+    options = _decided(options, folder if run.resume else None)
     fingerprint = config.options_hash({"options": _meaning(options), "upstream": upstream})
     done = finished(folder, fingerprint)
     if done is not None and run.resume:
         Console(stderr=True).print(f"[dim]{run.name or stage}: done already ({folder}), skipped[/]")
         return done
     keep_freed_memory()
-    accelerator, precision = _accelerator(options)
-    start = Start(stage, options, folder, fingerprint, accelerator, precision, list(notes))
+    start = Start(stage, options, folder, fingerprint, _accelerator(options), list(notes))
     for note in notes:
         start.console.print(f"[yellow]{note}[/]")
+    if start.option(EngineOptions).precision == "bf16" and is_emulated(start.accelerator.device):
+        start.say(
+            "bf16 is computed slowly here, for this CPU has no bf16 instructions; precision: fp32 is faster"
+        )
     set_seed(run.seed)
     return _run(_prepared(start))
 
@@ -80,22 +86,32 @@ def _meaning(options: Mapping[type, Any]) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if k not in shown}
 
 
-def _accelerator(options: Mapping[type, Any]) -> tuple[Accelerator, str]:
+def _decided(options: Mapping[type, Any], folder: Path | None) -> dict[type, Any]:
+    """The options with `precision: auto` replaced by what it means: for a run that goes on, what it began with.
+
+    Args:
+        folder: of the run that may go on.
+    """
     engine: EngineOptions = options[EngineOptions]
-    precision = choose_precision(
-        engine.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    cpu = not torch.cuda.is_available()
+    kept = kept_precision(folder) if folder is not None and engine.precision == "auto" else None
+    chosen = choose_precision(kept or engine.precision, torch.device("cpu" if cpu else "cuda"))
+    return {**options, EngineOptions: replace(engine, precision=agreed_precision(chosen, cpu=cpu))}
+
+
+def _accelerator(options: Mapping[type, Any]) -> Accelerator:
+    engine: EngineOptions = options[EngineOptions]
+    assert engine.precision != "auto"
     own = engine.deepspeed
     if isinstance(own, str):
         own = json.loads(Path(own).read_text("utf-8"))
-    made = strategy.make_accelerator(
+    return strategy.make_accelerator(
         engine.strategy,
-        precision,
+        engine.precision,
         max_grad_norm=options[TrainOptions].max_grad_norm,
         offload=engine.offload,
         deepspeed=own,
     )
-    return made, precision
 
 
 def _prepared(start: Start) -> Running:

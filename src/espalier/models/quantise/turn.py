@@ -38,7 +38,7 @@ def quantised(lm: nn.Module, wanted: Quantisation) -> nn.Module:
         quantization_config=settings(wanted),
     )
     check_quantised(made, wanted)
-    return _named_like(made, old).eval()
+    return _named_like(never_packed(made), old).eval()
 
 
 def check_quantised(lm: nn.Module, wanted: Quantisation) -> None:
@@ -121,6 +121,19 @@ def weight_of(module: Any) -> Tensor:
     if type(module.weight).__module__.startswith("torchao."):
         return module.weight.dequantize().detach().float()
     raise UserError(f"Weights of {type(module).__name__} cannot be turned back into floats.")
+
+
+def never_packed(lm: nn.Module) -> nn.Module:
+    """The model with bitsandbytes' layers kept as they are saved, on every CPU.
+
+    On a CPU with AVX512-BF16 its 4-bit layers rearrange their weights at the first forward in evaluation mode. The
+    product of rearranged weights has no backward and is rounded to bf16, so that whatever is trained below such a layer
+    gets wrong gradients; and the rearrangement fails for layers whose rows do not fill its blocks of 32.
+    """
+    for module in lm.modules():
+        if _is_bnb(module) and hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return lm
 
 
 def number_of_weights(module: nn.Module) -> int:

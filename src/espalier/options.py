@@ -66,8 +66,11 @@ class ModelOptions(Options):
     layout: Literal["auto", "tree", "padded"] = option(
         "auto", "How trees become rows; auto takes tree when the model passes the probe, else padded."
     )
-    attn_implementation: str = option(
-        "auto", "The attention code; auto takes the fastest exact one for the device."
+    attn_implementation: Literal[
+        "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"
+    ] = option(
+        "auto",
+        "The attention code: auto is Espalier's own; one of transformers' takes trees by a dense mask or runs padded.",
     )
     trust_remote_code: bool = option(
         False, "Run Python code that comes with the model; only for models you trust."

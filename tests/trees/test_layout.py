@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 
-from espalier.trees import Batch, Tree, lay_out_padded, lay_out_tree
+from espalier.trees import Batch, Tree, lay_out_padded, lay_out_tree, unrolled
 from espalier.trees.mask import visible
 
 Forest = Callable[..., list[Tree]]
@@ -121,3 +122,19 @@ def test_trees_with_other_extras_are_not_mixed() -> None:
     other = Tree.from_path([1, 2], [False, True], source="a:2")
     with pytest.raises(AssertionError, match="a:2"):
         lay_out_tree([one, other])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_unrolled_rows_are_those_of_the_padded_layout(forest: Forest, seed: int) -> None:
+    """Whatever the trees: the same ids, masks and places as the other constructor makes."""
+    trees = forest(seed)
+    found, right = unrolled(lay_out_tree(trees)), lay_out_padded(trees)
+    for field in fields(Batch):
+        value, truth = getattr(found, field.name), getattr(right, field.name)
+        if field.name == "extras":
+            assert value.keys() == truth.keys() and all(torch.equal(value[k], truth[k]) for k in truth)
+        elif isinstance(truth, torch.Tensor):
+            assert torch.equal(value, truth), field.name
+        else:
+            assert value == truth, field.name
+    assert unrolled(right) is right

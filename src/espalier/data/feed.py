@@ -53,6 +53,7 @@ class Rows:
     Attributes:
         lay_out: trees to a Batch.
         row_tokens: the most tokens of one micro-batch; a larger tree goes alone.
+        unshared: count what branches share once for each of them: a model of this step unrolls the rows.
         rank, world: this process and how many there are.
         device: where the batches go.
     """
@@ -62,6 +63,7 @@ class Rows:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
+    unshared: bool = False
 
     @property
     def shares_prompts(self) -> bool:
@@ -70,7 +72,7 @@ class Rows:
 
     def sizes(self, trees: Sequence[Tree]) -> Sizes:
         """(n,) tokens that each tree costs in this layout."""
-        return listed(trees).sizes(paths=not self.shares_prompts)
+        return listed(trees).sizes(paths=self.unshared or not self.shares_prompts)
 
     def micro_batches(self, trees: Sequence[Tree]) -> list[Batch]:
         """This rank's share, the same number of micro-batches on every rank.

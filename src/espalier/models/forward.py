@@ -22,6 +22,7 @@ from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs, 
 from espalier.models.trunk import Trunk
 from espalier.models.virtual import Virtual, virtual_tokens
 from espalier.trees.batch import Batch, under_root
+from espalier.trees.layout import unrolled
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class Traits:
     windows: dict[str, int | None]
     reason: str
 
+    @property
+    def takes_trees(self) -> bool:
+        return self.method != "padded"
+
 
 class TreeModel(nn.Module):
     """A Hugging Face causal language model that takes a Batch, with an optional scalar head.
@@ -91,6 +96,10 @@ class TreeModel(nn.Module):
         self.traits = traits
         self.scalar_head = scalar_head
 
+    def fitting(self, batch: Batch) -> Batch:
+        """The batch in rows that this model takes; for one that was laid out for another model."""
+        return batch if self.traits.takes_trees else unrolled(batch)
+
     def without_lm_head(self) -> TreeModel:
         """Freeze an output head of its own, which a model that only gives numbers does not use."""
         output = self.lm.get_output_embeddings()  # type: ignore[operator]
@@ -103,8 +112,11 @@ class TreeModel(nn.Module):
         """Run the model once over the batch; `trunk`: what its one row goes on from, or what it is to fill.
 
         Raises:
-            ValueError: values or scores are wanted from a model without a scalar head.
+            ValueError: values or scores are wanted from a model without a scalar head; the rows hold trees, which
+                this model cannot take (see `fitting`).
         """
+        if batch.attention_mask is None and not self.traits.takes_trees:
+            raise ValueError(f"a batch of trees came to a model that takes none ({self.traits.reason})")
         if (want.values or want.scores) and self.scalar_head is None:
             raise ValueError("values and scores need a scalar head, and this model has none")
         head = self.lm.get_output_embeddings()  # type: ignore[operator]

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from espalier.errors import UserError
 from espalier.models.attention import NAME, Method
 from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.forward import Traits, TreeModel, Want
 from espalier.models.marks import needs_marks
+from espalier.models.quiet import first_line
 from espalier.trees.layout import lay_out_padded, lay_out_tree
 from espalier.trees.tree import Tree
 
@@ -24,25 +26,38 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 
 
 @torch.no_grad()
-def probe(lm: nn.Module, *, wanted: str = "auto") -> Traits:
+def probe(lm: nn.Module, *, wanted: str = "auto", attention: str = "auto") -> Traits:
     """Find out how this model takes trees.
 
     Args:
         lm: a causal language model of transformers (or one wrapped by PEFT), in any mode; left as found.
         wanted: "auto", "tree" (an error if it cannot), or "padded" (nothing but the head is tried).
+        attention: "auto", or the one implementation of transformers' that the model is to have.
 
     Raises:
         ValueError: the tree layout is demanded and the model cannot take it.
+        UserError: the attention that was asked for does not work with this model or on this machine.
     """
     training = lm.training
     lm.eval()
     try:
-        return _probe(lm, wanted)
+        if attention != "auto":
+            _set_attention(lm, attention)
+        return _probe(lm, wanted, attention)
     finally:
         lm.train(training)
 
 
-def _probe(lm: nn.Module, wanted: str) -> Traits:
+def _set_attention(lm: Any, attention: str) -> None:
+    try:
+        lm.set_attn_implementation(attention)
+    except (ImportError, ValueError, KeyError) as error:
+        raise UserError(
+            f"attn_implementation: {attention} does not work here: {first_line(error)}. Use auto, sdpa or eager."
+        ) from error
+
+
+def _probe(lm: nn.Module, wanted: str, attention: str) -> Traits:
     config: Any = lm.config
     windows = sliding_windows(config)
     plain = _head_is_plain(lm)
@@ -62,6 +77,8 @@ def _probe(lm: nn.Module, wanted: str) -> Traits:
     failures = []
     first: Method = "blocks" if device.type == "cuda" else "pieces"
     methods: tuple[tuple[Method, str], ...] = ((first, NAME), ("dense", own), ("dense", "eager"))
+    if attention != "auto":
+        methods = (("dense", attention),)
     for method, implementation in methods:
         try:
             lm.set_attn_implementation(implementation)  # type: ignore[operator]

@@ -31,6 +31,7 @@ from espalier.data.store.stack import Choice, Stack
 from espalier.data.templates import Template, prompt_text
 from espalier.data.tokenise import Encoder
 from espalier.errors import UserError
+from espalier.models.forward import TreeModel
 from espalier.options import DataOptions, RunOptions, TokenizedOptions, TrainOptions
 from espalier.rollout.asks import Asks
 from espalier.stages.stage import SamplePrompt
@@ -84,7 +85,6 @@ class Datasets:
         rejected_path: where bad records are written.
         tokenizer: given where it is known without the model's folder; else that folder's, or a new one.
         hashes: file -> sha256 of everything read so far.
-        padded: whether a row holds one branch only, as the probe of the run's model has said.
         kept: where tokenised records are kept unless `tokenized_path` says it; None: nowhere, after the run.
         show: told how far a long reading is.
         preflight: what the data read and tokenised so far looks like, and what was left out of it.
@@ -98,7 +98,6 @@ class Datasets:
     rejected_path: Path | None = None
     tokenizer: Any = None
     hashes: dict[str, str] = field(default_factory=dict)
-    padded: bool = False
     kept: Path | None = None
     show: Callable[[str], None] = lambda text: None
 
@@ -297,16 +296,18 @@ class Datasets:
 
     # --- steps ----------------------------------------------------------------------------------
 
-    @property
-    def rows(self) -> Rows:
+    def rows(self, model: TreeModel, *others: TreeModel) -> Rows:
+        """Rows as `model` takes them, of a size that the others can unroll where they take no trees."""
         data, train = self.option(DataOptions), self.option(TrainOptions)
         per_row = train.per_device_train_batch_size or 1
         if train.tokens_per_step:
             tokens = max(data.cutoff_len, min(train.tokens_per_step // self.world, 8192))
         else:
             tokens = data.cutoff_len * per_row
-        lay_out = lay_out_padded if self.padded else lay_out_tree
-        return Rows(lay_out, tokens if data.packing else 1, self.rank, self.world, str(self.device))
+        lay_out = lay_out_tree if model.traits.takes_trees else lay_out_padded
+        unshared = not all(other.traits.takes_trees for other in others)
+        most = tokens if data.packing else 1
+        return Rows(lay_out, most, self.rank, self.world, str(self.device), unshared)
 
     @property
     def plan(self) -> Plan:
@@ -319,12 +320,13 @@ class Datasets:
         seed = self.option(RunOptions).seed
         return Plan(per_step, train.tokens_per_step, train.num_train_epochs, train.max_steps, seed)
 
-    def judged(self, trees: Sequence[Tree]) -> Batches:
+    def judged(self, model: TreeModel, trees: Sequence[Tree]) -> Batches:
         """This rank's part of held-out trees, laid out anew at each evaluation, so that they need no memory."""
-        return self.rows.lazily(trees) if trees else Batches(lambda at: self.rows.lazily(trees)[at], 0)
+        rows = self.rows(model)
+        return rows.lazily(trees) if trees else Batches(lambda at: rows.lazily(trees)[at], 0)
 
-    def dataset_feed(self, trees: Sequence[Tree], annotate: Any = None) -> DatasetFeed:
-        return DatasetFeed(trees, self.rows, annotate=annotate, **asdict(self.plan))
+    def dataset_feed(self, model: TreeModel, trees: Sequence[Tree], annotate: Any = None) -> DatasetFeed:
+        return DatasetFeed(trees, self.rows(model), annotate=annotate, **asdict(self.plan))
 
 
 def _asked(record: Any) -> tuple[Any, str | None] | None:

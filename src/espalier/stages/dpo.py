@@ -140,7 +140,7 @@ class Reference:
             return batch
         if self._start is None:
             assert self.frozen is not None, "everything has been computed before the first step"
-            found = self.frozen(batch, Want()).logprobs
+            found = self.frozen(self.frozen.fitting(batch), Want()).logprobs
         else:
             with self._start():
                 found = self._policy(batch, Want()).logprobs
@@ -183,17 +183,17 @@ def build(setup: Setup) -> Parts:
         frozen.eval().requires_grad_(False)
     add = Reference(policy, frozen)
     if options.precompute_ref_logprobs:
-        train, judged = precomputed(train, add, setup.rows), precomputed(judged, add, setup.rows)
+        train, judged = (precomputed(trees, add, setup.rows(policy)) for trees in (train, judged))
         add.frozen = None
     objective = Preferences(
         options.pref_loss, options.pref_beta, options.label_smoothing, fresh=options.ref_model is None
     )
-    batches = [add(batch) for batch in setup.rows.micro_batches(judged)] if judged else []
+    batches = [add(batch) for batch in setup.rows(policy).micro_batches(judged)] if judged else []
     return Parts(
         trained=policy,
         main=policy,
         objective=objective,
-        feed=lambda live: setup.dataset_feed(train, annotate=add),
+        feed=lambda live: setup.dataset_feed(policy, train, annotate=add),
         validate=validator(objective, batches),
         held_out=HeldOut("accuracy", "higher"),
         sample_prompts=setup.sample_prompts(held_out or records),

@@ -126,7 +126,7 @@ def build(setup: Setup) -> Parts:
         return RolloutFeed(
             len(roller.asks),
             roll,
-            setup.rows,
+            setup.rows(policy),
             prompts_per_rollout=rolling.rollout_prompts or per_step,
             trees_per_step=per_step,
             passes=options.grpo_epochs,

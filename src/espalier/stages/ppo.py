@@ -72,8 +72,11 @@ class PolicyAndCritic(nn.Module):
         self.policy, self.critic = policy, critic
 
     def forward(self, batch: Batch, want: Want) -> Outputs:
-        said = self.policy(batch, Want(want.logprobs, want.entropy, temperature=want.temperature))
-        values = self.critic(batch, Want(logprobs=False, values=True)).values if want.values else None
+        wanted = Want(want.logprobs, want.entropy, temperature=want.temperature)
+        said = self.policy(self.policy.fitting(batch), wanted)
+        if not want.values:
+            return Outputs(said.logprobs, said.entropy)
+        values = self.critic(self.critic.fitting(batch), Want(logprobs=False, values=True)).values
         return Outputs(said.logprobs, said.entropy, values)
 
 
@@ -197,8 +200,8 @@ def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
-    roller = Roller(setup, policy, frozen, rolling.group_size or 1)
     critic = _critic(setup, rolling.reward_model)
+    roller = Roller(setup, policy, frozen, rolling.group_size or 1, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
     controller = KLController(rolling.kl_coef, options.kl_target, options.kl_horizon)
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
@@ -234,7 +237,7 @@ def build(setup: Setup) -> Parts:
         return RolloutFeed(
             len(roller.asks),
             roll,
-            setup.rows,
+            setup.rows(policy, critic),
             prompts_per_rollout=rolling.rollout_prompts or per_step,
             trees_per_step=per_step,
             passes=options.ppo_epochs,

@@ -21,7 +21,7 @@ def build(setup: Setup) -> Parts:
         trained=model,
         main=model,
         objective=NextToken(),
-        feed=lambda live: setup.dataset_feed(train),
-        validate=validator(NextToken(), setup.judged(judged)),
+        feed=lambda live: setup.dataset_feed(model, train),
+        validate=validator(NextToken(), setup.judged(model, judged)),
         held_out=HeldOut("loss", "lower"),
     )

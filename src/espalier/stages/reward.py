@@ -100,12 +100,12 @@ def build(setup: Setup) -> Parts:
     records, held_out = setup.records("preference")
     train = setup.trees(records, answers_trained=False).mapped(with_preference)
     judged = setup.trees(held_out, HELD_OUT, answers_trained=False).mapped(with_preference)
-    objective = PairwiseReward(setup.option(RewardOptions).reward_loss, fresh=not setup.head_was_loaded)
+    objective = PairwiseReward(setup.option(RewardOptions).reward_loss, fresh=not setup.has_scalar_head)
     return Parts(
         trained=model,
         main=model,
         objective=objective,
-        feed=lambda live: setup.dataset_feed(train),
-        validate=validator(objective, setup.judged(judged)),
+        feed=lambda live: setup.dataset_feed(model, train),
+        validate=validator(objective, setup.judged(model, judged)),
         held_out=HeldOut("accuracy", "higher"),
     )

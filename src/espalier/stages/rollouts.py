@@ -84,14 +84,20 @@ class Roller:
         policy: what is sampled from (for its traits).
         frozen_reference: a frozen copy, or None where the policy has an adapter: then the reference is what it is now.
         group_size: answers a prompt.
+        beside: models that are trained with the policy, on the same rows.
     """
 
     def __init__(
-        self, setup: Setup, policy: TreeModel, frozen_reference: TreeModel | None, group_size: int
+        self,
+        setup: Setup,
+        policy: TreeModel,
+        frozen_reference: TreeModel | None,
+        group_size: int,
+        beside: Sequence[TreeModel] = (),
     ) -> None:
         options = setup.option(RolloutOptions)
         self._setup, self._options, self._policy = setup, options, policy
-        self._reference, self._group = frozen_reference, group_size
+        self._reference, self._group, self._beside = frozen_reference, group_size, beside
         self._start = StepZero(policy.lm) if frozen_reference is None else None
         self._rule = find_rule(options.reward_function) if options.reward_function else None
         self.reward_model = (
@@ -146,9 +152,9 @@ class Roller:
         if self._rule is not None:
             trees = [with_extras(a.tree, scores=rule_scores(a, self._rule)) for a in answered]
         else:
-            trees = measure(
-                [a.tree for a in answered], self._setup.rows, lambda batch: self._judged(live, batch)
-            )
+            assert self.reward_model is not None
+            rows = self._setup.rows(self.reward_model)
+            trees = measure([a.tree for a in answered], rows, lambda batch: self._judged(live, batch))
         if not self._options.missing_eos_penalty:
             return trees
         fines = [
@@ -175,7 +181,7 @@ class Roller:
             found = names(live.run(batch, want))
             return {**found, "ref_logprobs": self._by_reference(live, batch)}
 
-        return measure(trees, self._setup.rows, run)
+        return measure(trees, self._setup.rows(self._policy, *self._beside), run)
 
     @torch.no_grad()
     def _by_reference(self, live: Live, batch: Batch) -> Tensor:

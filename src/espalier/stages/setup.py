@@ -15,7 +15,7 @@ from espalier.data.templates import choose_template
 from espalier.engine.strategy import whole_parameters
 from espalier.errors import UserError
 from espalier.models import load, load_adapted
-from espalier.models.forward import TreeModel
+from espalier.models.forward import Traits, TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation
@@ -29,15 +29,7 @@ from espalier.stages.stage import Live
 
 @dataclass
 class Setup(Datasets):
-    """The run's tokenizer, models and data (see `Datasets`).
-
-    Attributes:
-        layout_reason: what the probe of the run's model has said.
-        head_was_loaded: whether the last model came with a scalar head of its own.
-    """
-
-    layout_reason: str = ""
-    head_was_loaded: bool = False
+    """The run's tokenizer, models and data (see `Datasets`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,13 +63,11 @@ class Setup(Datasets):
         lm, head = self._lm(name or model.model_name_or_path, wanted, own=name is None)
         lm = adapted(lm, self.options, self.tokenizer, own=name is None)
         check_trainable(lm, adapter, self.option(EngineOptions))
-        traits = probe(lm, wanted=model.layout)
-        self.padded, self.layout_reason = traits.method == "padded", traits.reason
+        traits = self._traits(lm)
         self.say(traits.reason)
         frozen = frozen_part(lm, self.option(AdapterOptions))
         if frozen is not None:
             self.say(frozen)
-        self.head_was_loaded = head is not None
         if not scalar_head:
             head = None
         elif head is None:
@@ -93,8 +83,17 @@ class Setup(Datasets):
             raise UserError(
                 f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
             )
-        traits = probe(lm, wanted=self.option(ModelOptions).layout)
-        return TreeModel(lm, traits, head if scalar_head else None).to(self.device)
+        return TreeModel(lm, self._traits(lm), head if scalar_head else None).to(self.device)
+
+    @property
+    def has_scalar_head(self) -> bool:
+        """Whether the run's own model comes with a scalar head, from an earlier reward stage."""
+        name = self.option(ModelOptions).model_name_or_path
+        return name is not None and read_scalar_head(name) is not None
+
+    def _traits(self, lm: nn.Module) -> Traits:
+        model = self.option(ModelOptions)
+        return probe(lm, wanted=model.layout, attention=model.attn_implementation)
 
     def _lm(
         self, name: str | None, quantisation: Quantisation | None = None, *, own: bool = False

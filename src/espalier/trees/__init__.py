@@ -4,8 +4,8 @@ Imports torch and numpy and nothing of ours above this room.
 """
 
 from espalier.trees.batch import Batch
-from espalier.trees.layout import lay_out_padded, lay_out_tree
+from espalier.trees.layout import lay_out_padded, lay_out_tree, unrolled
 from espalier.trees.packing import pack
 from espalier.trees.tree import Path, Tree
 
-__all__ = ["Batch", "Path", "Tree", "lay_out_padded", "lay_out_tree", "pack"]
+__all__ = ["Batch", "Path", "Tree", "lay_out_padded", "lay_out_tree", "pack", "unrolled"]

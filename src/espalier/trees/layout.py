@@ -7,6 +7,7 @@ truth that the tree layout is tested against. The grids (B, A) of both are equal
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -66,6 +67,37 @@ def lay_out_padded(trees: Sequence[Tree]) -> Batch:
         reads.leaf_at.append(row * width + n - 1)
         reads.tree_id.append(tree)
     return reads.batch(ids, positions, ends, mask, trees)
+
+
+def unrolled(batch: Batch) -> Batch:
+    """The same trees in the padded layout: what `lay_out_padded` would have made of them, from a tree batch alone.
+
+    For a model that takes no trees beside one that does. A padded batch is handed back as it is.
+    """
+    if batch.attention_mask is not None:
+        return batch
+    ends, device = batch.subtree_end[0], batch.input_ids.device
+    places = torch.arange(len(ends), device=device)
+    # (B, T): the tokens on the way to each leaf are those whose subtree it stands in.
+    on_path = (places <= batch.leaf_at[:, None]) & (batch.leaf_at[:, None] < ends)
+    lengths = on_path.sum(1)
+    width = int(lengths.max())
+    position = batch.position_ids[0]
+    rows, at = on_path.nonzero(as_tuple=True)
+    ids = torch.zeros(len(lengths), width, dtype=torch.int64, device=device)
+    ids[rows, position[at]] = batch.input_ids[0, at]
+    steps = torch.arange(width, device=device)
+    mask = steps < lengths[:, None]
+    return replace(
+        batch,
+        input_ids=ids,
+        position_ids=steps * mask,
+        subtree_end=torch.where(mask, lengths[:, None], steps + 1),
+        attention_mask=mask,
+        read_at=batch.branch * width + position[batch.read_at],
+        leaf_at=torch.arange(len(lengths), device=device) * width + lengths - 1,
+        tokens_in_rows=batch.tokens_in_paths,
+    )
 
 
 class _Reads:

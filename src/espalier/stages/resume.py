@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import gather_object
 
@@ -10,12 +11,14 @@ from espalier.engine import checkpoint, strategy
 from espalier.engine.loop import Progress
 from espalier.errors import UserError
 from espalier.options import RunOptions
-from espalier.stages.running import Running
+from espalier.stages.earlier import CHECKPOINTS, listed, noted, read_summary, ways_out
+from espalier.stages.provenance import MadeFrom
+from espalier.stages.running import Running, Start
 
 
 def checkpoints(folder: Path) -> Path:
     """Where the checkpoints of a run lie."""
-    return folder / "checkpoints"
+    return folder / CHECKPOINTS
 
 
 def save(running: Running, step: int) -> None:
@@ -31,7 +34,7 @@ def save(running: Running, step: int) -> None:
         **{f"average-{name}": dict(m.named_parameters()) for name, m in parts.averages.items()},
     }
     state = {
-        "fingerprint": start.fingerprint,
+        "made_from": start.made_from.as_json(),
         "progress": running.progress.state(),
         "feed": running.feed.place(),
         "held_out": running.held_out,
@@ -44,28 +47,22 @@ def save(running: Running, step: int) -> None:
 
 
 def resume(running: Running) -> None:
-    """Go on from the checkpoint that the options name, or the last one; with ``resume: false`` remove them.
+    """Go on from the checkpoint that the options name, or the newest whole one; remove them where a run starts anew.
 
     Raises:
-        UserError: the checkpoint was written under other options, or it is damaged.
+        UserError: the checkpoint was written under other options or over other content, or none is whole.
     """
     start, live, parts = running.start, running.live, running.parts
-    wanted = start.option(RunOptions).resume
-    if wanted is False:
+    if start.from_start:
         if start.is_main:
             checkpoint.clear_checkpoints(checkpoints(start.folder))
         live.accelerator.wait_for_everyone()
         return
-    last = checkpoint.latest_checkpoint(checkpoints(start.folder))
-    found = Path(wanted) if isinstance(wanted, str) else last
+    found = _found(start)
     if found is None:
         return
-    tensors, state = checkpoint.load_checkpoint(found)
-    if state["fingerprint"] != start.fingerprint:
-        raise UserError(
-            f"{found}: this checkpoint was written under other options than these. "
-            "Restore them, set resume=false to start again, or choose another output_dir."
-        )
+    path, tensors, state = found
+    _compare(start, path, state)
     progress = state["progress"]
     strategy.set_parameters(live.accelerator, live.module, tensors["model"])
     strategy.set_moments(
@@ -79,9 +76,44 @@ def resume(running: Running) -> None:
     try:
         running.feed.restore(state["feed"])
     except ValueError as changed:
-        raise UserError(f"{found}: {changed}") from changed
+        raise UserError(f"{path}: {changed}") from changed
     running.progress, running.held_out = Progress(**progress), state["held_out"]
     own = tensors.get(f"rng-{live.accelerator.process_index}")
     if own is not None:
         checkpoint.rng_from_tensors(own)
-    start.say(f"continuing from step {running.progress.step} ({found})")
+    start.say(f"continuing from step {running.progress.step} ({path})")
+
+
+def _found(start: Start) -> tuple[Path, checkpoint.Tensors, dict[str, Any]] | None:
+    """The checkpoint to go on from; damaged ones that are passed over are said."""
+    wanted = start.option(RunOptions).resume
+    if isinstance(wanted, str):
+        return Path(wanted), *checkpoint.load_checkpoint(Path(wanted))
+    newest, passed = checkpoint.newest_whole(checkpoints(start.folder))
+    faults = "\n".join(f"  {path}: {problem}" for path, problem in passed.items())
+    if newest is None:
+        if passed:
+            raise UserError(
+                f"{checkpoints(start.folder)}: no checkpoint here is whole, and the run does not start from 0 unasked:\n"
+                f"{faults}\n{ways_out(start.folder)}"
+            )
+        return None
+    if passed:
+        start.say(f"damaged checkpoints are passed over, and {newest.name} is taken:\n{faults}")
+    return newest, *checkpoint.read_checkpoint(newest)
+
+
+def _compare(start: Start, path: Path, state: dict[str, Any]) -> None:
+    """A continuation goes on with what the run began with, or not at all."""
+    before = MadeFrom.from_json(state.get("made_from")) or noted(start.folder, read_summary(start.folder))
+    if before is None:
+        start.say(
+            f"{path} has no note of what it was made from (an earlier version wrote it); nothing is compared"
+        )
+        return
+    differences = start.made_from.differences(before)
+    if differences:
+        raise UserError(
+            f"{path}: this checkpoint was made from other options or content than these:\n{listed(differences)}\n"
+            + ways_out(start.folder)
+        )

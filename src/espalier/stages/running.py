@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
 
 from espalier.data.feed import Feed
 from espalier.engine.loop import Progress
 from espalier.options import RunOptions
+from espalier.stages.provenance import MadeFrom
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Live, Parts
 
@@ -28,7 +30,8 @@ class Start:
         stage: its kind.
         options: an instance of each option class, by class.
         folder: of the run's results.
-        fingerprint: of everything that the result depends on.
+        made_from: everything that the result depends on.
+        from_start: whether checkpoints of an earlier start are no part of this run.
         precision: "no" (float32), "bf16" or "fp16".
         notes: lines that were shown to the user; kept in the summary.
         started: seconds since the epoch.
@@ -37,10 +40,11 @@ class Start:
     stage: str
     options: dict[type, Any]
     folder: Path
-    fingerprint: str
+    made_from: MadeFrom
     accelerator: Accelerator
     precision: str
     notes: list[str]
+    from_start: bool = False
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -60,7 +64,7 @@ class Start:
     def say(self, text: str) -> None:
         """Show a line and keep it."""
         self.notes.append(text)
-        self.console.print(f"[dim]{self.name}: {text}[/]", highlight=False)
+        self.console.print(f"[dim]{self.name}: {escape(text)}[/]", highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -72,6 +76,7 @@ class Running:
         setup, parts: what the stage was built from, and what it gave.
         live, optimizer: as accelerate has prepared them.
         held_out: the number by which the stage is judged, before and after, for the summary.
+        saved: folder -> file -> bytes of the weights of each model that is written.
     """
 
     start: Start
@@ -82,3 +87,4 @@ class Running:
     feed: Feed
     progress: Progress = field(default_factory=Progress)
     held_out: dict[str, Any] = field(default_factory=dict)
+    saved: dict[str, dict[str, int]] = field(default_factory=dict)

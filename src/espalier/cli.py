@@ -23,6 +23,7 @@ from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
 from espalier.commands.vocab import vocab
+from espalier.disk.writing import REFUSED, disk_error
 from espalier.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -168,6 +169,10 @@ def guarded(call: Callable[[], Any]) -> int:
         return 3
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        return _said(disk_error(Path(error.filename or "the disk"), error))
     except Exception as error:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "ClickException" in kinds:

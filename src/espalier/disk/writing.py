@@ -22,6 +22,8 @@ from espalier.disk.temporary import remove_left, temporary_name
 from espalier.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (*_NO_ROOM, errno.EROFS)
+"""What a disk says that takes nothing (more), whoever writes."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -112,14 +114,25 @@ def disk_error(path: Path, error: BaseException) -> UserError:
     # safetensors reports a full disk as its own error, with the number only in the text.
     full = any(f"os error {number})" in str(error) for number in _NO_ROOM)
     if full or (isinstance(error, OSError) and error.errno in _NO_ROOM):
-        remedy = "Make room, lower `save_total_limit`, or choose an `output_dir` on another disk"
+        remedy = "Make room, lower `save_total_limit`, or choose an `output_dir` (or --out) on another disk"
     else:
-        remedy = "Check that the folder exists and may be written to, or choose another `output_dir`"
+        remedy = (
+            "Check that the folder exists and may be written to, or choose another `output_dir` (or --out)"
+        )
     said = error.strerror if isinstance(error, OSError) and error.strerror else error
     return UserError(
-        f"{path}: could not be written ({said}); {free:,} bytes are free on its disk. {remedy}, and start the run "
+        f"{path}: could not be written ({said}); {free:,} bytes are free on its disk. {remedy}, and start "
         "again: what was saved before is untouched."
     )
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Whatever the disk refuses inside is one message about `path`, which the user knows."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def write_whole(path: Path, fill: Callable[[Path], Any]) -> None:

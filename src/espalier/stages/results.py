@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from espalier import config
+from espalier.disk.writing import writing_to
 from espalier.engine import checkpoint, files, strategy
 from espalier.engine.hardware import device_name
 from espalier.models.forward import TreeModel
@@ -23,7 +24,8 @@ from espalier.stages.running import Running, Start
 
 
 def write_config(start: Start) -> None:
-    start.folder.mkdir(parents=True, exist_ok=True)
+    with writing_to(start.folder):
+        start.folder.mkdir(parents=True, exist_ok=True)
     files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options.values()))
 
 

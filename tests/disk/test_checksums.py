@@ -21,7 +21,7 @@ def test_every_bit_of_a_file_counts(tmp_path: Path) -> None:
             (tmp_path / "a").write_bytes(flipped)
             assert fault(tmp_path, sums) == "a is damaged: its checksum is another than when it was written"
     (tmp_path / "a").write_bytes(content[:-1])
-    assert fault(tmp_path, sums) == "a has 63 bytes, and 64 were written"
+    assert fault(tmp_path, sums) == "a has another size than when it was written (63 bytes, not 64)"
     (tmp_path / "a").unlink()
     assert fault(tmp_path, sums) == "a is missing"
 

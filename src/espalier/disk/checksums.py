@@ -49,7 +49,7 @@ def fault(folder: Path, sums: Sums) -> str | None:
         try:
             found = path.stat().st_size
             if found != size:
-                return f"{name} has {found:,} bytes, and {size:,} were written"
+                return f"{name} has another size than when it was written ({found:,} bytes, not {size:,})"
             if sum_of_file(path) != said:
                 return f"{name} is damaged: its checksum is another than when it was written"
         except FileNotFoundError:

@@ -123,6 +123,12 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
     return groups, head["state"]
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The state alone, of a checkpoint that is whole."""
+    found: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))["state"]
+    return found
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """Folders step-N by rising N."""
     steps = [

@@ -3,7 +3,7 @@
 A finished stage of the same options and content is skipped. Where only content has changed (data edited, an earlier
 stage trained anew) it runs again and says why; its old model stays until the new one is whole. Other options are
 refused, because the folder's model would be overwritten unasked. A run that was interrupted goes on from a checkpoint,
-which `espalier.stages.resume` compares in its turn. ``resume: false`` asks for a new start whatever is there.
+which is compared in its turn. ``resume: false`` asks for a new start whatever is there.
 """
 
 from __future__ import annotations
@@ -31,58 +31,98 @@ class Decision:
 
     Attributes:
         done: the summary of a finished run that is to be skipped, else None.
-        why: a line to show, where an earlier result does not count any more.
-        from_start: whether checkpoints are no part of this run and go away.
+        checkpoint: a whole one of this run, to go on from; None: the run begins, and checkpoints that are there go away.
+        said: lines to show: why an earlier result does not count, what is damaged.
     """
 
     done: dict[str, Any] | None = None
-    why: str | None = None
-    from_start: bool = False
+    checkpoint: Path | None = None
+    said: tuple[str, ...] = ()
 
 
 def decide(folder: Path, now: MadeFrom, resume: bool | str) -> Decision:
     """What to do with what a stage's folder holds.
 
     Raises:
-        UserError: it holds a model of other options, or one of which nobody knows from what it was made.
+        UserError: it holds a model or a checkpoint of other options or content, a model of which nobody knows from
+            what it was made, or checkpoints of which none is whole.
     """
     if resume is False:
-        return Decision(from_start=True)
+        return Decision()
     for old in folder.glob(".*.old"):  # a kill between the two renames that put a new model into its place
         files.restore_folder(folder / old.name[1 : -len(".old")])
     summary = read_summary(folder)
+    missing = fault_of_models(folder, summary) if summary.get("status") == "done" else None
+    if summary.get("status") == "done" and missing is None:
+        return _finished(folder, now, summary)
+    said = [f"was finished, but {missing}"] if missing else []
+    if isinstance(resume, str):
+        checkpoint.load_checkpoint(Path(resume))
+        return Decision(checkpoint=Path(resume), said=(*said, *_compared(folder, now, Path(resume), summary)))
+    newest, passed = checkpoint.newest_whole(folder / CHECKPOINTS)
+    faults = "\n".join(f"  {path}: {problem}" for path, problem in passed.items())
+    if newest is not None:
+        if passed:
+            said.append(f"damaged checkpoints are passed over, and {newest.name} is taken:\n{faults}")
+        return Decision(checkpoint=newest, said=(*said, *_compared(folder, now, newest, summary)))
+    if passed:
+        raise UserError(
+            f"{folder / CHECKPOINTS}: no checkpoint here is whole, and the run does not start from 0 unasked:\n"
+            f"{faults}\n{ways_out(folder)}"
+        )
+    return Decision(said=(*said, *_begun(folder, now, summary, whole=not missing)))
+
+
+def _finished(folder: Path, now: MadeFrom, summary: Mapping[str, Any]) -> Decision:
+    """Skipped, run again, or refused."""
+    before = noted(folder, summary)
+    if before is None:
+        raise UserError(
+            f"{folder}: holds the model of a run whose options cannot be read. {ways_out(folder)}"
+        )
+    differences = now.differences(before)
+    if not differences:
+        return Decision(done=dict(summary))
+    if any(difference.by_option for difference in differences):
+        raise UserError(
+            f"{folder}: is finished, and was made with other options than these:\n{listed(differences)}\n"
+            + ways_out(folder)
+        )
+    return Decision(said=(_again(differences),))
+
+
+def _compared(folder: Path, now: MadeFrom, path: Path, summary: Mapping[str, Any]) -> list[str]:
+    """A continuation goes on with what the run began with, or not at all; lines to show."""
+    before = MadeFrom.from_json(checkpoint.read_state(path).get("made_from")) or noted(folder, summary)
+    if before is None:
+        return [
+            f"{path} has no note of what it was made from (an earlier version wrote it); nothing is compared"
+        ]
+    differences = now.differences(before)
+    if differences:
+        raise UserError(
+            f"{path}: this checkpoint was made from other options or content than these:\n{listed(differences)}\n"
+            + ways_out(folder)
+        )
+    return []
+
+
+def _begun(folder: Path, now: MadeFrom, summary: Mapping[str, Any], *, whole: bool) -> list[str]:
+    """A folder without a checkpoint, whose run was not finished; lines to show."""
     before = noted(folder, summary)
     differences = [] if before is None else now.differences(before)
-    missing = fault_of_models(folder, summary)
-    done = summary.get("status") == "done"
-    if done and missing is None:
-        if before is None:
-            raise UserError(
-                f"{folder}: holds the model of a run whose options cannot be read. {ways_out(folder)}"
+    if whole and (folder / "model").exists():
+        if before is None or any(difference.by_option for difference in differences):
+            said = (
+                f" of other options:\n{listed(differences)}\n"
+                if differences
+                else ", and no note of its options. "
             )
-        if not differences:
-            return Decision(done=summary)
-        if any(difference.by_option for difference in differences):
-            raise UserError(
-                f"{folder}: is finished, and was made with other options than these:\n{listed(differences)}\n"
-                + ways_out(folder)
-            )
-        return Decision(why=_again(differences), from_start=True)
-    if checkpoint.checkpoints_in(folder / CHECKPOINTS):
-        return Decision(why=f"was finished, but {missing}; goes on from its checkpoint" if done else None)
-    if done:
-        return Decision(why=f"was finished, but {missing}; runs again")
-    if not (folder / "model").exists():
-        changed = f"; since then\n{listed(differences)}" if differences else ""
-        return Decision(why=f"an earlier start has left no checkpoint{changed}" if changed else None)
-    if before is None or any(difference.by_option for difference in differences):
-        said = (
-            f" of other options:\n{listed(differences)}\n"
-            if differences
-            else ", and no note of its options. "
-        )
-        raise UserError(f"{folder}: holds a model{said}{ways_out(folder)}")
-    return Decision(why=_again(differences) if differences else None)
+            raise UserError(f"{folder}: holds a model{said}{ways_out(folder)}")
+        return [_again(differences)] if differences else []
+    return (
+        [f"an earlier start has left no checkpoint; since then\n{listed(differences)}"] if differences else []
+    )
 
 
 def _again(differences: list[Difference]) -> str:

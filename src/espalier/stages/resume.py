@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import gather_object
 
@@ -11,9 +10,8 @@ from espalier.engine import checkpoint, strategy
 from espalier.engine.loop import Progress
 from espalier.errors import UserError
 from espalier.options import RunOptions
-from espalier.stages.earlier import CHECKPOINTS, listed, noted, read_summary, ways_out
-from espalier.stages.provenance import MadeFrom
-from espalier.stages.running import Running, Start
+from espalier.stages.earlier import CHECKPOINTS
+from espalier.stages.running import Running
 
 
 def checkpoints(folder: Path) -> Path:
@@ -47,22 +45,19 @@ def save(running: Running, step: int) -> None:
 
 
 def resume(running: Running) -> None:
-    """Go on from the checkpoint that the options name, or the newest whole one; remove them where a run starts anew.
+    """Go on from the checkpoint that was found to be whole and this run's (`earlier.decide`), or remove what is there.
 
     Raises:
-        UserError: the checkpoint was written under other options or over other content, or none is whole.
+        UserError: the data do not fit it.
     """
     start, live, parts = running.start, running.live, running.parts
-    if start.from_start:
-        if start.is_main:
+    path = start.checkpoint
+    if path is None:
+        if start.is_main and checkpoint.checkpoints_in(checkpoints(start.folder)):
             checkpoint.clear_checkpoints(checkpoints(start.folder))
         live.accelerator.wait_for_everyone()
         return
-    found = _found(start)
-    if found is None:
-        return
-    path, tensors, state = found
-    _compare(start, path, state)
+    tensors, state = checkpoint.read_checkpoint(path)
     progress = state["progress"]
     strategy.set_parameters(live.accelerator, live.module, tensors["model"])
     strategy.set_moments(
@@ -82,38 +77,3 @@ def resume(running: Running) -> None:
     if own is not None:
         checkpoint.rng_from_tensors(own)
     start.say(f"continuing from step {running.progress.step} ({path})")
-
-
-def _found(start: Start) -> tuple[Path, checkpoint.Tensors, dict[str, Any]] | None:
-    """The checkpoint to go on from; damaged ones that are passed over are said."""
-    wanted = start.option(RunOptions).resume
-    if isinstance(wanted, str):
-        return Path(wanted), *checkpoint.load_checkpoint(Path(wanted))
-    newest, passed = checkpoint.newest_whole(checkpoints(start.folder))
-    faults = "\n".join(f"  {path}: {problem}" for path, problem in passed.items())
-    if newest is None:
-        if passed:
-            raise UserError(
-                f"{checkpoints(start.folder)}: no checkpoint here is whole, and the run does not start from 0 unasked:\n"
-                f"{faults}\n{ways_out(start.folder)}"
-            )
-        return None
-    if passed:
-        start.say(f"damaged checkpoints are passed over, and {newest.name} is taken:\n{faults}")
-    return newest, *checkpoint.read_checkpoint(newest)
-
-
-def _compare(start: Start, path: Path, state: dict[str, Any]) -> None:
-    """A continuation goes on with what the run began with, or not at all."""
-    before = MadeFrom.from_json(state.get("made_from")) or noted(start.folder, read_summary(start.folder))
-    if before is None:
-        start.say(
-            f"{path} has no note of what it was made from (an earlier version wrote it); nothing is compared"
-        )
-        return
-    differences = start.made_from.differences(before)
-    if differences:
-        raise UserError(
-            f"{path}: this checkpoint was made from other options or content than these:\n{listed(differences)}\n"
-            + ways_out(start.folder)
-        )

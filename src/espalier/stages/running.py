@@ -31,7 +31,7 @@ class Start:
         options: an instance of each option class, by class.
         folder: of the run's results.
         made_from: everything that the result depends on.
-        from_start: whether checkpoints of an earlier start are no part of this run.
+        checkpoint: the folder that the run goes on from; None: it begins.
         precision: "no" (float32), "bf16" or "fp16".
         notes: lines that were shown to the user; kept in the summary.
         started: seconds since the epoch.
@@ -44,7 +44,7 @@ class Start:
     accelerator: Accelerator
     precision: str
     notes: list[str]
-    from_start: bool = False
+    checkpoint: Path | None = None
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:

@@ -80,11 +80,11 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
         return decision.done
     keep_freed_memory()
     accelerator, precision = _accelerator(options)
-    start = Start(stage, options, folder, made, accelerator, precision, list(notes), decision.from_start)
+    start = Start(stage, options, folder, made, accelerator, precision, list(notes), decision.checkpoint)
     for note in notes:
         start.console.print(f"[yellow]{note}[/]")
-    if decision.why is not None:
-        start.say(decision.why)
+    for line in decision.said:
+        start.say(line)
     set_seed(run.seed)
     return _run(_prepared(start))
 

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
+from rich.markup import escape
 
 from espalier import config
 from espalier.disk.temporary import remove_left
@@ -124,7 +125,9 @@ def _prepared(start: Start) -> Running:
         start.say,
         start.folder / "rejected.jsonl" if start.is_main else None,
         kept=_kept(start.options),
-        show=lambda text: start.console.print(f"[dim]{start.name}: {text}[/]", highlight=False),
+        show=lambda text: start.console.print(
+            f"[dim]{start.name}: {escape(text)}[/]", highlight=False, soft_wrap=True
+        ),
     )
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +23,8 @@ from espalier.disk.temporary import remove_left, temporary_name
 from espalier.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (*_NO_ROOM, errno.EROFS)
-"""What a disk says that takes nothing (more), whoever writes."""
+_REFUSED = (*_NO_ROOM, errno.EROFS)
+_SQLITE = ("disk I/O error", "database or disk is full", "unable to open database file")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,12 +108,21 @@ def new_folder(final: Path) -> Iterator[Path]:
     replace_folder(temporary, final)
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether a disk that takes nothing (more) is behind an error; libraries in Rust and SQLite say it in words."""
+    if isinstance(error, OSError):
+        return error.errno in _REFUSED
+    said = str(error)
+    in_rust = any(f"os error {number})" in said for number in _REFUSED)
+    return in_rust or (isinstance(error, sqlite3.Error) and said in _SQLITE)
+
+
 def disk_error(path: Path, error: BaseException) -> UserError:
     """The message about a failed write: what was written where, how much room is left, and what to do."""
     existing = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
     free = shutil.disk_usage(existing).free
     # safetensors reports a full disk as its own error, with the number only in the text.
-    full = any(f"os error {number})" in str(error) for number in _NO_ROOM)
+    full = any(f"os error {number})" in str(error) for number in _NO_ROOM) or str(error) in _SQLITE[:2]
     if full or (isinstance(error, OSError) and error.errno in _NO_ROOM):
         remedy = "Make room, lower `save_total_limit`, or choose an `output_dir` (or --out) on another disk"
     else:

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from espalier.data.made import DEV, PARTS, TRAIN, Division, Made, Without
 from espalier.disk.lock import owned
 from espalier.disk.temporary import remove_left, temporary_name
-from espalier.disk.writing import REFUSED, disk_error, writing_to
+from espalier.disk.writing import disk_error, is_refusal, writing_to
 from espalier.errors import UserError
 
 SUFFIXES = (".jsonl",)
@@ -148,7 +148,7 @@ def _alone(places: Places | None) -> Iterator[None]:
         try:
             yield
         except OSError as error:  # of what is read, too; only a write meets these
-            if error.errno in REFUSED:
+            if is_refusal(error):
                 raise disk_error(train, error) from error
             raise
 

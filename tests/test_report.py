@@ -295,7 +295,7 @@ def test_an_older_page_survives_a_failed_write(tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(UserError, match=r"report.html: could not be written .No space.*Make room"):
             write_report(run)
     assert (run / "report.html").read_text() == "older"
     assert not list(run.glob(".report*"))

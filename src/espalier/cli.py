@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -23,6 +24,7 @@ from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
 from espalier.commands.vocab import vocab
+from espalier.disk.writing import disk_error, is_refusal
 from espalier.errors import Interrupted, UserError
 
 app = typer.Typer(
@@ -169,6 +171,9 @@ def guarded(call: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if is_refusal(error):  # of a library's own file, most often a temporary one
+            place = getattr(error, "filename", None) or tempfile.gettempdir()
+            return _said(disk_error(Path(str(place)), error))
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "ClickException" in kinds:
             error.show()  # type: ignore[attr-defined]

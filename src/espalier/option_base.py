@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any
+from typing import Any, Literal
+
+Named = Literal["model", "tokenizer", "data", "file", "function"]
+"""What a path may name: a model's or an adapter's folder, a tokenizer's, data files, one file, FILE.py:FUNCTION."""
 
 
 def option(
@@ -14,10 +17,20 @@ def option(
     max: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    names: Named | None = None,
+    same_result: bool = False,
 ) -> Any:
-    """One key: its default, its sentence, and its range (``min``/``max`` inclusive, ``above``/``below`` not)."""
+    """One key: its default, its sentence, and its range (``min``/``max`` inclusive, ``above``/``below`` not).
+
+    Args:
+        names: what a value that is a path names; its content is compared when a run goes on, not the path.
+        same_result: whether a run may go on, or count as done, under another value of this key.
+    """
     limits = {"min": min, "max": max, "above": above, "below": below}
-    metadata = {"help": help} | {name: limit for name, limit in limits.items() if limit is not None}
+    metadata: dict[str, Any] = {"help": help}
+    metadata |= {name: limit for name, limit in limits.items() if limit is not None}
+    metadata |= {"names": names} if names else {}
+    metadata |= {"same_result": True} if same_result else {}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -7,6 +7,7 @@ the wiring: no other function takes one of these classes, they take the plain va
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,29 +17,51 @@ from espalier.adapter_options import VirtualTokenOptions as VirtualTokenOptions
 from espalier.option_base import Options as Options
 from espalier.option_base import option as option
 
+FOLDER_NAME = r"\w[\w.-]*"
+"""What a stage's name may be."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
     """The run: which stage, where it writes, how often it saves, logs and evaluates."""
 
     stage: str = option("", "The training stage: pretrain, sft, reward, dpo, ppo or grpo.")
-    name: str = option("", "The stage's name in a pipeline and its folder's name; else the stage itself.")
-    output_dir: str = option("runs/run", "The run folder; running again with the same folder continues.")
+    name: str = option(
+        "", "The stage's name in a pipeline and its folder's name; else the stage itself.", same_result=True
+    )
+    output_dir: str = option(
+        "runs/run", "The run folder; running again with the same folder continues.", same_result=True
+    )
     seed: int = option(42, "The seed of every random choice.", min=0)
-    save_steps: int = option(500, "Write a checkpoint each so many steps; 0: only at the end.", min=0)
-    save_total_limit: int | None = option(2, "Keep the newest so many checkpoints; null keeps all.", min=1)
+    save_steps: int = option(
+        500, "Write a checkpoint each so many steps; 0: only at the end.", min=0, same_result=True
+    )
+    save_total_limit: int | None = option(
+        2, "Keep the newest so many checkpoints; null keeps all.", min=1, same_result=True
+    )
     resume: bool | str = option(
-        True, "Continue from the newest checkpoint of output_dir; false starts again; or a checkpoint's path."
+        True,
+        "Continue from the newest checkpoint of output_dir; false starts again; or a checkpoint's path.",
+        same_result=True,
     )
-    logging_steps: int = option(10, "Log the numbers each so many steps.", min=1)
-    eval_steps: int | None = option(None, "Evaluate each so many steps; null: before and after.", min=1)
+    logging_steps: int = option(10, "Log the numbers each so many steps.", min=1, same_result=True)
+    eval_steps: int | None = option(
+        None, "Evaluate each so many steps; null: before and after.", min=1, same_result=True
+    )
     report_to: list[Literal["tensorboard", "wandb", "swanlab"]] = option(
-        [], "Trackers beside metrics.jsonl: tensorboard, wandb, swanlab."
+        [], "Trackers beside metrics.jsonl: tensorboard, wandb, swanlab.", same_result=True
     )
-    samples: int = option(4, "How many held-out prompts the model answers at each evaluation.", min=0)
+    samples: int = option(
+        4, "How many held-out prompts the model answers at each evaluation.", min=0, same_result=True
+    )
 
     def problems(self) -> list[str]:
-        return [] if self.output_dir else ["`output_dir` is empty; name the folder that the run writes."]
+        found = [] if self.output_dir else ["`output_dir` is empty; name the folder that the run writes."]
+        if self.name and not re.fullmatch(FOLDER_NAME, self.name):
+            found.append(
+                f"`name` is {self.name!r}; wanted letters, digits, `_`, `-` and `.` (it is a folder in output_dir)."
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +69,22 @@ class ModelOptions(Options):
     """The model: an existing one, or a new one from a configuration."""
 
     model_name_or_path: str | None = option(
-        None, "A model folder, a hub id, or run:NAME for an earlier stage of this pipeline."
+        None, "A model folder, a hub id, or run:NAME for an earlier stage of this pipeline.", names="model"
     )
     model_config: dict[str, Any] | str | None = option(
-        None, "A new model from scratch: a Hugging Face configuration as a mapping or a JSON file's path."
+        None,
+        "A new model from scratch: a Hugging Face configuration as a mapping or a JSON file's path.",
+        names="file",
     )
     tokenizer: str | None = option(
-        None, "A tokenizer's folder or hub id; else the model's own, or a new one trained on the data."
+        None,
+        "A tokenizer's folder or hub id; else the model's own, or a new one trained on the data.",
+        names="tokenizer",
     )
     adapter_name_or_path: list[str] = option(
         [],
         "PEFT adapters: all but the last are merged into the model in their order, the last is trained on.",
+        names="model",
     )
     rope_scaling: dict[str, Any] | str | None = option(
         None,
@@ -76,7 +104,9 @@ class ModelOptions(Options):
         False, "Run Python code that comes with the model; only for models you trust."
     )
     allow_pickle: bool = option(
-        False, "Read weights in .bin files, through torch's safe loader, where there are no safetensors."
+        False,
+        "Read weights in .bin files, through torch's safe loader, where there are no safetensors.",
+        same_result=True,
     )
 
     def problems(self) -> list[str]:
@@ -165,10 +195,10 @@ class DataOptions(Options):
     """The records to train and to judge on, and how they become rows."""
 
     dataset: list[str | dict[str, Any]] = option(
-        [], "Files, globs, hub ids, or mappings {path, format, weight, split, columns}."
+        [], "Files, globs, hub ids, or mappings {path, format, weight, split, columns}.", names="data"
     )
     dataset_dir: str | None = option(
-        None, "A folder whose dataset_info.json gives the names in dataset a meaning."
+        None, "A folder whose dataset_info.json gives the names in dataset a meaning.", same_result=True
     )
     mix_strategy: Literal["concat", "first", "all"] = option(
         "concat",
@@ -180,7 +210,9 @@ class DataOptions(Options):
     data_split: list[float] | None = option(
         None, "Shares of the prompts for SFT, preferences and RL, such as 2,4,4; each stage takes its own."
     )
-    eval_dataset: list[str | dict[str, Any]] = option([], "Held-out records, in the same forms as dataset.")
+    eval_dataset: list[str | dict[str, Any]] = option(
+        [], "Held-out records, in the same forms as dataset.", names="data"
+    )
     val_size: float = option(
         0.0, "Hold out this share (below 1) or number (1 and more) of dataset's records.", min=0
     )
@@ -211,10 +243,15 @@ class TokenizedOptions(Options):
     """How records are tokenised once, and where that is kept; it changes no result."""
 
     tokenized_path: str | None = option(
-        None, "Where tokenised records are kept for the next run; null: output_dir/tokenized."
+        None,
+        "Where tokenised records are kept for the next run; null: output_dir/tokenized.",
+        same_result=True,
     )
     preprocessing_num_workers: int | None = option(
-        None, "At most so many processes tokenise; null: one a core, fewer for little data.", min=1
+        None,
+        "At most so many processes tokenise; null: one a core, fewer for little data.",
+        min=1,
+        same_result=True,
     )
 
 
@@ -280,20 +317,25 @@ class EngineOptions(Options):
         "auto", "The type of the matrix products; auto is bf16 where the processor has instructions for it."
     )
     gradient_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: slower, less memory."
+        False, "Recompute activations in the backward pass: slower, less memory.", same_result=True
     )
     compile: bool = option(False, "Compile the model with torch.compile.")
     strategy: Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = option(
-        "auto", "How several processes share the work; auto: single for one process, else ddp."
+        "auto",
+        "How several processes share the work; auto: single for one process, else ddp.",
+        same_result=True,
     )
     num_processes: int = option(
-        0, "Processes on this machine; 0: one a GPU, one without GPUs. Several machines: see docs.", min=0
+        0,
+        "Processes on this machine; 0: one a GPU, one without GPUs. Several machines: see docs.",
+        min=0,
+        same_result=True,
     )
     offload: Literal["none", "optimizer", "all"] = option(
-        "none", "What lives in the machine's memory, not the GPU's."
+        "none", "What lives in the machine's memory, not the GPU's.", same_result=True
     )
     deepspeed: dict[str, Any] | str | None = option(
-        None, "A DeepSpeed configuration of one's own (a JSON file)."
+        None, "A DeepSpeed configuration of one's own (a JSON file).", names="file"
     )
 
     def problems(self) -> list[str]:

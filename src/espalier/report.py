@@ -8,7 +8,6 @@ comparing two runs.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from espalier.disk.writing import write_text
 from espalier.report_data import data_view
 from espalier.report_exams import comparisons, exam_cards
 from espalier.report_plots import Chart, chart, number, percent, show, show_estimate, show_seconds
@@ -31,16 +31,11 @@ def write_report(run: Path) -> Path:
     """Writes RUN/report.html from what the folder holds now, and returns its path.
 
     run: a run folder. The page replaces an older one in one step, so that a reader never meets half of it.
-    Raises UserError when the folder does not exist or holds nothing that a run writes.
+    Raises UserError when the folder does not exist or holds nothing that a run writes, or the disk refuses the page.
     """
     page = render(read_run(Path(run)))
     target = Path(run) / "report.html"
-    temporary = target.with_name(f".report.{os.getpid()}.html")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, page)
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import subprocess
 import sys
@@ -110,7 +111,7 @@ def test_a_full_disk_at_any_moment_keeps_the_earlier_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survives: int
 ) -> None:
     put(tmp_path, 1)
-    real, calls = files.os.fsync, 0
+    real, calls = os.fsync, 0
 
     def fsync(descriptor: int) -> None:
         nonlocal calls
@@ -119,7 +120,7 @@ def test_a_full_disk_at_any_moment_keeps_the_earlier_checkpoint(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(
         UserError, match=r"step-2: could not be written .*free on its disk.*save_total_limit.*untouched"
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from espalier.engine import files
 from espalier.engine.files import (
     new_folder,
     read_safetensors,
@@ -64,7 +64,7 @@ def test_a_full_disk_keeps_the_earlier_file(
 ) -> None:
     path = tmp_path / "file"
     path.write_text("earlier")
-    monkeypatch.setattr(files.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(
         UserError, match=r"file: could not be written .* bytes are free on its disk\. Make room"
     ):

@@ -232,7 +232,7 @@ def test_cutting_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("espalier.engine.files.os.fsync", refuse)
+    monkeypatch.setattr("os.fsync", refuse)
     with pytest.raises(UserError, match="Make room"):
         keep_rows(path, 1)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save_keeps_the_checkpoint_befor
     whole = options(stage, name="whole", max_steps=6)
     run(whole)
     full = options(stage, name="full", max_steps=6, save_steps=2, save_total_limit=1)
-    real, save = files.os.fsync, checkpoint.save_checkpoint
+    real, save = os.fsync, checkpoint.save_checkpoint
     saves = written = 0
 
     def fsync(descriptor: int) -> None:
@@ -54,7 +55,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save_keeps_the_checkpoint_befor
         saves += 1
         return save(*args)
 
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(checkpoint, "save_checkpoint", counted)
     with pytest.raises(UserError, match=r"step-4: could not be written .*free on its disk"):
         run(full)
@@ -93,17 +94,18 @@ def test_a_checkpoint_of_other_options_or_other_data_is_refused(
     shutil.copy(world / "sft_train.jsonl", data)
     chosen = options("sft", dataset=[str(data)], save_steps=1, max_steps=3)
     monkeypatch.setattr(
-        "espalier.stages.train.save_models", lambda running: (_ for _ in ()).throw(KeyboardInterrupt)
+        "espalier.stages.train.finish", lambda running: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         run(chosen)
     monkeypatch.undo()
     with pytest.raises(
-        UserError, match=r"step-2: this checkpoint was written under other options.*resume=false"
+        UserError,
+        match=r"(?s)step-2: this checkpoint was made from other options.*learning_rate: 0.001 -> 0.0009.*resume=false",
     ):
         run({**chosen, "learning_rate": 9e-4})
     lines = data.read_text("utf-8").splitlines()
     data.write_text("\n".join(lines[:-5]) + "\n", "utf-8")
-    with pytest.raises(UserError, match=r"step-2: .*the data changed"):
+    with pytest.raises(UserError, match=rf"(?s)step-2: .*dataset: the content of {data} has changed"):
         run(chosen)
     assert run({**chosen, "resume": False})["status"] == "done"

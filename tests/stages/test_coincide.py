@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from espalier.errors import UserError
 from tests.stages.conftest import far, finish, kill_at_checkpoint, rows, run, start, weights
 
 STAGES = ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"]
@@ -120,5 +121,8 @@ def test_a_finished_stage_is_skipped_and_a_changed_one_is_not(options: Make) -> 
     chosen = options("sft")
     first = run(chosen)
     assert run(chosen) == first
-    again = run({**chosen, "learning_rate": 5e-4})
+    with pytest.raises(UserError, match=r"(?s)is finished.*learning_rate: 0.001 -> 0.0005.*resume=false"):
+        run({**chosen, "learning_rate": 5e-4})
+    assert run(chosen) == first, "a refusal touches nothing"
+    again = run({**chosen, "learning_rate": 5e-4, "resume": False})
     assert again["fingerprint"] != first["fingerprint"] and again["started"] >= first["started"]

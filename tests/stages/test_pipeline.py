@@ -51,7 +51,7 @@ def started(folder: Path) -> dict[str, float]:
 
 
 def test_a_chain_runs_is_skipped_and_starts_again_where_something_changed(
-    chain: Callable[..., Path], tmp_path: Path
+    chain: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipeline.run(chain())
     folder = tmp_path / "run"
@@ -64,13 +64,24 @@ def test_a_chain_runs_is_skipped_and_starts_again_where_something_changed(
     pipeline.run(chain())
     assert started(folder) == before, "all is finished"
 
-    pipeline.run(chain(two={"pref_beta": 0.3}))
+    with pytest.raises(UserError, match=r"(?s)two: is finished.*pref_beta: 0.1 -> 0.3.*two.resume=false"):
+        pipeline.run(chain(two={"pref_beta": 0.3}))
+    assert started(folder) == before, "a refusal touches nothing"
+
+    pipeline.run(chain(two={"pref_beta": 0.3, "resume": False}))
     after = started(folder)
     assert after["one"] == before["one"] and after["two"] > before["two"]
 
-    pipeline.run(chain(one={"learning_rate": 5e-4}, two={"pref_beta": 0.3}))
+    other = {"learning_rate": 5e-4, "resume": False}
+    capsys.readouterr()
+    pipeline.run(chain(one=other, two={"pref_beta": 0.3}))
     last = started(folder)
     assert last["one"] > after["one"] and last["two"] > after["two"], "what came from the first stage is old"
+    said = capsys.readouterr().err
+    assert (
+        "two: runs again" in said
+        and "model_name_or_path: the content of model.safetensors has changed" in said
+    )
 
 
 def test_every_mistake_is_told_before_the_first_stage_runs(

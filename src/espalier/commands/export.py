@@ -19,7 +19,8 @@ def export(
     ] = False,
 ) -> None:
     """A model of the Llama family as one GGUF file, for llama.cpp and what is built on it."""
-    from espalier.engine.files import temporary_name
+    from espalier.disk.temporary import remove_left
+    from espalier.disk.writing import write_whole, writing_to
     from espalier.models import load, load_adapted
     from espalier.models.gguf_file import TYPES, check_installed, write_gguf
     from espalier.models.quantise.turn import dequantised
@@ -33,11 +34,9 @@ def export(
     check_installed()
     lm = dequantised(load_adapted.load_with_adapter(model, allow_pickle=allow_pickle))
     tokenizer = load.load_tokenizer(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(out)
-    try:
-        held = write_gguf(lm, tokenizer, temporary, kind)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    held: dict[str, int] = {}
+    with writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_left(out.parent, out.name)
+    write_whole(out, lambda temporary: held.update(write_gguf(lm, tokenizer, temporary, kind)))
     print(f"written: {out} ({', '.join(f'{size / 2**20:,.1f} MiB {name}' for name, size in held.items())})")

@@ -10,6 +10,7 @@ from typing import Any
 from espalier.config.build import Classes, canonical, known_keys, listed, stage_of, unknown_key
 from espalier.config.file import Placed
 from espalier.errors import UserError
+from espalier.options import FOLDER_NAME
 
 
 def split_pipeline(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> list[Placed]:
@@ -63,7 +64,7 @@ def _check_names(stages: Any) -> None:
             errors.append(
                 f"Stage {number} has no `name`; give it one, for example `name: {stage.get('stage', 'sft')}`."
             )
-        elif not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        elif not isinstance(name, str) or not re.fullmatch(FOLDER_NAME, name):
             errors.append(
                 f"{stage.where('name')} is {name!r}; wanted letters, digits, `_`, `-` and `.` (it is a folder)."
             )

@@ -29,6 +29,7 @@ from espalier.data.formats import parse_row
 from espalier.data.mixing import takes
 from espalier.data.records import ASSISTANT, KINDS, BadRecord, Chat, LeftOut, Prompt, Record, Text
 from espalier.data.specs import DatasetSpec
+from espalier.disk.writing import write_text, writing_to
 from espalier.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -138,13 +139,12 @@ def too_bad(first: Sequence[str], causes: Counter[str], good: int) -> UserError:
 
 def _write_rejected(path: Path, rejected: list[tuple[BadRecord, Any]]) -> None:
     """Whole or not at all, so that a run that is killed leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        for bad, row in rejected:
-            line = {"source": bad.source, "cause": bad.cause, "reason": bad.reason, "row": row}
-            stream.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-    partial.replace(path)
+    lines = (
+        {"source": bad.source, "cause": bad.cause, "reason": bad.reason, "row": row} for bad, row in rejected
+    )
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
 
 
 def rows_of(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:

@@ -4,6 +4,9 @@
 ``state.json`` for the rest (the schedule, the feed's place, controllers). It appears whole by a rename, or not at all.
 Leaves out who gathers sharded tensors and the optimiser's moments (`espalier.engine.strategy`): whoever calls hands
 over whole ones, on one process.
+
+``state.json`` lists every file with its size and checksum and carries one of its own, and all are compared before a
+checkpoint is used: a flipped bit is no other model. Format 1, of 0.1.0, has sizes only and is still read.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from espalier.disk.checksums import fault, sum_of_json, sums_of
+from espalier.disk.temporary import remove_left
 from espalier.engine.files import (
+    disk_error,
     new_folder,
     read_safetensors,
     restore_folder,
@@ -30,7 +36,7 @@ from espalier.engine.files import (
 )
 from espalier.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 Tensors = dict[str, dict[str, Tensor]]
 
 
@@ -57,26 +63,40 @@ def save_checkpoint(
     """
     assert keep is None or keep >= 1
     final = folder / f"step-{step}"
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_left(folder, "step-*", of_anyone=True)
     with new_folder(final) as temporary:
-        sizes = {}
         for group, named in tensors.items():
-            file = temporary / f"{group}.safetensors"
-            write_safetensors(file, named)
-            sizes[file.name] = file.stat().st_size
-        write_json(temporary / "state.json", {"format": FORMAT, "step": step, "files": sizes, "state": state})
+            write_safetensors(temporary / f"{group}.safetensors", named)
+        sums = sums_of(temporary, [f"{group}.safetensors" for group in tensors])
+        head = {"format": FORMAT, "step": step, "files": sums, "state": state}
+        write_json(temporary / "state.json", {**head, "checksum": sum_of_json(head)})
     older = [path for path in _checkpoints(folder) if path != final]
     for path in older[: max(0, len(older) + 1 - keep)] if keep else []:
         _remove(path)
     return final
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None. Temporaries and damaged folders are passed over."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All checkpoints of a run, the newest first, whole or not. Temporaries are passed over."""
     for old in folder.glob(".step-*.old"):
         restore_folder(folder / old.name[1 : -len(".old")])
-    return next((path for path in reversed(_checkpoints(folder)) if not _missing(path)), None)
+    return _checkpoints(folder)[::-1]
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    return newest_whole(folder)[0]
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole checkpoint or None, and the newer ones that were passed over, each with what is wrong with it."""
+    passed: dict[Path, str] = {}
+    for path in checkpoints_in(folder):
+        problem = problem_of(path)
+        if problem is None:
+            return path, passed
+        passed[path] = problem
+    return None, passed
 
 
 def clear_checkpoints(folder: Path) -> None:
@@ -86,16 +106,27 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors (group -> name -> tensor, on the CPU) and the state of one checkpoint.
+    """`read_checkpoint`, once it is known to be whole.
 
     Raises:
-        UserError: no checkpoint there, an incomplete one, or a damaged file.
+        UserError: no checkpoint there, or an incomplete or damaged one.
     """
-    if problem := _missing(path):
+    if problem := problem_of(path):
         raise UserError(f"{path}: not a whole checkpoint ({problem}). Take another folder step-N beside it.")
+    return read_checkpoint(path)
+
+
+def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors (group -> name -> tensor, on the CPU) and the state of a checkpoint that `newest_whole` has found."""
     head = json.loads((path / "state.json").read_text(encoding="utf-8"))
     groups = {name.removesuffix(".safetensors"): read_safetensors(path / name) for name in head["files"]}
     return groups, head["state"]
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state alone, of a checkpoint that is whole."""
+    found: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))["state"]
+    return found
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -108,25 +139,41 @@ def _checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(steps)]
 
 
-def _missing(path: Path) -> str | None:
-    """What keeps a folder from being a whole checkpoint of this format, or None."""
+def problem_of(path: Path) -> str | None:
+    """What keeps a folder from being a whole checkpoint, or None; every byte of it is read for that."""
+    if not path.is_dir():
+        return "it is no folder" if path.exists() else "it is missing"
     try:
         head = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if head["format"] == 1:
+            sizes = {name: (path / name).stat().st_size for name in head["files"]}
+            wrong = [name for name, size in head["files"].items() if sizes[name] != size]
+            found = f"{', '.join(wrong)} has another size than when it was written" if wrong else None
+            return found if isinstance(head["state"], dict) else "state.json is damaged"
         if head["format"] != FORMAT:
-            return f"its format is {head['format']}, this version reads {FORMAT}"
-        wrong = [name for name, size in head["files"].items() if (path / name).stat().st_size != size]
+            return f"its format is {head['format']}, and this version reads 1 and {FORMAT}"
+        if head.pop("checksum") != sum_of_json(head):
+            return "state.json is damaged: its checksum is another than when it was written"
+        return fault(path, head["files"])
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
     except OSError as error:
-        return f"{error.filename} is missing"
-    except (ValueError, KeyError, TypeError):
+        return f"{error.filename} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "state.json is damaged"
-    return f"{', '.join(wrong)} has another size than when it was written" if wrong else None
 
 
 def _remove(path: Path) -> None:
     """By a rename first, so that a kill in the middle leaves no half checkpoint under its own name."""
     doomed = temporary_name(path)
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    try:
+        path.rename(doomed)
+        if doomed.is_dir():
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            doomed.unlink()
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def rng_to_tensors() -> dict[str, Tensor]:

@@ -1,19 +1,9 @@
-"""Writing that happens whole or not at all.
-
-Everything is written under a temporary name beside its place, flushed to the disk, and renamed. When that fails in
-the middle (a full disk, a signal), the temporary goes away and what stood there before is untouched. After SIGKILL a
-temporary may stay behind; its name begins with a dot and ends in ``.tmp``, and nothing reads it.
-"""
+"""Tensors on disk, whole or not at all; the rest of writing that way is `espalier.disk`, handed on from here."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from espalier.disk.temporary import temporary_name as temporary_name
+from espalier.disk.writing import check_new_folder as check_new_folder
+from espalier.disk.writing import disk_error as disk_error
+from espalier.disk.writing import new_folder as new_folder
+from espalier.disk.writing import replace_folder as replace_folder
+from espalier.disk.writing import restore_folder as restore_folder
+from espalier.disk.writing import write_json as write_json
+from espalier.disk.writing import write_text as write_text
+from espalier.disk.writing import write_whole
 from espalier.errors import UserError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SAME = "same_tensor_as"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text. Raises UserError (path, free bytes, remedy) when the disk refuses it."""
-    _write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with indents. Numbers must be finite: NaN is no JSON, so its caller decides what stands for it."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def write_safetensors(
@@ -64,16 +52,7 @@ def write_safetensors(
         tensor = tensor.detach()
         own[name] = (tensor.clone(memory_format=torch.contiguous_format) if copied else tensor).cpu()
     notes = dict(metadata or {}) | ({_SAME: json.dumps(same)} if same else {})
-    _write(path, lambda temporary: save_file(own, temporary, metadata=notes or None))
-
-
-def file_hash(path: Path) -> str | None:
-    """sha256 of a file, or None where it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None
+    write_whole(path, lambda temporary: save_file(own, temporary, metadata=notes or None))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -91,117 +70,3 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path}: not a readable safetensors file ({error}). Take an earlier checkpoint."
         ) from error
     return tensors | {name: tensors[source] for name, source in same.items()}
-
-
-def replace_folder(temporary: Path, final: Path) -> None:
-    """Puts a finished folder into its place, in place of what stood there.
-
-    Two renames when `final` exists; `restore_folder` mends a run that was killed between them.
-
-    Raises:
-        UserError: a rename failed; the earlier folder stands where it stood and `temporary` is removed.
-    """
-    old = _old(final)
-    restore_folder(final)
-    try:
-        for file in sorted(temporary.rglob("*")):
-            _flush(file)
-        _flush(temporary)
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-        _flush(final.parent)
-    except BaseException as error:
-        restore_folder(final)
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise disk_error(final, error) from error
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore_folder(final: Path) -> None:
-    """After a kill in the middle of `replace_folder`: the earlier folder comes back unless the new one is there."""
-    old = _old(final)
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    elif old.exists():
-        with suppress(FileNotFoundError):  # another process has just done the same
-            old.rename(final)
-
-
-def _old(final: Path) -> Path:
-    return final.with_name(f".{final.name}.old")
-
-
-def check_new_folder(path: Path) -> None:
-    """Whether a folder may be written here. Raises UserError where something stands there already."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path}: is a file. Choose the name of a folder that is not there yet.")
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path}: exists and is not empty. Choose another folder.")
-
-
-@contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which replaces `final` when the block ends, and is removed when it fails.
-
-    ``with new_folder(run / "model") as folder: model.save_pretrained(folder)``
-    """
-    temporary = temporary_name(final)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # A file that failed inside has named the temporary; the user knows the folder by its own name.
-        cause = error.__cause__ if isinstance(error, UserError) else error
-        if isinstance(cause, OSError | SafetensorError):
-            raise disk_error(final, cause) from cause
-        raise
-    replace_folder(temporary, final)
-
-
-def temporary_name(path: Path) -> Path:
-    """Beside `path`, so that a rename stays on one disk; the process id keeps two writers apart."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def disk_error(path: Path, error: BaseException) -> UserError:
-    """The message about a failed write: what was written where, how much room is left, and what to do."""
-    existing = next((place for place in (path, *path.absolute().parents) if place.exists()), Path("/"))
-    free = shutil.disk_usage(existing).free
-    # safetensors reports a full disk as its own error, with the number only in the text.
-    full = any(f"os error {number})" in str(error) for number in _NO_ROOM)
-    if full or (isinstance(error, OSError) and error.errno in _NO_ROOM):
-        remedy = "Make room, lower `save_total_limit`, or choose an `output_dir` on another disk"
-    else:
-        remedy = "Check that the folder exists and may be written to, or choose another `output_dir`"
-    return UserError(
-        f"{path}: could not be written ({error}); {free:,} bytes are free on its disk. {remedy}, and start the run "
-        "again: what was saved before is untouched."
-    )
-
-
-def _write(path: Path, fill: Callable[[Path], Any]) -> None:
-    temporary = temporary_name(path)
-    try:
-        fill(temporary)
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise disk_error(path, error) from error
-        raise
-
-
-def _flush(path: Path) -> None:
-    """To the disk itself: a rename that survives a power cut must not point at data that did not."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

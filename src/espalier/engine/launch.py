@@ -10,6 +10,16 @@ import torch
 from espalier.errors import UserError
 
 
+def rank() -> int:
+    """Which of the processes of this run this one is, as its launcher says; known before anything is set up."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """How many processes this run has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def processes_wanted(strategy: str, num_processes: int) -> int:
     """How many processes a run should have; 1 when it is already one of several.
 

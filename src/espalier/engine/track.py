@@ -195,6 +195,7 @@ def keep_rows(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and row.get("step", 0) <= step:
+        at = row.get("step", 0) if isinstance(row, dict) else None
+        if isinstance(at, int) and at <= step:
             kept.append(line + "\n")
     write_text(path, "".join(kept))

@@ -97,10 +97,19 @@ TRACKERS: dict[str, type[TensorBoard] | type[WandB] | type[SwanLab]] = {
 }
 
 
-def open_tracker(kind: str, folder: Path, name: str, resumed_step: int) -> Sink:
-    """One of `TRACKERS`. Raises UserError when it is unknown or its package is not installed."""
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "swanlab": "swanlab"}
+
+
+def check_installed(kind: str) -> None:
+    """Whether a tracker could be opened. Raises UserError when it is unknown or its package is not installed."""
     if kind not in TRACKERS:
         raise UserError(f"`report_to` is {kind!r}; wanted some of {', '.join(TRACKERS)}.")
+    _need(_MODULES[kind], kind, "tensorboard" if kind == "tensorboard" else f"espalier-llm[{kind}]")
+
+
+def open_tracker(kind: str, folder: Path, name: str, resumed_step: int) -> Sink:
+    """One of `TRACKERS`. Raises UserError when it is unknown or its package is not installed."""
+    check_installed(kind)
     return TRACKERS[kind](folder, name, resumed_step)
 
 

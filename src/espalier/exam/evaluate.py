@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from espalier.data.records import LeftOut
 from espalier.data.templates import choose_template
+from espalier.disk.lock import owned
 from espalier.engine import files
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.signals import StopSignal
@@ -28,6 +29,7 @@ from espalier.exam.task import Task
 from espalier.exam.tasks import Settings
 from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
+from espalier.models.identity import file_identity, model_identity
 from espalier.models.marks import around_prompt
 from espalier.models.probe import probe
 from espalier.models.rope import scaling_of
@@ -80,12 +82,17 @@ def evaluate(
         What results.json holds.
 
     Raises:
-        UserError: a task or model that cannot be read.
+        UserError: a task or model that cannot be read, or another process writes to `out`.
         Interrupted: a signal came; what is done is kept.
     """
     keep_freed_memory()
     load.check_folder(model_name_or_path)
     planned = plan(tasks, shots, settings or Settings(Path()))
+    with owned(out / ".lock", out, "choose another --out"):
+        return _examined(model_name_or_path, planned, out, asking)
+
+
+def _examined(model_name_or_path: str, planned: Planned, out: Path, asking: Asking) -> dict[str, Any]:
     lm = load_adapted.load_with_adapter(
         model_name_or_path, trust_remote_code=asking.trust_remote_code, rope_scaling=asking.rope_scaling
     )
@@ -106,7 +113,7 @@ def examine_all(
     examiner = Examiner(model, tokenizer, asker)
     how: dict[str, Any] = {
         "model": name,
-        "weights": settings_hash({"files": fingerprint(name)}),
+        "weights": settings_hash(model_identity(name)),
         "layout": "padded" if model.traits.method == "padded" else "tree",
         "template": None if template is None else type(template).__name__,
         "shots_as": None if template is None else asking.shots_as,
@@ -178,23 +185,14 @@ def _write_submission(task: Task, out: Path) -> None:
     files.write_text(out / f"{task.name}.submission.json", text)
 
 
-def fingerprint(name: str) -> list[Any]:
-    """What changes when a model folder's weights do; [] for a hub id."""
-    folder = Path(name)
-    kinds = ("*.safetensors", "*.bin", "*.json")
-    there = [path for kind in kinds for path in sorted(folder.glob(kind))] if folder.is_dir() else []
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in there]
-
-
 def _about(task: Task, number: int) -> Mapping[str, Any]:
-    stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in task.inputs]
     return {
         "task": task.name,
         "n": number,
         "shots": task.shots,
         "normalise": task.normalise,
         "about": dict(task.about),
-        "inputs": stats,
+        "inputs": [[str(path), file_identity(path)] for path in task.inputs],
     }
 
 

@@ -13,9 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.disk.writing import writing_to
 from espalier.engine import files
 from espalier.exam.scorer import Cost
 from espalier.exam.scores import Moments, Tally
+
+STATE = {"settings", "bytes", "tally", "cost", "seconds", "prefixes", "shortened"}
+"""The keys of a state."""
 
 
 @dataclass
@@ -52,12 +56,13 @@ class Kept:
     @classmethod
     def open(cls, folder: Path, name: str, settings: Mapping[str, Any]) -> Kept:
         """What an earlier run with the same settings has left, or nothing."""
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         kept = cls(folder, name, json.loads(json.dumps(settings, default=str)))
         if not (kept._state.is_file() and kept._partial.is_file()):
             return kept
-        state = json.loads(kept._state.read_text("utf-8"))
-        if state["settings"] != kept.settings or kept._partial.stat().st_size < state["bytes"]:
+        state = _read(kept._state)
+        if state.get("settings") != kept.settings or kept._partial.stat().st_size < state["bytes"]:
             return kept
         kept.cost, kept.seconds, kept.bytes = Cost(**state["cost"]), state["seconds"], state["bytes"]
         kept.prefixes, kept.shortened = state["prefixes"], Counter(state["shortened"])
@@ -80,7 +85,7 @@ class Kept:
         self.cost.unshared += cost.unshared
         self.seconds += seconds
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        with self._partial.open("r+b" if self.bytes else "wb") as stream:
+        with writing_to(self._partial), self._partial.open("r+b" if self.bytes else "wb") as stream:
             stream.seek(self.bytes)
             stream.write(text)
             stream.truncate()
@@ -107,5 +112,15 @@ class Kept:
 
     def finish(self) -> None:
         """The lines get their final name."""
-        self._partial.replace(self.folder / f"{self.name}.jsonl")
-        self._state.unlink()
+        with writing_to(self.folder / f"{self.name}.jsonl"):
+            self._partial.replace(self.folder / f"{self.name}.jsonl")
+            self._state.unlink()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A state that was written whole; {} where it has been damaged since, and the task begins anew."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.keys() >= STATE else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from espalier.data.store.open import Reading, opened
 from espalier.data.store.stack import Choice, Stack
 from espalier.data.templates import SimpleTemplate, Template, choose_template
 from espalier.data.tokenise import Encoder
+from espalier.disk.temporary import temporary_folder
 from espalier.errors import UserError
 from espalier.inspect.coloured import Shown, print_shown, shown, written
 from espalier.inspect.page import Section, write_page
@@ -74,7 +74,7 @@ def show_data(what: str, question: DataQuestion, *, as_json: bool, html: Path | 
     if kind not in KINDS:
         raise UserError(f"--as {kind}: wanted {', '.join(KINDS)}.")
     console = Console()
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+    with temporary_folder() as folder:
         waiting = Console(stderr=True)
         reading = Reading(
             Path(folder), skip_bad=True, show=lambda text: waiting.print(f"[dim]{text}[/]", highlight=False)

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
 import espalier
+from espalier.disk.writing import writing_to
 from espalier.engine import files
 from espalier.inspect.coloured import Shown
 from espalier.report_data import data_view
@@ -33,7 +34,8 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, render(title, sections))
     Console(stderr=True).print(f"[dim]page: {path}[/]", highlight=False, soft_wrap=True)
 

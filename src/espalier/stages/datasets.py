@@ -30,6 +30,7 @@ from espalier.data.store.open import Reading, opened
 from espalier.data.store.stack import Choice, Stack
 from espalier.data.templates import Template, prompt_text
 from espalier.data.tokenise import Encoder
+from espalier.disk.temporary import temporary_folder
 from espalier.errors import UserError
 from espalier.models.forward import TreeModel
 from espalier.options import DataOptions, RunOptions, TokenizedOptions, TrainOptions
@@ -109,7 +110,7 @@ class Datasets:
         if tokenized is not None:
             self.kept = Path(tokenized).expanduser()
         elif self.kept is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="espalier-")
+            self._temporary = temporary_folder()
             self.kept = Path(self._temporary.name)
         self.cutoff_len = self.option(DataOptions).cutoff_len
         self.preflight = Preflight(self.cutoff_len, lambda tree: draw_tree(tree, self.tokenizer.decode))

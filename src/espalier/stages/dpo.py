@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,6 +21,7 @@ from espalier.data.feed import Rows
 from espalier.data.forest import Forest
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.store.columns import Column, Writer
+from espalier.disk.temporary import temporary_folder
 from espalier.engine.track import Numbers
 from espalier.maths import losses
 from espalier.maths.reduce import masked_mean, masked_sum
@@ -43,9 +43,13 @@ class DPOOptions(Options):
         0.0, "The chance that a preference is the wrong way round.", min=0, below=0.5
     )
     precompute_ref_logprobs: bool = option(
-        False, "Compute the reference once for all pairs before the first step, and free it."
+        False,
+        "Compute the reference once for all pairs before the first step, and free it.",
+        same_result=True,
     )
-    ref_model: str | None = option(None, "Another model as the reference; null: the policy as it starts.")
+    ref_model: str | None = option(
+        None, "Another model as the reference; null: the policy as it starts.", names="model"
+    )
 
     def problems(self) -> list[str]:
         if self.label_smoothing and self.pref_loss != "sigmoid":
@@ -151,7 +155,7 @@ class Reference:
 def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
     """The trees with ``extras["ref_logprobs"]``, computed once and kept on disk; every rank computes all of them."""
     alone = replace(rows, rank=0, world=1)
-    folder = tempfile.TemporaryDirectory(prefix="espalier-")
+    folder = temporary_folder()
     starts = np.zeros(len(trees) + 1, np.int64)
     with Writer(Path(folder.name), {"logprobs": "<f4"}) as writer:
         for at, tree in enumerate(trees):

@@ -2,25 +2,28 @@
 
 A file with `stage:` is one stage; a file with `stages:` is a pipeline. ``run:NAME`` stands for the model
 that the stage NAME of this pipeline has written. A stage that is finished under the same options and
-inputs is skipped; one that was interrupted goes on.
+inputs is skipped (what an earlier stage has made is an input, by its content); one that was interrupted goes on.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from espalier import config
+from espalier.disk.lock import owned
+from espalier.disk.temporary import remove_left
 from espalier.engine import files
-from espalier.engine.launch import processes_wanted, relaunch
+from espalier.engine.launch import processes_wanted, rank, relaunch
 from espalier.options import EngineOptions
 from espalier.report import write_report
 from espalier.stages import examine
 from espalier.stages.catalogue import CLASSES
+from espalier.stages.checks import check_startable
 from espalier.stages.train import run_stage
 
 EXAM = "evaluate"
@@ -46,33 +49,43 @@ def run(path: str | Path, overrides: Sequence[str] = (), **changes: Any) -> dict
 
 def run_options(raw: config.Placed) -> dict[str, Any]:
     """The same from options that are read already."""
-    if "stages" not in raw:
-        alone = _run_one(raw, "")
-        _report(Path(str(config.canonical(raw)[0].get("output_dir", "runs/run"))))
-        return alone
-    stages = config.split_pipeline(raw, ALL_CLASSES)
-    for stage in stages:  # every mistake of every stage, before the first hour is spent
-        kind = config.stage_of(stage, ALL_CLASSES)
-        config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
-    folder = Path(str(stages[0].get("output_dir", "runs/run")))
-    if _is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(folder / "config.yaml", _as_yaml(raw))
-    fingerprints: dict[str, str] = {}
+    stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    for stage in stages:  # every mistake of every stage, before the first file is touched
+        _check(stage)
+    folder = Path(str(config.canonical(stages[0])[0].get("output_dir", "runs/run")))
     summary: dict[str, Any] = {}
-    for stage in stages:
-        used = sorted(set(_references(stage)))
-        upstream = config.options_hash({name: fingerprints.get(name, "") for name in used}) if used else ""
-        summary = _run_one(_resolved(stage, folder), upstream)
-        fingerprints[str(stage["name"])] = str(summary.get("fingerprint", ""))
-        _report(folder)
+    with _alone(folder):
+        if _is_main() and "stages" in raw:
+            files.write_text(folder / "config.yaml", _as_yaml(raw))
+        for stage in stages:
+            summary = _run_one(_resolved(stage, folder))
+            _report(folder)
     return summary
 
 
-def _run_one(raw: config.Placed, upstream: str) -> dict[str, Any]:
+def _check(stage: config.Placed) -> None:
+    kind = config.stage_of(stage, ALL_CLASSES)
+    options = config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
+    if kind != EXAM:
+        check_startable(kind, options)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other run writes to the folder meanwhile; one lock for all ranks. What the dead have left goes away."""
+    if not _is_main():
+        yield
+        return
+    say = Console(stderr=True).print
+    with owned(folder / ".lock", folder, "choose another output_dir", say):
+        remove_left(folder)
+        yield
+
+
+def _run_one(raw: config.Placed) -> dict[str, Any]:
     if config.stage_of(raw, ALL_CLASSES) == EXAM:
         return examine.run_exam(raw, ALL_CLASSES) if _is_main() else {}
-    return run_stage(raw, upstream=upstream)
+    return run_stage(raw)
 
 
 def wanted_processes(raw: config.Placed) -> int:
@@ -113,13 +126,6 @@ def _replaced(value: Any, folder: Path) -> Any:
     return value
 
 
-def _references(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value.removeprefix("run:").split("/")[0]] if value.startswith("run:") else []
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return [name for part in parts for name in _references(part)]
-
-
 def _as_yaml(raw: Mapping[str, Any]) -> str:
     import yaml
 
@@ -139,4 +145,4 @@ def _report(folder: Path) -> None:
 
 
 def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0

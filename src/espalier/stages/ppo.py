@@ -50,7 +50,9 @@ class PPOOptions(Options):
     )
     kl_horizon: int = option(10000, "Answers over which kl_coef moves.", min=1)
     ptx_coef: float = option(0.0, "Weight of the likelihood of ptx_dataset's text.", min=0)
-    ptx_dataset: str | list[str | dict[str, Any]] | None = option(None, "Chats or text for the ptx loss.")
+    ptx_dataset: str | list[str | dict[str, Any]] | None = option(
+        None, "Chats or text for the ptx loss.", names="data"
+    )
     ema_decay: float | None = option(
         None, "Keep a moving average of the policy, such as 0.992.", above=0, below=1
     )

@@ -1,55 +1,54 @@
-"""What a run leaves behind: its config, its summary, its models; and whether it is finished already."""
+"""What a run leaves behind: its config, its summary, its models."""
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from espalier import config
+from espalier.disk.writing import writing_to
 from espalier.engine import checkpoint, files, strategy
 from espalier.engine.hardware import device_name
 from espalier.models.forward import TreeModel
 from espalier.models.quantise.turn import number_of_weights
 from espalier.models.saved import save_model
 from espalier.options import EngineOptions, RunOptions
+from espalier.stages.earlier import weights_in
 from espalier.stages.resume import checkpoints
 from espalier.stages.running import Running, Start
 
 
-def finished(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The summary of a finished run of the same options on the same data, or None."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    if summary.get("status") != "done" or summary.get("fingerprint") != fingerprint:
-        return None
-    same = all(files.file_hash(Path(name)) == sha for name, sha in summary["data"].items())
-    return summary if same and (folder / "model").is_dir() else None
-
-
 def write_config(start: Start) -> None:
-    start.folder.mkdir(parents=True, exist_ok=True)
+    with writing_to(start.folder):
+        start.folder.mkdir(parents=True, exist_ok=True)
     files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options.values()))
 
 
 def save_models(running: Running) -> None:
-    """Write the stage's models; the checkpoints have served their purpose then."""
+    """Write the stage's models, whole or not at all."""
     start, live, parts = running.start, running.live, running.parts
     whole = strategy.whole_parameters(live.accelerator, live.module)
     if start.is_main:
         for name, model in {"model": parts.main, **parts.also_saved}.items():
             with files.new_folder(start.folder / name) as folder:
                 save_model(folder, model, running.setup.tokenizer, _own(running, whole, model))
-        checkpoint.clear_checkpoints(checkpoints(start.folder))
+            running.saved[name] = weights_in(start.folder / name)
     live.accelerator.wait_for_everyone()
+
+
+def finish(running: Running) -> dict[str, Any]:
+    """Models, then the word that the run is done, and only then the checkpoints go: a kill in between loses nothing."""
+    save_models(running)
+    summary = write_summary(running, "done")
+    if running.start.is_main:
+        checkpoint.clear_checkpoints(checkpoints(running.start.folder))
+    running.live.accelerator.wait_for_everyone()
+    return summary
 
 
 def _own(running: Running, whole: dict[str, torch.Tensor], model: TreeModel) -> dict[str, torch.Tensor]:
@@ -95,7 +94,9 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "held_out": running.held_out,
         "final": {k: v for k, v in progress.last.items() if math.isfinite(v)},
         "notes": start.notes,
-        "fingerprint": start.fingerprint,
+        "models": running.saved,
+        "fingerprint": start.made_from.fingerprint,
+        "made_from": start.made_from.as_json(),
     }
     if start.is_main:
         files.write_json(start.folder / "summary.json", summary)

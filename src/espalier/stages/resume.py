@@ -10,12 +10,13 @@ from espalier.engine import checkpoint, strategy
 from espalier.engine.loop import Progress
 from espalier.errors import UserError
 from espalier.options import RunOptions
+from espalier.stages.earlier import CHECKPOINTS
 from espalier.stages.running import Running
 
 
 def checkpoints(folder: Path) -> Path:
     """Where the checkpoints of a run lie."""
-    return folder / "checkpoints"
+    return folder / CHECKPOINTS
 
 
 def save(running: Running, step: int) -> None:
@@ -31,7 +32,7 @@ def save(running: Running, step: int) -> None:
         **{f"average-{name}": dict(m.named_parameters()) for name, m in parts.averages.items()},
     }
     state = {
-        "fingerprint": start.fingerprint,
+        "made_from": start.made_from.as_json(),
         "progress": running.progress.state(),
         "feed": running.feed.place(),
         "held_out": running.held_out,
@@ -44,28 +45,19 @@ def save(running: Running, step: int) -> None:
 
 
 def resume(running: Running) -> None:
-    """Go on from the checkpoint that the options name, or the last one; with ``resume: false`` remove them.
+    """Go on from the checkpoint that was found to be whole and this run's (`earlier.decide`), or remove what is there.
 
     Raises:
-        UserError: the checkpoint was written under other options, or it is damaged.
+        UserError: the data do not fit it.
     """
     start, live, parts = running.start, running.live, running.parts
-    wanted = start.option(RunOptions).resume
-    if wanted is False:
-        if start.is_main:
+    path = start.checkpoint
+    if path is None:
+        if start.is_main and checkpoint.checkpoints_in(checkpoints(start.folder)):
             checkpoint.clear_checkpoints(checkpoints(start.folder))
         live.accelerator.wait_for_everyone()
         return
-    last = checkpoint.latest_checkpoint(checkpoints(start.folder))
-    found = Path(wanted) if isinstance(wanted, str) else last
-    if found is None:
-        return
-    tensors, state = checkpoint.load_checkpoint(found)
-    if state["fingerprint"] != start.fingerprint:
-        raise UserError(
-            f"{found}: this checkpoint was written under other options than these. "
-            "Restore them, set resume=false to start again, or choose another output_dir."
-        )
+    tensors, state = checkpoint.read_checkpoint(path)
     progress = state["progress"]
     strategy.set_parameters(live.accelerator, live.module, tensors["model"])
     strategy.set_moments(
@@ -79,9 +71,9 @@ def resume(running: Running) -> None:
     try:
         running.feed.restore(state["feed"])
     except ValueError as changed:
-        raise UserError(f"{found}: {changed}") from changed
+        raise UserError(f"{path}: {changed}") from changed
     running.progress, running.held_out = Progress(**progress), state["held_out"]
     own = tensors.get(f"rng-{live.accelerator.process_index}")
     if own is not None:
         checkpoint.rng_from_tensors(own)
-    start.say(f"continuing from step {running.progress.step} ({found})")
+    start.say(f"continuing from step {running.progress.step} ({path})")

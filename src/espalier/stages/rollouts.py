@@ -40,9 +40,9 @@ from espalier.trees import Batch, Tree
 class RolloutOptions(Options):
     """Sampling and rewards of PPO and GRPO."""
 
-    reward_model: str | None = option(None, "A reward model's folder, or run:NAME.")
+    reward_model: str | None = option(None, "A reward model's folder, or run:NAME.", names="model")
     reward_function: str | None = option(
-        None, "A rule: equals, contains, number, brevity, or FILE.py:FUNCTION of your own."
+        None, "A rule: equals, contains, number, brevity, or FILE.py:FUNCTION of your own.", names="function"
     )
     kl_coef: float = option(0.05, "The price of a nat of KL from the reference.", min=0)
     group_size: int | None = option(

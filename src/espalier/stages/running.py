@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
 
 from espalier.data.feed import Feed
 from espalier.engine.loop import Progress
 from espalier.options import RunOptions
+from espalier.stages.provenance import MadeFrom
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Live, Parts
 
@@ -28,7 +30,8 @@ class Start:
         stage: its kind.
         options: an instance of each option class, by class.
         folder: of the run's results.
-        fingerprint: of everything that the result depends on.
+        made_from: everything that the result depends on.
+        checkpoint: the folder that the run goes on from; None: it begins.
         notes: lines that were shown to the user; kept in the summary.
         started: seconds since the epoch.
     """
@@ -36,9 +39,10 @@ class Start:
     stage: str
     options: dict[type, Any]
     folder: Path
-    fingerprint: str
+    made_from: MadeFrom
     accelerator: Accelerator
     notes: list[str]
+    checkpoint: Path | None = None
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -58,7 +62,7 @@ class Start:
     def say(self, text: str) -> None:
         """Show a line and keep it."""
         self.notes.append(text)
-        self.console.print(f"[dim]{self.name}: {text}[/]", highlight=False)
+        self.console.print(f"[dim]{self.name}: {escape(text)}[/]", highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -70,6 +74,7 @@ class Running:
         setup, parts: what the stage was built from, and what it gave.
         live, optimizer: as accelerate has prepared them.
         held_out: the number by which the stage is judged, before and after, for the summary.
+        saved: folder -> file -> bytes of the weights of each model that is written.
     """
 
     start: Start
@@ -80,3 +85,4 @@ class Running:
     feed: Feed
     progress: Progress = field(default_factory=Progress)
     held_out: dict[str, Any] = field(default_factory=dict)
+    saved: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -1,14 +1,13 @@
 """One stage, from its options to a model folder: the wiring around the one loop.
 
 Running the same options again continues an interrupted run from its last checkpoint, and skips a finished
-one whose options and inputs have not changed.
+one whose options and inputs have not changed (`espalier.stages.earlier`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,23 +18,37 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
+from rich.markup import escape
 
 from espalier import config
+from espalier.disk.temporary import remove_left
 from espalier.engine import strategy
+from espalier.engine.checkpoint import clear_checkpoints
 from espalier.engine.hardware import keep_freed_memory
+from espalier.engine.launch import processes, rank
 from espalier.engine.loop import Hooks, Schedule, Stopped, run_loop
 from espalier.engine.optim import adamw, learning_rate_at
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
 from espalier.engine.track import Tracker, keep_rows
 from espalier.errors import UserError
-from espalier.options import AdaloraOptions, AdamOptions, EngineOptions, RunOptions, TrainOptions
+from espalier.options import (
+    AdaloraOptions,
+    AdamOptions,
+    EngineOptions,
+    RunOptions,
+    TokenizedOptions,
+    TrainOptions,
+)
 from espalier.stages.adapting import rank_allocations
-from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES, check_possible
+from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES
+from espalier.stages.checks import check_startable, json_object
+from espalier.stages.earlier import decide
 from espalier.stages.positions import check_positions
 from espalier.stages.preflight import show_preflight
-from espalier.stages.results import finished, save_models, write_config, write_summary
-from espalier.stages.resume import resume, save
+from espalier.stages.provenance import made_from
+from espalier.stages.results import finish, write_config, write_summary
+from espalier.stages.resume import checkpoints, resume, save
 from espalier.stages.rollouts import RolloutOptions
 from espalier.stages.running import Running, Start
 from espalier.stages.setup import Setup
@@ -43,33 +56,38 @@ from espalier.stages.stage import Live, Parts
 from espalier.stages.validation import validate
 
 
-def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
+def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Run (or continue, or skip) one stage and return its summary.
 
     Args:
         raw: flat options, ``stage`` among them, as `espalier.config.load_yaml` gives them.
-        upstream: fingerprint of the earlier stage that this one starts from.
 
     Raises:
-        UserError: anything wrong with the user's options or data.
+        UserError: anything wrong with the user's options or data, or with what an earlier start has left.
         Stopped: a signal came; the checkpoint is written.
     """
     stage = config.stage_of(raw, CLASSES)
     options = config.build(raw, CLASSES[stage], all_classes=CLASSES)
     notes = config.canonical(raw)[1]
-    check_possible(stage, options)
+    check_startable(stage, options)
     run: RunOptions = options[RunOptions]
     folder = Path(run.output_dir) / (run.name or stage)
     options = _decided(options, folder if run.resume else None)
-    fingerprint = config.options_hash({"options": _meaning(options), "upstream": upstream})
-    done = finished(folder, fingerprint)
-    if done is not None and run.resume:
+    made = made_from(options, processes=processes(), known=_kept(options) / "files.json")
+    if rank() == 0:
+        remove_left(folder, of_anyone=True)
+    decision = decide(folder, made, run.resume)
+    if decision.done is not None:
+        if rank() == 0:
+            clear_checkpoints(checkpoints(folder))  # a kill after the end was written has left them
         Console(stderr=True).print(f"[dim]{run.name or stage}: done already ({folder}), skipped[/]")
-        return done
+        return decision.done
     keep_freed_memory()
-    start = Start(stage, options, folder, fingerprint, _accelerator(options), list(notes))
+    start = Start(stage, options, folder, made, _accelerator(options), list(notes), decision.checkpoint)
     for note in notes:
         start.console.print(f"[yellow]{note}[/]")
+    for line in decision.said:
+        start.say(line)
     if start.option(EngineOptions).precision == "bf16" and is_emulated(start.accelerator.device):
         start.say(
             "bf16 is computed slowly here, for this CPU has no bf16 instructions; precision: fp32 is faster"
@@ -78,12 +96,10 @@ def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
     return _run(_prepared(start))
 
 
-def _meaning(options: Mapping[type, Any]) -> dict[str, Any]:
-    """What the result depends on: all options but where it is written and how it is shown."""
-    shown = {"output_dir", "resume", "report_to", "logging_steps", "save_steps", "save_total_limit"}
-    shown |= {"tokenized_path", "preprocessing_num_workers"}
-    flat = {k: v for held in options.values() for k, v in vars(held).items()}
-    return {k: v for k, v in flat.items() if k not in shown}
+def _kept(options: Mapping[type, Any]) -> Path:
+    """Where tokenised records and the hashes of large data files are kept."""
+    path = options[TokenizedOptions].tokenized_path
+    return Path(path).expanduser() if path else Path(options[RunOptions].output_dir) / "tokenized"
 
 
 def _decided(options: Mapping[type, Any], folder: Path | None) -> dict[type, Any]:
@@ -104,7 +120,7 @@ def _accelerator(options: Mapping[type, Any]) -> Accelerator:
     assert engine.precision != "auto"
     own = engine.deepspeed
     if isinstance(own, str):
-        own = json.loads(Path(own).read_text("utf-8"))
+        own = json_object("deepspeed", own)
     return strategy.make_accelerator(
         engine.strategy,
         engine.precision,
@@ -124,8 +140,10 @@ def _prepared(start: Start) -> Running:
         accelerator.device,
         start.say,
         start.folder / "rejected.jsonl" if start.is_main else None,
-        kept=Path(start.option(RunOptions).output_dir) / "tokenized",
-        show=lambda text: start.console.print(f"[dim]{start.name}: {text}[/]", highlight=False),
+        kept=_kept(start.options),
+        show=lambda text: start.console.print(
+            f"[dim]{start.name}: {escape(text)}[/]", highlight=False, soft_wrap=True
+        ),
     )
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))
@@ -161,25 +179,24 @@ def _run(running: Running) -> dict[str, Any]:
         write_config(start)
         keep_rows(start.folder / "samples.jsonl", running.progress.step)
     write_summary(running, "running")
-    tracker = Tracker(
-        start.folder,
-        start.name,
-        running.feed.total_steps,
-        run.report_to,
-        start.is_main,
-        resumed_step=running.progress.step,
-    )
     try:
+        tracker = Tracker(
+            start.folder,
+            start.name,
+            running.feed.total_steps,
+            run.report_to,
+            start.is_main,
+            resumed_step=running.progress.step,
+        )
         with tracker, StopSignal() as stop:
             _train(running, tracker, stop)
+        return finish(running)
     except BaseException as error:
         if isinstance(error, Stopped):
             start.console.print(f"stopped at step {error.step}; run the same command again to continue")
         with contextlib.suppress(UserError):  # a disk that is full must not hide what went wrong first
             write_summary(running, "stopped")
         raise
-    save_models(running)
-    return write_summary(running, "done")
 
 
 def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:

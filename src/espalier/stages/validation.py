@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from espalier.disk.writing import writing_to
 from espalier.engine.track import Meter
 from espalier.models.generate import Sampling, sample
 from espalier.models.load import context_length
@@ -70,7 +71,8 @@ def _show(running: Running, step: int) -> None:
             prompts,
             Sampling(max(1, min(longest, room)), 0.0, stop=running.setup.stop),
         )
-    with (start.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+    path = start.folder / "samples.jsonl"
+    with writing_to(path), path.open("a", encoding="utf-8") as file:
         for prompt, (answer,) in zip(parts.sample_prompts, said, strict=True):
             text = running.setup.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             row = {"step": step, "prompt": prompt.text, "completion": text, "reference": prompt.reference}

@@ -131,6 +131,18 @@ def test_a_dead_owner_is_taken_over_by_one_only(tmp_path: Path, monkeypatch: pyt
     assert owners == [1] and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("text", ["", "hello", "[]", "{}", '{"host": 1, "process": "x", "doing": "y"}'])
+def test_a_lock_that_nobody_can_read_is_taken_over(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "GONE", 0.2)
+    (tmp_path / "x.lock.0").write_text(text)
+    told: list[str] = []
+    with held(tmp_path / "x", waiting=told.append) as mine:
+        assert mine and told == ["another process"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_living_owner_is_waited_for_and_a_silent_one_on_another_machine_is_not_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -288,6 +288,63 @@ def test_a_damaged_store_is_made_again(tokenizer: Any, tmp_path: Path) -> None:
         assert [said(tree) for tree in stored(choice)] == whole
 
 
+@pytest.mark.parametrize(
+    "harm",
+    {
+        "a bit of the tokens": lambda kept: _flipped(kept / "tokens.bin"),
+        "a bit of where they begin": lambda kept: _flipped(kept / "tokens.start.bin"),
+        "a bit of the lines": lambda kept: _flipped(kept / "line.bin"),
+        "a number in the manifest": lambda kept: (kept / "manifest.json").write_text(
+            (kept / "manifest.json").read_text("utf-8").replace('"records": 60', '"records": 59'), "utf-8"
+        ),
+        "another format": lambda kept: (kept / "manifest.json").write_text('{"depends_on": {}}', "utf-8"),
+        "a list for a manifest": lambda kept: (kept / "manifest.json").write_text("[]", "utf-8"),
+        "bytes for a manifest": lambda kept: (kept / "manifest.json").write_bytes(b"\xff\xfe"),
+        "no rejected.jsonl": lambda kept: (kept / "rejected.jsonl").unlink(),
+    }.items(),
+    ids=lambda pair: pair[0],
+)
+def test_damage_is_said_and_the_store_made_again(harm: Any, tokenizer: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", CHATS)
+    wanted = job("chat", tokenizer, cutoff_len=512)
+    told: list[str] = []
+    _, choice, _ = stack_of(path, wanted, tmp_path / "kept", show=told.append)
+    whole = [said(tree) for tree in stored(choice)]
+    [name] = names(tmp_path / "kept")
+    stack_of(path, wanted, tmp_path / "kept", show=told.append)
+    assert not told, "a sound one is used without a word"
+    harm[1](tmp_path / "kept" / name)
+    _, choice, _ = stack_of(path, wanted, tmp_path / "kept", show=told.append)
+    assert [said(tree) for tree in stored(choice)] == whole
+    assert len(told) == 1 and "this tokenised data is damaged (" in told[0] and "is made again" in told[0]
+    assert names(tmp_path / "kept") == {name}
+
+
+def _flipped(file: Path) -> None:
+    """One bit, and a time of writing as before: nothing but its content can tell."""
+    times = file.stat()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_store_is_read_through_once_a_process(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from espalier.data.store import cache
+
+    path = write(tmp_path / "a.jsonl", CHATS)
+    wanted = job("chat", tokenizer, cutoff_len=512)
+    stack_of(path, wanted, tmp_path / "kept")
+    read: list[Path] = []
+    real = cache.sum_of_file
+    monkeypatch.setattr(cache, "sum_of_file", lambda file: read.append(file) or real(file))
+    stack_of(path, wanted, tmp_path / "kept")
+    stack_of(path, wanted, tmp_path / "kept")
+    assert not read
+
+
 def test_a_failed_writing_leaves_nothing(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

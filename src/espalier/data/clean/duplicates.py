@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from espalier.data.clean.minhash import Pairs, Signatures, Signer, across, band_
 from espalier.data.clean.shingles import Numbers, jaccard, shingles
 from espalier.data.clean.view import viewed
 from espalier.data.made import DEV, Division, Found, Made, Without, digest
+from espalier.disk.temporary import temporary_folder
 
 SHOWN = 20
 """Examples of each step in the report."""
@@ -29,7 +29,7 @@ SHOWN = 20
 def without_copies(found: Found, account: dict[str, Any]) -> Found:
     """Takes out records whose text differs from an earlier one in nothing but spaces, case, width and marks."""
     account.update(removed=0, examples=[])
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+    with temporary_folder() as folder:
         base = sqlite3.connect(Path(folder) / "seen.sqlite", isolation_level=None)
         for line in (
             "PRAGMA journal_mode=OFF",
@@ -59,7 +59,7 @@ def without_near_copies(found: Found, threshold: float, account: dict[str, Any])
     """Takes out records that share at least `threshold` (0 to 1) of their shingles with an earlier one that stays."""
     bands, rows = bands_for(threshold)
     account.update(threshold=threshold, bands=bands, rows=rows, compared=0, removed=0, examples=[])
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+    with temporary_folder() as folder:
         spool = _Spool(Path(folder), bands, rows)
         yield from spool.fill(found)
         pairs = candidates(spool.keys())
@@ -72,7 +72,7 @@ def without_near_copies_of_dev(
     """Takes out of train what shares at least `threshold` (0 to 1) of its shingles with a record of dev."""
     bands, rows = bands_for(threshold)
     account.update(threshold=threshold, compared=0, removed=0, examples=[])
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+    with temporary_folder() as folder:
         spool = _Spool(Path(folder), bands, rows)
         dev = array("q")
         yield from spool.fill(found, lambda made: made.part or division.part(made.key), dev)

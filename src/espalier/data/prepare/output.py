@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from espalier.data.made import DEV, PARTS, TRAIN, Division, Made, Without
+from espalier.disk.lock import owned
+from espalier.disk.temporary import remove_left, temporary_name
+from espalier.disk.writing import disk_error, is_refusal, writing_to
 from espalier.errors import UserError
 
 SUFFIXES = (".jsonl",)
@@ -99,11 +102,10 @@ def write_prepared(
     no file is written then.
     """
     tally = Tally()
-    with Together() as files:
+    places = Places(out) if out else None
+    with _alone(places), Together() as files:
         streams: dict[str, TextIO] = {}
-        places = Places(out) if out else None
         if places:
-            places.train.parent.mkdir(parents=True, exist_ok=True)
             streams = {
                 TRAIN: files.open(places.train),
                 DEV: files.open(places.dev),
@@ -133,6 +135,24 @@ def write_prepared(
     return report
 
 
+@contextmanager
+def _alone(places: Places | None) -> Iterator[None]:
+    """No other preparation writes the same files meanwhile, and what the disk refuses is one message."""
+    if places is None:
+        yield
+        return
+    train = places.train
+    with owned(train.with_name(f".{train.name}.lock"), train, "choose another --out"):
+        for path in (train, places.dev, places.left_out, places.report, places.text):
+            remove_left(path.parent, path.name)
+        try:
+            yield
+        except OSError as error:  # of what is read, too; only a write meets these
+            if is_refusal(error):
+                raise disk_error(train, error) from error
+            raise
+
+
 class Together:
     """Files that appear together when the `with` ends well, and not at all when it does not."""
 
@@ -144,18 +164,23 @@ class Together:
         return self
 
     def open(self, path: Path) -> TextIO:
-        partial = path.with_name(path.name + ".partial")
-        stream = self._stack.enter_context(partial.open("w", encoding="utf-8", newline="\n"))
+        partial = temporary_name(path)
+        with writing_to(path):
+            stream = self._stack.enter_context(partial.open("w", encoding="utf-8", newline="\n"))
         self._paths.append((partial, path))
         return stream
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        self._stack.close()
-        for partial, path in self._paths:
-            if kind is None:
+        written = False
+        try:
+            self._stack.close()  # what is still in memory is written here, and a full disk refuses it here
+            for partial, path in self._paths if kind is None else ():
                 partial.replace(path)
-            else:
-                partial.unlink(missing_ok=True)
+            written = kind is None
+        finally:
+            for partial, _ in () if written else self._paths:
+                with suppress(OSError):
+                    partial.unlink(missing_ok=True)
 
 
 def as_markdown(report: dict[str, Any]) -> str:

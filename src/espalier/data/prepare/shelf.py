@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import tempfile
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+
+from espalier.disk.temporary import temporary_folder
 
 Group = tuple[str, ...]
 Span = tuple[int, int]
@@ -33,7 +34,7 @@ class Shelf:
     """
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="espalier-")
+        self._folder = temporary_folder()
         self._base = sqlite3.connect(Path(self._folder.name) / "shelf.sqlite", isolation_level=None)
         for line in (
             "PRAGMA journal_mode=OFF",

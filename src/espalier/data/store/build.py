@@ -145,6 +145,7 @@ class _Building:
             "trees": self._trees,
             "types": self._types,
             "lengths": self._writer.lengths,
+            "sums": self._writer.sums,
             "names": {name: list(held) for name, held in self._names.items()},
             "extras": self._extras,
             "formats": dict(self._formats),

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from espalier.disk.checksums import new_sum
+
 Numbers = npt.NDArray[Any]
 
 CHUNK = 1 << 16
@@ -27,10 +29,18 @@ class Writer:
         self._types = dict(types)
         self._files = {name: (folder / f"{name}.bin").open("wb") for name in types}
         self.lengths = dict.fromkeys(types, 0)
+        self._sums = {name: new_sum() for name in types}
+
+    @property
+    def sums(self) -> dict[str, str]:
+        """The checksum of each column's file as it has been written so far."""
+        return {name: total.hexdigest() for name, total in self._sums.items()}
 
     def add(self, name: str, values: Numbers) -> None:
         """`values` (n,) of any type that the column's own can hold."""
-        self._files[name].write(np.ascontiguousarray(values, self._types[name]).tobytes())
+        written = np.ascontiguousarray(values, self._types[name]).tobytes()
+        self._files[name].write(written)
+        self._sums[name].update(written)
         self.lengths[name] += len(values)
 
     def __enter__(self) -> Writer:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from espalier.data.sources import files_of, hub_dataset
 from espalier.data.specs import DatasetSpec
 from espalier.data.store.blocks import Job
 from espalier.data.templates import Template
+from espalier.disk.temporary import temporary_folder, temporary_name
 from espalier.trees import tree
 
 _LARGE = 1 << 26
@@ -110,7 +110,7 @@ def hub_version(spec: DatasetSpec) -> str:
 def tokenizer_hash(tokenizer: Any) -> str:
     """sha256 of what the tokenizer would save and of the module that its class is from."""
     digest = hashlib.sha256(f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}".encode())
-    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+    with temporary_folder() as folder:
         tokenizer.save_pretrained(folder)
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
@@ -154,9 +154,10 @@ def _read(known: Path) -> dict[str, Any]:
 
 def _write(known: Path, remembered: Mapping[str, Any]) -> None:
     """Best effort: without it a file is hashed once more."""
-    partial = known.with_name(f"{known.name}.{os.getpid()}.partial")
+    partial = temporary_name(known)
     try:
         partial.write_text(json.dumps(remembered), "utf-8")
         partial.replace(known)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -18,7 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from espalier.disk.temporary import is_alive
 from espalier.errors import UserError
 
 BEAT = 1.0
@@ -135,24 +137,28 @@ def _state(file: Path) -> str:
 
 def _has_died(state: str) -> bool:
     """Whether the owner ran on this machine and has no process now; an owner that died while it began is unknown."""
+    owner = _owner(state)
+    if owner is None:
+        return True
+    return owner["host"] == socket.gethostname() and not is_alive(owner["process"])
+
+
+def _owner(state: str) -> dict[str, Any] | None:
+    """What an owner has told of itself; None where it had no time to, or something else wrote the file."""
     try:
         owner = json.loads(state)
-    except json.JSONDecodeError:
-        return True
-    if owner["host"] != socket.gethostname():
-        return False
-    try:
-        os.kill(owner["process"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
+    except ValueError:
+        return None
+    whole = (
+        isinstance(owner, dict)
+        and isinstance(owner.get("process"), int)
+        and {"host", "doing"} <= owner.keys()
+    )
+    return owner if whole else None
 
 
 def _said(state: str) -> str:
-    try:
-        owner = json.loads(state)
-    except json.JSONDecodeError:
+    owner = _owner(state)
+    if owner is None:
         return "another process"
     return f"process {owner['process']} on {owner['host']}, {owner['doing']}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from espalier.data.store.key import content, description
 from espalier.data.store.reading import blocks_of
 from espalier.data.store.stack import Choice, Stack
 from espalier.data.store.stored import Store
+from espalier.disk.writing import write_whole, writing_to
 
 _OF_A_WORKER, _AS_ASKED = 4 << 20, 1 << 20
 """Bytes of data for which another process is worth its start, and where a number of processes was asked for; fewer
@@ -190,11 +192,13 @@ def _write_rejected(path: Path, stores: Sequence[Store]) -> None:
     """All bad records in one file, whole or not at all; none without a bad record."""
     if not any(store.manifest["bad"]["counts"] for store in stores):
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
-        for store in stores:
-            with store.rejected.open("rb") as source:
-                while piece := source.read(1 << 20):
-                    stream.write(piece)
-    partial.replace(path)
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda temporary: _joined(temporary, [store.rejected for store in stores]))
+
+
+def _joined(path: Path, sources: Sequence[Path]) -> None:
+    with path.open("wb") as stream:
+        for source in sources:
+            with source.open("rb") as part:
+                shutil.copyfileobj(part, stream)

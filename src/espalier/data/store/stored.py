@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from espalier.data.account import Account
-from espalier.data.store.build import MANIFEST, REJECTED, from_json
+from espalier.data.store.build import REJECTED, from_json
 from espalier.data.store.columns import CHUNK, Column, Numbers
 from espalier.trees.tree import Tree
 
@@ -20,15 +20,15 @@ class Store:
     """The records of one source and their trees.
 
     Args:
-        folder: written by `build`, with the manifest in it.
+        folder: with the columns that `build` has written.
+        manifest: what `build` has said of them.
 
     Raises:
-        OSError, ValueError, KeyError: it is no whole store.
+        OSError, KeyError: it is no whole store.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder, self.manifest = folder, manifest
         lengths = self.manifest["lengths"]
         self._columns = {
             name: Column(folder, name, dtype, lengths[name]) for name, dtype in self.manifest["types"].items()

@@ -4,9 +4,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS := -n logical --maxprocesses 8 --dist worksteal
 TEST_STAMP := $(VENV)/.installed-test
 
-.PHONY: demo test check format types arrows tests clean
+.PHONY: demo test test-quick check format types arrows tests clean
 
 # torch comes first and alone: where a CPU build lies at hand pip takes that one, and nothing later replaces it.
 $(STAMP): pyproject.toml constraints.txt
@@ -26,6 +27,10 @@ demo: $(STAMP)
 
 test: check tests
 
+# What takes a second or two each; `make test` runs all.
+test-quick: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
+
 check: format types arrows
 
 format: $(TEST_STAMP)
@@ -39,7 +44,7 @@ arrows: $(TEST_STAMP)
 	$(BIN)/lint-imports
 
 tests: $(TEST_STAMP)
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest $(WORKERS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache

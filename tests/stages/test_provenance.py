@@ -125,7 +125,7 @@ def test_keys_that_change_no_result_refuse_nothing(key: str, own: Make) -> None:
 def test_every_other_key_is_named_with_what_it_was_and_is(own: Make, tmp_path: Path) -> None:
     before = of(own())
     other = {"learning_rate": 2e-3, "seed": 7, "cutoff_len": 99, "temperature": 0.5, "lora_rank": 3,
-             "precision": "fp32", "max_steps": 9, "layout": "padded"}  # fmt: skip
+             "precision": "bf16", "max_steps": 9, "layout": "padded"}  # fmt: skip
     found = of(own(**other)).differences(before)
     assert {d.key for d in found} == set(other) and all(d.by_option for d in found)
     assert "learning_rate: 0.001 -> 0.002" in [d.said for d in found]

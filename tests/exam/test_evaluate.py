@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from espalier.errors import Interrupted, UserError
+from espalier.errors import Stopped, UserError
 from espalier.exam import run
 from espalier.exam.evaluate import Asking, evaluate
 from espalier.exam.several import evaluate_several
@@ -92,7 +92,7 @@ def test_a_stopped_exam_ends_in_the_same_files(
     asked = iter([False, True, False, False, True] + [False] * 9)
     monkeypatch.setattr("espalier.exam.evaluate.StopSignal", lambda: _Stop(asked))
     for _ in range(2):
-        with pytest.raises(Interrupted, match="goes on from there"):
+        with pytest.raises(Stopped, match="goes on from there"):
             evaluate(str(small), [str(path)], out=tmp_path / "parts", asking=QUIET)
         assert (tmp_path / "parts" / "sums.jsonl.partial").is_file()
     parts = evaluate(str(small), [str(path)], out=tmp_path / "parts", asking=QUIET)
@@ -126,7 +126,7 @@ def test_an_unfinished_file_of_other_settings_is_not_continued(
     monkeypatch.setattr(run, "BLOCK", 2)
     asked = iter([True] + [False] * 9)
     monkeypatch.setattr("espalier.exam.evaluate.StopSignal", lambda: _Stop(asked))
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         evaluate(str(small), [str(task_file(tmp_path))], out=tmp_path / "out", asking=QUIET)
     path = task_file(tmp_path, normalise="mean")
     results = evaluate(str(small), [str(path)], out=tmp_path / "out", asking=QUIET)

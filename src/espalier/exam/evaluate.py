@@ -81,7 +81,7 @@ def evaluate(
 
     Raises:
         UserError: a task or model that cannot be read.
-        Interrupted: a signal came; what is done is kept.
+        Stopped: a signal came; what is done is kept.
     """
     keep_freed_memory()
     load.check_folder(model_name_or_path)

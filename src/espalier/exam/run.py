@@ -18,7 +18,7 @@ from typing import Any
 
 from espalier.data.records import LeftOut
 from espalier.data.templates import choose_template
-from espalier.errors import Interrupted, UserError
+from espalier.errors import Stopped, UserError
 from espalier.exam.choose import Chooser
 from espalier.exam.kept import Kept
 from espalier.exam.rate import Rater
@@ -77,7 +77,7 @@ class Examiner:
             stopped: asked between blocks.
 
         Raises:
-            Interrupted: `stopped` said so; what was done is kept in ``NAME.jsonl.partial``.
+            Stopped: `stopped` said so; what was done is kept in ``NAME.jsonl.partial``.
         """
         way = self._way(task)
         kept = Kept.open(out, task.name, settings)
@@ -91,7 +91,7 @@ class Examiner:
             kept.add([one.line for one in answered], cost, time.perf_counter() - start)
             advance(len(block))
             if stopped():
-                raise Interrupted(
+                raise Stopped(
                     f"stopped in {task.name} after {kept.tally.n} questions; they are kept in {out}. "
                     "The same command goes on from there."
                 )

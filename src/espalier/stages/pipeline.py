@@ -17,10 +17,12 @@ from rich.console import Console
 from espalier import config
 from espalier.engine import files
 from espalier.engine.launch import processes_wanted, relaunch
+from espalier.engine.signals import Ended
+from espalier.errors import Stopped
 from espalier.options import EngineOptions
 from espalier.report import write_report
 from espalier.stages import examine
-from espalier.stages.catalogue import CLASSES
+from espalier.stages.catalogue import CLASSES, check_possible
 from espalier.stages.train import run_stage
 
 EXAM = "evaluate"
@@ -53,7 +55,9 @@ def run_options(raw: config.Placed) -> dict[str, Any]:
     stages = config.split_pipeline(raw, ALL_CLASSES)
     for stage in stages:  # every mistake of every stage, before the first hour is spent
         kind = config.stage_of(stage, ALL_CLASSES)
-        config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
+        built = config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
+        if kind != EXAM:
+            check_possible(kind, built)
     folder = Path(str(stages[0].get("output_dir", "runs/run")))
     if _is_main():
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,11 +93,23 @@ def wanted_processes(raw: config.Placed) -> int:
 
 
 def run_on_all(path: str, overrides: Sequence[str]) -> int:
-    """`run` in as many processes as the file asks for; returns the exit code."""
+    """`run` in as many processes as the file asks for; returns the exit code.
+
+    Raises:
+        Stopped: a signal came; all that was done is kept.
+    """
     processes = wanted_processes(config.load_yaml(path, overrides))
-    if processes > 1:
-        return relaunch(["run", path, *overrides], processes)
-    run(path, overrides)
+    try:
+        if processes > 1:
+            return relaunch(["run", path, *overrides], processes)
+        run(path, overrides)
+    except Ended as ended:
+        if ended.again:
+            raise
+        raise Stopped(
+            f"stopped by {ended} between two steps' work; all that was done is kept. "
+            "Run the same command again to continue."
+        ) from None
     return 0
 
 

@@ -6,7 +6,6 @@ one whose options and inputs have not changed.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
@@ -21,18 +20,19 @@ from rich.console import Console
 
 from espalier import config
 from espalier.engine import strategy
+from espalier.engine.finite import check_weights
 from espalier.engine.hardware import choose_precision, keep_freed_memory
-from espalier.engine.loop import Hooks, Schedule, Stopped, run_loop
+from espalier.engine.loop import Hooks, Schedule, run_loop, stopped_at
 from espalier.engine.optim import adamw, learning_rate_at
 from espalier.engine.signals import StopSignal
 from espalier.engine.track import Tracker, keep_rows
-from espalier.errors import UserError
+from espalier.errors import Stopped
 from espalier.options import AdaloraOptions, AdamOptions, EngineOptions, RunOptions, TrainOptions
 from espalier.stages.adapting import rank_allocations
 from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES, check_possible
 from espalier.stages.positions import check_positions
 from espalier.stages.preflight import show_preflight
-from espalier.stages.results import finished, save_models, write_config, write_summary
+from espalier.stages.results import finished, save_models, write_config, write_end, write_summary
 from espalier.stages.resume import resume, save
 from espalier.stages.rollouts import RolloutOptions
 from espalier.stages.running import Running, Start
@@ -145,25 +145,27 @@ def _run(running: Running) -> dict[str, Any]:
         write_config(start)
         keep_rows(start.folder / "samples.jsonl", running.progress.step)
     write_summary(running, "running")
-    tracker = Tracker(
-        start.folder,
-        start.name,
-        running.feed.total_steps,
-        run.report_to,
-        start.is_main,
-        resumed_step=running.progress.step,
-    )
     try:
-        with tracker, StopSignal() as stop:
-            _train(running, tracker, stop)
+        tracker = Tracker(
+            start.folder,
+            start.name,
+            running.feed.total_steps,
+            run.report_to,
+            start.is_main,
+            resumed_step=running.progress.step,
+        )
+        with StopSignal() as stop:
+            with tracker:
+                _train(running, tracker, stop)
+            save_models(running)
+            summary = write_summary(running, "done")
     except BaseException as error:
-        if isinstance(error, Stopped):
-            start.console.print(f"stopped at step {error.step}; run the same command again to continue")
-        with contextlib.suppress(UserError):  # a disk that is full must not hide what went wrong first
-            write_summary(running, "stopped")
+        ended = isinstance(error, Stopped | KeyboardInterrupt)
+        write_end(running, "stopped" if ended else "failed")
         raise
-    save_models(running)
-    return write_summary(running, "done")
+    if stop.asked:
+        raise Stopped(f"stopped after {start.name}, which is done; run the same command again to continue")
+    return summary
 
 
 def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
@@ -176,6 +178,7 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
         save=lambda step: save(running, step),
         validate=lambda step: validate(running, step),
         after_step=(lambda step: after(live, step)) if after is not None else (lambda step: None),
+        learns=running.parts.learns,
     )
     run_loop(
         live.module,
@@ -189,7 +192,12 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
         progress,
         stop,
     )
-    tracker.log({"step": progress.step, **validate(running, progress.step)})
+    check_weights(strategy.whole_parameters(live.accelerator, live.module), progress.step)
+    try:
+        tracker.log({"step": progress.step, **validate(running, progress.step)})
+    except Stopped as stopped:
+        save(running, progress.step)
+        raise stopped_at(progress.step) from stopped
 
 
 def _schedule(start: Start, total: int) -> Schedule:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
 
+from espalier.engine.finite import cause
 from espalier.engine.track import Meter
+from espalier.errors import UserError
 from espalier.models.generate import Sampling, sample
 from espalier.models.load import context_length
 from espalier.options import EngineOptions
@@ -33,9 +36,11 @@ def validate(running: Running, step: int) -> dict[str, float]:
     if estimate is not None:
         name = parts.held_out.name
         found[f"eval_{name}"], found[f"eval_{name}_stderr"] = estimate.value, estimate.stderr
+    _check_finite(running, found, step)
+    if estimate is not None:
         when = "before" if step == 0 else "after"
         running.held_out |= {
-            "name": name,
+            "name": parts.held_out.name,
             "better": parts.held_out.better,
             when: estimate.value,
             f"stderr_{when}": estimate.stderr,
@@ -43,6 +48,17 @@ def validate(running: Running, step: int) -> dict[str, float]:
         }
     _show(running, step)
     return found
+
+
+def _check_finite(running: Running, found: dict[str, float], step: int) -> None:
+    """Numbers that are none are said with their step and cause, on every rank alike."""
+    for name, value in found.items():
+        if not math.isfinite(value):
+            look = "model_name_or_path" if step == 0 else "learning_rate"
+            raise UserError(
+                f"step {step}: {name} is {value} on the held-out data, so nothing was saved after it; earlier "
+                f"checkpoints and models are kept. {cause(running.live.module)} Look at {look}, or at that data."
+            )
 
 
 def _over_ranks(running: Running, sums: list[float]) -> list[float]:

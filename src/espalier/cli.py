@@ -165,8 +165,8 @@ def guarded(call: Callable[[], Any]) -> int:
         return found if isinstance(found, int) else 0
     except typer.Exit as wish:
         return wish.exit_code
-    except typer.Abort:
-        return 128 + signal.SIGINT
+    except typer.Abort as abort:  # typer's word for a KeyboardInterrupt
+        return 128 + (abort.__cause__.number if isinstance(abort.__cause__, Ended) else signal.SIGINT)
     except UserError as error:
         return _said(error, parent)
     except Stopped as stopped:

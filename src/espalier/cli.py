@@ -160,13 +160,15 @@ def guarded(call: Callable[[], Any]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     parent = connected()
     try:
-        with raising():
+        with raising() as ended:
             found = call()
+        if ended and found == 128 + signal.SIGINT:  # typer's code for whatever signal
+            return 128 + ended[-1].number
         return found if isinstance(found, int) else 0
     except typer.Exit as wish:
         return wish.exit_code
-    except typer.Abort as abort:  # typer's word for a KeyboardInterrupt
-        return 128 + (abort.__cause__.number if isinstance(abort.__cause__, Ended) else signal.SIGINT)
+    except typer.Abort:
+        return 128 + signal.SIGINT
     except UserError as error:
         return _said(error, parent)
     except Stopped as stopped:
@@ -175,8 +177,8 @@ def guarded(call: Callable[[], Any]) -> int:
         elif has_the_word():
             _errors.print(_escaped(str(stopped)), highlight=False, soft_wrap=True)
         return 3
-    except Ended as ended:
-        return 128 + ended.number
+    except Ended as end:
+        return 128 + end.number
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -59,22 +60,32 @@ def rewards(tmp_path: Path) -> Callable[[str], str]:
 def test_a_base_with_broken_weights_is_named_before_a_step(
     held_out: bool, options: Make, world: Path, tmp_path: Path
 ) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in (world / "base").iterdir():
-        (broken / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(broken / "model.safetensors")
-    name = next(name for name in tensors if "mlp.up_proj" in name)
-    tensors[name].view(-1)[5] = float("nan")
-    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    chosen = options("sft", model_name_or_path=str(broken), precision="fp32")
+    broken = broken_copy(world / "base", tmp_path / "broken")
+    chosen = options("sft", model_name_or_path=broken, precision="fp32")
     if not held_out:
         del chosen["eval_dataset"]
-    wanted = "step 0: eval_loss is nan" if held_out else "step 1, rank 0: the loss is nan"
+    wanted = "step 0: eval_loss is nan" if held_out else "step 0: the model gives logits that are no num"
     with pytest.raises(UserError, match=wanted) as said:
         run(chosen)
     assert "1 in " in str(said.value) and "mlp.up_proj" in str(said.value), "the cause is the weights"
     assert status(chosen) == "failed" and not (folder(chosen) / "model").exists()
+
+
+def broken_copy(model: Path, to: Path) -> str:
+    """A model folder with one weight that is no number."""
+    shutil.copytree(model, to)
+    tensors = load_file(to / "model.safetensors")
+    name = next(name for name in tensors if "mlp.up_proj" in name)
+    tensors[name].view(-1)[5] = float("nan")
+    save_file(tensors, to / "model.safetensors", {"format": "pt"})
+    return str(to)
+
+
+@pytest.mark.parametrize("which", ["model_name_or_path", "reward_model"])
+def test_broken_models_of_a_rollout_are_named(which: str, options: Make, world: Path, tmp_path: Path) -> None:
+    broken = broken_copy(world / {"reward_model": "judge"}.get(which, "base"), tmp_path / "broken")
+    with pytest.raises(UserError, match="weights are broken"):
+        run(options("ppo", **{which: broken}))
 
 
 @pytest.mark.parametrize("held_out", [True, False])

@@ -68,14 +68,19 @@ def stop_asked() -> bool:
 
 
 @contextlib.contextmanager
-def raising() -> Iterator[None]:
-    """Inside, each of `ENDING` raises `Ended`, as Ctrl-C does: files are closed, children ended, folders removed."""
+def raising() -> Iterator[list[Ended]]:
+    """Inside, each of `ENDING` raises `Ended`, as Ctrl-C does: files are closed, children ended, folders removed.
+
+    Yields what was raised so far, for a library between may turn it into something else.
+    """
+    raised: list[Ended] = []
 
     def ended(number: int, _frame: FrameType | None) -> None:
-        raise Ended(number, again=stop_asked())
+        raised.append(Ended(number, again=stop_asked()))
+        raise raised[-1]
 
     with handling(ended):
-        yield
+        yield raised
 
 
 @contextlib.contextmanager

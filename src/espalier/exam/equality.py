@@ -11,11 +11,6 @@ logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it reports every 
 
 def equal(said: str, right: str) -> bool:
     """Whether two LaTeX answers are equal as mathematics; without a time limit of its own."""
-    import math_verify
-
-    logging.getLogger("math_verify").setLevel(
-        logging.CRITICAL
-    )  # it reports every text that is no mathematics
     # The library's own limits cannot end a product of huge numbers; whoever calls this can.
     gold = math_verify.parse(f"${right}$", parsing_timeout=None)
     answer = math_verify.parse(f"${said}$", parsing_timeout=None)

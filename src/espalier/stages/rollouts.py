@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.data.preflight.findings import HELD_OUT
+from espalier.engine.finite import cause
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.models.adapters import StepZero, is_adapted
@@ -153,10 +154,13 @@ class Roller:
         self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
     ) -> list[Answered]:
         lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
-        with live.accelerator.autocast():
-            return sample_trees(
-                lm, self._policy.traits, asks, sampling, self._decode, copies=copies, seeds=seeds
-            )
+        try:
+            with live.accelerator.autocast():
+                return sample_trees(
+                    lm, self._policy.traits, asks, sampling, self._decode, copies=copies, seeds=seeds
+                )
+        except UserError as broken:
+            raise UserError(f"{broken} {cause(live.module)} The last checkpoint is kept.") from broken
 
     def _decode(self, tokens: list[int]) -> str:
         return self._setup.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -75,7 +75,7 @@ def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
 def _meaning(options: Mapping[type, Any]) -> dict[str, Any]:
     """What the result depends on: all options but where it is written and how it is shown."""
     shown = {"output_dir", "resume", "report_to", "logging_steps", "save_steps", "save_total_limit"}
-    shown |= {"tokenized_path", "preprocessing_num_workers"}
+    shown |= {"tokenized_path", "preprocessing_num_workers", "reward_timeout"}
     flat = {k: v for held in options.values() for k, v in vars(held).items()}
     return {k: v for k, v in flat.items() if k not in shown}
 

@@ -79,13 +79,16 @@ def _show(running: Running, step: int) -> None:
     longest = start.option(RolloutOptions).max_new_tokens if start.stage in SAMPLED else SAMPLE_TOKENS
     prompts = [prompt.tokens for prompt in parts.sample_prompts]
     room = context_length(parts.main.lm) - max(map(len, prompts))
-    with live.accelerator.autocast():
-        said = sample(
-            live.sampler or parts.main.lm,
-            parts.main.traits,
-            prompts,
-            Sampling(max(1, min(longest, room)), 0.0, stop=running.setup.stop),
-        )
+    try:
+        with live.accelerator.autocast():
+            said = sample(
+                live.sampler or parts.main.lm,
+                parts.main.traits,
+                prompts,
+                Sampling(max(1, min(longest, room)), 0.0, stop=running.setup.stop),
+            )
+    except UserError as broken:
+        raise UserError(f"step {step}: {broken} {cause(live.module)}") from broken
     with (start.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
         for prompt, (answer,) in zip(parts.sample_prompts, said, strict=True):
             text = running.setup.tokenizer.decode(answer.tokens, skip_special_tokens=True)

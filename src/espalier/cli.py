@@ -54,16 +54,26 @@ def _options(
 @app.command()
 def run(file: File, overrides: Overrides = None) -> None:
     """Run a file: one stage (`stage:`) or a pipeline (`stages:`). Again = continue where it stopped."""
-    from espalier.stages.pipeline import run_on_all
+    raise typer.Exit(_on_all(file, overrides or []))
 
-    raise typer.Exit(run_on_all(file, overrides or []))
+
+def _on_all(file: str, overrides: list[str]) -> int:
+    """A run; the exit code. A first signal is a stop wherever it comes, for between the steps nothing can be lost."""
+    try:
+        from espalier.stages.pipeline import run_on_all
+
+        return run_on_all(file, overrides)
+    except Ended as end:
+        if end.again:
+            raise
+        raise Stopped(
+            f"stopped by {end}; all that was done is kept. Run the same command again to continue."
+        ) from None
 
 
 def _stage_command(stage: str, text: str) -> None:
     def command(file: File, overrides: Overrides = None) -> None:
-        from espalier.stages.pipeline import run_on_all
-
-        raise typer.Exit(run_on_all(file, [f"stage={stage}", *(overrides or [])]))
+        raise typer.Exit(_on_all(file, [f"stage={stage}", *(overrides or [])]))
 
     app.command(stage, help=text)(command)
 

@@ -17,8 +17,6 @@ from rich.console import Console
 from espalier import config
 from espalier.engine import files
 from espalier.engine.launch import processes_wanted, relaunch
-from espalier.engine.signals import Ended
-from espalier.errors import Stopped
 from espalier.options import EngineOptions
 from espalier.report import write_report
 from espalier.stages import examine
@@ -93,23 +91,11 @@ def wanted_processes(raw: config.Placed) -> int:
 
 
 def run_on_all(path: str, overrides: Sequence[str]) -> int:
-    """`run` in as many processes as the file asks for; returns the exit code.
-
-    Raises:
-        Stopped: a signal came; all that was done is kept.
-    """
+    """`run` in as many processes as the file asks for; returns the exit code."""
     processes = wanted_processes(config.load_yaml(path, overrides))
-    try:
-        if processes > 1:
-            return relaunch(["run", path, *overrides], processes)
-        run(path, overrides)
-    except Ended as ended:
-        if ended.again:
-            raise
-        raise Stopped(
-            f"stopped by {ended} between two steps' work; all that was done is kept. "
-            "Run the same command again to continue."
-        ) from None
+    if processes > 1:
+        return relaunch(["run", path, *overrides], processes)
+    run(path, overrides)
     return 0
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from espalier import cli
+from espalier.stages import train
 
 BASE: dict[str, Any] = {
     "stage": "sft",
@@ -142,3 +146,54 @@ def test_what_is_not_built_yet_is_refused_and_not_ignored(
 ) -> None:
     assert call("sft", written(tmp_path, lines(GOOD), compile=True)) == 2
     assert "not available yet" in said(capsys)
+
+
+PROGRAM = """
+import os, signal, sys, time
+from espalier import report
+def write_report(folder):
+    if folder.name == "bug":
+        raise KeyError("surprise")
+    print("at work", flush=True)
+    time.sleep(1000)
+report.write_report = write_report
+from espalier.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "number", "code"),
+    [("nowhere", None, 2), ("bug", None, 1), ("slow", signal.SIGTERM, 143), ("slow", signal.SIGHUP, 129)],
+)
+def test_the_command_itself_ends_with_the_code_of_what_happened(
+    folder: str, number: signal.Signals | None, code: int, tmp_path: Path
+) -> None:
+    for name in ("bug", "slow"):
+        (tmp_path / name).mkdir()
+    words = [sys.executable, "-c", PROGRAM, "report", str(tmp_path / folder)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if number is not None:
+        assert process.stdout is not None and process.stdout.readline() == "at work\n"
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert ("Traceback" in err) == (code == 1)
+    assert ("error:" in err) == (code == 2)
+
+
+def test_a_signal_before_the_first_step_is_a_stop_and_nothing_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_prepared", lambda start: signal.raise_signal(signal.SIGTERM))
+    assert call("sft", written(tmp_path, lines(GOOD))) == 3
+    assert "stopped by SIGTERM" in said(capsys)
+
+
+def test_of_ranks_that_another_launcher_started_the_first_speaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, wanted in (("0", "error:"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert call("report", str(tmp_path / "nowhere")) == 2
+        assert said(capsys).startswith(wanted) and (wanted or not said(capsys))

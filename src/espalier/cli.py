@@ -1,14 +1,16 @@
 """The commands. Each is a few lines: it reads arguments, calls one function, and turns errors into exit codes.
 
-0 done; 2 the user's input is wrong (one message, no traceback); 3 stopped by a signal after a checkpoint;
-1 a bug (traceback).
+0 done; 2 the user's input is wrong (one message, no traceback); 3 stopped by a signal, and what was done is kept;
+1 a bug (traceback); 128 + its number where a signal ended it at once.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -25,7 +27,9 @@ from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
 from espalier.commands.vocab import vocab
 from espalier.disk.writing import disk_error, is_refusal
-from espalier.errors import Interrupted, UserError
+from espalier.engine.parent import Parent, connected, has_the_word
+from espalier.engine.signals import Ended, raising
+from espalier.errors import Stopped, UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -52,16 +56,26 @@ def _options(
 @app.command()
 def run(file: File, overrides: Overrides = None) -> None:
     """Run a file: one stage (`stage:`) or a pipeline (`stages:`). Again = continue where it stopped."""
-    from espalier.stages.pipeline import run_on_all
+    raise typer.Exit(_on_all(file, overrides or []))
 
-    raise typer.Exit(run_on_all(file, overrides or []))
+
+def _on_all(file: str, overrides: list[str]) -> int:
+    """A run; the exit code. A first signal is a stop wherever it comes, for between the steps nothing can be lost."""
+    try:
+        from espalier.stages.pipeline import run_on_all
+
+        return run_on_all(file, overrides)
+    except Ended as end:
+        if end.again:
+            raise
+        raise Stopped(
+            f"stopped by {end}; all that was done is kept. Run the same command again to continue."
+        ) from None
 
 
 def _stage_command(stage: str, text: str) -> None:
     def command(file: File, overrides: Overrides = None) -> None:
-        from espalier.stages.pipeline import run_on_all
-
-        raise typer.Exit(run_on_all(file, [f"stage={stage}", *(overrides or [])]))
+        raise typer.Exit(_on_all(file, [f"stage={stage}", *(overrides or [])]))
 
     app.command(stage, help=text)(command)
 
@@ -154,40 +168,53 @@ def main() -> NoReturn:
 
 
 def guarded(call: Callable[[], Any]) -> int:
-    """Run and turn what happens into an exit code."""
+    """Run and turn what happens into an exit code. A rank of ours tells its parent, who speaks for all of them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    parent = connected()
     try:
-        found = call()
+        with raising() as ended:
+            found = call()
+        if ended and found == 128 + signal.SIGINT:  # typer's code for whatever signal
+            return 128 + ended[-1].number
         return found if isinstance(found, int) else 0
     except typer.Exit as wish:
         return wish.exit_code
     except typer.Abort:
-        return 130
+        return 128 + signal.SIGINT
     except UserError as error:
-        return _said(error)
-    except Interrupted as stopped:
-        _errors.print(_escaped(str(stopped)), highlight=False, soft_wrap=True)
+        return _said(error, parent)
+    except Stopped as stopped:
+        if parent is not None:
+            parent.tell("stopped", str(stopped))
+        elif has_the_word():
+            _errors.print(_escaped(str(stopped)), highlight=False, soft_wrap=True)
         return 3
+    except Ended as end:
+        return 128 + end.number
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except Exception as error:
         if is_refusal(error):  # of a library's own file, most often a temporary one
             place = getattr(error, "filename", None) or tempfile.gettempdir()
-            return _said(disk_error(Path(str(place)), error))
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if "ClickException" in kinds:
+            return _said(disk_error(Path(str(place)), error), parent)
+        if "ClickException" in {kind.__name__ for kind in type(error).__mro__}:
             error.show()  # type: ignore[attr-defined]
             return 2
-        if "Stopped" in kinds:
-            return 3
-        raise
+        if parent is None:
+            raise
+        parent.tell("bug", traceback.format_exc())
+        return 1
 
 
-def _said(error: UserError) -> int:
+def _said(error: UserError, parent: Parent | None) -> int:
     if _state["verbose"]:
         _errors.print_exception()
-    if os.environ.get("RANK", "0") == "0":
-        _errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+    if parent is not None:
+        parent.tell("error", str(error))
+    elif has_the_word():
+        rank = os.environ.get("RANK", "0")
+        where = "" if rank == "0" else f"\\[rank {rank}] "
+        _errors.print(f"{where}[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
     return 2
 
 

@@ -1,7 +1,7 @@
-"""The one error that a user is meant to read.
+"""The two errors that a user is meant to read.
 
-It says what was found, what was wanted and what to do. The command line prints it without a traceback
-and exits with 2; in Python it is an ordinary ValueError.
+The command line prints them without a traceback. A `UserError` says what was found, what was wanted and what to do
+(exit code 2); in Python it is an ordinary ValueError. A `Stopped` says what is kept and how to go on (exit code 3).
 """
 
 
@@ -9,5 +9,13 @@ class UserError(ValueError):
     """The user's input is wrong (a file, a key, a value); the message carries the remedy."""
 
 
-class Interrupted(Exception):
-    """A signal ended the work in good order; the message says what is kept and how to go on. Exit code 3."""
+class Stopped(Exception):
+    """A signal ended the work in good order; the message says what is kept and how to go on.
+
+    Attributes:
+        step: the step whose checkpoint is written, where there is one.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step

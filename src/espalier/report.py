@@ -50,7 +50,9 @@ def render(run: Run) -> str:
     )
     here.filters.update(show=show, seconds=show_seconds, estimate=show_estimate)
     statuses = [stage.status for stage in run.stages]
-    status = next((s for s in ("running", "stopped", "unfinished", "waiting") if s in statuses), "done")
+    status = next(
+        (s for s in ("running", "failed", "stopped", "unfinished", "waiting") if s in statuses), "done"
+    )
     times = _times(run)
     return here.get_template("report.html.jinja").render(
         title=run.path.resolve().name,

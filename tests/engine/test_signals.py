@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from espalier.engine.signals import StopSignal
+from espalier.engine.signals import TOGETHER, Ended, StopSignal, raising, stop_asked
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_raises_a_flag_and_the_handler_before_comes_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignal() as stop:
@@ -22,18 +23,51 @@ def test_the_first_signal_raises_a_flag_and_the_handler_before_comes_back(number
     assert signal.getsignal(number) is before
 
 
-def test_the_second_signal_ends_at_once() -> None:
+def test_the_second_signal_ends_at_once_and_two_together_are_one() -> None:
     code = (
-        "import signal\n"
-        "from espalier.engine.signals import StopSignal\n"
+        "import signal, time\n"
+        "from espalier.engine.signals import StopSignal, TOGETHER\n"
         "with StopSignal() as stop:\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         "    assert stop.asked\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
+        "    print('one', flush=True)\n"
+        "    time.sleep(TOGETHER + 0.1)\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
         "    print('never')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGTERM and done.stdout == ""
+    assert done.returncode == -signal.SIGTERM and done.stdout == "one\n"
+
+
+def test_who_waits_for_something_else_can_ask() -> None:
+    assert not stop_asked()
+    with StopSignal():
+        signal.raise_signal(signal.SIGHUP)
+        assert stop_asked()
+    assert not stop_asked()
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop, raising():
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_outside_of_a_loop_a_signal_raises_and_says_whether_it_is_the_second() -> None:
+    with raising():
+        with pytest.raises(Ended, match="SIGTERM") as ended:
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.number == signal.SIGTERM and not ended.value.again
+        with pytest.raises(Ended) as ended, StopSignal():
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(TOGETHER + 0.05)
+            signal.raise_signal(signal.SIGINT)
+        assert ended.value.again
 
 
 def test_outside_of_the_main_thread_the_flag_stays_down() -> None:

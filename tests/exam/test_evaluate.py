@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from espalier.errors import Interrupted, UserError
+from espalier.errors import Stopped, UserError
 from espalier.exam import run
 from espalier.exam.evaluate import Asking, evaluate
+from espalier.exam.judge import JUDGES
+from espalier.exam.mathematics import NOT_COMPARABLE
 from espalier.exam.several import evaluate_several
 from espalier.exam.tasks import Settings
 from espalier.models import load
@@ -64,6 +67,24 @@ def test_generated_answers_are_cut_and_compared(small: Path, tmp_path: Path) -> 
     assert set(lines(tmp_path / "out" / "sums.jsonl")[0]) == {"id", "prefix", "prompt", "text", "references", "metrics"}  # fmt: skip
 
 
+def test_answers_that_were_not_compared_are_wrong_and_counted(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def judge(text: str, references: tuple[str, ...]) -> dict[str, float]:
+        return {"accuracy": 0.0, NOT_COMPARABLE: 1.0} if next(calls) % 3 == 1 else {"accuracy": 1.0}
+
+    calls = itertools.count()
+    monkeypatch.setitem(JUDGES, "contains", judge)
+    generation = {"references": "answer", "max_new_tokens": 4, "metric": "contains"}
+    path = task_file(tmp_path, candidates=None, gold=None, generation=generation)
+    row = evaluate(str(small), [str(path)], out=tmp_path / "out")["tasks"]["sums"]
+    lost = [line for line in lines(tmp_path / "out" / "sums.jsonl") if NOT_COMPARABLE in line["metrics"]]
+    assert row[NOT_COMPARABLE] == len(lost) > 0 and "shortened" not in row
+    assert set(row["metrics"]) == {"accuracy", "accuracy_stderr"}
+    assert row["metrics"]["accuracy"] == pytest.approx(1 - len(lost) / row["n"])
+    assert f"sums: {len(lost)} answers could not be compared" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_is_done_is_not_done_again_until_something_changes(small: Path, tmp_path: Path) -> None:
     path = task_file(tmp_path)
     first = evaluate(str(small), [str(path)], out=tmp_path / "out", asking=QUIET)
@@ -92,7 +113,7 @@ def test_a_stopped_exam_ends_in_the_same_files(
     asked = iter([False, True, False, False, True] + [False] * 9)
     monkeypatch.setattr("espalier.exam.evaluate.StopSignal", lambda: _Stop(asked))
     for _ in range(2):
-        with pytest.raises(Interrupted, match="goes on from there"):
+        with pytest.raises(Stopped, match="goes on from there"):
             evaluate(str(small), [str(path)], out=tmp_path / "parts", asking=QUIET)
         assert (tmp_path / "parts" / "sums.jsonl.partial").is_file()
     parts = evaluate(str(small), [str(path)], out=tmp_path / "parts", asking=QUIET)
@@ -126,7 +147,7 @@ def test_an_unfinished_file_of_other_settings_is_not_continued(
     monkeypatch.setattr(run, "BLOCK", 2)
     asked = iter([True] + [False] * 9)
     monkeypatch.setattr("espalier.exam.evaluate.StopSignal", lambda: _Stop(asked))
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         evaluate(str(small), [str(task_file(tmp_path))], out=tmp_path / "out", asking=QUIET)
     path = task_file(tmp_path, normalise="mean")
     results = evaluate(str(small), [str(path)], out=tmp_path / "out", asking=QUIET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from espalier.exam.judge import JUDGES, judge_bleu, judge_contains, judge_exact_
 
 pytest.importorskip("rouge_score", reason="the judges of the extra `exams` are not installed")
 
+from espalier.exam import mathematics
 from espalier.exam.cmrc import judge_cmrc, segments
 from espalier.exam.mathematics import boxed, final_number, judge_expression, judge_number
 
@@ -128,6 +130,19 @@ def test_every_reference_of_the_mathematical_sets_equals_itself_and_not_another(
 )
 def test_symbolic_equality(said: str, right: str, equal: bool) -> None:
     assert judge_expression(rf"So \boxed{{{said}}}", (right,)) == {"accuracy": float(equal)}
+
+
+def test_what_no_computer_writes_out_is_not_comparable_and_the_next_answer_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mathematics, "SECONDS", 1.0)
+    begun = time.monotonic()
+    for tower in (r"\boxed{9^{9^{9}}}", r"\boxed{100!!!}"):
+        assert judge_expression(tower, ("2",)) == {"accuracy": 0.0, "not_comparable": 1.0}
+    assert judge_expression(r"\boxed{9^{9^{9}}}", (r"9^{9^{9}}",)) == {"accuracy": 1.0}, "letter by letter"
+    assert time.monotonic() - begun < 15
+    monkeypatch.undo()
+    assert judge_expression(r"\boxed{\frac12}", ("0.5",)) == {"accuracy": 1.0}
 
 
 # --- texts ---------------------------------------------------------------------------------------

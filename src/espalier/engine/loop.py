@@ -7,11 +7,12 @@ on how they were cut into micro-batches, accumulated, or spread over processes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -19,11 +20,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from espalier.data.feed import Feed
+from espalier.engine.finite import cause
 from espalier.engine.hardware import memory_bytes
 from espalier.engine.signals import StopSignal
 from espalier.engine.strategy import clip_gradients
 from espalier.engine.track import Meter, Numbers, Tracker
-from espalier.errors import UserError
+from espalier.errors import Stopped, UserError
 from espalier.models.forward import Outputs, Want
 from espalier.trees import Batch
 
@@ -69,11 +71,14 @@ class Hooks:
         save: write a checkpoint of the step.
         validate: numbers of the held-out data at this step.
         after_step: bookkeeping after each optimiser step (a moving average of weights); the gradients are still there.
+        learns: whether the loss of a micro-batch depends on the weights at all; a step in which none does is not
+            taken, for Adam would make a step of full size out of rounding errors.
     """
 
     save: Callable[[int], None]
     validate: Callable[[int], dict[str, float]]
     after_step: Callable[[int], None] = lambda step: None
+    learns: Callable[[Batch], bool] = lambda batch: True
 
 
 @dataclass
@@ -85,29 +90,19 @@ class Progress:
         tokens: tokens computed in rows, over all ranks.
         path_tokens: the same with nothing shared.
         seconds: in the loop, those before a resume included.
+        idle: steps that were not taken, for nothing in them said which way.
+        last: the numbers that were logged last.
     """
 
     step: int = 0
     tokens: int = 0
     path_tokens: int = 0
     seconds: float = 0.0
+    idle: int = 0
     last: dict[str, float] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "path_tokens": self.path_tokens,
-            "seconds": self.seconds,
-        }
-
-
-class Stopped(Exception):
-    """A signal asked for the end; the checkpoint of `step` is written."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped at step {step}")
-        self.step = step
+        return asdict(self)
 
 
 def run_loop(
@@ -133,46 +128,19 @@ def run_loop(
         UserError: a loss or gradient that is not a number, a first step that cannot be right, or a step
             without anything to train.
     """
-    meter = Meter()
+    loop = _Loop(module, objective, optimizer, accelerator, schedule, hooks, progress)
     module.train()
     clock, first, save_due = time.perf_counter(), progress.step == 0, False
     seconds_before, tokens_logged, seconds_logged = progress.seconds, progress.tokens, 0.0
-    for batches in feed.steps():
-        totals = _over_ranks(accelerator, _totals(batches, objective, stop.asked))
-        count, tokens, path_tokens, stop_ranks = totals
-        if count == 0:
-            raise UserError(
-                f"step {progress.step + 1}: no token in it is trained. Look at its data with "
-                "`espalier inspect`: every record needs an answer, or text, that is to be learned."
-            )
-        rate = schedule.learning_rate(progress.step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for i, batch in enumerate(batches):
-            last = i == len(batches) - 1
-            loss = _backward(module, objective, batch, count, accelerator, last, meter)
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"step {progress.step + 1}, rank {accelerator.process_index}: the loss is {loss}. "
-                    "Lower learning_rate, or look at the data of this step; the last checkpoint is kept."
-                )
-        norm = clip_gradients(accelerator, module, schedule.max_grad_norm)
-        if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":
-            raise UserError(
-                f"step {progress.step + 1}, rank {accelerator.process_index}: the gradient norm is {norm}. "
-                "Lower learning_rate, or use precision: fp32; the last checkpoint is kept."
-            )
-        optimizer.step()
-        progress.step += 1
-        progress.tokens += int(tokens)
-        progress.path_tokens += int(path_tokens)
+    for batches in _until_stopped(feed, hooks, progress):
+        norm, stop_ranks = loop.step(batches, stop.asked)
         progress.seconds = seconds_before + time.perf_counter() - clock
-        hooks.after_step(progress.step)
-        optimizer.zero_grad()
         tracker.step(progress.step)
+        if norm is None and progress.idle == 1:
+            tracker.say(progress.step, NOTHING_TO_LEARN)
         done = progress.step >= feed.total_steps
         if first or done or _due(progress.step, schedule.logging_steps):
-            progress.last = meter.means(lambda sums: _over_ranks(accelerator, sums))
+            progress.last = loop.meter.means(lambda sums: _over_ranks(accelerator, sums))
             if first:
                 _check(objective, progress.last)
                 first = False
@@ -183,23 +151,123 @@ def run_loop(
                     "epoch": round(feed.epoch, 4),
                     "tokens": progress.tokens,
                     **progress.last,
-                    "learning_rate": rate,
-                    "grad_norm": norm,
+                    **({"idle_steps": progress.idle} if progress.idle else {}),
+                    "learning_rate": schedule.learning_rate(progress.step - 1),
+                    "grad_norm": norm or 0.0,
                     "tokens_per_second": round((progress.tokens - tokens_logged) / max(spent, 1e-9), 1),
                     "memory_bytes": memory_bytes(accelerator.device),
                 }
             )
             tokens_logged, seconds_logged = progress.tokens, progress.seconds - seconds_before
         if _due(progress.step, schedule.eval_steps) and not done:
-            with _paused(module):
+            # A stop in the middle of an evaluation is one after this step, and the evaluation is left out.
+            with _paused(module), contextlib.suppress(Stopped):
                 tracker.log({"step": progress.step, **hooks.validate(progress.step)})
         save_due = save_due or _due(progress.step, schedule.save_steps) or stop_ranks > 0
         if save_due and not done and feed.resumable:
             hooks.save(progress.step)
             save_due = False
             if stop_ranks > 0:
-                raise Stopped(progress.step)
+                raise stopped_at(progress.step)
     return progress
+
+
+NOTHING_TO_LEARN = (
+    "nothing in this step says which way to go (no answer of a group is better than another), so its update is "
+    "left out; `idle_steps` counts such steps"
+)
+
+
+def stopped_at(step: int) -> Stopped:
+    """After the checkpoint of this step."""
+    return Stopped(f"stopped at step {step}; run the same command again to continue", step)
+
+
+def _until_stopped(feed: Feed, hooks: Hooks, progress: Progress) -> Iterator[list[Batch]]:
+    """The feed's steps. Where a signal ends the making of one, nothing of it has been learned yet, and the checkpoint
+    is that of the step before.
+
+    Raises:
+        Stopped: as in `run_loop`.
+    """
+    steps = feed.steps()
+    while True:
+        try:
+            batches = next(steps)
+        except StopIteration:
+            return
+        except Stopped as stopped:
+            if progress.step:
+                hooks.save(progress.step)
+                raise stopped_at(progress.step) from stopped
+            raise Stopped("stopped before the first step; run the same command again", 0) from stopped
+        yield batches
+
+
+@dataclass
+class _Loop:
+    """What one optimiser step needs."""
+
+    module: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    schedule: Schedule
+    hooks: Hooks
+    progress: Progress
+    meter: Meter = field(default_factory=Meter)
+
+    def step(self, batches: list[Batch], stop: bool) -> tuple[float | None, float]:
+        """One optimiser step; returns the gradient's norm (None: nothing to learn, no update) and how many ranks
+        were asked to stop."""
+        progress, accelerator = self.progress, self.accelerator
+        learns = any(self.hooks.learns(batch) for batch in batches if batch.weight)
+        totals = _totals(batches, self.objective, stop)
+        count, tokens, path_tokens, stop_ranks, learning = _over_ranks(accelerator, [*totals, float(learns)])
+        if count == 0:
+            raise UserError(
+                f"step {progress.step + 1}: no token in it is trained. Look at its data with "
+                "`espalier inspect`: every record needs an answer, or text, that is to be learned."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.learning_rate(progress.step)
+        norm = self._learn(batches, count) if learning else self._look(batches)
+        progress.step += 1
+        progress.idle += not learning
+        progress.tokens += int(tokens)
+        progress.path_tokens += int(path_tokens)
+        if learning:
+            self.hooks.after_step(progress.step)
+        self.optimizer.zero_grad()
+        return norm, stop_ranks
+
+    def _learn(self, batches: list[Batch], count: float) -> float:
+        accelerator, step = self.accelerator, self.progress.step + 1
+        for i, batch in enumerate(batches):
+            last = i == len(batches) - 1
+            loss = _backward(self.module, self.objective, batch, count, accelerator, last, self.meter)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"step {step}, rank {accelerator.process_index}: the loss is {loss}. "
+                    f"Lower learning_rate, or look at the data of this step; the last checkpoint is kept. "
+                    f"{cause(self.module)}"
+                )
+        norm = clip_gradients(accelerator, self.module, self.schedule.max_grad_norm)
+        if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":
+            raise UserError(
+                f"step {step}, rank {accelerator.process_index}: the gradient norm is {norm}. "
+                "Lower learning_rate, or use precision: fp32; the last checkpoint is kept. "
+                f"{cause(self.module)}"
+            )
+        self.optimizer.step()
+        return norm
+
+    @torch.no_grad()
+    def _look(self, batches: list[Batch]) -> None:
+        """The numbers of a step without an update."""
+        for batch in batches:
+            _, numbers = self.objective.loss(self.module(batch, self.objective.want), batch)
+            self.meter.add(numbers, counts=batch.weight > 0)
 
 
 def _check(objective: Objective, first: dict[str, float]) -> None:

@@ -1,35 +1,106 @@
-"""SIGINT and SIGTERM ask for a checkpoint and an orderly end; a second one ends at once."""
+"""SIGINT, SIGTERM and SIGHUP ask for a checkpoint and an orderly end; a second one ends at once.
+
+Outside the main thread (a notebook's worker, a server) no handler can be set, and nothing is asked for.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What a terminal, a cluster's scheduler and a lost connection send."""
+
+TOGETHER = 0.2
+"""Seconds within which two signals are one: `timeout` and some schedulers send it to a process and to its group."""
+
+Handler = Callable[[int, FrameType | None], None]
+
+_open: list[StopSignal] = []
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that came where nothing is saved: before the first step, or for the second time.
+
+    Attributes:
+        number: of the signal.
+        again: whether it was the second one, so that steps since the last checkpoint are lost.
+    """
+
+    def __init__(self, number: int, *, again: bool = False) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number, self.again = number, again
+
 
 class StopSignal:
-    """A flag that SIGINT and SIGTERM raise while the block is open.
-
-    Outside the main thread (a notebook's worker, a server) no handler can be set, and the flag stays down.
-    """
+    """A flag that the first of `ENDING` raises while the block is open; a second signal is for who came before."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._raise)
+        self._before = _handle(self._raise)
+        _open.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _open.remove(self)
+        _put_back(self._before)
 
     def _raise(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > TOGETHER:
             signal.signal(number, self._before.get(number, signal.SIG_DFL))
             signal.raise_signal(number)
-        self.asked = True
+
+
+def stop_asked() -> bool:
+    """Whether a signal has asked for the end of what is running; for those that wait for something else."""
+    return any(stop.asked for stop in _open)
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[list[Ended]]:
+    """Inside, each of `ENDING` raises `Ended`, as Ctrl-C does: files are closed, children ended, folders removed.
+
+    Yields what was raised so far, for a library between may turn it into something else.
+    """
+    raised: list[Ended] = []
+
+    def ended(number: int, _frame: FrameType | None) -> None:
+        raised.append(Ended(number, again=stop_asked()))
+        raise raised[-1]
+
+    with handling(ended):
+        yield raised
+
+
+@contextlib.contextmanager
+def handling(handler: Handler) -> Iterator[None]:
+    """Inside, `ENDING` goes to the handler."""
+    before = _handle(handler)
+    try:
+        yield
+    finally:
+        _put_back(before)
+
+
+def _handle(handler: Handler) -> dict[int, Any]:
+    """Set the handler; returns those that stood there. `nohup` has SIGHUP ignored, and so it stays."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    wanted = [n for n in ENDING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in wanted}
+
+
+def _put_back(before: dict[int, Any]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -21,6 +21,7 @@ from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.signals import StopSignal
 from espalier.exam.harness import examine_harness
 from espalier.exam.lm_eval_files import write_lm_eval_files
+from espalier.exam.mathematics import NOT_COMPARABLE, SECONDS
 from espalier.exam.plan import Planned, plan
 from espalier.exam.run import Examiner, settings_hash
 from espalier.exam.shots import Asker, ShotsAs
@@ -83,7 +84,7 @@ def evaluate(
 
     Raises:
         UserError: a task or model that cannot be read, or another process writes to `out`.
-        Interrupted: a signal came; what is done is kept.
+        Stopped: a signal came; what is done is kept.
     """
     keep_freed_memory()
     load.check_folder(model_name_or_path)
@@ -170,6 +171,13 @@ def examine_all(
     if not asking.quiet:
         console = Console()
         console.print(results_table({**results, "tasks": {key: rows[key] for key in asked}}))
+        for key in asked:
+            if NOT_COMPARABLE in rows[key]:
+                console.print(
+                    f"{key}: {rows[key][NOT_COMPARABLE]} answers could not be compared with the right one within "
+                    f"{SECONDS:g} seconds each; they count as wrong",
+                    highlight=False,
+                )
         for what, reason in planned.skipped.items():
             console.print(f"left out: {what}: {reason}", highlight=False)
     return results

@@ -2,17 +2,28 @@
 
 GSM8K: the number after "####", or the last number; commas of thousands, signs of money and a last point don't count.
 Others: what stands in the last ``\\boxed{}``, or the last expression; equality is symbolic, by the library
-math-verify (extra `exams`).
+math-verify (extra `exams`), in a process of its own with a time limit (see `SECONDS`).
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-from functools import cache
-from typing import Any
+from importlib.util import find_spec
 
+from espalier.engine.limited import Died, Limited, TimedOut
 from espalier.exam.judge import library
+
+SECONDS = 5.0
+"""For one comparison. Those of real exams take 0.01 to 0.5 seconds, so a loaded machine may be ten times slower; what
+takes longer is a tower of powers or a factorial that no computer writes out."""
+
+MEMORY = 4 << 30
+"""Bytes of address space of the process that compares: a number with billions of digits must not fill the machine."""
+
+NOT_COMPARABLE = "not_comparable"
+
+_judge = Limited("espalier.exam.equality:equal", memory=MEMORY)
 
 _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
 
@@ -57,19 +68,31 @@ def boxed(text: str) -> str | None:
 
 
 def judge_expression(text: str, references: tuple[str, ...]) -> dict[str, float]:
-    """1 where the answer equals a right one symbolically, or letter by letter where neither is an expression."""
+    """1 where the answer equals a right one symbolically, or letter by letter where neither is an expression.
+
+    An answer that was not compared within `SECONDS` (``9^{9^{9}}``) counts as wrong, and as ``not_comparable``, which
+    exams count by itself.
+    """
     said = boxed(text) or text.strip()
-    return {"accuracy": float(any(_equal(said, boxed(right) or right) for right in references))}
+    lost = False
+    for right in references:
+        try:
+            if _equal(said, boxed(right) or right):
+                return {"accuracy": 1.0}
+        except (TimedOut, Died):
+            lost = True
+    return {"accuracy": 0.0} | ({NOT_COMPARABLE: 1.0} if lost else {})
 
 
 def _equal(said: str, right: str) -> bool:
     if _plain(said) == _plain(right):
         return True
-    tools = _tools()
-    # The library's own time limits need signals of the main thread; a hanging parse is left out instead.
-    gold = tools.parse(f"${right}$", parsing_timeout=None)
-    answer = tools.parse(f"${said}$", parsing_timeout=None)
-    return bool(tools.verify(gold, answer, timeout_seconds=None))
+    if find_spec("math_verify") is None:
+        library("math_verify", "math-verify")
+    try:
+        return bool(_judge.call(said, right, seconds=SECONDS))
+    except RuntimeError as error:  # the library's own, such as a MemoryError or a recursion
+        raise Died(str(error)) from error
 
 
 def _plain(text: str) -> str:
@@ -81,14 +104,3 @@ def _plain(text: str) -> str:
         text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"),
     )
     return re.sub(r"\s+", "", text).rstrip(".").removeprefix("$").removesuffix("$")
-
-
-@cache
-def _tools() -> Any:
-    import logging
-
-    tools = library("math_verify", "math-verify")
-    logging.getLogger("math_verify").setLevel(
-        logging.CRITICAL
-    )  # it reports every text that is no mathematics
-    return tools

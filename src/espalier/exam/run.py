@@ -18,9 +18,10 @@ from typing import Any
 
 from espalier.data.records import LeftOut
 from espalier.data.templates import choose_template
-from espalier.errors import Interrupted, UserError
+from espalier.errors import Stopped, UserError
 from espalier.exam.choose import Chooser
 from espalier.exam.kept import Kept
+from espalier.exam.mathematics import NOT_COMPARABLE
 from espalier.exam.rate import Rater
 from espalier.exam.read import Reader
 from espalier.exam.shots import Asker
@@ -77,7 +78,7 @@ class Examiner:
             stopped: asked between blocks.
 
         Raises:
-            Interrupted: `stopped` said so; what was done is kept in ``NAME.jsonl.partial``.
+            Stopped: `stopped` said so; what was done is kept in ``NAME.jsonl.partial``.
         """
         way = self._way(task)
         kept = Kept.open(out, task.name, settings)
@@ -85,16 +86,16 @@ class Examiner:
         questions = islice(_counted(task, kept.left_out), kept.tally.n, None)
         while block := list(islice(questions, BLOCK)):
             start = time.perf_counter()
-            answered, cost = way.answer(block, kept)
+            try:
+                answered, cost = way.answer(block, kept)
+            except Stopped:  # while a judge was at work
+                raise _stopped(task, kept, out) from None
             for one in answered:
                 kept.tally.add(one.numbers, group=one.group, chance=one.chance, gold=one.gold)
             kept.add([one.line for one in answered], cost, time.perf_counter() - start)
             advance(len(block))
             if stopped():
-                raise Interrupted(
-                    f"stopped in {task.name} after {kept.tally.n} questions; they are kept in {out}. "
-                    "The same command goes on from there."
-                )
+                raise _stopped(task, kept, out)
         row = _row(task, kept)
         kept.finish()
         return Examined(row, kept.prefixes)
@@ -116,6 +117,13 @@ class Examiner:
         return Rating(Rater(self.model, self.tokenizer, template))
 
 
+def _stopped(task: Task, kept: Kept, out: Path) -> Stopped:
+    return Stopped(
+        f"stopped in {task.name} after {kept.tally.n} questions; they are kept in {out}. "
+        "The same command goes on from there."
+    )
+
+
 def _row(task: Task, kept: Kept) -> dict[str, Any]:
     if kept.tally.n == 0:
         raise UserError(f"{task.name}: no question in it.")
@@ -127,6 +135,8 @@ def _row(task: Task, kept: Kept) -> dict[str, Any]:
         "tokens_unshared": kept.cost.unshared,
         "about": dict(task.about),
     }
+    if kept.shortened[NOT_COMPARABLE]:
+        row[NOT_COMPARABLE] = kept.shortened.pop(NOT_COMPARABLE)
     for name, counts in (("left_out", kept.left_out), ("shortened", kept.shortened)):
         if counts:
             row[name] = dict(counts)

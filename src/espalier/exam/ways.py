@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from espalier.exam import scores
 from espalier.exam.choose import Asked, Chooser
 from espalier.exam.kept import Kept
+from espalier.exam.mathematics import NOT_COMPARABLE
 from espalier.exam.rate import Rater, pair_numbers
 from espalier.exam.read import Reader
 from espalier.exam.scorer import Cost, Scored
@@ -105,7 +106,10 @@ class Writing:
                 line["cut"] = cut
             if how.likelihood and not likely[i]:
                 kept.shortened["perplexity_left_out"] += 1
-            answered.append(Answered(line, {**judged, **likely[i]}, question.group))
+            if NOT_COMPARABLE in judged:
+                kept.shortened[NOT_COMPARABLE] += 1
+            numbers = {name: value for name, value in judged.items() if name != NOT_COMPARABLE}
+            answered.append(Answered(line, {**numbers, **likely[i]}, question.group))
         return answered, cost
 
     def _likelihoods(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from espalier.errors import UserError
 from espalier.models.decoding import make_decoder
 from espalier.models.forward import Traits
 
@@ -129,6 +130,10 @@ def _decode(
     alive = torch.ones(len(names), dtype=torch.bool)
     logits = decoder.prompt_logits()
     for step in range(sampling.max_new_tokens):
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            raise UserError(
+                "the model gives logits that are no numbers, so no token can be drawn: its weights are broken."
+            )
         tokens, logprobs = draw(logits, uniforms[:, step], sampling)
         ends = torch.isin(tokens, stop) if len(sampling.stop) else torch.zeros_like(tokens, dtype=torch.bool)
         said = zip(names, tokens.tolist(), logprobs.tolist(), ends.tolist(), alive.tolist(), strict=True)

@@ -18,9 +18,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from espalier.data.feed import Rows
+from espalier.errors import Stopped, UserError
 from espalier.models.forward import Traits
 from espalier.models.generate import Sampled, Sampling, sample
-from espalier.rollout.rewards import Rule
+from espalier.rollout.rewards import OwnFunction, Rule
 from espalier.trees import Batch, Tree
 
 
@@ -79,10 +80,44 @@ def _answered(ask: Ask, answers: list[Sampled], decode: Callable[[list[int]], st
     return Answered(ask, tree, [decode(a.tokens) for a in answers], [a.ended for a in answers])
 
 
-def rule_scores(answered: Answered, rule: Rule) -> Tensor:
+def rule_scores(answered: Answered, rule: Rule, show: Callable[[str], None] = lambda text: None) -> Tensor:
     """(B,) the rule's number for each answer."""
     ask = answered.ask
+    if isinstance(rule, OwnFunction):
+        asked = [(ask.text, text, ask.reference) for text in answered.texts]
+        return torch.tensor(rule.many(asked, source=ask.source, show=show))
     return torch.tensor([rule(ask.text, text, ask.reference) for text in answered.texts])
+
+
+def scored_by_rule(
+    answered: Sequence[Answered],
+    rule: Rule,
+    rank: int,
+    world: int,
+    show: Callable[[str], None] = lambda text: None,
+) -> list[Tree]:
+    """Trees with ``extras["scores"]`` (B,): every answer is scored once, by one rank, and every rank gets all.
+
+    Args:
+        answered: the same on every rank.
+        show: told what is waited for, where the rule is slow.
+
+    Raises:
+        UserError, Stopped: on all ranks alike, where the rule raised it on one of them.
+    """
+    found: list[tuple[int, Tensor]] = []
+    problems: list[UserError | Stopped] = []
+    try:
+        for i in range(rank, len(answered), world):
+            found.append((i, rule_scores(answered[i], rule, show)))
+    except (UserError, Stopped) as met:
+        problems.append(met)
+    if world > 1:
+        found, problems = gather_object(found), gather_object(problems)
+    for problem in sorted(problems, key=lambda p: isinstance(p, Stopped)):
+        raise problem
+    scores = dict(found)
+    return [with_extras(a.tree, scores=scores[i]) for i, a in enumerate(answered)]
 
 
 def with_extras(tree: Tree, **extras: Tensor) -> Tree:

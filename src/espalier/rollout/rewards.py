@@ -1,21 +1,32 @@
 """Rewards: a number for an answer, from a rule, from the user's own function, or from a trained model.
 
 A rule sees text: the prompt's last turn, the answer without its end token, and the record's reference.
+A function of the user's own runs in a process of its own, for nobody knows what it does.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from espalier.engine.limited import Died, Limited, TimedOut
 from espalier.errors import UserError
 from espalier.maths.metrics import exact_match, normalise_answer
+from espalier.rollout.own_function import said
 
 Rule = Callable[[str, str, str | None], float]
 """(prompt, answer, reference) to a finite number."""
+
+Asked = tuple[str, str, str | None]
+
+TIMEOUT = 60.0
+"""Seconds for an answer: more than a large model that judges over a network takes, and not yet an evening lost."""
+
+PATIENCE = 10.0
+"""Seconds after which one that waits is told for what, and again after as many."""
 
 
 def equals_reference(prompt: str, answer: str, reference: str | None) -> float:
@@ -47,45 +58,125 @@ RULES: dict[str, Rule] = {
 }
 
 
-def find_rule(name: str) -> Rule:
-    """A rule by its name, or ``FILE.py:FUNCTION`` of the user's own.
+def find_rule(name: str, seconds: float = TIMEOUT) -> Rule:
+    """A rule by its name, or ``FILE.py:FUNCTION`` of the user's own, which is looked at and not called yet.
+
+    Args:
+        seconds: how long a function of the user's own may take for an answer.
 
     Raises:
-        UserError: no such rule, file or function.
+        UserError: no such rule, file or function, or one that cannot be called.
     """
+    said = problem(name)
+    if said is not None:
+        raise UserError(said)
+    return RULES[name] if name in RULES else OwnFunction(name, seconds)
+
+
+def problem(name: str) -> str | None:
+    """What is wrong with a rule's name, as far as can be seen without running the file."""
     if name in RULES:
-        return RULES[name]
-    path, _, function = name.rpartition(":")
+        return None
+    path, _, _ = name.rpartition(":")
     if not path.endswith(".py"):
-        raise UserError(
+        return (
             f"reward_function: unknown rule {name!r}. Known: {', '.join(RULES)}, or your own as FILE.py:FUNCTION, "
             "a function of (prompt, answer, reference) that returns a number."
         )
-    if not Path(path).is_file():
-        raise UserError(f"reward_function: there is no file {path}.")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = vars(module).get(function)
-    if not callable(found):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(
-            f"reward_function: {path} has no function {function!r}; it has {', '.join(known) or 'none'}."
-        )
-    return checked(found, name)
+    try:
+        compile(Path(path).read_bytes(), path, "exec")
+    except FileNotFoundError:
+        return f"reward_function: there is no file {path}."
+    except OSError as error:
+        return f"reward_function: {path} cannot be read: {error.strerror}."
+    except (SyntaxError, ValueError) as error:
+        return f"reward_function: {said(error, path)}. Mend the file."
+    return None
 
 
-def checked(rule: Rule, name: str) -> Rule:
-    """The rule with its result checked: a reward that is no finite number would spoil the run silently."""
+class OwnFunction:
+    """A function of the user's own, in a process of its own with a time limit, so that one that hangs, crashes or
+    returns no number is one message with the answer that it failed on.
 
-    def run(prompt: str, answer: str, reference: str | None) -> float:
-        value = float(rule(prompt, answer, reference))
-        if not math.isfinite(value):
-            raise UserError(f"reward_function {name} returned {value} for the answer {answer[:80]!r}.")
-        return value
+    Args:
+        name: ``FILE.py:FUNCTION``; it takes (prompt, answer, reference), or is TRL's (prompts, completions, **columns).
+        seconds: how long it may take for an answer; for a batch so long for each answer in it.
+    """
 
-    return run
+    def __init__(self, name: str, seconds: float = TIMEOUT) -> None:
+        self._path, _, self._function = name.rpartition(":")
+        self._name, self._seconds = name, seconds
+        self._process = Limited("espalier.rollout.own_function:serve")
+        found = self._asked("look", [], lambda passed: None)
+        if "problem" in found:
+            raise UserError(f"reward_function: {found['problem']}")
+        self._batch, self._line = found["style"] == "batch", found["line"]
+
+    def __call__(self, prompt: str, answer: str, reference: str | None) -> float:
+        return self.many([(prompt, answer, reference)])[0]
+
+    def many(
+        self, asked: Sequence[Asked], *, source: str = "", show: Callable[[str], None] = lambda text: None
+    ) -> list[float]:
+        """A finite number for each answer.
+
+        Args:
+            asked: (prompt, answer, reference) of each.
+            source: "FILE:LINE" of the prompt, for errors.
+            show: told where it is while it takes long.
+
+        Raises:
+            UserError: it raised, took too long, or returned no number; names the answer.
+            Stopped: a signal came while it was waited for.
+        """
+        found: list[float] = []
+        size = len(asked) if self._batch else 1
+        for start in range(0, len(asked), size):
+            part = list(asked[start : start + size])
+            count = f"answers {start + 1} to {start + size}" if self._batch else f"answer {start + 1}"
+            told = _Patience(f"{self._name}: {count} of {len(asked)} to {source or 'a prompt'}", show)
+            said = self._asked("score", part, told)
+            if "problem" in said:
+                prompt, answer, _ = part[said["at"]]
+                where = f" ({source})" if source else ""
+                more = " (the first of a batch)" if self._batch and "raised" in said["problem"] else ""
+                raise UserError(
+                    f"reward_function {self._name} {said['problem']} for the answer {_short(answer)}{more} to the "
+                    f"prompt {_short(prompt)}{where}. A finite number for every answer was wanted: mend the function "
+                    f"(it begins at line {self._line} of {self._path}); the last checkpoint is kept."
+                )
+            found += said["scores"]
+        return found
+
+    def _asked(self, what: str, part: list[Asked], told: Callable[[float], None]) -> dict[str, Any]:
+        columns = [list(column) for column in zip(*part, strict=True)]
+        seconds = self._seconds * max(1, len(part))
+        try:
+            found: dict[str, Any] = self._process.call(
+                what, self._path, self._function, *columns, seconds=seconds, waiting=told
+            )
+            return found
+        except TimedOut:
+            limit = f"reward_timeout: {self._seconds:g} for an answer"
+            return {"problem": f"has not come back after {seconds:g} s ({limit})", "at": 0}
+        except Died as died:
+            return {"problem": f"took its process with it ({died})", "at": 0}
+
+
+class _Patience:
+    """Shows a line each `PATIENCE` seconds of one call."""
+
+    def __init__(self, text: str, show: Callable[[str], None]) -> None:
+        self._text, self._show, self._next = text, show, PATIENCE
+
+    def __call__(self, passed: float) -> None:
+        if passed >= self._next:
+            self._next += PATIENCE
+            self._show(f"{self._text}, {passed:.0f} s so far")
+
+
+def _short(text: str) -> str:
+    return repr(text[:80])
 
 
 def _needed(reference: str | None) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import torch
 from rich.console import Console
 
+from espalier.engine.signals import Ended
 from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.generate import Sampling
@@ -79,7 +81,9 @@ def _answer(line: str, session: Session, console: Console) -> None:
         for text in session.ask(line):
             console.out(text, end="", highlight=False)
             console.file.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as asked:
+        if isinstance(asked, Ended) and asked.number != signal.SIGINT:
+            raise
         console.out(" …", end="")
     console.out("")
     if session.forgotten > before:

@@ -189,6 +189,7 @@ def rank_allocations(parts: Parts, options: AdaloraOptions) -> tuple[Parts, list
         parts,
         objective=Orthogonal(parts.objective, models),
         after_step=after_step,
+        learns=lambda batch: True,  # the regulariser always says something
         controllers={**parts.controllers, **names},
         averages={**parts.averages, **names},
     ), made

@@ -20,6 +20,7 @@ from espalier.options import (
 )
 from espalier.stages import dpo, grpo, ppo, pretrain, reward, sft
 from espalier.stages.quantised import check_whole, quantisation_of
+from espalier.stages.rollouts import RolloutOptions
 
 STAGES: dict[str, ModuleType] = {
     "pretrain": pretrain,
@@ -58,6 +59,11 @@ def check_possible(stage: str, options: Mapping[type, Any]) -> None:
     _check_quantisation(options)
     _check_sharded(stage, options)
     _check_adapter(options)
+    if stage == "grpo" and options[RolloutOptions].group_size == 1:
+        raise UserError(
+            "group_size: 1 in grpo: an answer is compared with the others of its group, and alone it has no "
+            "advantage. Give 2 or more (null is 8), or use stage: ppo."
+        )
 
 
 def _check_sharded(stage: str, options: Mapping[type, Any]) -> None:

@@ -11,6 +11,7 @@ answer first (GRPO as published), or the constant max_new_tokens (Dr. GRPO, Liu 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,14 @@ from espalier.models.forward import Outputs, Want
 from espalier.options import Options, option
 from espalier.rollout.experience import with_extras
 from espalier.rollout.feed import RolloutFeed
-from espalier.stages.rollouts import Roller, RolloutOptions, check_apart, check_first_step, frozen_copy
+from espalier.stages.rollouts import (
+    Roller,
+    RolloutOptions,
+    check_apart,
+    check_first_step,
+    frozen_copy,
+    reward_rule,
+)
 from espalier.stages.setup import Setup
 from espalier.stages.stage import HeldOut, Live, Parts
 from espalier.trees import Batch, Tree
@@ -100,11 +108,26 @@ class GroupObjective:
         check_first_step(first)
 
 
+def with_advantages(tree: Tree, compare: Callable[[Tensor, Tensor], Tensor], kl_coef: float) -> Tree:
+    """A measured group with its advantages, and whether anything can be learned from it at all.
+
+    Extras: ``signal`` (B,) is 1 where an answer is better than another, or the policy has left the reference and that
+    has a price. Where all answers are equal and policy and reference say the very same, the loss has no slope but
+    rounding errors.
+    """
+    x = tree.extras
+    advantages = compare(x["scores"], torch.zeros(tree.n_branches, dtype=torch.int64))
+    left = kl_coef > 0 and not torch.equal(x["old_logprobs"], x["ref_logprobs"])
+    signal = torch.full((tree.n_branches,), float(left or bool((advantages != 0).any())))
+    return with_extras(tree, advantages=advantages, signal=signal)
+
+
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(GRPOOptions), setup.option(RolloutOptions)
+    rule = reward_rule(setup)
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
-    roller = Roller(setup, policy, frozen, rolling.group_size or 8)
+    roller = Roller(setup, policy, frozen, rolling.group_size or 8, rule)
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model)
     compare = ADVANTAGES[options.advantages]
     plan = setup.plan
@@ -116,12 +139,7 @@ def build(setup: Setup) -> Parts:
             trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
             want = Want(temperature=roller.temperature)
             trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
-            return [
-                with_extras(
-                    t, advantages=compare(t.extras["scores"], torch.zeros(t.n_branches, dtype=torch.int64))
-                )
-                for t in trees
-            ]
+            return [with_advantages(tree, compare, rolling.kl_coef) for tree in trees]
 
         return RolloutFeed(
             len(roller.asks),
@@ -142,5 +160,6 @@ def build(setup: Setup) -> Parts:
         feed=feed,
         validate=roller.validate,
         held_out=HeldOut("reward", "higher"),
+        learns=lambda batch: bool((batch.extras["signal"] > 0).any()),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
     )

@@ -12,7 +12,8 @@ Not here: an entropy bonus, and a value head on the policy's own body.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,14 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.options import Options, option
 from espalier.rollout.experience import whitened, with_extras
 from espalier.rollout.feed import RolloutFeed
-from espalier.stages.rollouts import Roller, RolloutOptions, check_apart, check_first_step, frozen_copy
+from espalier.stages.rollouts import (
+    Roller,
+    RolloutOptions,
+    check_apart,
+    check_first_step,
+    frozen_copy,
+    reward_rule,
+)
 from espalier.stages.setup import Setup
 from espalier.stages.stage import HeldOut, Live, Parts
 from espalier.trees import Batch, Tree
@@ -91,6 +99,7 @@ class ClippedObjective:
 
     def __init__(self, options: PPOOptions, temperature: float) -> None:
         self._clip, self._clip_value, self._vf = options.clip_range, options.clip_range_value, options.vf_coef
+        self._cut = math.inf if options.reward_clip is None else options.reward_clip
         self.want = Want(values=True, temperature=temperature)
 
     def count(self, batch: Batch) -> float:
@@ -117,6 +126,7 @@ class ClippedObjective:
             "clip_fraction": (masked_sum(clipped.float(), mask), tokens),
             "kl": (masked_sum(x["kl"], mask), answers),
             "reward": ((x["scores"] * (x["ptx"] == 0)).sum(), answers),
+            "score_clipped": (((x["scores"].abs() > self._cut) & (x["ptx"] == 0)).sum(), answers),
             "answer_tokens": (tokens, answers),
         }
         if bool(documents.any()):
@@ -148,6 +158,27 @@ class KLController:
 
     def restore(self, state: dict[str, Any]) -> None:
         self.coefficient = state["coefficient"]
+
+
+class ClipWarning:
+    """Says once that `reward_clip` makes answers equal that the reward tells apart."""
+
+    def __init__(self, limit: float | None, say: Callable[[str], None]) -> None:
+        self._limit, self._say = limit, say
+
+    def __call__(self, scores: Tensor) -> None:
+        """Look at the scores (N,) of a rollout."""
+        if self._limit is None or len(scores) < 2:
+            return
+        cut = scores.clamp(-self._limit, self._limit)
+        many = int((scores.abs() > self._limit).sum())
+        if 2 * many > len(scores) or (len(cut.unique()) == 1 and len(scores.unique()) > 1):
+            self._say(
+                f"{many} of {len(scores)} scores ({float(scores.min()):g} to {float(scores.max()):g}) were cut to "
+                f"reward_clip {self._limit:g}, so that they don't differ any more; raise it, scale the reward, or set "
+                "reward_clip: null (`score_clipped` counts them)"
+            )
+            self._limit = None
 
 
 def experience(
@@ -200,12 +231,14 @@ class MovingAverage:
 
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
+    rule = reward_rule(setup)
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
     critic = _critic(setup, rolling.reward_model)
-    roller = Roller(setup, policy, frozen, rolling.group_size or 1, beside=[critic])
+    roller = Roller(setup, policy, frozen, rolling.group_size or 1, rule, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
     controller = KLController(rolling.kl_coef, options.kl_target, options.kl_horizon)
+    warn = ClipWarning(options.reward_clip, setup.say)
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
     documents = _documents(setup, options)
     plan = setup.plan
@@ -215,6 +248,7 @@ def build(setup: Setup) -> Parts:
         def roll(places: list[int], number: int) -> list[Tree]:
             setup.refresh_sampler(live, policy)
             trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
+            warn(torch.cat([tree.extras["scores"] for tree in trees]))
             want = Want(values=True, temperature=roller.temperature)
             trees = roller.measured(
                 live,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import platform
 import time
@@ -13,7 +15,9 @@ import torch
 from espalier import config
 from espalier.disk.writing import writing_to
 from espalier.engine import checkpoint, files, strategy
+from espalier.engine.finite import check_weights
 from espalier.engine.hardware import device_name
+from espalier.errors import UserError
 from espalier.models.forward import TreeModel
 from espalier.models.quantise.turn import number_of_weights
 from espalier.models.saved import save_model
@@ -33,6 +37,7 @@ def save_models(running: Running) -> None:
     """Write the stage's models, whole or not at all."""
     start, live, parts = running.start, running.live, running.parts
     whole = strategy.whole_parameters(live.accelerator, live.module)
+    check_weights(whole, running.progress.step)
     if start.is_main:
         for name, model in {"model": parts.main, **parts.also_saved}.items():
             with files.new_folder(start.folder / name) as folder:
@@ -61,7 +66,7 @@ def _own(running: Running, whole: dict[str, torch.Tensor], model: TreeModel) -> 
 
 
 def write_summary(running: Running, status: str) -> dict[str, Any]:
-    """Write ``summary.json`` (on the first rank) and return it; status: running, stopped or done."""
+    """Write ``summary.json`` (on the first rank) and return it; status: running, stopped, failed or done."""
     start, setup, parts, progress = running.start, running.setup, running.parts, running.progress
     accelerator = start.accelerator
     summary = {
@@ -91,6 +96,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "layout_reason": parts.main.traits.reason,
         "tokens_in_paths": progress.path_tokens,
         "tokens_in_rows": progress.tokens,
+        "idle_steps": progress.idle,
         "held_out": running.held_out,
         "final": {k: v for k, v in progress.last.items() if math.isfinite(v)},
         "notes": start.notes,
@@ -101,3 +107,16 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
     if start.is_main:
         files.write_json(start.folder / "summary.json", summary)
     return summary
+
+
+def write_end(running: Running, status: str) -> None:
+    """`write_summary` of a run that did not finish. A rank that fails alone says it for the first one, which may wait
+    for the others until it is ended, or knows nothing of it yet."""
+    path = running.start.folder / "summary.json"
+    with contextlib.suppress(
+        UserError, OSError, ValueError
+    ):  # a full disk must not hide what went wrong first
+        if running.start.is_main:
+            write_summary(running, status)
+        elif status == "failed":
+            files.write_json(path, json.loads(path.read_text("utf-8")) | {"status": status})

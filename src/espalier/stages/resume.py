@@ -7,6 +7,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from espalier.engine import checkpoint, strategy
+from espalier.engine.finite import check_weights
 from espalier.engine.loop import Progress
 from espalier.errors import UserError
 from espalier.options import RunOptions
@@ -23,10 +24,12 @@ def save(running: Running, step: int) -> None:
     """Write the checkpoint of a step; all ranks call it, the first one writes."""
     start, live, parts = running.start, running.live, running.parts
     accelerator = live.accelerator
+    weights = strategy.whole_parameters(accelerator, live.module)
+    check_weights(weights, step)
     own = [(accelerator.process_index, checkpoint.rng_to_tensors())]
     rngs = gather_object(own) if accelerator.num_processes > 1 else own
     tensors = {
-        "model": strategy.whole_parameters(accelerator, live.module),
+        "model": weights,
         "optimizer": strategy.whole_moments(accelerator, live.module, running.optimizer),
         **{f"rng-{rank}": held for rank, held in rngs},
         **{f"average-{name}": dict(m.named_parameters()) for name, m in parts.averages.items()},

@@ -6,6 +6,7 @@ It is wiring, not an algorithm: what is made of the scores is each stage's own a
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.data.preflight.findings import HELD_OUT
+from espalier.engine.finite import cause
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.models.adapters import StepZero, is_adapted
@@ -26,11 +28,11 @@ from espalier.rollout.experience import (
     Ask,
     gathered,
     measure,
-    rule_scores,
     sample_trees,
+    scored_by_rule,
     with_extras,
 )
-from espalier.rollout.rewards import find_rule
+from espalier.rollout.rewards import TIMEOUT, Rule, find_rule, problem
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Live, Units
 from espalier.trees import Batch, Tree
@@ -43,6 +45,12 @@ class RolloutOptions(Options):
     reward_model: str | None = option(None, "A reward model's folder, or run:NAME.", names="model")
     reward_function: str | None = option(
         None, "A rule: equals, contains, number, brevity, or FILE.py:FUNCTION of your own.", names="function"
+    )
+    reward_timeout: float = option(
+        TIMEOUT,
+        "Seconds that a reward_function of your own may take for an answer; then the run stops.",
+        above=0,
+        same_result=True,
     )
     kl_coef: float = option(0.05, "The price of a nat of KL from the reference.", min=0)
     group_size: int | None = option(
@@ -61,7 +69,14 @@ class RolloutOptions(Options):
     def problems(self) -> list[str]:
         if (self.reward_model is None) == (self.reward_function is None):
             return ["Give `reward_model` (a trained one) or `reward_function` (a rule), and not both."]
-        return []
+        said = problem(self.reward_function) if self.reward_function is not None else None
+        return [] if said is None else [said]
+
+
+def reward_rule(setup: Setup) -> Rule | None:
+    """The run's `reward_function`, looked at before a model is loaded; None where a model rewards."""
+    options = setup.option(RolloutOptions)
+    return find_rule(options.reward_function, options.reward_timeout) if options.reward_function else None
 
 
 def longest_prompt(setup: Setup) -> int:
@@ -84,6 +99,7 @@ class Roller:
         policy: what is sampled from (for its traits).
         frozen_reference: a frozen copy, or None where the policy has an adapter: then the reference is what it is now.
         group_size: answers a prompt.
+        rule: what rewards; None: the reward model of the options.
         beside: models that are trained with the policy, on the same rows.
     """
 
@@ -93,13 +109,14 @@ class Roller:
         policy: TreeModel,
         frozen_reference: TreeModel | None,
         group_size: int,
+        rule: Rule | None,
         beside: Sequence[TreeModel] = (),
     ) -> None:
         options = setup.option(RolloutOptions)
         self._setup, self._options, self._policy = setup, options, policy
         self._reference, self._group, self._beside = frozen_reference, group_size, beside
         self._start = StepZero(policy.lm) if frozen_reference is None else None
-        self._rule = find_rule(options.reward_function) if options.reward_function else None
+        self._rule = rule
         self.reward_model = (
             setup.load_frozen(options.reward_model, scalar_head=True) if options.reward_model else None
         )
@@ -127,7 +144,8 @@ class Roller:
         setup = self._setup
         own = list(places)[setup.rank :: setup.world]
         maker = {place: np.random.default_rng([*seed, i]) for i, place in enumerate(places)}
-        seeds = [int(maker[place].integers(2**62)) for place in own]
+        # A prompt that comes twice asks its maker twice, in the order of all ranks' prompts.
+        seeds = [int(maker[place].integers(2**62)) for place in places][setup.rank :: setup.world]
         found = self._sample(live, [self.asks[i] for i in own], self.sampling, self._group, seeds)
         everything = gathered(found, setup.world)
         # Back in the order of the prompts, whatever the number of ranks.
@@ -139,22 +157,27 @@ class Roller:
         self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
     ) -> list[Answered]:
         lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
-        with live.accelerator.autocast():
-            return sample_trees(
-                lm, self._policy.traits, asks, sampling, self._decode, copies=copies, seeds=seeds
-            )
+        try:
+            with live.accelerator.autocast():
+                return sample_trees(
+                    lm, self._policy.traits, asks, sampling, self._decode, copies=copies, seeds=seeds
+                )
+        except UserError as broken:
+            raise UserError(f"{broken} {cause(live.module)} The last checkpoint is kept.") from broken
 
     def _decode(self, tokens: list[int]) -> str:
         return self._setup.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def scored(self, live: Live, answered: list[Answered]) -> list[Tree]:
         """Trees with ``extras["scores"]`` (B,)."""
+        setup = self._setup
         if self._rule is not None:
-            trees = [with_extras(a.tree, scores=rule_scores(a, self._rule)) for a in answered]
+            trees = scored_by_rule(answered, self._rule, setup.rank, setup.world, setup.show)
         else:
             assert self.reward_model is not None
-            rows = self._setup.rows(self.reward_model)
+            rows = setup.rows(self.reward_model)
             trees = measure([a.tree for a in answered], rows, lambda batch: self._judged(live, batch))
+            _check_scores(trees)
         if not self._options.missing_eos_penalty:
             return trees
         fines = [
@@ -218,6 +241,17 @@ class Roller:
 
     def seed(self, rollout: int) -> list[int]:
         return [self._setup.option(RunOptions).seed, 7, rollout]
+
+
+def _check_scores(trees: list[Tree]) -> None:
+    """A reward model that says nan would spoil the advantages of a whole rollout."""
+    for tree in trees:
+        for score in tree.extras["scores"].tolist():
+            if not math.isfinite(score):
+                raise UserError(
+                    f"the reward model gives {score} for an answer to the prompt {tree.source}: its weights are "
+                    "broken. Look at reward_model; the last checkpoint is kept."
+                )
 
 
 def check_first_step(first: dict[str, float]) -> None:

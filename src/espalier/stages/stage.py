@@ -102,6 +102,7 @@ class Parts:
         sample_prompts: shown at each evaluation.
         controllers: by name, for the checkpoint.
         after_step: bookkeeping after each optimiser step, by its number; the gradients are still there.
+        learns: whether the loss of a micro-batch depends on the weights at all; steps in which none does are not taken.
         averages: modules outside of `trained` whose weights change too; they go into the checkpoint.
         also_saved: further models by folder name (a critic, a moving average), saved beside ``model/``.
     """
@@ -115,6 +116,7 @@ class Parts:
     sample_prompts: Sequence[SamplePrompt] = ()
     controllers: dict[str, Controller] = field(default_factory=dict)
     after_step: Callable[[Live, int], None] | None = None
+    learns: Callable[[Batch], bool] = lambda batch: True
     averages: dict[str, nn.Module] = field(default_factory=dict)
     also_saved: dict[str, TreeModel] = field(default_factory=dict)
 
@@ -163,13 +165,14 @@ def validator(
         for batch in batches:
             batch = annotate(batch, live) if annotate else batch
             outputs = live.run(batch, judge.want)
-            if not batch.weight:
-                continue
-            found.append(judge.judge(outputs, batch))
+            if batch.weight:
+                found.append(judge.judge(outputs, batch))
+            # A rank that has only fillers names the same numbers as the others, and adds nothing to them.
             for name, (total, weight) in judge.loss(outputs, batch)[1].items():
                 held = sums.setdefault(name, [0.0, 0.0])
-                held[0] += float(total)
-                held[1] += float(weight)
+                if batch.weight:
+                    held[0] += float(total)
+                    held[1] += float(weight)
         numbers: Numbers = {name: (total, weight) for name, (total, weight) in sums.items()}
         if not found:
             return None, numbers

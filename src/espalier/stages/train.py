@@ -6,7 +6,6 @@ one whose options and inputs have not changed (`espalier.stages.earlier`).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Mapping
@@ -24,14 +23,15 @@ from espalier import config
 from espalier.disk.temporary import remove_left
 from espalier.engine import strategy
 from espalier.engine.checkpoint import clear_checkpoints
+from espalier.engine.finite import check_weights
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.launch import processes, rank
-from espalier.engine.loop import Hooks, Schedule, Stopped, run_loop
+from espalier.engine.loop import Hooks, Schedule, run_loop, stopped_at
 from espalier.engine.optim import adamw, learning_rate_at
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
 from espalier.engine.track import Tracker, keep_rows
-from espalier.errors import UserError
+from espalier.errors import Stopped
 from espalier.options import (
     AdaloraOptions,
     AdamOptions,
@@ -47,7 +47,7 @@ from espalier.stages.earlier import decide
 from espalier.stages.positions import check_positions
 from espalier.stages.preflight import show_preflight
 from espalier.stages.provenance import made_from
-from espalier.stages.results import finish, write_config, write_summary
+from espalier.stages.results import finish, write_config, write_end, write_summary
 from espalier.stages.resume import checkpoints, resume, save
 from espalier.stages.rollouts import RolloutOptions
 from espalier.stages.running import Running, Start
@@ -188,15 +188,17 @@ def _run(running: Running) -> dict[str, Any]:
             start.is_main,
             resumed_step=running.progress.step,
         )
-        with tracker, StopSignal() as stop:
-            _train(running, tracker, stop)
-        return finish(running)
+        with StopSignal() as stop:
+            with tracker:
+                _train(running, tracker, stop)
+            summary = finish(running)
     except BaseException as error:
-        if isinstance(error, Stopped):
-            start.console.print(f"stopped at step {error.step}; run the same command again to continue")
-        with contextlib.suppress(UserError):  # a disk that is full must not hide what went wrong first
-            write_summary(running, "stopped")
+        ended = isinstance(error, Stopped | KeyboardInterrupt)
+        write_end(running, "stopped" if ended else "failed")
         raise
+    if stop.asked:
+        raise Stopped(f"stopped after {start.name}, which is done; run the same command again to continue")
+    return summary
 
 
 def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
@@ -209,6 +211,7 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
         save=lambda step: save(running, step),
         validate=lambda step: validate(running, step),
         after_step=(lambda step: after(live, step)) if after is not None else (lambda step: None),
+        learns=running.parts.learns,
     )
     run_loop(
         live.module,
@@ -222,7 +225,12 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
         progress,
         stop,
     )
-    tracker.log({"step": progress.step, **validate(running, progress.step)})
+    check_weights(strategy.whole_parameters(live.accelerator, live.module), progress.step)
+    try:
+        tracker.log({"step": progress.step, **validate(running, progress.step)})
+    except Stopped as stopped:
+        save(running, progress.step)
+        raise stopped_at(progress.step) from stopped
 
 
 def _schedule(start: Start, total: int) -> Schedule:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
 
 from espalier.disk.writing import writing_to
+from espalier.engine.finite import cause
 from espalier.engine.track import Meter
+from espalier.errors import UserError
 from espalier.models.generate import Sampling, sample
 from espalier.models.load import context_length
 from espalier.options import EngineOptions
@@ -34,9 +37,11 @@ def validate(running: Running, step: int) -> dict[str, float]:
     if estimate is not None:
         name = parts.held_out.name
         found[f"eval_{name}"], found[f"eval_{name}_stderr"] = estimate.value, estimate.stderr
+    _check_finite(running, found, step)
+    if estimate is not None:
         when = "before" if step == 0 else "after"
         running.held_out |= {
-            "name": name,
+            "name": parts.held_out.name,
             "better": parts.held_out.better,
             when: estimate.value,
             f"stderr_{when}": estimate.stderr,
@@ -44,6 +49,17 @@ def validate(running: Running, step: int) -> dict[str, float]:
         }
     _show(running, step)
     return found
+
+
+def _check_finite(running: Running, found: dict[str, float], step: int) -> None:
+    """Numbers that are none are said with their step and cause, on every rank alike."""
+    for name, value in found.items():
+        if not math.isfinite(value):
+            look = "model_name_or_path" if step == 0 else "learning_rate"
+            raise UserError(
+                f"step {step}: {name} is {value} on the held-out data, so nothing was saved after it; earlier "
+                f"checkpoints and models are kept. {cause(running.live.module)} Look at {look}, or at that data."
+            )
 
 
 def _over_ranks(running: Running, sums: list[float]) -> list[float]:
@@ -64,13 +80,16 @@ def _show(running: Running, step: int) -> None:
     longest = start.option(RolloutOptions).max_new_tokens if start.stage in SAMPLED else SAMPLE_TOKENS
     prompts = [prompt.tokens for prompt in parts.sample_prompts]
     room = context_length(parts.main.lm) - max(map(len, prompts))
-    with live.accelerator.autocast():
-        said = sample(
-            live.sampler or parts.main.lm,
-            parts.main.traits,
-            prompts,
-            Sampling(max(1, min(longest, room)), 0.0, stop=running.setup.stop),
-        )
+    try:
+        with live.accelerator.autocast():
+            said = sample(
+                live.sampler or parts.main.lm,
+                parts.main.traits,
+                prompts,
+                Sampling(max(1, min(longest, room)), 0.0, stop=running.setup.stop),
+            )
+    except UserError as broken:
+        raise UserError(f"step {step}: {broken} {cause(live.module)}") from broken
     path = start.folder / "samples.jsonl"
     with writing_to(path), path.open("a", encoding="utf-8") as file:
         for prompt, (answer,) in zip(parts.sample_prompts, said, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,19 @@ def test_a_chain_runs_is_skipped_and_starts_again_where_something_changed(
     )
 
 
-def test_every_mistake_is_told_before_the_first_stage_runs(
-    chain: Callable[..., Path], tmp_path: Path
+def test_every_mistake_is_told_before_the_first_file_is_touched(
+    chain: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="pref_bet"):
         pipeline.run(chain(two={"pref_bet": 0.3}))
     with pytest.raises(UserError, match="zero"):
         pipeline.run(chain(two={"model_name_or_path": "run:zero"}))
-    assert not (tmp_path / "run" / "one").exists()
+    with pytest.raises(UserError, match="there is no such folder"):
+        pipeline.run(chain(two={"ref_model": str(tmp_path / "none")}))
+    monkeypatch.setitem(sys.modules, "swanlab", None)
+    with pytest.raises(UserError, match="report_to: swanlab"):
+        pipeline.run(chain(two={"report_to": ["swanlab"]}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_overrides_and_changes_reach_their_stage(chain: Callable[..., Path], tmp_path: Path) -> None:

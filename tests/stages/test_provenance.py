@@ -216,7 +216,7 @@ def test_every_key_that_takes_a_path_says_what_it_names() -> None:
         "create_new_adapter",
     }
     assert paths - told <= no_path, paths - told - no_path
-    assert {"model_name_or_path", "dataset", "reward_model", "reward_function", "ptx_dataset"} <= paths & told
+    assert {"model_name_or_path", "dataset", "reward_model", "reward_function"} <= paths & told
 
 
 def test_what_is_missing_is_said_before_anything_is_touched(own: Make, tmp_path: Path) -> None:

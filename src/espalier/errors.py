@@ -11,3 +11,7 @@ class UserError(ValueError):
 
 class Interrupted(Exception):
     """A signal ended the work in good order; the message says what is kept and how to go on. Exit code 3."""
+
+
+class Notice(UserWarning):
+    """Something that the user should know though the work goes on; the command line shows it as one plain line."""

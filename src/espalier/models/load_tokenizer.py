@@ -17,6 +17,7 @@ from espalier.models.legacy import checkpoint
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.new_tokenizer import bare_tokenizer
 from espalier.models.quiet import first_line, quiet
+from espalier.models.tokenizer_file import as_written, from_file_alone
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -31,9 +32,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         bare = not any((folder / name).is_file() for name in ("tokenizer_config.json", "spiece.model"))
         if folder.is_dir() and bare:
             return _completed(bare_tokenizer(folder))
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=trust_remote_code, local_files_only=folder.is_dir()
-        )
+        tokenizer = _of_transformers(name, trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more special
@@ -42,6 +41,20 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             "Set `tokenizer:` to a folder that holds tokenizer.json, or to a hub id."
         ) from error
     return for_model(_completed(tokenizer), name)
+
+
+def _of_transformers(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """What AutoTokenizer makes of a folder or hub id, as long as it encodes as tokenizer.json says."""
+    try:
+        made = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, local_files_only=Path(name).is_dir()
+        )
+    except Exception as error:  # whatever a class finds wrong with another's settings
+        alone = from_file_alone(name, first_line(error))
+        if alone is None:
+            raise
+        return alone
+    return as_written(_completed(made), name)
 
 
 def for_model(

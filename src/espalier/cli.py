@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
@@ -24,6 +24,7 @@ from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
 from espalier.commands.vocab import vocab
 from espalier.errors import Interrupted, UserError
+from espalier.screen import Screen, safe
 
 app = typer.Typer(
     add_completion=False,
@@ -36,7 +37,7 @@ File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="The options, as 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Options that win over the file's.")
 ]
-_errors = Console(stderr=True)
+_errors = Screen(stderr=True)
 _state = {"verbose": False}
 
 
@@ -122,7 +123,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
 
     if not run_folder.is_dir():
         raise UserError(f"{run_folder}: there is no such folder. Give the output_dir of a run.")
-    print(write_report(run_folder))
+    print(safe(str(write_report(run_folder))))
 
 
 @app.command()
@@ -164,7 +165,7 @@ def guarded(call: Callable[[], Any]) -> int:
     except UserError as error:
         return _said(error)
     except Interrupted as stopped:
-        _errors.print(_escaped(str(stopped)), highlight=False, soft_wrap=True)
+        _errors.say(str(stopped))
         return 3
     except KeyboardInterrupt:
         return 130
@@ -182,14 +183,8 @@ def _said(error: UserError) -> int:
     if _state["verbose"]:
         _errors.print_exception()
     if os.environ.get("RANK", "0") == "0":
-        _errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        _errors.print(Text.assemble(("error:", "bold red"), " ", safe(str(error))), soft_wrap=True)
     return 2
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

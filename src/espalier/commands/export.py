@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from espalier.errors import UserError
+from espalier.screen import safe
 
 
 def export(
@@ -40,4 +41,8 @@ def export(
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
-    print(f"written: {out} ({', '.join(f'{size / 2**20:,.1f} MiB {name}' for name, size in held.items())})")
+    print(
+        safe(
+            f"written: {out} ({', '.join(f'{size / 2**20:,.1f} MiB {name}' for name, size in held.items())})"
+        )
+    )

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.console import Console
 
 import espalier
 from espalier.engine import files
 from espalier.inspect.coloured import Shown
 from espalier.report_data import data_view
 from espalier.report_plots import show
+from espalier.screen import Screen
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, render(title, sections))
-    Console(stderr=True).print(f"[dim]page: {path}[/]", highlight=False, soft_wrap=True)
+    Screen(stderr=True).say(f"page: {path}", "dim")
 
 
 def render(title: str, sections: Sequence[Section]) -> str:

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from espalier import config
 from espalier.engine import files
 from espalier.engine.launch import processes_wanted, relaunch
 from espalier.options import EngineOptions
 from espalier.report import write_report
+from espalier.screen import Screen
 from espalier.stages import examine
 from espalier.stages.catalogue import CLASSES
 from espalier.stages.train import run_stage
@@ -135,7 +134,7 @@ def _plain(value: Any) -> Any:
 def _report(folder: Path) -> None:
     if _is_main() and folder.is_dir():
         page = write_report(folder)
-        Console(stderr=True).print(f"[dim]report: {page}[/]", highlight=False)
+        Screen(stderr=True).say(f"report: {page}", "dim")
 
 
 def _is_main() -> bool:

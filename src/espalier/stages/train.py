@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.console import Console
 
 from espalier import config
 from espalier.engine import strategy
@@ -28,6 +27,7 @@ from espalier.engine.signals import StopSignal
 from espalier.engine.track import Tracker, keep_rows
 from espalier.errors import UserError
 from espalier.options import AdaloraOptions, AdamOptions, EngineOptions, RunOptions, TrainOptions
+from espalier.screen import Screen
 from espalier.stages.adapting import rank_allocations
 from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES, check_possible
 from espalier.stages.positions import check_positions
@@ -61,13 +61,13 @@ def run_stage(raw: Mapping[str, Any], *, upstream: str = "") -> dict[str, Any]:
     fingerprint = config.options_hash({"options": _meaning(options), "upstream": upstream})
     done = finished(folder, fingerprint)
     if done is not None and run.resume:
-        Console(stderr=True).print(f"[dim]{run.name or stage}: done already ({folder}), skipped[/]")
+        Screen(stderr=True).say(f"{run.name or stage}: done already ({folder}), skipped", "dim")
         return done
     keep_freed_memory()
     accelerator, precision = _accelerator(options)
     start = Start(stage, options, folder, fingerprint, accelerator, precision, list(notes))
     for note in notes:
-        start.console.print(f"[yellow]{note}[/]")
+        start.console.say(note, "yellow")
     set_seed(run.seed)
     return _run(_prepared(start))
 
@@ -109,7 +109,7 @@ def _prepared(start: Start) -> Running:
         start.say,
         start.folder / "rejected.jsonl" if start.is_main else None,
         kept=Path(start.option(RunOptions).output_dir) / "tokenized",
-        show=lambda text: start.console.print(f"[dim]{start.name}: {text}[/]", highlight=False),
+        show=lambda text: start.console.say(f"{start.name}: {text}", "dim"),
     )
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))
@@ -158,7 +158,7 @@ def _run(running: Running) -> dict[str, Any]:
             _train(running, tracker, stop)
     except BaseException as error:
         if isinstance(error, Stopped):
-            start.console.print(f"stopped at step {error.step}; run the same command again to continue")
+            start.console.say(f"stopped at step {error.step}; run the same command again to continue")
         with contextlib.suppress(UserError):  # a disk that is full must not hide what went wrong first
             write_summary(running, "stopped")
         raise

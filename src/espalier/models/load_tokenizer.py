@@ -18,11 +18,13 @@ from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.new_tokenizer import bare_tokenizer
 from espalier.models.quiet import first_line, quiet
 from espalier.models.tokenizer_file import as_written, from_file_alone
+from espalier.rendering import TooMuch, bound_templates
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer from a model folder, a folder with vocab.json and merges.txt, or the hub."""
     quiet()
+    bound_templates()
     name = str(checkpoint.fetched(name, weights=False) or name)
     folder = Path(name)
     try:
@@ -68,7 +70,13 @@ def for_model(
     """
     seq2seq = None if model is None else marks.config_of_encoder_decoder(model)
     if seq2seq is not None:
-        marks.give_template(tokenizer, seq2seq)
+        try:
+            marks.give_template(tokenizer, seq2seq)
+        except TooMuch as error:
+            raise UserError(
+                f"{tokenizer.name_or_path}: its chat template does not come to an end ({error}). "
+                "Replace its chat_template.jinja."
+            ) from error
     return tokenizer
 
 

@@ -17,6 +17,7 @@ from espalier.models.legacy import checkpoint
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.new_tokenizer import bare_tokenizer
 from espalier.models.quiet import first_line, quiet
+from espalier.models.remote_code import came_with_code, wants_code
 from espalier.models.tokenizer_file import as_written, from_file_alone
 from espalier.rendering import TooMuch, bound_templates
 
@@ -48,15 +49,21 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
 def _of_transformers(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """What AutoTokenizer makes of a folder or hub id, as long as it encodes as tokenizer.json says."""
     try:
-        made = AutoTokenizer.from_pretrained(
+        made: Any = AutoTokenizer.from_pretrained(
             name, trust_remote_code=trust_remote_code, local_files_only=Path(name).is_dir()
         )
     except Exception as error:  # whatever a class finds wrong with another's settings
         alone = from_file_alone(name, first_line(error))
-        if alone is None:
-            raise
-        return alone
-    return as_written(_completed(made), name)
+        if alone is not None:
+            alone.init_kwargs.pop("auto_map", None)
+            return alone
+        if code := wants_code(error, Path(name)):
+            raise UserError(code) from error
+        raise
+    made = as_written(_completed(made), name)
+    if not came_with_code(made):
+        made.init_kwargs.pop("auto_map", None)  # else what is saved would ask for code that is not beside it
+    return made
 
 
 def for_model(

@@ -24,6 +24,7 @@ from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
 from espalier.commands.vocab import vocab
 from espalier.errors import Interrupted, UserError
+from espalier.noise import show_only_ours
 from espalier.screen import Screen, safe
 
 app = typer.Typer(
@@ -149,6 +150,7 @@ def bench(
 
 def main() -> NoReturn:
     """The entry point of the command `espalier`."""
+    show_only_ours()
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 

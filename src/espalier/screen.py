@@ -23,8 +23,8 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 def safe(text: str) -> str:
     r"""The text with what a terminal would obey written out.
 
-    >>> print(safe("red: \x1b[31m, bell: \x07, \x9b2J\tand a line\n of its own"))
-    red: \x1b[31m, bell: \x07, \x9b2J	and a line
+    >>> print(safe("red: \x1b[31m, bell: \x07, \x9b2J, a line\n of its own"))
+    red: \x1b[31m, bell: \x07, \x9b2J, a line
      of its own
     """
     return _UNSAFE.sub(_written_out, text)

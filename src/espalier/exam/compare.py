@@ -47,7 +47,7 @@ def paired(a: list[float], b: list[float]) -> dict[str, Any]:
         only one of both has right, and McNemar's exact two-sided p.
 
     >>> found = paired([1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1])
-    >>> found["only_a"], found["only_b"], found["mcnemar_p"]
+    >>> found["only_a"], found["only_b"], round(found["mcnemar_p"], 3)
     (1, 4, 0.375)
     """
     difference = paired_difference(a, b)

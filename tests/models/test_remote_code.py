@@ -18,6 +18,7 @@ from espalier.cli import app
 from espalier.errors import UserError
 from espalier.models.forward import TreeModel
 from espalier.models.load import load_lm, load_tokenizer, train_tokenizer
+from espalier.models.load_adapted import load_with_adapter
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
 
@@ -57,7 +58,7 @@ def test_the_refusal_names_the_option(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("way", ["save", "convert", "quantize", "adapter"])
+@pytest.mark.parametrize("way", ["save", "convert", "quantize"])
 def test_nothing_that_is_written_points_to_code_that_is_not_there(
     folder: Path, way: str, tmp_path: Path
 ) -> None:
@@ -106,4 +107,18 @@ def test_a_pickle_with_more_than_tensors(folder: Path, form: str, command: str, 
     said = str(refused.value)
     assert "weights_only" not in said and "torch.load" not in said and "\n" not in said
     assert form == "cut" or "nothing was run" in said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_adapter_that_is_a_pickle_with_more_than_tensors(folder: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(settings | {"base_model_name_or_path": str(folder)}), "utf-8"
+    )
+    torch.save({"w": Bomb(tmp_path / "ran")}, adapter / "adapter_model.bin")
+    with pytest.raises(UserError, match="nothing was run") as refused:
+        load_with_adapter(str(adapter))
+    assert "weights_only" not in str(refused.value)
     assert not (tmp_path / "ran").exists()

@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,16 +16,37 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_WITHOUT_REAL_DATA = "the real data sets (a folder `shared` beside the project) are not on this machine"
+SAMPLES = Path(__file__).parent / "samples"
+"""A few records of each layout, written for these tests."""
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was not tested for want of the real data, in one line."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    missing = sum(_WITHOUT_REAL_DATA in str(report.longrepr) for report in skipped)
+    if missing:
+        terminalreporter.write_line(
+            f"{missing} tests need the real data sets or old checkpoints (a folder `shared` beside the project, or "
+            "ESPALIER_SHARED=FOLDER) and were skipped; the others ran on tests/samples and on what they make."
+        )
+
 
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
     torch.manual_seed(0)
 
 
+def real_data() -> Path | None:
+    """The folder of real data sets and golden files beside the project, where there is one."""
+    folder = Path(os.environ.get("ESPALIER_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
+    return folder if folder.is_dir() else None
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data sets and golden files beside the project; absent on a user's machine."""
-    folder = Path(os.environ.get("ESPALIER_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip("the real data sets (a folder `shared` beside the project) are not on this machine")
+    folder = real_data()
+    if folder is None:
+        pytest.skip(_WITHOUT_REAL_DATA)
     return folder

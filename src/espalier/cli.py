@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
@@ -30,6 +30,8 @@ from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
 from espalier.engine.signals import Ended, raising
 from espalier.errors import Stopped, UserError
+from espalier.noise import show_only_ours
+from espalier.screen import Screen, safe
 
 app = typer.Typer(
     add_completion=False,
@@ -42,7 +44,7 @@ File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="The options, as 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Options that win over the file's.")
 ]
-_errors = Console(stderr=True)
+_errors = Screen(stderr=True)
 _state = {"verbose": False}
 
 
@@ -138,7 +140,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
 
     if not run_folder.is_dir():
         raise UserError(f"{run_folder}: there is no such folder. Give the output_dir of a run.")
-    print(write_report(run_folder))
+    print(safe(str(write_report(run_folder))))
 
 
 @app.command()
@@ -164,6 +166,7 @@ def bench(
 
 def main() -> NoReturn:
     """The entry point of the command `espalier`."""
+    show_only_ours()
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 
@@ -187,7 +190,7 @@ def guarded(call: Callable[[], Any]) -> int:
         if parent is not None:
             parent.tell("stopped", str(stopped))
         elif has_the_word():
-            _errors.print(_escaped(str(stopped)), highlight=False, soft_wrap=True)
+            _errors.say(str(stopped))
         return 3
     except Ended as end:
         return 128 + end.number
@@ -213,15 +216,9 @@ def _said(error: UserError, parent: Parent | None) -> int:
         parent.tell("error", str(error))
     elif has_the_word():
         rank = os.environ.get("RANK", "0")
-        where = "" if rank == "0" else f"\\[rank {rank}] "
-        _errors.print(f"{where}[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        where = "" if rank == "0" else f"[rank {rank}] "
+        _errors.print(Text.assemble(where, ("error:", "bold red"), " ", safe(str(error))), soft_wrap=True)
     return 2
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):
-    """A signal ended the work in good order; the message says what is kept and how to go on.
+    """A signal ended the work in good order; the message says what is kept and how to go on. Exit code 3.
 
     Attributes:
         step: the step whose checkpoint is written, where there is one.
@@ -19,3 +19,7 @@ class Stopped(Exception):
     def __init__(self, message: str, step: int | None = None) -> None:
         super().__init__(message)
         self.step = step
+
+
+class Notice(UserWarning):
+    """Something that the user should know though the work goes on; the command line shows it as one plain line."""

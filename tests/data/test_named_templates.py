@@ -15,6 +15,7 @@ from espalier.data.pieces import Piece
 from espalier.data.records import Message
 from espalier.data.templates import choose_template, prompt_text
 from espalier.errors import UserError
+from espalier.models.load import train_tokenizer
 
 TURNS = [
     Message("user", "春眠不觉晓，下一句是什么？"),
@@ -30,11 +31,16 @@ SPECIALS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["byte-level BPE", "sentencepiece with bytes"])
-def marked(request: Any, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A real tokenizer of each kind that knows all marks of the table as tokens."""
+@pytest.fixture(scope="module", params=["made here", "byte-level BPE", "sentencepiece with bytes"])
+def marked(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer of each kind that knows all marks of the table as tokens."""
     from transformers import AutoTokenizer
 
+    if request.param == "made here":
+        made = train_tokenizer([turn.content for turn in TURNS] * 3, 400)
+        made.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": SPECIALS})
+        return made
+    shared: Path = request.getfixturevalue("shared")
     folder = shared / "data/tokenizers/aquila_bpe"
     if request.param != "byte-level BPE":
         folder = tmp_path_factory.mktemp("baichuan2")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch import Tensor, nn
 
 from espalier.engine.loop import Hooks, Progress, Schedule, Stopped, run_loop
@@ -20,6 +19,7 @@ from espalier.engine.track import Numbers, Tracker
 from espalier.errors import UserError
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, Want
+from espalier.screen import Screen
 from espalier.trees import Batch, Tree, lay_out_padded, lay_out_tree
 
 VOCABULARY = 7
@@ -122,7 +122,7 @@ class Run:
             return lambda step: (self.happened.append((what, step)), {"eval_loss": 1.0})[1]
 
         hooks = Hooks(save=note("save"), validate=note("validate"), after_step=note("after"))
-        quiet = Console(quiet=True)
+        quiet = Screen(quiet=True)
         with Tracker(self.folder, "run", feed.total_steps, console=quiet) as tracker:
             return run_loop(
                 self.module, self.objective, feed, self.optimizer, self.accelerator, tracker, self.schedule,

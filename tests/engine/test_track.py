@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from espalier.engine import track
 from espalier.engine.progress import clock, in_words
 from espalier.engine.track import Meter, Tracker, keep_rows
 from espalier.errors import UserError
+from espalier.screen import Screen
 
 
 class Clock:
@@ -39,11 +39,11 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def screen(terminal: bool = False, width: int = 200) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
+def screen(terminal: bool = False, width: int = 200) -> Screen:
+    return Screen(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
 
 
-def shown(console: Console) -> str:
+def shown(console: Screen) -> str:
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module", params=["gpt2", "aquila_bpe"])
-def tokenizer(request: pytest.FixtureRequest, shared: Path) -> Any:
-    return tokenizer_of(str(shared / "data" / "tokenizers" / request.param))
+def tokenizer(request: pytest.FixtureRequest, vocabulary: Callable[[str], Path]) -> Any:
+    return tokenizer_of(str(vocabulary(request.param)))
 
 
 def ask(prefix: str, questions: Any = QUESTIONS) -> list[Asked]:
@@ -82,8 +83,8 @@ def test_a_cached_prefix_is_the_prefix(name: str, tokenizer: Any) -> None:
     assert more.computed < once.computed - 100, "the prefix was read again"
 
 
-def test_what_does_not_fit_loses_examples_first_then_its_beginning(shared: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+def test_what_does_not_fit_loses_examples_first_then_its_beginning(vocabulary: Callable[[str], Path]) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     model = model_of("llama", tokenizer, max_position_embeddings=40)
     prompt, candidates = QUESTIONS[2]
     shorter = [Asked(SHOTS * n, prompt, candidates) for n in (2, 1)]
@@ -104,7 +105,9 @@ def test_what_does_not_fit_loses_examples_first_then_its_beginning(shared: Path)
         Chooser(model, tokenizer).score([Asked("", "Say:", (Candidate(" word" * 60), Candidate(" no")))])
 
 
-def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(shared: Path) -> None:
+def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(
+    shared: Path,
+) -> None:
     """As PanGu's prompts need on long app descriptions: label and beginning stay, in all candidates alike."""
     tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
     model = model_of("llama", tokenizer, max_position_embeddings=40)
@@ -119,8 +122,8 @@ def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(shared: Pat
     assert len(tokenizer(f"About{labels[1]}:{kept}")["input_ids"]) - 1 == 40, "no more is cut than must be"
 
 
-def test_bfloat16_drifts_but_little(shared: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+def test_bfloat16_drifts_but_little(vocabulary: Callable[[str], Path]) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     model = model_of("llama", tokenizer)
     exact, _ = Chooser(model, tokenizer).score(ask(SHOTS))
     half, _ = Chooser(model.bfloat16(), tokenizer).score(ask(SHOTS))
@@ -129,8 +132,8 @@ def test_bfloat16_drifts_but_little(shared: Path) -> None:
             assert abs(a - b) / n < 0.5, "16 bits keep two or three digits of a logprob"
 
 
-def test_the_python_interface_gives_the_same(shared: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+def test_the_python_interface_gives_the_same(vocabulary: Callable[[str], Path]) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     model = model_of("llama", tokenizer)
     prompt, candidates = QUESTIONS[2]
     texts = [candidate.text for candidate in candidates]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,15 @@ EXAMS = [*SPECS, "ceval", "cmmlu", "mmlu"]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "aquila_bpe", "chinese_llama_sp"])
-def tokenizer(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = shared / "data" / "tokenizers" / request.param
-    if request.param == "chinese_llama_sp":  # puts bos before a text, and a space before its first word
+def tokenizer(
+    request: pytest.FixtureRequest,
+    vocabulary: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    folder = vocabulary(request.param)
+    if (
+        (folder / "chinese_sp.model").is_file() and request.param == "chinese_llama_sp"
+    ):  # puts bos before a text, and a space before its first word
         pytest.importorskip("sentencepiece", reason="reading a sentencepiece model needs the package")
         copy = tmp_path_factory.mktemp("sp")
         shutil.copy(folder / "chinese_sp.model", copy / "tokenizer.model")
@@ -35,11 +42,11 @@ def tokenizer(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: py
 
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", EXAMS)
-def test_parts_are_the_whole(name: str, prompts: Any, tokenizer: Any, exams: Path) -> None:
+def test_parts_are_the_whole(name: str, prompts: Any, tokenizer: Any, layouts: Path) -> None:
     if name not in SPECS and prompts == "pangu":
-        return  # knowledge exams have prompts of their own
+        return  # knowledge layouts have prompts of their own
     for shots in (0, 3):
-        task = make_task(name, Settings(exams, prompts, limit=2), shots=shots)
+        task = make_task(name, Settings(layouts, prompts, limit=2), shots=shots)
         questions = [q for q in task.read() if not isinstance(q, LeftOut)][:8]
         assert questions
         asked = [Asker().ask(question) for question in questions]

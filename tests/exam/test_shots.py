@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ QUESTION = Question(
 
 
 @pytest.fixture
-def tokenizer(shared: Path) -> Any:
-    found = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+def tokenizer(vocabulary: Callable[[str], Path]) -> Any:
+    found = tokenizer_of(str(vocabulary("gpt2")))
     found.chat_template = CHATML
     return found
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 import espalier
 from espalier import config
 from espalier.cli import app
+from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.generate import Sampling
 from espalier.models.probe import probe
@@ -26,6 +28,9 @@ SAID = [
     ("say hello", "hello there", "no"),
     ("你好", "你好呀", "再见。"),
 ]
+
+ODD = (" 12345  60 m", "é e\u0301\n\n\t x", "床前1明2月光  ", "<|im_start|>user\n7<|im_end|>")
+"""Where pre-tokenizers differ."""
 
 
 def write_lines(file: Path, rows: list[dict[str, Any]]) -> Path:
@@ -76,6 +81,15 @@ def run(options: dict[str, Any]) -> Path:
     return Path(options["output_dir"]) / options["stage"] / "model"
 
 
+def encodes_as_written(tokenizer: Any, folder: Path) -> None:
+    """The tokenizer's ids are those of the folder's own tokenizer.json."""
+    truth = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in (*ODD, *(line for said in SAID for line in said)):
+        for add in (False, True):
+            ids = truth.encode(text, add_special_tokens=add).ids
+            assert tokenizer(text, add_special_tokens=add)["input_ids"] == ids, (type(tokenizer), text)
+
+
 def from_sft_to_chat(model: Path, folder: Path, **changes: Any) -> None:
     """SFT with LoRA, merge, an exam of the merged model, a conversation with it."""
     asked = options(
@@ -88,6 +102,14 @@ def from_sft_to_chat(model: Path, folder: Path, **changes: Any) -> None:
     done = CliRunner().invoke(app, ["merge", str(adapter), str(merged)])
     assert done.exit_code == 0, done.exception
     plain, plain_tokenizer = espalier.load_model(str(merged), device="cpu")
+    words = Path(changes.get("tokenizer", model))
+    if (words / "tokenizer.json").is_file():
+        for made in (
+            tokenizer,
+            plain_tokenizer,
+            load.load_tokenizer(str(model)) if words == model else tokenizer,
+        ):
+            encodes_as_written(made, words)
     choices = [SAID[0][1], SAID[0][2]]
     before = espalier.score(tuned, tokenizer, SAID[0][0], choices)
     after = espalier.score(plain, plain_tokenizer, SAID[0][0], choices)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from espalier.screen import safe
+
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The folder of an old checkpoint.")],
@@ -24,4 +26,4 @@ def convert(
     with files.new_folder(out) as folder:
         model = convert_folder(source, folder, allow_pickle=allow_pickle)
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{out}: {type(model).__name__}, {parameters:,} parameters, {next(model.parameters()).dtype}")
+    print(safe(f"{out}: {type(model).__name__}, {parameters:,} parameters, {next(model.parameters()).dtype}"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from espalier.errors import UserError
+from espalier.screen import json_text, safe
 
 
 def evaluate(
@@ -84,9 +84,9 @@ def evaluate(
     )
     page = write_report(out)
     if as_json:
-        print(json.dumps(found, ensure_ascii=False, indent=2))
+        print(json_text(found))
     else:
-        print(f"Details: {page}")
+        print(safe(f"Details: {page}"))
 
 
 def _numbers(shots: str | None) -> list[int | None]:

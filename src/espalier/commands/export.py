@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from espalier.errors import UserError
+from espalier.screen import safe
 
 
 def export(
@@ -39,4 +40,5 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_left(out.parent, out.name)
     write_whole(out, lambda temporary: held.update(write_gguf(lm, tokenizer, temporary, kind)))
-    print(f"written: {out} ({', '.join(f'{size / 2**20:,.1f} MiB {name}' for name, size in held.items())})")
+    sizes = ", ".join(f"{size / 2**20:,.1f} MiB {name}" for name, size in held.items())
+    print(safe(f"written: {out} ({sizes})"))

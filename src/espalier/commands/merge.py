@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from espalier.errors import UserError
+from espalier.screen import safe
 
 
 def merge(
@@ -46,4 +47,4 @@ def merge(
     tokenizer = load.load_tokenizer(with_tokenizer[-1] if with_tokenizer else stack.base)
     with files.new_folder(out) as folder:
         save_model(folder, TreeModel(lm, probe(lm), read_scalar_head(stack.adapters[-1])), tokenizer)
-    print(f"written: {out} ({' + '.join([stack.base, *stack.adapters])})")
+    print(safe(f"written: {out} ({' + '.join([stack.base, *stack.adapters])})"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from espalier.errors import UserError
+from espalier.screen import Screen, json_text
 
 if TYPE_CHECKING:
     from espalier.data.made import Found
@@ -84,7 +84,7 @@ def prepare(
         watch=lambda found: _watched(source, found),
     )
     if as_json:
-        print(json.dumps(report, ensure_ascii=False, indent=2))
+        print(json_text(report))
     else:
         _show(report, Places(out) if out else None)
 
@@ -125,10 +125,9 @@ def _watched(name: str, found: Found) -> Found:
 
 
 def _show(report: dict[str, Any], places: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Screen()
     table = Table(title=f"{report['source']}: {report['input']}", show_header=False)
     for part, count in report["records"].items():
         path = {"train": places.train, "dev": places.dev}[part] if places else ""
@@ -137,4 +136,4 @@ def _show(report: dict[str, Any], places: Any) -> None:
         table.add_row(f"left out: {cause}", f"{count:,}", "")
     console.print(table)
     if places:
-        console.print(f"What was left out: {places.left_out}; the report: {places.text}", soft_wrap=True)
+        console.say(f"What was left out: {places.left_out}; the report: {places.text}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from espalier.errors import UserError
+from espalier.screen import Screen, json_text
 
 TEXT = (
     "The espalier is a tree trained along a frame: its trunk is shared, its branches go their own ways, and the "
@@ -74,7 +74,7 @@ def quantize(
     if measure:
         facts |= _measured(model, out, rows, allow_pickle=allow_pickle)
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print(json_text(facts))
     else:
         _show(facts, data)
 
@@ -219,7 +219,6 @@ def _halves(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
 
 
 def _show(facts: dict[str, Any], data: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{facts['out']}: {facts['quantisation']}")
@@ -255,8 +254,8 @@ def _show(facts: dict[str, Any], data: str | None) -> None:
         row("logits, largest difference", None, facts["logit_error_max"], ".4f")
         row("KL, nats a token", None, facts["kl"], ".5f")
         row("same likeliest token", None, facts["same_choice"], ".1%")
-    console = Console()
+    console = Screen()
     console.print(table)
-    console.print(f"layout: {facts['layout']}")
+    console.say(f"layout: {facts['layout']}")
     if before:
-        console.print(f"[dim]measured on {data or 'a few sentences; name records with --data for more'}[/]")
+        console.say(f"measured on {data or 'a few sentences; name records with --data for more'}", "dim")

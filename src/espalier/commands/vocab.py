@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from espalier.errors import UserError
+from espalier.screen import safe
 
 vocab = typer.Typer(no_args_is_help=True, help="A model's vocabulary.")
 
@@ -74,10 +75,10 @@ def extend(
     grown = load.load_tokenizer(str(out))
     after = vocabulary.characters_per_token(grown, apart)
     shown = "  ".join(str(grown.decode([grown.get_vocab()[piece.text]])).strip() for piece in pieces[:12])
-    print(f"{len(pieces)} new pieces ({way}), such as {shown}")
+    print(safe(f"{len(pieces)} new pieces ({way}), such as {shown}"))
     print(f"vocabulary {old_size:,} -> {len(tokenizer):,}; embeddings grew by {rows:,} rows")
     print(f"characters per token on {len(apart)} held-out texts: {before:.3f} -> {after:.3f}")
     if unknown:
         left = vocabulary.unknown_share(grown, apart)
         print(f"characters there that were read as unknown: {unknown:.1%} -> {left:.1%}")
-    print(f"written: {out}")
+    print(safe(f"written: {out}"))

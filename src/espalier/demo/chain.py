@@ -13,13 +13,13 @@ from typing import Any
 
 import yaml
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from espalier import config
 from espalier.demo.data import write_demo_data
 from espalier.engine import files
 from espalier.errors import UserError
+from espalier.screen import Screen
 from espalier.stages.pipeline import run_options
 
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
@@ -37,7 +37,7 @@ def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
     Raises:
         UserError: `out` holds something that is no demo.
     """
-    console = Console()
+    console = Screen()
     if out.exists() and any(out.iterdir()) and not (out / "data").is_dir():
         raise UserError(f"{out}: exists and holds no demo. Choose another folder with --out.")
     start = time.perf_counter()
@@ -55,12 +55,12 @@ def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
     exams = {name: _exam(out, name) for name in EXAMINED}
     _show(console, rows, exams)
     failed = _failures(rows, exams, quick)
-    console.print(f"\n{time.perf_counter() - start:.0f} s in all. The report: [bold]{out / 'report.html'}[/]")
-    console.print(
-        f"Talk to it: [bold]espalier chat {out / 'grpo' / 'model'}[/]   (say: 3加4等于几？  or: What is 3 plus 4?)"
+    console.say(f"\n{time.perf_counter() - start:.0f} s in all. The report: {out / 'report.html'}")
+    console.say(
+        f"Talk to it: espalier chat {out / 'grpo' / 'model'}   (say: 3加4等于几？  or: What is 3 plus 4?)"
     )
     for line in failed:
-        console.print(f"[bold red]not improved:[/] {line}")
+        console.say(f"not improved: {line}", "bold red")
     return 1 if failed else 0
 
 
@@ -96,7 +96,7 @@ def _exam(out: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _show(console: Console, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:
+def _show(console: Screen, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:
     table = Table(
         title="What each stage did, on data that it has not seen",
         box=box.SIMPLE,

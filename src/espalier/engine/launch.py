@@ -21,6 +21,7 @@ from typing import IO
 from espalier.engine.parent import VARIABLE
 from espalier.engine.signals import TOGETHER, Ended, handling
 from espalier.errors import Stopped, UserError
+from espalier.screen import safe
 
 GRACE = 30.0
 """Seconds that the other ranks get to end by themselves once one has ended badly or was stopped. On a CPU their next
@@ -143,7 +144,7 @@ def _death(rank: _Rank) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(safe(text), file=sys.stderr, flush=True)
 
 
 class _Rank:

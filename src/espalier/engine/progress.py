@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from espalier.screen import Screen
 
 _QUIET = ("step", "epoch", "tokens", "memory_bytes")
 """Columns of a row that a log line leaves out; metrics.jsonl has them."""
@@ -23,16 +24,16 @@ class ProgressLine:
         console: where to; a live line if it is a terminal. None: stderr, so that stdout stays free for tables.
     """
 
-    def __init__(self, name: str, total_steps: int | None, console: Console | None = None) -> None:
+    def __init__(self, name: str, total_steps: int | None, console: Screen | None = None) -> None:
         self._name, self._total = name, total_steps
-        self._console = console or Console(stderr=True)
+        self._console = console or Screen(stderr=True)
         self._live: Progress | None = None
         self._task: TaskID | None = None
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.fields[text]}", markup=False),
             )
             self._live = Progress(SpinnerColumn(), *columns, console=self._console, refresh_per_second=4)
             self._task = self._live.add_task(name, total=total_steps, text="")
@@ -45,9 +46,7 @@ class ProgressLine:
 
     def say(self, step: int, text: str) -> None:
         """One plain line, kept: above the live line on a terminal, alone in a log."""
-        self._console.print(
-            f"{self._name} {self._steps(step)} {text}", markup=False, highlight=False, soft_wrap=True
-        )
+        self._console.say(f"{self._name} {self._steps(step)} {text}")
 
     def close(self) -> None:
         if self._live is not None:

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
 from torch import Tensor
 
 from espalier.engine.files import disk_error, write_text
 from espalier.engine.progress import ProgressLine, clock, in_words
 from espalier.engine.trackers import Sink, open_tracker
+from espalier.screen import Screen
 
 Scalar = Tensor | float
 Numbers = Mapping[str, tuple[Scalar, Scalar]]
@@ -109,7 +109,7 @@ class Tracker:
         main_process: bool = True,
         *,
         resumed_step: int = 0,
-        console: Console | None = None,
+        console: Screen | None = None,
     ) -> None:
         self._main, self._total = main_process, total_steps
         self._path = folder / "metrics.jsonl"

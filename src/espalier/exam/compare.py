@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from espalier.exam.tables import first_metric
 from espalier.maths.metrics import paired_difference
+from espalier.screen import safe
 
 
 def compare(out: Path, every: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -45,7 +47,7 @@ def paired(a: list[float], b: list[float]) -> dict[str, Any]:
         only one of both has right, and McNemar's exact two-sided p.
 
     >>> found = paired([1, 1, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1])
-    >>> found["only_a"], found["only_b"], found["mcnemar_p"]
+    >>> found["only_a"], found["only_b"], round(found["mcnemar_p"], 3)
     (1, 4, 0.375)
     """
     difference = paired_difference(a, b)
@@ -99,7 +101,7 @@ def comparison_table(pairs: list[dict[str, Any]]) -> Table:
     for column in ("exam", "n", "first", "second", "second - first [95 %]", "p"):
         made.add_column(column, justify="left" if column == "exam" else "right", overflow="fold")
     for a, b in models:
-        made.add_row(f"[bold]{b}[/] against {a}", *[""] * 5)
+        made.add_row(Text.assemble((safe(b), "bold"), safe(f" against {a}")), *[""] * 5)
         for pair in pairs:
             if (pair["a"], pair["b"]) != (a, b):
                 continue

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from espalier.data.records import LeftOut
@@ -35,6 +34,7 @@ from espalier.models.marks import around_prompt
 from espalier.models.probe import probe
 from espalier.models.rope import scaling_of
 from espalier.models.saved import read_scalar_head
+from espalier.screen import Screen
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def examine_all(
     if asking.lm_eval_files:
         write_lm_eval_files(out, results)
     if not asking.quiet:
-        console = Console()
+        console = Screen()
         console.print(results_table({**results, "tasks": {key: rows[key] for key in asked}}))
         for key in asked:
             if NOT_COMPARABLE in rows[key]:
@@ -179,7 +179,7 @@ def examine_all(
                     highlight=False,
                 )
         for what, reason in planned.skipped.items():
-            console.print(f"left out: {what}: {reason}", highlight=False)
+            console.say(f"left out: {what}: {reason}")
     return results
 
 
@@ -215,5 +215,10 @@ def _earlier(out: Path, how: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _progress(quiet: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Screen(stderr=True), disable=quiet, transient=True)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from espalier.engine import files
 from espalier.errors import UserError
 from espalier.exam.compare import compare, comparison_table
 from espalier.exam.evaluate import Asking, evaluate
 from espalier.exam.tasks import Settings
+from espalier.screen import Screen
 
 
 def evaluate_several(
@@ -44,7 +43,7 @@ def evaluate_several(
         out / "compare.json", {"models": dict(zip(folders, models, strict=True)), "pairs": pairs}
     )
     if not asking.quiet:
-        Console().print(comparison_table(pairs))
+        Screen().print(comparison_table(pairs))
     return {"models": every, "pairs": pairs}
 
 

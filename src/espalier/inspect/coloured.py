@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text as RichText
 
 from espalier.data.encoding import encode_pieces
 from espalier.data.records import Preference, Prompt, Ranking, Record, Text, Unpaired
 from espalier.data.templates import Template, prompt_text
 from espalier.data.tokenise import Encoder, branches_of, encode_all
+from espalier.screen import Screen, safe
 from espalier.trees.tree import Tree
 
 TRAINED, READ, CUT = "trained", "read", "cut"
@@ -139,16 +139,16 @@ def _written(record: Record, template: Template) -> Shown:
     )
 
 
-def print_shown(console: Console, record: Shown) -> None:
+def print_shown(console: Screen, record: Shown) -> None:
     counted = f", {record.tokens:,} tokens, {record.trained:,} trained" if record.tokens is not None else ""
-    console.print(RichText(f"{record.source}{counted}", style="bold"), soft_wrap=True)
+    console.say(f"{record.source}{counted}", "bold")
     for note in record.notes:
-        console.print(RichText(f"  {note}", style="yellow"), soft_wrap=True)
+        console.say(f"  {note}", "yellow")
     for branch in record.branches:
         text = RichText(f"[{branch.label}] " if branch.label else "", style="")
         for kind, said in branch.spans:
-            text.append(said, style=_COLOURS[kind])
-        console.print(text, soft_wrap=True, highlight=False)
+            text.append(safe(said), style=_COLOURS[kind])
+        console.print(text, soft_wrap=True)
 
 
 def _counted(record: Record, branches: list[Branch], notes: list[str], trees: Sequence[Tree]) -> Shown:

@@ -6,19 +6,18 @@ starts from an earlier one's model (`run:NAME`) is looked at with the tokenizer 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from espalier import config
 from espalier.inspect.coloured import Shown, shown
 from espalier.inspect.page import Section, write_page
 from espalier.options import DataOptions, ModelOptions, RunOptions
+from espalier.screen import Screen, json_text, safe
 from espalier.stages.catalogue import STAGES
 from espalier.stages.pipeline import ALL_CLASSES
 from espalier.stages.preflight import KINDS_OF, read_as, show_preflight
@@ -34,7 +33,7 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
     Raises:
         UserError: a mistake in the options, data that cannot be read, or an error that the run would stop at.
     """
-    console = Console()
+    console = Screen()
     raw = config.load_yaml(path)
     stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
     built: list[tuple[str, Mapping[type, Any]]] = []
@@ -43,8 +42,8 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
         built.append((kind, config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)))
         if not as_json:
             for note in config.canonical(stage)[1]:
-                console.print(f"[yellow]# {note}[/]")
-            print(config.dump_yaml(built[-1][1].values(), comments=True))
+                console.say(f"# {note}", "yellow")
+            print(safe(config.dump_yaml(built[-1][1].values(), comments=True)))
     tokenizers: dict[str, Any] = {}
     sections: list[Section] = []
     for kind, options in built:
@@ -57,7 +56,7 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
     if html is not None:
         write_page(html, str(path), sections)
     if as_json:
-        print(json.dumps({s.name: s.preflight for s in sections}, ensure_ascii=False, indent=2))
+        print(json_text({s.name: s.preflight for s in sections}))
     for section in sections:
         show_preflight(console, section.name, section.preflight, whole=True, lead="# ", quiet=as_json)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from espalier.data.formats import KINDS, parse_row
 from espalier.data.named_templates import NamedTemplate, forms
@@ -30,6 +27,7 @@ from espalier.errors import UserError
 from espalier.inspect.coloured import Shown, print_shown, shown, written
 from espalier.inspect.page import Section, write_page
 from espalier.models import load
+from espalier.screen import Screen, json_text
 from espalier.stages.preflight import show_preflight
 from espalier.trees.draw import draw_tree
 from espalier.trees.tree import Tree
@@ -73,23 +71,21 @@ def show_data(what: str, question: DataQuestion, *, as_json: bool, html: Path | 
     kind = question.kind or kind_of(specs)
     if kind not in KINDS:
         raise UserError(f"--as {kind}: wanted {', '.join(KINDS)}.")
-    console = Console()
+    console = Screen()
     with temporary_folder() as folder:
-        waiting = Console(stderr=True)
-        reading = Reading(
-            Path(folder), skip_bad=True, show=lambda text: waiting.print(f"[dim]{text}[/]", highlight=False)
-        )
+        waiting = Screen(stderr=True)
+        reading = Reading(Path(folder), skip_bad=True, show=lambda text: waiting.say(text, "dim"))
         result, records = _looked_at(specs, kind, question, reading)
     if html is not None:
         write_page(html, what, [Section("", f"read as {kind}", result, records)])
     if as_json:
-        print(json.dumps({"kind": kind, **result}, ensure_ascii=False, indent=2))
+        print(json_text({"kind": kind, **result}))
         return
-    console.print(f"[bold]{kind}[/]")
+    console.say(kind, "bold")
     for record in records:
         print_shown(console, record)
     if question.model is None:
-        console.print("[dim]--model MODEL counts tokens, with its tokenizer and template[/]")
+        console.say("--model MODEL counts tokens, with its tokenizer and template", "dim")
     show_preflight(console, "", result, whole=True)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from espalier.inspect.model_facts import facts_of
 from espalier.inspect.modules import Node
+from espalier.screen import Screen, json_text
 
 
 def show_model(name: str, *, as_json: bool, with_probe: bool = True) -> None:
@@ -26,9 +26,9 @@ def show_model(name: str, *, as_json: bool, with_probe: bool = True) -> None:
     """
     facts, root = facts_of(name, with_probe=with_probe)
     if as_json:
-        print(json.dumps({**facts, "modules": root.as_dict()}, ensure_ascii=False, indent=2))
+        print(json_text({**facts, "modules": root.as_dict()}))
         return
-    console = Console()
+    console = Screen()
     console.print(_tree(root))
     table = Table(show_header=False, title=name)
     for key, value in facts.items():
@@ -44,11 +44,16 @@ def _tree(root: Node) -> Tree:
     return made
 
 
-def _label(node: Node) -> str:
-    shapes = "  ".join(f"[dim]{name}[/] {shape}" for name, shape in node.tensors)
-    times = f" [bold]x {node.copies}[/]" if node.copies > 1 else ""
-    counted = f" [dim]{node.total:,}[/]" if node.children else ""
-    return f"{node.name}{times} [cyan]{node.kind}[/]{counted}  {shapes}".rstrip()
+def _label(node: Node) -> Text:
+    made = Text(node.name)
+    if node.copies > 1:
+        made.append(f" x {node.copies}", "bold")
+    made.append(f" {node.kind}", "cyan")
+    if node.children:
+        made.append(f" {node.total:,}", "dim")
+    for name, shape in node.tensors:
+        made.append(f"  {name}", "dim").append(f" {shape}")
+    return made
 
 
 def _lines(key: str, value: Any) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from espalier.models.probe import probe
 from espalier.models.quantise.methods import check_readable, described, entry_of
 from espalier.models.quantise.sizes import disk_bytes, held_bytes
 from espalier.models.quantise.turn import number_of_weights
+from espalier.models.remote_code import wants_code
 from espalier.models.saved import read_scalar_head
 
 _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8",
@@ -106,11 +107,13 @@ def _skeleton(name: str) -> nn.Module:
             with torch.device("meta"):
                 return kind(made.config)  # type: ignore[no-any-return]
         register(folder)
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
             return auto.from_config(config)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
+        if code := wants_code(error, Path(name)):
+            raise UserError(code) from error
         first = str(error).strip().split("\n")[0][:300]
         raise UserError(f"{name}: config.json names no model that can be built ({first}).") from error
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.console import Console
 
 import espalier
 from espalier.disk.writing import writing_to
@@ -16,6 +15,7 @@ from espalier.engine import files
 from espalier.inspect.coloured import Shown
 from espalier.report_data import data_view
 from espalier.report_plots import show
+from espalier.screen import Screen
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, render(title, sections))
-    Console(stderr=True).print(f"[dim]page: {path}[/]", highlight=False, soft_wrap=True)
+    Screen(stderr=True).say(f"page: {path}", "dim")
 
 
 def render(title: str, sections: Sequence[Section]) -> str:

@@ -7,6 +7,7 @@ four files are the doors to PEFT.
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from espalier.models.adapter_kinds import add_prompt as add_prompt
 from espalier.models.adapter_kinds import check_virtual as check_virtual
 from espalier.models.adapter_targets import linear_layers as linear_layers
 from espalier.models.adapter_targets import linear_names as linear_names
+from espalier.models.legacy.weights import not_safe
 from espalier.models.rope import scaling_of
 from espalier.models.tying import tie_again, untie
 
@@ -100,6 +102,8 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
             warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
             warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
             made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)  # type: ignore[arg-type]
+    except pickle.UnpicklingError as error:
+        raise UserError(not_safe(folder, error)) from error
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0][:300]
         raise UserError(

@@ -7,6 +7,7 @@ Weights are float32 (the optimiser's master copy) unless asked otherwise; precis
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -25,12 +27,14 @@ from espalier.errors import UserError
 from espalier.models.encoder_decoder import takes_rows
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.registration import register
-from espalier.models.legacy.weights import refusal
+from espalier.models.legacy.weights import not_safe, refusal
 from espalier.models.load_tokenizer import end_tokens as end_tokens
 from espalier.models.load_tokenizer import fit_vocabulary as fit_vocabulary
 from espalier.models.load_tokenizer import for_model as for_model
 from espalier.models.load_tokenizer import has_tokenizer as has_tokenizer
 from espalier.models.load_tokenizer import load_tokenizer as load_tokenizer
+from espalier.models.new_config import refusal as refusal_of_sizes
+from espalier.models.new_config import settled, try_out
 from espalier.models.new_tokenizer import CHATML as CHATML
 from espalier.models.new_tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
 from espalier.models.new_tokenizer import train_tokenizer as train_tokenizer
@@ -38,6 +42,7 @@ from espalier.models.quantise import cpm_transformers as cpm_transformers  # tra
 from espalier.models.quantise.methods import Quantisation, check_readable, entry_of, settings
 from espalier.models.quantise.turn import check_quantised, never_packed, quantised
 from espalier.models.quiet import first_line, quiet
+from espalier.models.remote_code import came_with_code, forget_code, wants_code
 from espalier.models.rope import longest, set_scaling
 from espalier.models.rope_modules import put_in_place
 from espalier.models.virtual import virtual_tokens
@@ -104,11 +109,21 @@ def load_lm(
         )
     except UserError:
         raise
+    except pickle.UnpicklingError as error:
+        raise UserError(not_safe(name, error)) from error
+    except RuntimeError as error:  # a cut .bin; whatever else torch says is not about the file
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise UserError(not_safe(name, error)) from error
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        if code := wants_code(error, Path(name)):
+            raise UserError(code) from error
         raise UserError(
             f"{name}: cannot be loaded as a causal language model ({first_line(error)}). "
             "Give a folder with config.json and *.safetensors, or the id of such a model on the hub."
         ) from error
+    if not came_with_code(lm):
+        forget_code(lm.config)
     lm = put_in_place(takes_rows(lm) if config.is_encoder_decoder else lm)
     if quantisation is not None:
         check_quantised(lm, quantisation)
@@ -138,17 +153,21 @@ def new_lm(
         raise UserError(
             "model_config: no model_type. Name an architecture of transformers, such as model_type: qwen3."
         )
+    settings = settled(str(kind), settings)
     settings["vocab_size"] = max(int(settings.get("vocab_size") or 0), vocab_size)
     try:
         made = AutoConfig.for_model(kind, **{**settings, **token_ids})
         if rope_scaling is not None:
             set_scaling(made, rope_scaling, length=length)
         lm = _kind(made).from_config(without_dropout(made), dtype=torch.float32)
+        try_out(lm)
         return put_in_place(takes_rows(lm) if made.is_encoder_decoder else lm)
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model_config: {first_line(error)}") from error
+    except Exception as error:  # from a validator, a constructor or a layer of any architecture
+        if kind not in CONFIG_MAPPING:
+            raise UserError(f"model_config: {first_line(error)}") from error
+        raise refusal_of_sizes(str(kind), config, error) from error
 
 
 def _kind(config: Any) -> Any:

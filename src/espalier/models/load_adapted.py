@@ -81,7 +81,11 @@ def vocabulary_of(name: str) -> int | None:
         name = base_of(name)
     try:
         old = checkpoint.config_of(Path(name)) if Path(name).exists() else None
-        config: Any = AutoConfig.from_pretrained(name) if old is None else conversion_of(old).config
+        config: Any = (
+            AutoConfig.from_pretrained(name, trust_remote_code=False)
+            if old is None
+            else conversion_of(old).config
+        )
         return int(config.get_text_config().vocab_size)
     except (OSError, ValueError, KeyError, AttributeError):
         return None

@@ -17,11 +17,15 @@ from espalier.models.legacy import checkpoint
 from espalier.models.legacy.tokenizers.find import legacy_tokenizer
 from espalier.models.new_tokenizer import bare_tokenizer
 from espalier.models.quiet import first_line, quiet
+from espalier.models.remote_code import came_with_code, wants_code
+from espalier.models.tokenizer_file import as_written, from_file_alone
+from espalier.rendering import TooMuch, bound_templates
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer from a model folder, a folder with vocab.json and merges.txt, or the hub."""
     quiet()
+    bound_templates()
     name = str(checkpoint.fetched(name, weights=False) or name)
     folder = Path(name)
     try:
@@ -31,9 +35,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         bare = not any((folder / name).is_file() for name in ("tokenizer_config.json", "spiece.model"))
         if folder.is_dir() and bare:
             return _completed(bare_tokenizer(folder))
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, trust_remote_code=trust_remote_code, local_files_only=folder.is_dir()
-        )
+        tokenizer = _of_transformers(name, trust_remote_code)
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises nothing more special
@@ -42,6 +44,26 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
             "Set `tokenizer:` to a folder that holds tokenizer.json, or to a hub id."
         ) from error
     return for_model(_completed(tokenizer), name)
+
+
+def _of_transformers(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """What AutoTokenizer makes of a folder or hub id, as long as it encodes as tokenizer.json says."""
+    try:
+        made: Any = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code, local_files_only=Path(name).is_dir()
+        )
+    except Exception as error:  # whatever a class finds wrong with another's settings
+        alone = from_file_alone(name, first_line(error))
+        if alone is not None:
+            alone.init_kwargs.pop("auto_map", None)
+            return alone
+        if code := wants_code(error, Path(name)):
+            raise UserError(code) from error
+        raise
+    made = as_written(_completed(made), name)
+    if not came_with_code(made):
+        made.init_kwargs.pop("auto_map", None)  # else what is saved would ask for code that is not beside it
+    return made
 
 
 def for_model(
@@ -55,7 +77,13 @@ def for_model(
     """
     seq2seq = None if model is None else marks.config_of_encoder_decoder(model)
     if seq2seq is not None:
-        marks.give_template(tokenizer, seq2seq)
+        try:
+            marks.give_template(tokenizer, seq2seq)
+        except TooMuch as error:
+            raise UserError(
+                f"{tokenizer.name_or_path}: its chat template does not come to an end ({error}). "
+                "Replace its chat_template.jinja."
+            ) from error
     return tokenizer
 
 

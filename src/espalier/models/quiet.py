@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 import torch
 import transformers
+
+from espalier.noise import quiet_loggers
 
 
 def quiet() -> None:
@@ -14,8 +15,7 @@ def quiet() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed says on stdout that it found no GPU
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in ("transformers", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_loggers()
 
 
 def first_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.errors import UserError
+from espalier.errors import Notice, UserError
 
 ROTARY = ("linear", "dynamic", "yarn", "llama3")
 ALIBI = ("linear", "ntk_alibi")
@@ -39,7 +39,7 @@ EXTRA = {
 """Further keys of a mapping, by its rope_type."""
 
 
-class ServingDiffers(UserWarning):
+class ServingDiffers(Notice):
     """A model is about to be used with other positions than it was trained with."""
 
 

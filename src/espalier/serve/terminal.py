@@ -6,13 +6,13 @@ import signal
 import sys
 
 import torch
-from rich.console import Console
 
 from espalier.engine.signals import Ended
 from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.generate import Sampling
 from espalier.models.probe import probe
+from espalier.screen import Screen
 from espalier.serve.session import Session
 
 HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
@@ -32,7 +32,7 @@ def chat(
     Raises:
         UserError: no model there.
     """
-    console = Console()
+    console = Screen()
     lm = load_adapted.load_with_adapter(model_path, rope_scaling=rope_scaling)
     lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load.load_tokenizer(model_path)
@@ -40,11 +40,11 @@ def chat(
     context = load.context_length(lm)
     room = min(max_new_tokens, max(1, context // 2))
     if room < max_new_tokens:
-        console.print(f"[dim]answers of at most {room} tokens: the model's context is {context}[/]")
+        console.say(f"answers of at most {room} tokens: the model's context is {context}", "dim")
     session = Session(model, tokenizer, Sampling(room, temperature, top_p), context - room, system)
     by_hand = sys.stdin.isatty()
     if by_hand:
-        console.print(f"[dim]{model_path}: {model.traits.reason}\n{HELP}[/]")
+        console.say(f"{model_path}: {model.traits.reason}\n{HELP}", "dim")
     while True:
         try:
             line = input("> " if by_hand else "")
@@ -59,27 +59,27 @@ def chat(
         _answer(line, session, console)
 
 
-def _command(line: str, session: Session, console: Console) -> bool:
+def _command(line: str, session: Session, console: Screen) -> bool:
     """Obey a line that begins with a slash; False ends the chat."""
     word, _, rest = line.partition(" ")
     if word in ("/exit", "/quit"):
         return False
     if word == "/clear":
         session.clear()
-        console.print("[dim]forgotten[/]")
+        console.say("forgotten", "dim")
     elif word == "/system":
         session.system = rest.strip() or None
-        console.print(f"[dim]system: {session.system or 'none'}[/]")
+        console.say(f"system: {session.system or 'none'}", "dim")
     else:
-        console.print(f"[dim]{HELP}[/]")
+        console.say(HELP, "dim")
     return True
 
 
-def _answer(line: str, session: Session, console: Console) -> None:
+def _answer(line: str, session: Session, console: Screen) -> None:
     before = session.forgotten
     try:
         for text in session.ask(line):
-            console.out(text, end="", highlight=False)
+            console.out(text, end="")
             console.file.flush()
     except KeyboardInterrupt as asked:
         if isinstance(asked, Ended) and asked.number != signal.SIGINT:
@@ -87,8 +87,6 @@ def _answer(line: str, session: Session, console: Console) -> None:
         console.out(" …", end="")
     console.out("")
     if session.forgotten > before:
-        console.print("[dim]the oldest exchange was forgotten: the conversation had outgrown the model[/]")
+        console.say("the oldest exchange was forgotten: the conversation had outgrown the model", "dim")
     if session.cut:
-        console.print(
-            f"[dim]{session.cut} tokens at the beginning were left out: more than the model holds[/]"
-        )
+        console.say(f"{session.cut} tokens at the beginning were left out: more than the model holds", "dim")

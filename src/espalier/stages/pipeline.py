@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from espalier import config
 from espalier.disk.lock import owned
 from espalier.disk.temporary import remove_left
@@ -21,6 +19,7 @@ from espalier.engine import files
 from espalier.engine.launch import processes_wanted, rank, relaunch
 from espalier.options import EngineOptions
 from espalier.report import write_report
+from espalier.screen import Screen
 from espalier.stages import examine
 from espalier.stages.catalogue import CLASSES
 from espalier.stages.checks import check_startable
@@ -76,7 +75,7 @@ def _alone(folder: Path) -> Iterator[None]:
     if not _is_main():
         yield
         return
-    say = Console(stderr=True).print
+    say = Screen(stderr=True).say
     with owned(folder / ".lock", folder, "choose another output_dir", say):
         remove_left(folder)
         yield
@@ -141,7 +140,7 @@ def _plain(value: Any) -> Any:
 def _report(folder: Path) -> None:
     if _is_main() and folder.is_dir():
         page = write_report(folder)
-        Console(stderr=True).print(f"[dim]report: {page}[/]", highlight=False)
+        Screen(stderr=True).say(f"report: {page}", "dim")
 
 
 def _is_main() -> bool:

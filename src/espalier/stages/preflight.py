@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, WARNING, stop_at_errors
 from espalier.data.preflight.text import lines
+from espalier.screen import Screen
 from espalier.stages.rollouts import longest_prompt
 from espalier.stages.setup import Setup
 
@@ -23,7 +21,7 @@ KINDS_OF = {"pretrain": "text", "sft": "chat", "reward": "preference", "dpo": "p
 
 
 def show_preflight(
-    console: Console,
+    console: Screen,
     name: str,
     result: Mapping[str, Any],
     *,
@@ -41,8 +39,7 @@ def show_preflight(
     for style, text in lines(result, whole=whole):
         if quiet or style == ERROR:
             continue  # told once, by the exception
-        said = Text(f"{lead}{name}: {text}" if name else f"{lead}{text}", style=STYLES[style])
-        console.print(said, highlight=False, soft_wrap=True)
+        console.say(f"{lead}{name}: {text}" if name else f"{lead}{text}", STYLES[style])
     stop_at_errors(result)
 
 

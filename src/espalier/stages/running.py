@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
-from rich.markup import escape
 
 from espalier.data.feed import Feed
 from espalier.engine.loop import Progress
 from espalier.options import RunOptions
+from espalier.screen import Screen
 from espalier.stages.provenance import MadeFrom
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Live, Parts
@@ -46,7 +45,7 @@ class Start:
     started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
-        self.console = Console(stderr=True, quiet=not self.is_main)
+        self.console = Screen(stderr=True, quiet=not self.is_main)
 
     def option(self, kind: type[T]) -> T:
         return self.options[kind]
@@ -62,7 +61,7 @@ class Start:
     def say(self, text: str) -> None:
         """Show a line and keep it."""
         self.notes.append(text)
-        self.console.print(f"[dim]{self.name}: {escape(text)}[/]", highlight=False, soft_wrap=True)
+        self.console.say(f"{self.name}: {text}", "dim")
 
 
 @dataclass

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.console import Console
-from rich.markup import escape
 
 from espalier import config
 from espalier.disk.temporary import remove_left
@@ -40,6 +38,7 @@ from espalier.options import (
     TokenizedOptions,
     TrainOptions,
 )
+from espalier.screen import Screen
 from espalier.stages.adapting import rank_allocations
 from espalier.stages.catalogue import CLASSES, SAMPLED, SHARDED, STAGES
 from espalier.stages.checks import check_startable, json_object
@@ -80,12 +79,12 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     if decision.done is not None:
         if rank() == 0:
             clear_checkpoints(checkpoints(folder))  # a kill after the end was written has left them
-        Console(stderr=True).print(f"[dim]{run.name or stage}: done already ({folder}), skipped[/]")
+        Screen(stderr=True).say(f"{run.name or stage}: done already ({folder}), skipped", "dim")
         return decision.done
     keep_freed_memory()
     start = Start(stage, options, folder, made, _accelerator(options), list(notes), decision.checkpoint)
     for note in notes:
-        start.console.print(f"[yellow]{note}[/]")
+        start.console.say(note, "yellow")
     for line in decision.said:
         start.say(line)
     if start.option(EngineOptions).precision == "bf16" and is_emulated(start.accelerator.device):
@@ -141,9 +140,7 @@ def _prepared(start: Start) -> Running:
         start.say,
         start.folder / "rejected.jsonl" if start.is_main else None,
         kept=_kept(start.options),
-        show=lambda text: start.console.print(
-            f"[dim]{start.name}: {escape(text)}[/]", highlight=False, soft_wrap=True
-        ),
+        show=lambda text: start.console.say(f"{start.name}: {text}", "dim"),
     )
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ LIMITS = {"iflytek": 1}
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared: Path) -> Any:
-    return tokenizer_of(str(shared / "data" / "tokenizers" / "aquila_bpe"))
+def tokenizer(vocabulary: Callable[[str], Path]) -> Any:
+    return tokenizer_of(str(vocabulary("aquila_bpe")))
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +49,15 @@ def truth(exams: Path, name: str, split: str) -> list[Known]:
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_an_independent_scorer_agrees(
-    name: str, prompts: Any, exams: Path, tokenizer: Any, model: TreeModel, tmp_path: Path
+    name: str, prompts: Any, layouts: Path, tokenizer: Any, model: TreeModel, tmp_path: Path
 ) -> None:
-    settings = Settings(exams, prompts, limit=LIMITS.get(name, 3))
+    settings = Settings(layouts, prompts, limit=LIMITS.get(name, 3))
     results = examine_all(
         model, tokenizer, plan([name], [0, 3], settings), tmp_path, name="random", asking=Asking(quiet=True)
     )
     normalise = "mean" if prompts == "pangu" or name == "c3" else "sum"
-    questions = truth(exams, name, "dev")
-    pool = truth(exams, name, "train")
+    questions = truth(layouts, name, "dev")
+    pool = truth(layouts, name, "train")
     for shots in (0, 3):
         lines = [json.loads(x) for x in (tmp_path / f"{name}_{shots}shot.jsonl").open(encoding="utf-8")]
         right = 0
@@ -98,9 +99,9 @@ def test_an_independent_scorer_agrees(
 
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", sorted(SPECS))
-def test_every_question_of_the_file_is_asked(name: str, prompts: Any, exams: Path) -> None:
-    questions = asked(make_task(name, Settings(exams, prompts), shots=0))
-    expected = truth(exams, name, "dev")
+def test_every_question_of_the_file_is_asked(name: str, prompts: Any, layouts: Path) -> None:
+    questions = asked(make_task(name, Settings(layouts, prompts), shots=0))
+    expected = truth(layouts, name, "dev")
     assert len(questions) == len(expected) and len({q.id for q in questions}) == len(questions)
     for question, one in zip(questions, expected, strict=True):
         prompt, candidates = one[1 if prompts == "plain" else 2]
@@ -122,9 +123,9 @@ def test_the_layout_of_clue_itself(name: str, shared: Path) -> None:
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_a_model_that_knows_gets_everything(
-    name: str, prompts: Any, exams: Path, tokenizer: Any, tmp_path: Path
+    name: str, prompts: Any, layouts: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    planned = plan([name], [0], Settings(exams, prompts, limit=LIMITS.get(name, 4)))
+    planned = plan([name], [0], Settings(layouts, prompts, limit=LIMITS.get(name, 4)))
     (task, n) = planned.tasks[0]
 
     def says(q: Question, right: bool) -> list[int]:

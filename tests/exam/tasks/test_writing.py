@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ QUIET = Asking(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared: Path) -> Any:
-    return tokenizer_of(str(shared / "data" / "tokenizers" / "aquila_bpe"))
+def tokenizer(vocabulary: Callable[[str], Path]) -> Any:
+    return tokenizer_of(str(vocabulary("aquila_bpe")))
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,9 @@ def hand_made(exams: Path, name: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 @pytest.mark.parametrize("name", ["cmrc2018", "gsm8k", "math_bench", "lcsts"])
-def test_every_question_of_the_file_is_asked(name: str, exams: Path) -> None:
-    found = asked(make_task(name, Settings(exams), shots=0))
-    assert [(q.prompt, q.references) for q in found] == hand_made(exams, name)
+def test_every_question_of_the_file_is_asked(name: str, layouts: Path) -> None:
+    found = asked(make_task(name, Settings(layouts), shots=0))
+    assert [(q.prompt, q.references) for q in found] == hand_made(layouts, name)
     assert len({q.id for q in found}) == len(found)
 
 
@@ -98,15 +99,15 @@ def greedy(lm: Any, tokenizer: Any, prompt: str, most: int) -> str:
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize("name", ["cmrc2018", "gsm8k", "lcsts"])
 def test_answers_are_those_of_plain_generate(
-    name: str, shots: int, exams: Path, tokenizer: Any, model: TreeModel, tmp_path: Path
+    name: str, shots: int, layouts: Path, tokenizer: Any, model: TreeModel, tmp_path: Path
 ) -> None:
-    planned = plan([name], [shots], Settings(exams, limit=2))
+    planned = plan([name], [shots], Settings(layouts, limit=2))
     ((task, _),) = planned.tasks
     results = examine_all(model, tokenizer, planned, tmp_path, name="random", asking=QUIET)
     assert task.generation is not None
     lines = [json.loads(x) for x in (tmp_path / f"{name}.jsonl").open(encoding="utf-8")]
     before = model.lm.config._attn_implementation
-    for line, (prompt, references) in zip(lines, hand_made(exams, name), strict=False):
+    for line, (prompt, references) in zip(lines, hand_made(layouts, name), strict=False):
         assert line["prompt"] == prompt and tuple(line["references"]) == references
         prefix = results["prefixes"][line["prefix"]] if shots else ""
         model.lm.set_attn_implementation("eager")

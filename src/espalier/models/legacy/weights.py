@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,21 @@ def refusal(file: Path) -> str:
     )
 
 
+def not_safe(file: Path | str, error: BaseException) -> str:
+    """What to say of a pickle that torch's safe loader refuses; torch's own advice would have it run what is in it."""
+    wants = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if wants is not None:
+        why = f"it wants to run {wants.group(1)}"
+    elif isinstance(error, pickle.UnpicklingError):
+        why = "it holds more than tensors, or is cut"
+    else:
+        why = str(error).strip().split("\n")[0][:200]
+    return (
+        f"{file}: torch's safe loader does not take it ({why}). Wanted a state dict of tensors alone; nothing was "
+        "run. Get the weights as safetensors from whoever made them."
+    )
+
+
 def _indexed(folder: Path, name: str) -> list[Path]:
     index = folder / name
     if not index.is_file():
@@ -101,11 +117,7 @@ def _pickled(file: Path) -> Iterator[tuple[str, Tensor]]:
         except RuntimeError:  # the form before torch 1.6 cannot be mapped
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        line = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"{file}: torch's safe loader does not take it ({line}). Wanted a state dict of tensors alone; "
-            "nothing was run."
-        ) from error
+        raise UserError(not_safe(file, error)) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):

@@ -30,8 +30,7 @@ class PanguTokenizer(PreTrainedTokenizer):
     Args:
         vocab_file: the original vocab.model.
 
-    >>> tokenizer("上联:霜风<sep>下联:")  # doctest: +SKIP
-    <s> 上联 : 霜风 <sep> 下联 : <eot>
+    ``上联:霜风<sep>下联:`` becomes ``<s> 上联 : 霜风 <sep> 下联 : <eot>``.
     """
 
     vocab_files_names = {"vocab_file": FILE}

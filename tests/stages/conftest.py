@@ -51,42 +51,43 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def options_of(world: Path, folder: Path, stage: str, **changes: Any) -> dict[str, Any]:
+    """Options of a short run of a stage that writes to `folder`, with changes."""
+    data, held_out = {
+        "pretrain": ("pretrain", "pretrain_dev"),
+        "sft": ("sft_train", "sft_dev"),
+        "reward": ("pref_train", "pref_dev"),
+        "dpo": ("pref_train", "pref_dev"),
+        "ppo": ("prompts", "prompts_dev"),
+        "grpo": ("prompts", "prompts_dev"),
+    }[stage]
+    made = {
+        "stage": stage,
+        "output_dir": str(folder),
+        "model_name_or_path": str(world / "base"),
+        "dataset": [str(world / f"{data}.jsonl")],
+        "eval_dataset": [str(world / f"{held_out}.jsonl")],
+        "cutoff_len": 128,
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 1,
+        "save_steps": 0,
+        "samples": 1,
+        "precision": "fp32",  # comparisons to the last digits; test_precision.py has those in bf16
+    }
+    if stage == "ppo":
+        made |= {"reward_model": str(world / "judge"), "max_new_tokens": 6, "group_size": 2, "ppo_epochs": 2,
+                 "kl_target": 0.1}  # fmt: skip
+    if stage == "grpo":
+        made |= {"reward_function": "brevity", "max_new_tokens": 6, "group_size": 4}
+    return made | changes
+
+
 @pytest.fixture
 def options(world: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Options of a short run of a stage, with changes."""
-
-    def make(stage: str, **changes: Any) -> dict[str, Any]:
-        data, held_out = {
-            "pretrain": ("pretrain", "pretrain_dev"),
-            "sft": ("sft_train", "sft_dev"),
-            "reward": ("pref_train", "pref_dev"),
-            "dpo": ("pref_train", "pref_dev"),
-            "ppo": ("prompts", "prompts_dev"),
-            "grpo": ("prompts", "prompts_dev"),
-        }[stage]
-        made = {
-            "stage": stage,
-            "output_dir": str(tmp_path / "run"),
-            "model_name_or_path": str(world / "base"),
-            "dataset": [str(world / f"{data}.jsonl")],
-            "eval_dataset": [str(world / f"{held_out}.jsonl")],
-            "cutoff_len": 128,
-            "learning_rate": 1e-3,
-            "max_steps": 4,
-            "per_device_train_batch_size": 8,
-            "logging_steps": 1,
-            "save_steps": 0,
-            "samples": 1,
-            "precision": "fp32",  # comparisons to the last digits; test_precision.py has those in bf16
-        }
-        if stage == "ppo":
-            made |= {"reward_model": str(world / "judge"), "max_new_tokens": 6, "group_size": 2, "ppo_epochs": 2,
-                     "kl_target": 0.1}  # fmt: skip
-        if stage == "grpo":
-            made |= {"reward_function": "brevity", "max_new_tokens": 6, "group_size": 4}
-        return made | changes
-
-    return make
+    """`options_of` of the test's own folder."""
+    return lambda stage, **changes: options_of(world, tmp_path / "run", stage, **changes)
 
 
 def run(options: dict[str, Any]) -> dict[str, Any]:

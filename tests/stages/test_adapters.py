@@ -16,7 +16,7 @@ from espalier.errors import UserError
 from espalier.models import load
 from espalier.models.adapters import is_adapted, kind_of
 from espalier.models.saved import read_scalar_head
-from tests.stages.conftest import far, finish, rows, run, start, weights
+from tests.stages.conftest import far, rows, run, weights
 
 Make = Callable[..., dict[str, Any]]
 KINDS: dict[str, dict[str, Any]] = {
@@ -300,35 +300,6 @@ def test_micro_batches_do_not_change_what_is_learned(kind: str, options: Make, t
         found.append([row.get("orthogonality", 0.0) for row in rows(chosen) if "loss" in row])
     assert found[0] == pytest.approx(found[2], abs=1e-4)
     assert found[1] == pytest.approx(found[3], abs=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "stage", "strategy"),
-    [
-        ("adalora", "dpo", "ddp"),
-        ("prompt", "dpo", "zero2"),
-        ("ia3", "sft", "fsdp"),
-    ],
-)
-def test_two_processes_learn_what_one_does(
-    kind: str, stage: str, strategy: str, options: Make, tmp_path: Path
-) -> None:
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        chosen = options(
-            stage,
-            **KINDS[kind],
-            strategy=strategy if processes > 1 else "single",
-            output_dir=str(folder / "run"),
-            per_device_train_batch_size=8 // processes,
-        )
-        finish(start(chosen, folder, processes=processes))
-        found.append([row["loss"] for row in rows(chosen) if "loss" in row])
-    assert stage == "sft" or found[0][0] == pytest.approx(math.log(2), abs=1e-4)
-    assert found[1] == pytest.approx(found[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["lora", "prompt", "ia3"])

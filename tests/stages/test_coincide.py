@@ -103,23 +103,6 @@ def test_a_killed_process_goes_on(stage: str, number: signal.Signals, options: M
     assert far(weights(whole), weights(broken)) == 0.0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stage", "strategy"),
-    [("sft", "ddp"), ("ppo", "ddp"), ("sft", "zero2"), ("ppo", "zero2"), ("sft", "fsdp"), ("dpo", "ddp")],
-)
-def test_two_processes_are_one(stage: str, strategy: str, options: Make, tmp_path: Path) -> None:
-    one = options(stage, name="one", per_device_train_batch_size=8, max_steps=3)
-    run(one)
-    two = options(stage, name="two", per_device_train_batch_size=4, max_steps=3, strategy=strategy)
-    finish(start(two, tmp_path, processes=2))
-    assert far(weights(one), weights(two)) < 2e-4
-    first, second = rows(one), rows(two)
-    assert [r["loss"] for r in first if "loss" in r] == pytest.approx(
-        [r["loss"] for r in second if "loss" in r], rel=1e-3, abs=1e-4
-    )
-
-
 def test_a_finished_stage_is_skipped_and_a_changed_one_is_not(options: Make) -> None:
     chosen = options("sft")
     first = run(chosen)

@@ -1,0 +1,87 @@
+"""Two processes are one: every run of this file in one start of two ranks, beside the same runs in this process."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stages.conftest import far, options_of, rows, run, weights
+from tests.stages.test_adapters import KINDS
+from tests.stages.test_precision import LOGPROB
+
+pytestmark = pytest.mark.slow
+WHOLE = [("sft", "ddp"), ("ppo", "ddp"), ("sft", "zero2"), ("ppo", "zero2"), ("sft", "fsdp"), ("dpo", "ddp")]
+ADAPTED = [("adalora", "dpo", "ddp"), ("prompt", "dpo", "zero2"), ("ia3", "sft", "fsdp")]
+STEPS = {"max_steps": 3, "samples": 0}
+
+
+def stages() -> dict[str, dict[str, Any]]:
+    """Name of a run -> what it changes; the step has 8 records in all."""
+    found = {f"{stage}-{strategy}": {"stage": stage, "strategy": strategy} for stage, strategy in WHOLE}
+    for kind, stage, strategy in ADAPTED:
+        found[f"{kind}-{stage}-{strategy}"] = {"stage": stage, "strategy": strategy, **KINDS[kind]}
+    found["sft-bf16"] = {"stage": "sft", "strategy": "ddp", "precision": "bf16"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a pipeline of all of them, by the command line, in two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    chain = []
+    for name, changes in stages().items():
+        made = options_of(world, folder / "run", **{**STEPS, **changes}, per_device_train_batch_size=4)
+        del made["output_dir"]
+        chain.append({**made, "name": name, "num_processes": 2})
+    file = folder / "chain.yaml"
+    file.write_text(json.dumps({"output_dir": str(folder / "run"), "stages": chain}), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "espalier.cli", "run", str(file)], capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run"
+
+
+def one(world: Path, folder: Path, name: str) -> dict[str, Any]:
+    changes = stages()[name] | {"strategy": "single"}
+    made = options_of(world, folder, **{**STEPS, **changes}, name=name)
+    run(made)
+    return made
+
+
+def beside(two: Path, name: str) -> dict[str, Any]:
+    """Options by which the results of the two processes are found; they were two in truth."""
+    summary = json.loads((two / name / "summary.json").read_text("utf-8"))
+    assert summary["processes"] == 2 and summary["strategy"] == stages()[name]["strategy"]
+    return {"output_dir": str(two), "stage": name}
+
+
+def losses(made: dict[str, Any]) -> list[float]:
+    return [row["loss"] for row in rows(made) if "loss" in row]
+
+
+@pytest.mark.parametrize("name", [f"{stage}-{strategy}" for stage, strategy in WHOLE])
+def test_they_train_the_same_model(name: str, two: Path, world: Path, tmp_path: Path) -> None:
+    alone, both = one(world, tmp_path, name), beside(two, name)
+    assert far(weights(alone), weights(both)) < 2e-4
+    assert losses(alone) == pytest.approx(losses(both), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["-".join(parts) for parts in ADAPTED])
+def test_they_train_the_same_adapter(name: str, two: Path, world: Path, tmp_path: Path) -> None:
+    alone, both = one(world, tmp_path, name), beside(two, name)
+    assert "dpo" not in name or losses(alone)[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert losses(both) == pytest.approx(losses(alone), abs=1e-4)
+
+
+def test_they_begin_alike_in_bf16(two: Path, world: Path, tmp_path: Path) -> None:
+    alone, both = one(world, tmp_path, "sft-bf16"), beside(two, "sft-bf16")
+    first = losses(alone)[0], losses(both)[0]
+    assert abs(first[0] - first[1]) < LOGPROB
+    assert first[0] != losses({"output_dir": str(two), "stage": "sft-ddp"})[0], "this is no float32"

@@ -90,8 +90,8 @@ def prepare(
 
 
 def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
-    from espalier.data.clean.quality import LANGUAGES
     from espalier.data.clean.steps import DEDUP
+    from espalier.data.script import LANGUAGES
 
     if dedup not in DEDUP:
         raise UserError(f"--dedup {dedup}: wanted {', '.join(DEDUP)}.")

@@ -168,3 +168,18 @@ class LeftOut:
 
     source: str
     cause: str
+
+
+def texts_of(record: Record) -> list[str]:
+    """Everything said in a record, turn by turn; of a ranking the prompt and the best answer."""
+    if isinstance(record, Text):
+        return [record.text]
+    if isinstance(record, (Chat, Prompt)):
+        turns: list[Message] = [*record.messages]
+    elif isinstance(record, Preference):
+        turns = [*record.prompt, *record.chosen, *record.rejected]
+    elif isinstance(record, Ranking):
+        turns = [*record.prompt, *record.answers[0][0]]
+    else:
+        turns = [*record.prompt, *record.completion]
+    return [turn.prefix + turn.content for turn in turns]

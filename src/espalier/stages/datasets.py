@@ -17,12 +17,11 @@ import numpy as np
 import torch
 
 from espalier.data.choose import Picks, held_out, without
-from espalier.data.clean.view import texts_of
 from espalier.data.feed import Batches, DatasetFeed, Rows
 from espalier.data.forest import Forest, stored
 from espalier.data.preflight.findings import HELD_OUT, TRAIN
 from espalier.data.preflight.run import Preflight
-from espalier.data.records import ASSISTANT, Chat, Prompt, Record
+from espalier.data.records import ASSISTANT, Chat, Prompt, Record, texts_of
 from espalier.data.specs import DatasetSpec, parse_specs
 from espalier.data.store.again import all_records, examples, records_at
 from espalier.data.store.blocks import Job

@@ -11,15 +11,13 @@ from espalier.data.made import Without, key_of
 from espalier.data.parts import CHOSEN, QUESTION, REJECTED, as_label, first_of
 from espalier.data.records import (
     BadRecord,
-    Chat,
     LeftOut,
-    Message,
-    Preference,
     Prompt,
     Ranking,
     Record,
     Text,
     Unpaired,
+    texts_of,
 )
 
 
@@ -73,18 +71,3 @@ def _key(record: Record) -> str:
     if isinstance(record, (Ranking, Unpaired)):
         return key_of(Prompt(record.prompt))
     return key_of(record)
-
-
-def texts_of(record: Record) -> list[str]:
-    """Everything said in a record, turn by turn; of a ranking the prompt and the best answer."""
-    if isinstance(record, Text):
-        return [record.text]
-    if isinstance(record, (Chat, Prompt)):
-        turns: list[Message] = [*record.messages]
-    elif isinstance(record, Preference):
-        turns = [*record.prompt, *record.chosen, *record.rejected]
-    elif isinstance(record, Ranking):
-        turns = [*record.prompt, *record.answers[0][0]]
-    else:
-        turns = [*record.prompt, *record.completion]
-    return [turn.prefix + turn.content for turn in turns]

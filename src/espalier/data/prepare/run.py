@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from espalier.data.clean.quality import language
 from espalier.data.clean.steps import Cleaning, cleaned
 from espalier.data.clean.view import View, viewed
 from espalier.data.made import Division, Found, Made, Without
@@ -16,6 +15,7 @@ from espalier.data.prepare.corpora import CORPORA
 from espalier.data.prepare.output import Places, write_prepared
 from espalier.data.prepare.reading import data_files, rows
 from espalier.data.prepare.shape import shaped
+from espalier.data.script import language
 from espalier.errors import UserError
 
 TASKS = {

@@ -7,9 +7,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from espalier.data.clean.quality import LANGUAGES, language
-from espalier.data.clean.view import texts_of
-from espalier.data.records import Chat, Messages, Preference, Prompt, Record, Text
+from espalier.data.records import Chat, Messages, Preference, Prompt, Record, Text, texts_of
+from espalier.data.script import LANGUAGES, language
 from espalier.trees.tree import Tree
 
 SCRIPTS = ("", *LANGUAGES)

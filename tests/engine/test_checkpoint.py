@@ -143,6 +143,7 @@ for step in range(int(sys.argv[2]), 10**6):
 """
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_of_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     reached, caught, attempt = 0, 0, 0
     while caught < 2 and attempt < 8:

@@ -156,6 +156,7 @@ def test_a_kill_between_two_renames_is_mended(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["a"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_really_refuses(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: the write fails in its middle, in C and in Rust alike."""
     code = f"""

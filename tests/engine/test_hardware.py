@@ -15,6 +15,7 @@ from espalier.engine.hardware import device_name
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a switch of glibc")
 def test_freed_memory_stays_in_the_process() -> None:
     """Without the switch a freed block of 64 MiB goes back at once, and every later one is made of new pages."""

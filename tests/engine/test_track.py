@@ -316,6 +316,7 @@ def test_a_service_never_asks_for_a_key(
     assert modes == ["offline", with_key]
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_was_not_asked_for() -> None:
     code = (
         "import sys, espalier.engine.track; "

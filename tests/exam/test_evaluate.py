@@ -155,6 +155,7 @@ def test_an_unfinished_file_of_other_settings_is_not_continued(
     assert {line["normalise"] for line in lines(tmp_path / "out" / "sums.jsonl")} == {"mean"}
 
 
+@pytest.mark.slow
 def test_control_c_in_a_real_process(small: Path, tmp_path: Path) -> None:
     """SIGINT: exit 3 with what was done on the disk; the same command then finishes."""
     rows = [{"q": f"{a} + {b} =", "options": [str(a + b), str(a - b)], "answer": 0}
@@ -211,6 +212,7 @@ def test_several_models_are_compared_question_by_question(small: Path, tmp_path:
         )
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_questions(small: Path, tmp_path: Path) -> None:
     """Peak memory of Python's own objects for 600 and for 2 400 questions: no list of them is held."""
     code = (
@@ -238,6 +240,7 @@ def test_memory_does_not_grow_with_the_questions(small: Path, tmp_path: Path) ->
     assert peaks[1] < 1.5 * peaks[0] + 2**20, peaks
 
 
+@pytest.mark.slow
 def test_the_command_asks_in_a_chat_template(small: Path, tmp_path: Path) -> None:
     """Through the command line: other prompts, JSON on stdout, a page beside the results."""
     path = task_file(tmp_path, train="train.jsonl", shots=1)

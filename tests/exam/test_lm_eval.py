@@ -77,6 +77,7 @@ def pairs() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_loglikelihoods_are_those_of_the_hf_backend(both: tuple[EspalierLM, HFLM]) -> None:
     ours, theirs = both
     asked = pairs()
@@ -191,6 +192,7 @@ def tasks(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shots"), [("sentiment", 0), ("sentiment", 3), ("opinion", 0)])
 def test_whole_tasks_give_the_same_results(
     name: str, shots: int, both: tuple[EspalierLM, HFLM], tasks: Path
@@ -206,6 +208,7 @@ def test_whole_tasks_give_the_same_results(
         assert one["arguments"] == other["arguments"] and one["target"] == other["target"]
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_arguments_of_lm_eval(one: Path, tasks: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "espalier.exam.lm_eval", "run", "--model", "espalier", "--model_args", f"pretrained={one}",
@@ -217,6 +220,7 @@ def test_the_command_takes_the_arguments_of_lm_eval(one: Path, tasks: Path, tmp_
     assert "acc,none" in json.loads(path.read_text("utf-8"))["results"]["sentiment"]
 
 
+@pytest.mark.slow
 def test_lm_eval_tasks_are_exams_of_ours(one: Path, tasks: Path, tmp_path: Path) -> None:
     settings = Settings(tasks, limit=6)
     results = evaluate(
@@ -245,6 +249,7 @@ def test_lm_eval_tasks_are_exams_of_ours(one: Path, tasks: Path, tmp_path: Path)
         assert sum(line["metrics"]["acc"] for line in lines) / 6 == row["metrics"]["acc"]
 
 
+@pytest.mark.slow
 def test_an_unknown_task_of_lm_eval_is_refused(one: Path, tasks: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no such task"):
         evaluate(

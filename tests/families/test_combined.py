@@ -32,6 +32,7 @@ def scores(folder: Path) -> list[float]:
     return [s for s, _ in espalier.score(lm, tokenizer, SAID[0][0], [SAID[0][1], SAID[0][2]])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "changes"),
     [
@@ -60,6 +61,7 @@ def test_an_adapter_is_learned_loaded_and_merged(
     assert scores(tmp_path / "merged") == pytest.approx(before, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_an_encoder_decoder_in_few_bits(name: str, tmp_path: Path) -> None:
     """Measured by questions with answers, within what the model reads; examined; trained by an adapter."""
@@ -77,6 +79,7 @@ def test_an_encoder_decoder_in_few_bits(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_characters_that_a_t5_does_not_know_become_pieces(tmp_path: Path) -> None:
     base, text = MODELS["t5"](tmp_path), tmp_path / "text.txt"
     text.write_text("\n".join(["春天的梨树开满了花。", "秋天的孩子在树下等梨。"] * 40), "utf-8")
@@ -103,6 +106,7 @@ def test_what_an_encoder_decoder_has_not_is_refused(tmp_path: Path) -> None:
         command("export", base, tmp_path / "model.gguf")
 
 
+@pytest.mark.slow
 def test_longer_positions_go_along_into_whatever_is_made(tmp_path: Path) -> None:
     base = saved(tmp_path / "base", "llama", FAMILIES["llama"])
     made = run(
@@ -123,6 +127,7 @@ def test_longer_positions_go_along_into_whatever_is_made(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_reward_model_on_few_bits_judges_ppo(tmp_path: Path) -> None:
     base = saved(tmp_path / "base", "llama", FAMILIES["llama"])
     bits = {"finetuning_type": "lora", "quantization_method": "cpm", "quantization_bit": 4}

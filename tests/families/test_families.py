@@ -59,12 +59,14 @@ def saved(folder: Path, model_type: str, sizes: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_from_sft_to_chat(family: str, tmp_path: Path) -> None:
     model = saved(tmp_path / "base", family, FAMILIES[family])
     from_sft_to_chat(model, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["aquila", "baichuan_13b", "baichuan2_13b", "chatglm2", "internlm", "moss"]
 )

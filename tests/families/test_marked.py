@@ -98,6 +98,7 @@ def test_from_sft_to_chat(name: str, tmp_path: Path) -> None:
     from_sft_to_chat(MODELS[name](tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 def test_every_stage(marked: Path, tmp_path: Path) -> None:
     """Full weights: sft, a reward model, dpo, ppo with that reward model, grpo."""
     learned = run(options("sft", marked, tmp_path))

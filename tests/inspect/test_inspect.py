@@ -32,6 +32,7 @@ def yaml_file(folder: Path, content: dict[str, Any]) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", list(STAGES))
 def test_a_config_shows_what_its_run_will_find(
     stage: str,

@@ -129,6 +129,7 @@ def test_llama3_scaling_divides_frequencies_as_transformers_does() -> None:
     assert len(factors.unique()) > 1 and float(factors.max()) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("aquila_bpe", "qwen"))],
@@ -142,6 +143,7 @@ def test_real_byte_level_vocabularies(name: str, shared: Path, tmp_path: Path) -
         ), line
 
 
+@pytest.mark.slow
 def test_a_real_sentencepiece_vocabulary(shared: Path, tmp_path: Path) -> None:
     """Scores made of merges order pieces as the model file's own scores do."""
     from espalier.models.legacy.tokenizers.sentencepiece_file import read_model

@@ -156,6 +156,7 @@ def wiki(shared: Path) -> list[str]:
     return [line for text in texts for line in text.splitlines() if line.strip()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "gain"),
     [

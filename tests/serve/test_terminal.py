@@ -42,6 +42,7 @@ def session(folder: Path, limit: int = 60, room: int = 8) -> Session:
     return Session(model, load.load_tokenizer(str(folder)), Sampling(room, 0.0), limit)
 
 
+@pytest.mark.slow
 def test_a_piped_conversation_is_answered_and_ends(folder: Path) -> None:
     command = [sys.executable, "-m", "espalier.cli", "chat", str(folder), "--max-new-tokens", "6"]
     lines = "你好\n/system Be brief.\n/clear\nHello\n/exit\nnever read\n"
@@ -72,6 +73,7 @@ def test_half_a_character_is_not_shown() -> None:
     assert whole_characters(half) == "世"
 
 
+@pytest.mark.slow
 def test_a_question_longer_than_the_model_is_cut_and_said(folder: Path) -> None:
     talk = session(folder, limit=20, room=4)
     list(talk.ask("Hello world " * 30))

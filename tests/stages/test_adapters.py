@@ -302,6 +302,7 @@ def test_micro_batches_do_not_change_what_is_learned(kind: str, options: Make, t
     assert found[1] == pytest.approx(found[3], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "prompt", "ia3"])
 def test_checkpointed_activations_change_nothing(kind: str, options: Make, tmp_path: Path) -> None:
     found = []

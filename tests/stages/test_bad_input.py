@@ -33,6 +33,7 @@ def test_a_plain_model_is_no_reward_model(options: Make, world: Path) -> None:
         run(options("ppo", reward_model=str(world / "base")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_a_disk_that_fills_up_in_the_middle_of_a_save_keeps_the_checkpoint_before(
     stage: str, options: Make, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ STAGES = ["pretrain", "sft", "reward", "dpo", "ppo", "grpo"]
 Make = Callable[..., dict[str, Any]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_cutting_a_step_into_micro_batches_changes_nothing(stage: str, options: Make) -> None:
     found = []
@@ -30,6 +31,7 @@ def test_cutting_a_step_into_micro_batches_changes_nothing(stage: str, options: 
     assert far(found[0], found[2]) < 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_padded_layout_trains_the_same_model(stage: str, options: Make) -> None:
     tree, padded = options(stage, name="tree", layout="tree"), options(stage, name="padded", layout="padded")
@@ -47,6 +49,7 @@ def test_checkpointed_activations_train_the_same_model(stage: str, options: Make
     assert far(weights(kept), weights(again)) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_stopping_twice_is_not_stopping(stage: str, options: Make) -> None:
     whole = options(stage, name="whole", max_steps=8)

@@ -51,6 +51,7 @@ def started(folder: Path) -> dict[str, float]:
     return {name: (folder / name / "summary.json").stat().st_mtime_ns for name in ("one", "two")}
 
 
+@pytest.mark.slow
 def test_a_chain_runs_is_skipped_and_starts_again_where_something_changed(
     chain: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

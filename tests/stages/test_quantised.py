@@ -60,6 +60,7 @@ def test_every_stage_starts_where_it_must(stage: str, method: dict[str, Any], op
     assert all("lora_" in name or "scalar_head" in name for name in weights(made))
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_middle_changes_nothing(options: Make) -> None:
     method = {"quantization_method": "cpm", "quantization_bit": 4}
     whole = options("sft", **QLORA, **method, max_steps=6, name="whole")

@@ -215,6 +215,7 @@ def test_grpo_with_a_price_of_kl_stops_where_theory_says(average: Any) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_ppo_stops_at_the_reference_tilted_by_the_reward() -> None:
     """The optimum of E[r] - c KL(policy || ref) is ref * exp(r / c), normalised (Ziegler et al. 2019)."""
     price, ref = 0.5, START.softmax(-1)

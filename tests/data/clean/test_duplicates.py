@@ -87,6 +87,7 @@ def test_bands_find_what_they_must() -> None:
         assert bands * rows <= 128 and 1 - (1 - threshold**rows) ** bands >= 0.99
 
 
+@pytest.mark.slow
 def test_near_copies_against_brute_force(texts: list[str]) -> None:
     threshold = 0.7
     shared = [plain_shingles(text) for text in texts]

@@ -41,6 +41,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_real_corpus_to_files(shared: Path, tmp_path: Path, source: str) -> None:
     out = tmp_path / "deep/train.jsonl"
@@ -61,6 +62,7 @@ def test_a_real_corpus_to_files(shared: Path, tmp_path: Path, source: str) -> No
     assert "| train |" in (out.parent / "train.report.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes_in_every_process(shared: Path, tmp_path: Path) -> None:
     written = []
     for number, (seed, hashes) in enumerate((("7", "0"), ("7", "99"), ("8", "0"))):

@@ -51,6 +51,7 @@ def start(path: str, folder: Path, pause: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_tokenise_once(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", CHATS)
     both = [start(path, tmp_path / "kept", 0.5) for _ in range(2)]
@@ -62,6 +63,7 @@ def test_two_processes_tokenise_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "kept").glob("*.lock.*"))
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_to_use_and_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def test_stored_prompts_are_the_encoded_ones(tokenizer: Any, tmp_path: Path) -> 
         assert stack.source_of_tree(number) == prompt.record.source
 
 
+@pytest.mark.slow
 def test_real_files_of_all_kinds(shared: Path, aquila: Any, tmp_path: Path) -> None:
     for name, kind in (
         ("sharegpt_zh", "chat"),
@@ -362,6 +363,7 @@ def test_a_failed_writing_leaves_nothing(
     stack_of(path, wanted, tmp_path / "kept")
 
 
+@pytest.mark.slow
 def test_one_process_and_two_write_the_same_bytes(tokenizer: Any, tmp_path: Path) -> None:
     rows: list[Any] = [*CHATS * 30, {"instruction": "问", "output": ""}, *CHATS]
     [spec] = parse_specs(write(tmp_path / "a.jsonl", rows))
@@ -376,6 +378,7 @@ def test_one_process_and_two_write_the_same_bytes(tokenizer: Any, tmp_path: Path
         assert file.read_bytes() == (tmp_path / "2" / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_worker_is_told(tokenizer: Any, tmp_path: Path) -> None:
     [spec] = parse_specs(
         write(tmp_path / "a.jsonl", [*CHATS * 10, {"instruction": "长" * 900, "output": "答"}])

@@ -46,6 +46,7 @@ def truth(exams: Path, name: str, split: str) -> list[Known]:
     return list(known(exams / FOLDERS.get(name, name), name, split))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_an_independent_scorer_agrees(
@@ -120,6 +121,7 @@ def test_the_layout_of_clue_itself(name: str, shared: Path) -> None:
         assert (question.prompt, question.gold) == (one[1][0], one[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_a_model_that_knows_gets_everything(
@@ -198,6 +200,7 @@ def test_disputed_rows_are_left_out_and_counted(exams: Path) -> None:
     assert len(out) == sum(row["label"] == "-" for row in rows) and len(found) == len(rows)
 
 
+@pytest.mark.slow
 def test_wrong_candidates_are_shuffled_and_the_same_in_every_process(exams: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from espalier.exam.tasks import make_task, Settings\n"

@@ -95,6 +95,7 @@ def test_none_and_na_are_answers(shared: Path) -> None:
     assert "None" in texts and "nan" not in texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", ["letter", "text"])
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_an_independent_scorer_agrees(
@@ -148,6 +149,7 @@ def test_a_model_that_knows_gets_everything_and_averages_are_by_subject(shared: 
     assert len(found["subjects"]) == 52 and len(hard) == 8
 
 
+@pytest.mark.slow
 def test_the_test_set_gives_a_file_for_submission(shared: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "aquila_bpe"))
     save_model(tmp_path / "model", model_of("qwen2", tokenizer), tokenizer)

@@ -96,6 +96,7 @@ def greedy(lm: Any, tokenizer: Any, prompt: str, most: int) -> str:
     return tokenizer.decode(made[0, len(encoded(tokenizer, prompt)) :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize("name", ["cmrc2018", "gsm8k", "lcsts"])
 def test_answers_are_those_of_plain_generate(
@@ -136,6 +137,7 @@ def test_an_answer_is_not_cut_at_the_colon_of_the_prompt() -> None:
     assert generation.clean("答:是的，答：对") == "答:是的，答：对" and generation.stop == ("\n",)
 
 
+@pytest.mark.slow
 def test_any_file_of_chats_is_an_exam(shared: Path, tokenizer: Any, model: TreeModel, tmp_path: Path) -> None:
     path = shared / "data" / "belle_zh" / "Belle_open_source_1k.json"
     planned = plan([f"generation:{path}"], [None], Settings(Path(), limit=3))

@@ -91,6 +91,7 @@ SLOW = ("qwen", "baichuan2", "aquila")
 """Their vocabularies are large."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CONFIGS]
 )

@@ -78,6 +78,7 @@ def test_a_blank_of_one_s_own_is_kept() -> None:
     assert found == "[CLS]中国的首都是[MASK]。<|endoftext|><|startofpiece|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pangu", "glm_chinese_sp", "qwen", "baichuan2", "aquila_bpe"])
 def test_the_answer_and_its_end_are_trained(name: str, shared: Path) -> None:
     tokenizer: Any = load_tokenizer(str(shared / "data" / "tokenizers" / name))

@@ -63,6 +63,7 @@ def test_glm_chinese(shared: Path, tmp_path: Path) -> None:
         assert tokenizer.convert_tokens_to_ids(["<|startofpiece|>", "[gMASK]"]) == [50006, 50009]
 
 
+@pytest.mark.slow
 def test_qwen(lines: list[str], shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "tokenizers" / "qwen"
     made = load_tokenizer(str(folder))
@@ -80,6 +81,7 @@ def test_qwen(lines: list[str], shared: Path, tmp_path: Path) -> None:
             assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.slow
 def test_baichuan2(lines: list[str], shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "tokenizers" / "baichuan2"
     made = load_tokenizer(str(folder))

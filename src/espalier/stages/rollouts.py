@@ -32,7 +32,7 @@ from espalier.rollout.experience import (
     scored_by_rule,
     with_extras,
 )
-from espalier.rollout.rewards import TIMEOUT, Rule, find_rule, problem
+from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Live, Units
 from espalier.trees import Batch, Tree
@@ -44,7 +44,7 @@ class RolloutOptions(Options):
 
     reward_model: str | None = option(None, "A reward model's folder, or run:NAME.", names="model")
     reward_function: str | None = option(
-        None, "A rule: equals, contains, number, brevity, or FILE.py:FUNCTION of your own.", names="function"
+        None, f"A rule: {', '.join(RULES)}, or FILE.py:FUNCTION of your own.", names="function"
     )
     reward_timeout: float = option(
         TIMEOUT,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.text import Text
+from typer.core import TyperCommand
 
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
@@ -75,11 +76,21 @@ def _on_all(file: str, overrides: list[str]) -> int:
         ) from None
 
 
+class _StageCommand(TyperCommand):
+    """A command whose ``--help`` goes on with the keys of its stage."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        from espalier.commands.reference import stage_keys
+
+        formatter.write(stage_keys(self.name or ""))
+
+
 def _stage_command(stage: str, text: str) -> None:
     def command(file: File, overrides: Overrides = None) -> None:
         raise typer.Exit(_on_all(file, [f"stage={stage}", *(overrides or [])]))
 
-    app.command(stage, help=text)(command)
+    app.command(stage, help=text, cls=_StageCommand)(command)
 
 
 _stage_command("pretrain", "Continued pretraining, or pretraining from nothing.")

@@ -8,7 +8,8 @@ import statistics
 import pytest
 
 from espalier.exam.compare import mcnemar, paired
-from espalier.exam.scores import Moments, Tally
+from espalier.exam.scores import Tally
+from espalier.maths.ratio import Moments
 
 
 def moments(values: list[float]) -> Moments:

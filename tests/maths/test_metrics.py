@@ -23,24 +23,6 @@ def test_one_number_has_no_error_bar() -> None:
         metrics.mean_with_stderr([])
 
 
-def test_accuracy_has_the_binomial_error() -> None:
-    estimate = metrics.accuracy(torch.tensor([True] * 30 + [False] * 10))
-    assert estimate.value == 0.75
-    assert estimate.stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 39))
-
-
-def test_a_tie_is_not_a_right_answer() -> None:
-    assert metrics.pair_accuracy(torch.zeros(8), torch.zeros(8)).value == 0
-    assert metrics.pair_margin(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0])).value == 0.5
-
-
-def test_perplexity_and_bits_of_a_uniform_model() -> None:
-    nll = 7 * math.log(256)
-    assert metrics.perplexity(nll, 7) == pytest.approx(256)
-    assert metrics.bits_per_byte(nll, 7) == pytest.approx(8)
-    assert metrics.perplexity(1e9, 1) == math.inf
-
-
 def test_clip_fraction_counts_exactly_the_tokens_whose_gradient_is_stopped() -> None:
     from espalier.maths.losses import clipped_policy
 
@@ -52,15 +34,6 @@ def test_clip_fraction_counts_exactly_the_tokens_whose_gradient_is_stopped() -> 
     fraction = metrics.clip_fraction(logprobs.detach(), old, advantages, 0.1, 0.3)
     assert torch.equal(fraction, (logprobs.grad == 0).double())
     assert 0 < fraction.mean() < 1
-
-
-def test_explained_variance_of_perfect_constant_and_harmful_critics() -> None:
-    returns, mask = torch.randn(3, 5), torch.arange(5) < torch.tensor([[5], [2], [4]])
-    dirty = torch.where(mask, returns, float("nan"))
-    assert metrics.explained_variance(dirty, returns, mask).item() == 1
-    assert metrics.explained_variance(torch.ones(3, 5), returns, mask).item() == pytest.approx(0, abs=1e-6)
-    assert metrics.explained_variance(-returns, returns, mask).item() == pytest.approx(-3, abs=1e-5)
-    assert metrics.explained_variance(returns, torch.ones(3, 5), mask).item() == 0
 
 
 def test_pairing_takes_the_difficulty_of_questions_out_of_the_error() -> None:

@@ -21,7 +21,6 @@ from espalier.rollout.experience import (
     rule_scores,
     sample_trees,
     whitened,
-    with_extras,
 )
 from espalier.trees import Batch, Tree, lay_out_padded, lay_out_tree
 
@@ -117,7 +116,7 @@ def forest(n: int) -> list[Tree]:
 @pytest.mark.parametrize("row_tokens", [1, 30, 10_000])
 def test_measures_land_on_their_own_tree_whatever_the_packing(lay_out: Any, row_tokens: int) -> None:
     """What is measured is the token itself (B, A) and the branch's last token (B,), which is known of every tree."""
-    trees = [with_extras(t, kept=torch.full((t.n_branches,), float(i))) for i, t in enumerate(forest(12))]
+    trees = [t.with_extras(kept=torch.full((t.n_branches,), float(i))) for i, t in enumerate(forest(12))]
     sizes: list[int] = []
 
     def run(batch: Batch) -> dict[str, Tensor]:
@@ -144,7 +143,7 @@ def test_whitening_is_over_the_real_tokens_of_all_trees_together() -> None:
     for i, tree in enumerate(forest(9)):
         width = max(int(trained.sum()) for _, trained in tree.paths())
         noise = torch.randn(tree.n_branches, width, generator=torch.manual_seed(i)) * 3 + 7
-        trees.append(with_extras(tree, advantages=noise))  # places without a token hold noise too
+        trees.append(tree.with_extras(advantages=noise))  # places without a token hold noise too
     white = whitened(trees, "advantages")
     real = [
         row[: int(trained.sum())]
@@ -167,5 +166,5 @@ def test_whitening_is_over_the_real_tokens_of_all_trees_together() -> None:
 
 def test_the_first_trees_are_left_as_they_were(lm: nn.Module) -> None:
     tree = forest(1)[0]
-    with_extras(tree, scores=torch.zeros(tree.n_branches))
+    tree.with_extras(scores=torch.zeros(tree.n_branches))
     assert tree.extras == {}

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from espalier.data.feed import Rows
-from espalier.rollout.experience import with_extras
 from espalier.rollout.feed import RolloutFeed
 from espalier.trees import Tree, lay_out_tree
 
@@ -30,7 +29,7 @@ class Log:
         for place in places:
             tree = Tree.from_path([place, 1, 2], [False, True, True])
             marks = {"place": torch.tensor([float(place)]), "rollout": torch.tensor([float(number)])}
-            made.append(with_extras(tree, **marks))
+            made.append(tree.with_extras(**marks))
         return made
 
     first = 0
@@ -104,9 +103,8 @@ def test_a_checkpoint_falls_between_two_rollouts_and_continues_there() -> None:
 
 
 def test_a_second_data_set_comes_in_by_the_number_of_the_step() -> None:
-    document = with_extras(
-        Tree.from_path([9, 9], [False, True]), place=torch.tensor([99.0]), rollout=torch.tensor([0.0])
-    )
+    extras = {"place": torch.tensor([99.0]), "rollout": torch.tensor([0.0])}
+    document = Tree.from_path([9, 9], [False, True], extras=extras)
     numbers = []
 
     def mix(trees: list[Tree], step: int) -> list[Tree]:

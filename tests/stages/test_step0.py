@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +44,8 @@ def test_dpo_begins_at_the_loss_of_equals(loss: str, wanted: float, options: Mak
 def test_dpo_against_another_reference_than_its_start_is_refused(
     loss: str, options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dpo, "copy", SimpleNamespace(deepcopy=bent))
+    frozen = dpo.frozen_copy
+    monkeypatch.setattr(dpo, "frozen_copy", lambda policy: bent(frozen(policy)))
     with pytest.raises(UserError, match=rf"{REFUSED}.*DPO loss is .* and must be .*Check dropout, adapters"):
         run(options("dpo", pref_loss=loss, pref_beta=0.5))
 

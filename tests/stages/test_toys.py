@@ -243,7 +243,7 @@ def test_ppo_stops_at_the_reference_tilted_by_the_reward() -> None:
 
 
 def replace_extras(tree: Tree, extras: dict[str, Tensor]) -> Tree:
-    return Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, extras)
+    return replace(tree, extras=extras)
 
 
 def test_ppo_with_documents_also_learns_them() -> None:
@@ -262,3 +262,34 @@ def test_ppo_with_documents_also_learns_them() -> None:
     weights = masked_sum(batch.extras["ptx"][:, None].expand(batch.shape), batch.mask)
     assert weights.item() == pytest.approx(0.3 * SAMPLES), "all documents weigh ptx_coef of all answers"
     assert told[-1]["ptx_loss"] == pytest.approx(0.5623, abs=5e-3)  # the entropy of (3/4, 1/4) in nats
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_the_logged_clip_fraction_counts_the_tokens_that_learn_nothing(stage: str) -> None:
+    """A ratio beyond the range is clipped only where the advantage pushes it further; elsewhere it learns."""
+    batch = lay_out_tree(FOREST)
+    shape = batch.shape
+    logprobs = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    pushed = torch.randn(shape[0], dtype=torch.float64)
+    zeros = torch.zeros(shape, dtype=torch.float64)
+    extras = {"old_logprobs": zeros, "ref_logprobs": zeros, "scores": pushed, "kl": zeros}
+    if stage == "grpo":
+        objective: Any = grpo.GroupObjective(grpo.GRPOOptions(clip_low=0.1, clip_high=0.3), 0.0, 8, 1.0)
+        batch = replace(batch, extras={**extras, "advantages": pushed})
+    else:
+        objective = ppo.ClippedObjective(ppo.PPOOptions(clip_range=0.2, vf_coef=0.0), 1.0)
+        own = {
+            "advantages": pushed[:, None].expand(shape),
+            "old_values": zeros,
+            "returns": zeros,
+            "ptx": 0 * pushed,
+        }
+        batch = replace(batch, extras={**extras, **own})
+    loss, numbers = objective.loss(Outputs(logprobs=logprobs, values=zeros), batch)
+    loss.backward()
+    assert logprobs.grad is not None
+    stopped = int(((logprobs.grad == 0) & batch.mask).sum())
+    total, tokens = numbers["clip_fraction"]
+    assert (int(total), int(tokens)) == (stopped, batch.n_trained)
+    beyond = ((logprobs.exp() < 0.8) | (logprobs.exp() > 1.3)).sum()
+    assert 0 < stopped < beyond

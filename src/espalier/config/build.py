@@ -6,7 +6,7 @@ Knows no particular option: the classes say what exists, `names` what other tool
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import cache
 from typing import Any, get_type_hints
@@ -23,6 +23,7 @@ from espalier.config.names import (
     SYNONYMS,
     VALUES,
 )
+from espalier.config.ranges import in_range, range_words
 from espalier.errors import UserError
 from espalier.options import Options
 
@@ -168,26 +169,9 @@ def _checked(values: Placed, item: Field[Any], wanted: Any) -> Any:
         near = _near(given, words.partition("one of")[2].split())
         quote = " Put it in quotes." if "a text" in words and isinstance(given, int | float) else ""
         raise Unfit(f"{where} is {found_name(given)}; wanted {words}.{quote}{near}") from None
-    if wrong := _out_of_range(value, item.metadata):
-        raise Unfit(f"{where} is {given}; wanted {wrong}.")
+    if not in_range(value, item.metadata):
+        raise Unfit(f"{where} is {given}; wanted a number of {range_words(item.metadata)}.")
     return value
-
-
-_LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "min": ("at least", lambda value, limit: value >= limit),
-    "above": ("more than", lambda value, limit: value > limit),
-    "max": ("at most", lambda value, limit: value <= limit),
-    "below": ("less than", lambda value, limit: value < limit),
-}
-
-
-def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    limits = [(*_LIMITS[name], metadata[name]) for name in _LIMITS if name in metadata]
-    if all(holds(value, limit) for _, holds, limit in limits):
-        return None
-    return "a number of " + " and ".join(f"{words} {limit}" for words, _, limit in limits)
 
 
 def unknown_key(

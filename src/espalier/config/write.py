@@ -11,15 +11,17 @@ from typing import Any, NamedTuple, get_type_hints
 import yaml
 
 from espalier.config.convert import plain, type_name
+from espalier.config.ranges import range_words
 
 
 class Described(NamedTuple):
-    """One row of a help page: ``("seed", "a whole number", 42, "The seed of every random choice.")``."""
+    """One row of a help page: ``("seed", "a whole number", 42, "The seed of every random choice.", "at least 0")``."""
 
     key: str
     type: str
     default: Any
     help: str
+    range: str
 
 
 def dump_yaml(instances: Iterable[Any], *, comments: bool = False) -> str:
@@ -48,11 +50,12 @@ def options_hash(values: Mapping[str, Any]) -> str:
 
 
 def describe(classes: Sequence[type]) -> list[Described]:
-    """Every key of the classes with its type in words, its default and its sentence."""
+    """Every key of the classes with its type in words, its default, its sentence and its range."""
     rows = []
     for kind in classes:
         hints = get_type_hints(kind)
         for item in fields(kind):
             default = item.default if item.default_factory is MISSING else item.default_factory()
-            rows.append(Described(item.name, type_name(hints[item.name]), default, item.metadata["help"]))
+            told, limits = item.metadata["help"], range_words(item.metadata)
+            rows.append(Described(item.name, type_name(hints[item.name]), default, told, limits))
     return rows

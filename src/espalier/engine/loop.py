@@ -23,7 +23,7 @@ from espalier.data.feed import Feed
 from espalier.engine.finite import cause
 from espalier.engine.hardware import memory_bytes
 from espalier.engine.signals import StopSignal
-from espalier.engine.strategy import clip_gradients
+from espalier.engine.strategy import clip_gradients, over_ranks
 from espalier.engine.track import Meter, Numbers, Tracker
 from espalier.errors import Stopped, UserError
 from espalier.models.forward import Outputs, Want
@@ -140,7 +140,7 @@ def run_loop(
             tracker.say(progress.step, NOTHING_TO_LEARN)
         done = progress.step >= feed.total_steps
         if first or done or _due(progress.step, schedule.logging_steps):
-            progress.last = loop.meter.means(lambda sums: _over_ranks(accelerator, sums))
+            progress.last = loop.meter.means(lambda sums: over_ranks(accelerator, sums))
             if first:
                 _check(objective, progress.last)
                 first = False
@@ -223,7 +223,7 @@ class _Loop:
         progress, accelerator = self.progress, self.accelerator
         learns = any(self.hooks.learns(batch) for batch in batches if batch.weight)
         totals = _totals(batches, self.objective, stop)
-        count, tokens, path_tokens, stop_ranks, learning = _over_ranks(accelerator, [*totals, float(learns)])
+        count, tokens, path_tokens, stop_ranks, learning = over_ranks(accelerator, [*totals, float(learns)])
         if count == 0:
             raise UserError(
                 f"step {progress.step + 1}: no token in it is trained. Look at its data with "
@@ -310,15 +310,6 @@ def _totals(batches: list[Batch], objective: Objective, stop: bool) -> list[floa
         sum(batch.tokens_in_paths for batch in counted),
         float(stop),
     ]
-
-
-def _over_ranks(accelerator: Accelerator, sums: list[float]) -> list[float]:
-    if accelerator.num_processes == 1:
-        return sums
-    held = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
-    total = accelerator.reduce(held, reduction="sum")
-    assert isinstance(total, Tensor)
-    return total.tolist()
 
 
 def _due(step: int, every: int) -> bool:

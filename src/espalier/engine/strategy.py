@@ -112,8 +112,14 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type.value == "DEEPSPEED"
 
 
-def is_fsdp(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type.value == "FSDP"
+def over_ranks(accelerator: Accelerator, sums: list[float]) -> list[float]:
+    """The sums of all ranks, added up in float64; every rank gives as many and gets the same."""
+    if accelerator.num_processes == 1:
+        return sums
+    held = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
+    total = accelerator.reduce(held, reduction="sum")
+    assert isinstance(total, torch.Tensor)
+    return total.tolist()
 
 
 def clip_gradients(accelerator: Accelerator, module: nn.Module, max_norm: float) -> float:

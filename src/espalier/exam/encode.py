@@ -15,6 +15,7 @@ from typing import Any
 from espalier.data.encoding import leading
 from espalier.errors import UserError
 from espalier.exam.task import Candidate
+from espalier.trees.tree import agreement
 
 MANY = 6
 """Candidates from which it pays to cut the question too."""
@@ -125,11 +126,6 @@ def _encoded(
         common = min(common, agreement(whole[0], ids))
     tails = [(ids[common:], start - common) for ids, start in zip(whole, starts, strict=True)]
     return Encoded(shared + whole[0][:common], tails)
-
-
-def agreement(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _cut(tokenizer: Any, text: str) -> tuple[int, list[int]]:

@@ -22,13 +22,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from espalier.data.encoding import leading
 from espalier.engine.hardware import keep_freed_memory
 from espalier.errors import UserError
-from espalier.exam.encode import Encoded, agreement
+from espalier.exam.encode import Encoded
 from espalier.exam.scorer import Cost, Scorer
 from espalier.exam.write import Writer
 from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.marks import around_prompt, marked
 from espalier.models.probe import probe
+from espalier.trees.tree import agreement
 
 _SHORTEST_SHARED = 64  # tokens of a beginning that is worth a trunk of its own
 

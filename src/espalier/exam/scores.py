@@ -10,6 +10,7 @@ from typing import Any
 
 from espalier.errors import UserError
 from espalier.exam.scorer import Scored
+from espalier.maths.ratio import Moments
 
 
 def predicted(scored: Scored, normalise: str) -> int:
@@ -22,41 +23,6 @@ def predicted(scored: Scored, normalise: str) -> int:
         raise UserError(f"the model gives {scored.scores} as logprobs: its weights are broken.")
     values = [s / n if normalise == "mean" else s for s, n in zip(scored.scores, scored.tokens, strict=True)]
     return max(range(len(values)), key=values.__getitem__)
-
-
-@dataclass
-class Moments:
-    """Sum of x over sum of w, and its standard error, of pairs that are seen once, in constant memory.
-
-    Where every w is 1 it is a mean. The error is that of a ratio estimator (Cochran 1977, eq. 6.13).
-    """
-
-    n: int = 0
-    x: float = 0.0
-    w: float = 0.0
-    xx: float = 0.0
-    xw: float = 0.0
-    ww: float = 0.0
-
-    def add(self, x: float, w: float = 1.0) -> None:
-        self.n += 1
-        self.x += x
-        self.w += w
-        self.xx += x * x
-        self.xw += x * w
-        self.ww += w * w
-
-    @property
-    def mean(self) -> float:
-        return self.x / self.w
-
-    @property
-    def stderr(self) -> float:
-        """0 for a single number, which says nothing about spread."""
-        if self.n < 2:
-            return 0.0
-        residual = max(0.0, self.xx - 2 * self.mean * self.xw + self.mean**2 * self.ww)
-        return math.sqrt(residual * self.n / (self.n - 1)) / self.w
 
 
 LN2 = math.log(2)

@@ -26,15 +26,6 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return logprobs - ref_logprobs
 
 
-def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k2 = 1/2 (log p - log q)^2: never negative, low variance, a little biased (Schulman 2020). As `kl_k1`.
-
-    >>> round(kl_k2(torch.tensor(0.5).log(), torch.tensor(0.25).log()).item(), 4)
-    0.2402
-    """
-    return 0.5 * (logprobs - ref_logprobs) ** 2
-
-
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """k3 = q/p - 1 - log(q/p): unbiased and never negative (Schulman 2020; the KL of GRPO, Shao et al. 2024, eq. 4).
 

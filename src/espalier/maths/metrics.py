@@ -17,8 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from espalier.maths.reduce import masked_var
-
 
 class Estimate(NamedTuple):
     """A mean of n numbers with its standard error (None where n < 2: one number says nothing about spread)."""
@@ -50,56 +48,6 @@ def mean_with_stderr(numbers: Sequence[float] | Tensor) -> Estimate:
     return Estimate(x.mean().item(), stderr, len(x))
 
 
-def accuracy(correct: Sequence[bool] | Tensor) -> Estimate:
-    """Share of True with its standard error sqrt(p (1 - p) / (n - 1)), as lm-evaluation-harness gives it; correct: (Q,).
-
-    >>> accuracy([True, True, False, False, False])
-    Estimate(value=0.4, stderr=0.24494897427831783, n=5)
-    """
-    return mean_with_stderr(torch.as_tensor(correct, dtype=torch.float64))
-
-
-def pair_accuracy(chosen: Tensor, rejected: Tensor) -> Estimate:
-    """Share of pairs with chosen > rejected; chosen, rejected: (P,) scores.
-
-    A tie counts as wrong, so that a model which scores everything alike gets 0 and not a half.
-
-    >>> pair_accuracy(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0])).value
-    0.5
-    """
-    return accuracy(chosen > rejected)
-
-
-def pair_margin(chosen: Tensor, rejected: Tensor) -> Estimate:
-    """Mean of chosen - rejected; chosen, rejected: (P,) scores.
-
-    >>> pair_margin(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0])).value
-    0.5
-    """
-    return mean_with_stderr(chosen - rejected)
-
-
-def perplexity(nll_sum: float, tokens: int) -> float:
-    """exp(nll_sum / tokens): nll_sum in nats over `tokens` tokens; infinite where exp overflows.
-
-    >>> round(perplexity(math.log(8.0), 3), 4)
-    2.0
-    """
-    try:
-        return math.exp(nll_sum / tokens)
-    except OverflowError:
-        return math.inf
-
-
-def bits_per_byte(nll_sum: float, utf8_bytes: int) -> float:
-    """nll_sum / (ln 2 * utf8_bytes): what tokenizers cannot change, unlike perplexity; nll_sum in nats.
-
-    >>> round(bits_per_byte(4 * math.log(2.0), 2), 4)
-    2.0
-    """
-    return nll_sum / (math.log(2) * utf8_bytes)
-
-
 def clip_fraction(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
@@ -116,20 +64,6 @@ def clip_fraction(
     too_high = (ratio > 1 + clip_high) & (advantages > 0)
     too_low = (ratio < 1 - clip_low) & (advantages < 0)
     return (too_high | too_low).to(logprobs.dtype)
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over the real tokens, a scalar: 1 is a perfect critic, 0 a constant one.
-
-    values, returns, mask: (B, A). Returns that do not vary leave nothing to explain: 0.
-
-    >>> returns, mask = torch.tensor([[1.0, 3.0]]), torch.ones(1, 2, dtype=torch.bool)
-    >>> explained_variance(torch.tensor([[1.0, 2.0]]), returns, mask).item()
-    0.75
-    """
-    total = masked_var(returns, mask)
-    left = masked_var(returns - values, mask)
-    return torch.where(total > 0, 1 - left / total, torch.zeros_like(total))
 
 
 def paired_difference(

@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -106,8 +105,3 @@ def _save_classifier(folder: Path, lm: Any, state: dict[str, Tensor], head: Tens
         architectures=[classifier.__name__], num_labels=1, id2label={"0": "score"}, label2id={"score": 0}
     )
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", "utf-8")
-
-
-def is_finite(model: nn.Module) -> bool:
-    """Whether every trained weight is a finite number."""
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)

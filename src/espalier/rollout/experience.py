@@ -117,12 +117,7 @@ def scored_by_rule(
     for problem in sorted(problems, key=lambda p: isinstance(p, Stopped)):
         raise problem
     scores = dict(found)
-    return [with_extras(a.tree, scores=scores[i]) for i, a in enumerate(answered)]
-
-
-def with_extras(tree: Tree, **extras: Tensor) -> Tree:
-    """The same tree with further extras."""
-    return Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, {**tree.extras, **extras})
+    return [a.tree.with_extras(scores=scores[i]) for i, a in enumerate(answered)]
 
 
 def measure(trees: Sequence[Tree], rows: Rows, run: Callable[[Batch], dict[str, Tensor]]) -> list[Tree]:
@@ -135,7 +130,7 @@ def measure(trees: Sequence[Tree], rows: Rows, run: Callable[[Batch], dict[str, 
         rows: how they become batches.
         run: a batch to named (B,) or (B, A) tensors; without gradients.
     """
-    numbered = [with_extras(t, index=torch.full((t.n_branches,), float(i))) for i, t in enumerate(trees)]
+    numbered = [t.with_extras(index=torch.full((t.n_branches,), float(i))) for i, t in enumerate(trees)]
     found: list[tuple[int, dict[str, Tensor]]] = []
     for batch in rows.micro_batches(numbered):
         tensors = run(batch)
@@ -144,7 +139,7 @@ def measure(trees: Sequence[Tree], rows: Rows, run: Callable[[Batch], dict[str, 
     if rows.world > 1:
         found = gather_object(found)
     extras = dict(found)
-    return [with_extras(tree, **extras[i]) for i, tree in enumerate(trees)]
+    return [tree.with_extras(**extras[i]) for i, tree in enumerate(trees)]
 
 
 def _by_tree(batch: Batch, tensors: dict[str, Tensor]) -> list[tuple[int, dict[str, Tensor]]]:
@@ -178,7 +173,7 @@ def whitened(trees: Sequence[Tree], name: str) -> list[Tree]:
         count = int(mask.sum())
         grid[mask] = white[start : start + count]
         start += count
-        found.append(with_extras(tree, **{name: grid}))
+        found.append(tree.with_extras(**{name: grid}))
     return found
 
 

@@ -7,7 +7,6 @@ the whole data set before the first step.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +24,9 @@ from espalier.disk.temporary import temporary_folder
 from espalier.engine.track import Numbers
 from espalier.maths import losses
 from espalier.maths.reduce import masked_mean, masked_sum
-from espalier.models.adapters import StepZero, is_adapted
+from espalier.models.adapters import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.models.reference import frozen_copy
 from espalier.options import Options, option
 from espalier.stages.setup import Setup
 from espalier.stages.stage import HeldOut, Parts, Units, validator
@@ -167,8 +167,7 @@ def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
     def with_logprobs(at: int, tree: Tree) -> Tree:
         assert folder.name, "the folder lives as long as what reads it"
         found = torch.from_numpy(kept.read(int(starts[at]), int(starts[at + 1]))).view(tree.n_branches, -1)
-        extras = {**tree.extras, "ref_logprobs": found}
-        return Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, extras)
+        return tree.with_extras(ref_logprobs=found)
 
     return trees.numbered(with_logprobs)
 
@@ -179,12 +178,10 @@ def build(setup: Setup) -> Parts:
     records, held_out = setup.records("preference")
     train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
     setup.only_pairs(records)
-    if options.ref_model is not None:
-        frozen: TreeModel | None = setup.load_frozen(options.ref_model)
+    if options.ref_model is None:
+        frozen = frozen_copy(policy)
     else:
-        frozen = None if is_adapted(policy.lm) else copy.deepcopy(policy)
-    if frozen is not None:
-        frozen.eval().requires_grad_(False)
+        frozen = setup.load_frozen(options.ref_model).eval().requires_grad_(False)
     add = Reference(policy, frozen)
     if options.precompute_ref_logprobs:
         train, judged = (precomputed(trees, add, setup.rows(policy)) for trees in (train, judged))

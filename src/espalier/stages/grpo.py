@@ -22,17 +22,17 @@ from espalier.data.feed import Feed
 from espalier.engine.track import Numbers
 from espalier.maths.advantages import dr_grpo_advantages, group_advantages, kl_k3, rloo_advantages
 from espalier.maths.losses import clipped_policy
+from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, Want
+from espalier.models.reference import frozen_copy
 from espalier.options import Options, option
-from espalier.rollout.experience import with_extras
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
     check_apart,
     check_first_step,
-    frozen_copy,
     reward_rule,
 )
 from espalier.stages.setup import Setup
@@ -82,7 +82,9 @@ class GroupObjective:
         kl = kl_k3(outputs.logprobs, x["ref_logprobs"])
         total = masked_sum((each + self._kl_coef * kl) * self._weights(mask), mask)
         ratio = (outputs.logprobs - x["old_logprobs"]).detach().exp()
-        clipped = (ratio < 1 - self._low) | (ratio > 1 + self._high)
+        clipped = clip_fraction(
+            outputs.logprobs.detach(), x["old_logprobs"], advantages, self._low, self._high
+        )
         tokens, answers = mask.sum(), batch.n_branches
         groups = x["advantages"].new_zeros(batch.n_trees)
         split = groups.index_add(0, batch.tree_id, x["advantages"].abs()) > 0
@@ -91,7 +93,7 @@ class GroupObjective:
             "reward": (x["scores"].sum(), answers),
             "kl": (masked_sum(kl.detach(), mask), answers),
             "ratio": (masked_sum(ratio, mask), tokens),
-            "clip_fraction": (masked_sum(clipped.float(), mask), tokens),
+            "clip_fraction": (masked_sum(clipped, mask), tokens),
             "answer_tokens": (tokens, answers),
             "groups_with_spread": (split.sum(), batch.n_trees),
         }
@@ -119,7 +121,7 @@ def with_advantages(tree: Tree, compare: Callable[[Tensor, Tensor], Tensor], kl_
     advantages = compare(x["scores"], torch.zeros(tree.n_branches, dtype=torch.int64))
     left = kl_coef > 0 and not torch.equal(x["old_logprobs"], x["ref_logprobs"])
     signal = torch.full((tree.n_branches,), float(left or bool((advantages != 0).any())))
-    return with_extras(tree, advantages=advantages, signal=signal)
+    return tree.with_extras(advantages=advantages, signal=signal)
 
 
 def build(setup: Setup) -> Parts:

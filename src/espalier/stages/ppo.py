@@ -24,17 +24,18 @@ from espalier.data.feed import Feed
 from espalier.engine.track import Numbers
 from espalier.maths.advantages import adaptive_kl, gae, kl_k1, token_rewards
 from espalier.maths.losses import clipped_policy, clipped_value, nll
+from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.models.reference import frozen_copy
 from espalier.options import Options, option
-from espalier.rollout.experience import whitened, with_extras
+from espalier.rollout.experience import whitened
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
     check_apart,
     check_first_step,
-    frozen_copy,
     reward_rule,
 )
 from espalier.stages.setup import Setup
@@ -117,13 +118,15 @@ class ClippedObjective:
         total = policy_sum + self._vf * value_sum + ptx_sum
         tokens, answers = mask.sum(), (x["ptx"] == 0).sum()
         ratio = (outputs.logprobs - x["old_logprobs"]).detach().exp()
-        clipped = (ratio - 1).abs() > self._clip
+        clipped = clip_fraction(
+            outputs.logprobs.detach(), x["old_logprobs"], x["advantages"], self._clip, self._clip
+        )
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = {
             "loss": (total.detach(), tokens),
             "policy_loss": (policy_sum.detach(), tokens),
             "value_loss": (value_sum.detach(), tokens),
             "ratio": (masked_sum(ratio, mask), tokens),
-            "clip_fraction": (masked_sum(clipped.float(), mask), tokens),
+            "clip_fraction": (masked_sum(clipped, mask), tokens),
             "kl": (masked_sum(x["kl"], mask), answers),
             "reward": ((x["scores"] * (x["ptx"] == 0)).sum(), answers),
             "score_clipped": (((x["scores"].abs() > self._cut) & (x["ptx"] == 0)).sum(), answers),
@@ -198,7 +201,7 @@ def experience(
         rewards = token_rewards(kl, x["scores"], mask, kl_coef, reward_clip)
         advantages, returns = gae(rewards, x["old_values"], mask, gamma, lam)
         found.append(
-            with_extras(tree, kl=kl, advantages=advantages, returns=returns, ptx=torch.zeros(len(lengths)))
+            tree.with_extras(kl=kl, advantages=advantages, returns=returns, ptx=torch.zeros(len(lengths)))
         )
     return whitened(found, "advantages")
 
@@ -212,7 +215,7 @@ def with_documents(answers: list[Tree], documents: list[Tree], coefficient: floa
     for tree in documents:
         width = tree.n_trained
         blank = {n: torch.zeros(1) if x.dim() == 1 else torch.zeros(1, width) for n, x in names.items()}
-        mixed.append(with_extras(tree, **{**blank, "ptx": torch.tensor([scale])}))
+        mixed.append(tree.with_extras(**{**blank, "ptx": torch.tensor([scale])}))
     return mixed
 
 

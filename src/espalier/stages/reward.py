@@ -6,7 +6,7 @@ real token, the end token included. All ordered pairs of a tree are learned at o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -92,7 +92,7 @@ def _pairs(batch: Batch) -> tuple[Tensor, Tensor]:
 def with_preference(tree: Tree) -> Tree:
     """A pair or a ranking with what people said as ``extras["preference"]`` (B,)."""
     said = tree.extras.get("scores", torch.tensor([1.0, 0.0]))
-    return Tree(tree.tokens, tree.trained, tree.children, tree.ends, tree.source, {"preference": said})
+    return replace(tree, extras={"preference": said})
 
 
 def build(setup: Setup) -> Parts:

@@ -5,7 +5,6 @@ It is wiring, not an algorithm: what is made of the scores is each stage's own a
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.finite import cause
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
-from espalier.models.adapters import StepZero, is_adapted
+from espalier.models.adapters import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.generate import Sampling
 from espalier.options import Options, RunOptions, option
@@ -30,9 +29,8 @@ from espalier.rollout.experience import (
     measure,
     sample_trees,
     scored_by_rule,
-    with_extras,
 )
-from espalier.rollout.rewards import TIMEOUT, Rule, find_rule, problem
+from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Live, Units
 from espalier.trees import Batch, Tree
@@ -44,7 +42,7 @@ class RolloutOptions(Options):
 
     reward_model: str | None = option(None, "A reward model's folder, or run:NAME.", names="model")
     reward_function: str | None = option(
-        None, "A rule: equals, contains, number, brevity, or FILE.py:FUNCTION of your own.", names="function"
+        None, f"A rule: {', '.join(RULES)}, or FILE.py:FUNCTION of your own.", names="function"
     )
     reward_timeout: float = option(
         TIMEOUT,
@@ -183,9 +181,7 @@ class Roller:
         fines = [
             torch.tensor([0.0 if e else self._options.missing_eos_penalty for e in a.ended]) for a in answered
         ]
-        return [
-            with_extras(t, scores=t.extras["scores"] - fine) for t, fine in zip(trees, fines, strict=True)
-        ]
+        return [t.with_extras(scores=t.extras["scores"] - fine) for t, fine in zip(trees, fines, strict=True)]
 
     @torch.no_grad()
     def _judged(self, live: Live, batch: Batch) -> dict[str, Tensor]:
@@ -273,15 +269,6 @@ def check_first_step(first: dict[str, float]) -> None:
             f"the first step's KL from the reference is {first['kl']:.4f} an answer and must be 0: policy "
             "and reference are not the same model at the start."
         )
-
-
-def frozen_copy(policy: TreeModel) -> TreeModel | None:
-    """A frozen reference of its own, or None where only an adapter is trained, whose start can be kept."""
-    if is_adapted(policy.lm):
-        return None
-    made = copy.deepcopy(policy)
-    made.eval().requires_grad_(False)
-    return made
 
 
 def check_apart(**models: nn.Module | None) -> None:

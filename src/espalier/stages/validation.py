@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
-
-import torch
 
 from espalier.disk.writing import writing_to
 from espalier.engine.finite import cause
+from espalier.engine.strategy import over_ranks
 from espalier.engine.track import Meter
 from espalier.errors import UserError
 from espalier.models.generate import Sampling, sample
@@ -32,7 +30,7 @@ def validate(running: Running, step: int) -> dict[str, float]:
         units, numbers = parts.validate(live)
     meter = Meter()
     meter.add(numbers)
-    found = {f"eval_{k}": v for k, v in meter.means(lambda sums: _over_ranks(running, sums)).items()}
+    found = {f"eval_{k}": v for k, v in meter.means(lambda sums: over_ranks(live.accelerator, sums)).items()}
     estimate = judged(units, live.accelerator)
     if estimate is not None:
         name = parts.held_out.name
@@ -60,15 +58,6 @@ def _check_finite(running: Running, found: dict[str, float], step: int) -> None:
                 f"step {step}: {name} is {value} on the held-out data, so nothing was saved after it; earlier "
                 f"checkpoints and models are kept. {cause(running.live.module)} Look at {look}, or at that data."
             )
-
-
-def _over_ranks(running: Running, sums: list[float]) -> list[float]:
-    accelerator = running.live.accelerator
-    if accelerator.num_processes == 1:
-        return sums
-    held = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
-    total: Any = accelerator.reduce(held, reduction="sum")
-    return total.tolist()
 
 
 def _show(running: Running, step: int) -> None:

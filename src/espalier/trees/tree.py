@@ -7,7 +7,7 @@ where the tokens come from, how they are laid out, or what is learned from them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -73,6 +73,10 @@ class Tree:
         items = [_Item(i, *_as_arrays(path, source, i)) for i, path in enumerate(paths)]
         root = _grow(items, 0)
         return Tree(root.tokens, root.trained, root.children, root.ends, source, dict(extras or {}))
+
+    def with_extras(self, **extras: torch.Tensor) -> Tree:
+        """The same tree with further extras, (B,) or (B, A); of equal names the new one stays."""
+        return replace(self, extras={**self.extras, **extras})
 
     def nodes(self) -> Iterator[tuple[Tree, int]]:
         """All nodes depth-first with their depth, the number of tokens above them."""
@@ -150,7 +154,7 @@ def _grow(items: list[_Item], start: int) -> Tree:
         return Tree(first.tokens[start:], first.trained[start:], ends=(first.branch,))
     stop = min(item.shareable for item in items)
     for item in items[1:]:
-        stop = min(stop, start + _agreement(first.tokens[start:stop], item.tokens[start:stop]))
+        stop = min(stop, start + agreement(first.tokens[start:stop], item.tokens[start:stop]))
     ends = tuple(item.branch for item in items if len(item.tokens) == stop)
     groups: dict[tuple[int, int], list[_Item]] = {}
     for item in items:
@@ -162,8 +166,12 @@ def _grow(items: list[_Item], start: int) -> Tree:
     return Tree(first.tokens[start:stop], first.trained[start:stop], children, ends)
 
 
-def _agreement(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the common prefix of two token arrays."""
+def agreement(a: Sequence[int] | np.ndarray, b: Sequence[int] | np.ndarray) -> int:
+    """Length of the common prefix of two runs of tokens.
+
+    >>> agreement([7, 8, 1, 2], [7, 8, 1]), agreement([7], [8]), agreement([], [8])
+    (3, 0, 0)
+    """
     n = min(len(a), len(b))
-    differs = a[:n] != b[:n]
+    differs = np.asarray(a[:n]) != np.asarray(b[:n])
     return int(differs.argmax()) if differs.any() else n

@@ -1,0 +1,33 @@
+"""The keys of every stage in the docs and in ``--help``: `python -m espalier.commands.reference` writes the docs again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from espalier.config.reference import terminal, with_tables
+
+PAGE = Path("docs") / "stages.md"
+
+
+def stage_keys(stage: str) -> str:
+    """The text of a stage's keys below its ``--help``, as wide as the terminal."""
+    from espalier.stages.pipeline import ALL_CLASSES
+
+    return terminal(stage, ALL_CLASSES[stage], width=min(100, shutil.get_terminal_size().columns))
+
+
+def current(page: str) -> str:
+    """The page as the options of today make it."""
+    from espalier.stages.pipeline import ALL_CLASSES
+
+    return with_tables(page, ALL_CLASSES)
+
+
+def main(page: Path = PAGE) -> None:
+    """Write the tables of a checkout's page again."""
+    page.write_text(current(page.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

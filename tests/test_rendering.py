@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+import espalier
 from espalier.data.records import Message
 from espalier.data.templates import TokenizerTemplate
 from espalier.errors import UserError
 from espalier.models.load import CHATML, train_tokenizer
-from espalier.rendering import bound_templates
+from espalier.rendering import bound_templates, rendered
 
 PLAIN = chat_template_utils._compile_jinja_template.__wrapped__
 """As transformers compiles; taken before anything in this process asks for bounds, or the bounded one's own."""
@@ -102,8 +104,8 @@ def test_a_long_conversation_is_not_too_much(tokenizer: PreTrainedTokenizerBase)
     long = [Message("user", "x" * 1_000_000), Message("assistant", "y" * 1_000_000)] * 2
     assert sum(len(p.text) for p in TokenizerTemplate(tokenizer).render(long)) > 4_000_000
     many = [Message("user", "a"), Message("assistant", "b")] * 300
-    rendered = TokenizerTemplate(tokenizer)._text(many, False, None)
-    assert rendered.count("<|im_start|>") == 600
+    text = TokenizerTemplate(tokenizer)._text(many, False, None)
+    assert text.count("<|im_start|>") == 600
 
 
 @pytest.mark.parametrize(
@@ -113,3 +115,27 @@ def test_a_template_with_a_mistake_is_one_message(template: str, tokenizer: PreT
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=r"chat template refuses a conversation of user"):
         TokenizerTemplate(tokenizer).render([Message("user", "hi")])
+
+
+@pytest.mark.parametrize("template", [*ENDLESS.values(), "{{ raise_exception('no system here') }}"])
+def test_whoever_writes_a_conversation_meets_the_bounds(
+    template: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """lm_eval's own way to a template, and the marks of an encoder-decoder, beside those of the data."""
+    from espalier.models.marks import give_template
+
+    tokenizer.chat_template = template + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    for write in (
+        lambda: rendered(tokenizer, turns, add_generation_prompt=True),
+        lambda: give_template(tokenizer, {"decoder_start_token_id": 0}),
+    ):
+        with pytest.raises(UserError, match=r"chat template (does not come|refuses).*chat_template\.jinja"):
+            write()
+
+
+def test_only_one_place_asks_a_template() -> None:
+    """So that none is rendered without bounds and a message."""
+    sources = Path(espalier.__path__[0]).rglob("*.py")
+    asking = [path.name for path in sources if ".apply_chat_template(" in path.read_text("utf-8")]
+    assert asking == ["rendering.py"]

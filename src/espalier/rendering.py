@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+
+from espalier.errors import UserError
+
+MISTAKES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What a template's own code may run into; a sum of a text and a number, for one."""
 
 STEPS = 100_000
 """Rounds of loops and calls of macros in one rendering, beside four for each pair of turns; most take some a turn."""
@@ -27,6 +32,34 @@ CHARACTERS = 1 << 18
 
 class TooMuch(jinja2.TemplateError):
     """A chat template goes on for longer, or writes more, than any conversation needs."""
+
+
+def rendered(
+    tokenizer: Any,
+    turns: Sequence[dict[str, Any]],
+    remedy: str = "replace its chat_template.jinja",
+    **settings: Any,
+) -> str:
+    """A conversation as text in the tokenizer's own chat template, within the bounds.
+
+    Args:
+        turns: ``role`` and ``content`` of each.
+        remedy: the end of a message to the user, of a template that is at fault.
+        settings: more for `apply_chat_template`.
+
+    Raises:
+        UserError: the template does not come to an end, refuses these turns, or has a mistake.
+    """
+    bound_templates()
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, **settings))
+    except TooMuch as error:
+        raise UserError(f"the tokenizer's chat template does not come to an end: {error}; {remedy}") from None
+    except (jinja2.TemplateError, *MISTAKES) as error:
+        roles = ", ".join(str(turn.get("role")) for turn in turns)
+        raise UserError(
+            f"the tokenizer's chat template refuses a conversation of {roles}: {error}; {remedy}"
+        ) from None
 
 
 @functools.cache

@@ -75,6 +75,37 @@ def test_what_does_not_come_back_is_ended_and_the_next_call_works(target: str, w
     assert child.call("twice", 4, seconds=10) == 8
 
 
+def test_what_a_function_starts_cannot_answer_in_its_place_nor_read_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that forks off returns out of the function too, and its answer would be taken for the next one's."""
+    (tmp_path / "starting.py").write_text(
+        "import multiprocessing, os, subprocess, sys, time\n"
+        "def work(what, value):\n"
+        "    if what == 'fork':\n"
+        "        child = os.fork()\n"
+        "        if child == 0: return 'of the child'\n"
+        "        os.waitpid(child, 0)\n"
+        "    if what == 'fork and die' and os.fork() == 0: time.sleep(1000)\n"
+        "    if what == 'fork and die': os._exit(7)\n"
+        "    if what == 'pool':\n"
+        "        with multiprocessing.get_context('fork').Pool(2) as pool: return pool.map(abs, [-value, value])\n"
+        "    if what == 'cat': return subprocess.run(['cat'], capture_output=True, text=True, timeout=5).stdout\n"
+        "    if what == 'input': return sys.stdin.read()\n"
+        "    return value\n",
+        "utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    child = Limited("starting:work")
+    assert [child.call("fork", n, seconds=10) for n in range(3)] == [0, 1, 2]
+    assert child.call("pool", 3, seconds=10) == [3, 3]
+    assert [child.call(what, 0, seconds=10) for what in ("cat", "input")] == ["", ""]
+    begun = time.monotonic()
+    with pytest.raises(Died, match="ended with 7"):
+        child.call("fork and die", 0, seconds=30)
+    assert time.monotonic() - begun < 10, "its own child does not hold the pipe open"
+
+
 def test_a_stop_that_is_asked_for_is_not_waited_out(target: str) -> None:
     child = Limited(target)
     child.call("twice", 1, seconds=10)

@@ -46,6 +46,7 @@ def prepare(
     exams: Annotated[
         str, typer.Option(help="Exam files or folders to keep out of the data; with commas.")
     ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that were made otherwise.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Raw corpora into records, and records into cleaner ones, with a report of what was left out and why."""
@@ -81,6 +82,7 @@ def prepare(
             tuple(Path(name.strip()) for name in exams.split(",") if name.strip()),
         ),
         limit=limit,
+        force=force,
         watch=lambda found: _watched(source, found),
     )
     if as_json:

@@ -204,6 +204,8 @@ def _bottom(model: str) -> str:
 
 def _halves(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
     """A text whose first half is asked and whose second half answers, for a model with an encoder."""
+    from espalier.rendering import rendered
+
     chat = [
         {"role": "user", "content": text[: len(text) // 2]},
         {"role": "assistant", "content": text[len(text) // 2 :]},
@@ -211,8 +213,8 @@ def _halves(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
     asked, whole = (
         tokenizer(said, add_special_tokens=False).input_ids
         for said in (
-            tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True),
-            tokenizer.apply_chat_template(chat, tokenize=False),
+            rendered(tokenizer, chat[:1], add_generation_prompt=True),
+            rendered(tokenizer, chat),
         )
     )
     return whole, [i >= len(asked) for i in range(len(whole))]

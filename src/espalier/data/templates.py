@@ -15,16 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-import jinja2
-
 from espalier.data.named_templates import forms, named_template
 from espalier.data.pieces import Piece, joined
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
-from espalier.rendering import TooMuch, bound_templates
-
-_MISTAKES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What a template's own code may run into; a sum of a text and a number, for one."""
+from espalier.rendering import rendered
 
 
 class Template(Protocol):
@@ -212,23 +207,14 @@ class TokenizerTemplate:
 
     def _text(self, messages: Sequence[Message], add_generation_prompt: bool, tools: str | None) -> str:
         turns = [{"role": message.role, "content": message.prefix + message.content} for message in messages]
-        bound_templates()
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt, tools=_functions(tools)
-            )
-        except TooMuch as error:
-            raise UserError(
-                f"the tokenizer's chat template does not come to an end: {error}; use `template: simple`, or another "
-                "chat_template.jinja"
-            ) from None
-        except (jinja2.TemplateError, *_MISTAKES) as error:
-            roles = ", ".join(message.role for message in messages)
-            raise UserError(
-                f"the tokenizer's chat template refuses a conversation of {roles}: {error}; change these records, or "
-                "use `template: simple`"
-            ) from None
-        return text
+        remedy = "change these records, use `template: simple`, or another chat_template.jinja"
+        return rendered(
+            self.tokenizer,
+            turns,
+            remedy,
+            add_generation_prompt=add_generation_prompt,
+            tools=_functions(tools),
+        )
 
     def _check_nothing_hidden(self, messages: Sequence[Message], full: str) -> None:
         at = 0

@@ -163,17 +163,32 @@ def main(target: str, parent: int, memory: int) -> None:
         number
     ) in ENDING:  # whoever asked decides what a signal means; a handler, for what is started here is free
         signal.signal(number, lambda number, frame: None)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a function prints must not stand among the answers
+    asked, answers = _own_pipes()
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
     _tell(answers, {"result": None})
-    for arguments in _calls():
+    own = os.getpid()
+    for arguments in _calls(asked):
         try:
             answer = {"result": function(*arguments)}
         except Exception:
             answer = {"raised": traceback.format_exc()}
+        if os.getpid() != own:  # the function has forked, and this is the child, whom nobody has asked
+            os._exit(0)
         _tell(answers, answer)
+
+
+def _own_pipes() -> tuple[IO[str], IO[str]]:
+    """The pipes for calls and answers, where nothing that a function starts or does finds them: what it prints goes to
+    stderr, what it reads from stdin is empty, and a forked child holds no end of the answers."""
+    asked = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    os.register_at_fork(after_in_child=lambda: os.close(answers.fileno()))
+    return asked, answers
 
 
 def _tell(answers: Any, answer: dict[str, Any]) -> None:
@@ -181,12 +196,12 @@ def _tell(answers: Any, answer: dict[str, Any]) -> None:
     answers.flush()
 
 
-def _calls() -> Iterator[list[Any]]:
+def _calls(pipe: IO[str]) -> Iterator[list[Any]]:
     """What is asked, read by a thread: the end of the pipe is the end of this process, whatever it is doing."""
     asked: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
-        for line in sys.stdin:
+        for line in pipe:
             asked.put(line)
         os._exit(0)
 

@@ -29,6 +29,7 @@ from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.marks import around_prompt, marked
 from espalier.models.probe import probe
+from espalier.rendering import rendered
 from espalier.trees.tree import agreement
 
 _SHORTEST_SHARED = 64  # tokens of a beginning that is worth a trunk of its own
@@ -101,9 +102,9 @@ class EspalierLM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """A conversation in the tokenizer's chat template."""
-        return self.tokenizer.apply_chat_template(
+        return rendered(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )

@@ -19,7 +19,7 @@ from espalier.models.new_tokenizer import bare_tokenizer
 from espalier.models.quiet import first_line, quiet
 from espalier.models.remote_code import came_with_code, wants_code
 from espalier.models.tokenizer_file import as_written, from_file_alone
-from espalier.rendering import TooMuch, bound_templates
+from espalier.rendering import bound_templates
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -77,13 +77,7 @@ def for_model(
     """
     seq2seq = None if model is None else marks.config_of_encoder_decoder(model)
     if seq2seq is not None:
-        try:
-            marks.give_template(tokenizer, seq2seq)
-        except TooMuch as error:
-            raise UserError(
-                f"{tokenizer.name_or_path}: its chat template does not come to an end ({error}). "
-                "Replace its chat_template.jinja."
-            ) from error
+        marks.give_template(tokenizer, seq2seq)
     return tokenizer
 
 

@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.legacy.chatglm import ChatGLMConfig
 from espalier.models.legacy.glm import GLMChineseConfig
+from espalier.rendering import rendered
 
 _HERE = "\u2060PROMPT\u2060"
 
@@ -57,7 +58,7 @@ def _writes(tokenizer: Any, marks: str) -> bool:
     if not tokenizer.chat_template:
         return False
     asked = [{"role": "user", "content": _HERE}]
-    return marks in tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    return marks in rendered(tokenizer, asked, add_generation_prompt=True)
 
 
 def config_of_encoder_decoder(source: str | Mapping[str, Any]) -> dict[str, Any] | None:
@@ -81,7 +82,7 @@ def around_prompt(lm: nn.Module, tokenizer: Any) -> tuple[str, str]:
     if not needs_marks(lm):
         return "", ""
     asked = [{"role": "user", "content": _HERE}]
-    whole = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    whole = rendered(tokenizer, asked, add_generation_prompt=True)
     before, _, behind = whole.partition(_HERE)
     return before, behind
 

@@ -94,8 +94,33 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_ones(tmp_path: Path) -> None
     out.parent.mkdir()
     out.write_text("old", encoding="utf-8")
     with pytest.raises(UserError, match="ends before this line"):
-        prepare("couplets", tmp_path / "in", out, Division())
+        prepare("couplets", tmp_path / "in", out, Division(), force=True)
     assert [path.name for path in out.parent.iterdir()] == ["train.jsonl"] and out.read_text() == "old"
+
+
+def test_what_was_made_from_something_else_is_not_overwritten_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same input again is the same work again; another input, or the input itself as --out, would be a loss."""
+    one, two, out = tmp_path / "one.jsonl", tmp_path / "two.jsonl", tmp_path / "out.jsonl"
+    one.write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n', "utf-8")
+    two.write_text('{"text": "another"}\n', "utf-8")
+    assert run("prepare", "clean", one, "--out", out, "--dev", 0) == 0
+    first = out.read_bytes()
+    assert run("prepare", "clean", one, "--out", out, "--dev", 0, "--min-chars", 1) == 0
+    capsys.readouterr()
+    for place, said in (
+        (out, f"{out}: exists, and was made from {one}"),
+        (one, f"{one}: exists, and was not"),
+        (tmp_path / "out.dev.jsonl", "out.dev.jsonl: exists"),
+    ):
+        assert run("prepare", "clean", two, "--out", place) == 2
+        shown = capsys.readouterr().err
+        assert said in " ".join(shown.split()) and "--force" in shown
+    assert run("prepare", "dedup", one, "--out", one, "--dev", 0) == 2
+    assert out.read_bytes() == first and b"chosen" in one.read_bytes()
+    assert run("prepare", "clean", two, "--out", out, "--dev", 0, "--force") == 0
+    assert "another" in out.read_text("utf-8")
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

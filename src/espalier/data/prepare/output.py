@@ -58,6 +58,25 @@ class Places:
     def text(self) -> Path:
         return self.named("report.md")
 
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return self.train, self.dev, self.left_out, self.report, self.text
+
+    def check_free(self, about: dict[str, Any]) -> None:
+        """Raises UserError where files stand here that are not an earlier preparation of the same input.
+
+        Args:
+            about: ``source`` and ``input`` of this preparation, as its report says them.
+        """
+        there = next((path for path in self.all if path.exists()), None)
+        made = _made_from(self.report)
+        if there is None or (made is not None and made == _made(about)):
+            return
+        origin = "was not made by such a command" if made is None else f"was made from {made[1]} as {made[0]}"
+        raise UserError(
+            f"{there}: exists, and {origin}; it is not overwritten unasked. Choose another --out, or say --force."
+        )
+
 
 @dataclass
 class Tally:
@@ -95,15 +114,19 @@ def write_prepared(
     division: Division,
     about: dict[str, Any],
     accounts: dict[str, Any],
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Writes everything and returns the report: `about` (source, seed, …), the numbers, `accounts` of the steps.
 
-    Without `out` only the report is made. Raises `UserError` where nothing at all became a record, with the causes;
-    no file is written then.
+    Without `out` only the report is made. Raises `UserError` where nothing at all became a record, with the causes, and
+    where something else stands at `out` (without `force`); no file is written then.
     """
     tally = Tally()
     places = Places(out) if out else None
     with _alone(places), Together() as files:
+        if places and not force:
+            places.check_free(about)
         streams: dict[str, TextIO] = {}
         if places:
             streams = {
@@ -135,6 +158,18 @@ def write_prepared(
     return report
 
 
+def _made(about: dict[str, Any]) -> tuple[str, Path]:
+    return str(about["source"]), Path(about["input"]).resolve()
+
+
+def _made_from(report: Path) -> tuple[str, Path] | None:
+    """The source and the input of the preparation whose report this is; None for anything else."""
+    try:
+        return _made(json.loads(report.read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @contextmanager
 def _alone(places: Places | None) -> Iterator[None]:
     """No other preparation writes the same files meanwhile, and what the disk refuses is one message."""
@@ -143,7 +178,7 @@ def _alone(places: Places | None) -> Iterator[None]:
         return
     train = places.train
     with owned(train.with_name(f".{train.name}.lock"), train, "choose another --out"):
-        for path in (train, places.dev, places.left_out, places.report, places.text):
+        for path in places.all:
             remove_left(path.parent, path.name)
         try:
             yield

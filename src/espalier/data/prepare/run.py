@@ -37,11 +37,13 @@ def prepare(
     shape: str = "own",
     cleaning: Cleaning | None = None,
     limit: int | None = None,
+    force: bool = False,
     watch: Callable[[Found], Found] = iter,
 ) -> dict[str, Any]:
     """Prepares `where` as `source` (a name of `CORPORA` or `TASKS`), writes `out` and its neighbours, returns the report.
 
-    `limit`: no more records than these of the corpus, before cleaning. `watch` sees everything go by.
+    `limit`: no more records than these of the corpus, before cleaning. `watch` sees everything go by. `force`: files at `out`
+    that were made from something else, or by nobody knows whom, may be overwritten.
     Raises `UserError` for an unknown source, for input that is none, and where nothing comes out.
     """
     if source not in CORPORA and source not in TASKS:
@@ -70,7 +72,7 @@ def prepare(
         read = _languages(read, accounts.setdefault("languages", {}))
     found = watch(cleaned(shaped(read, shape), cleaning, division, accounts))
     about = {"source": source, "input": str(where), "seed": division.seed, "dev": division.dev, "as": shape}
-    return write_prepared(found, out, division, about, accounts)
+    return write_prepared(found, out, division, about, accounts, force=force)
 
 
 def data_rows(where: Path) -> Found:

@@ -7,6 +7,7 @@ import os
 # Before torch: tiny products on all cores take ten times as long as on one where anything else is running.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,28 @@ def shared() -> Path:
     if folder is None:
         pytest.skip(_WITHOUT_REAL_DATA)
     return folder
+
+
+Golden = Callable[[str], Path]
+"""The folder of an old checkpoint, by its family's name."""
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    """Old checkpoints in their original layouts: recorded from the original code where that is here, else made.
+
+    The numbers of the made ones are our own module's (`tests/golden/made.py`), so there the tests hold that a
+    checkpoint is read, converted and used without a loss; that the module computes what the original computed is
+    held by the recorded ones.
+    """
+    folder = real_data()
+    if folder is not None:
+        return lambda family: folder / "golden" / family
+    made = tmp_path_factory.mktemp("golden")
+
+    def get(family: str) -> Path:
+        from tests.golden.made import make
+
+        return made / family if (made / family).is_dir() else make(family, made / family)
+
+    return get

@@ -12,6 +12,7 @@ from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
+from tests.conftest import Golden
 from tests.families.chain import SAID, from_sft_to_chat
 
 SIZES = {
@@ -70,8 +71,8 @@ def test_from_sft_to_chat(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "family", ["aquila", "baichuan_13b", "baichuan2_13b", "chatglm2", "internlm", "moss"]
 )
-def test_an_old_checkpoint_with_a_new_tokenizer(family: str, shared: Path, tmp_path: Path) -> None:
+def test_an_old_checkpoint_with_a_new_tokenizer(family: str, golden: Golden, tmp_path: Path) -> None:
     """Families whose vocabulary is not at hand or large; the others go with theirs in tests/models/legacy."""
     words = tmp_path / "words"
     load.train_tokenizer(["".join(line) for line in SAID] * 4, 330).save_pretrained(str(words))
-    from_sft_to_chat(shared / "golden" / family, tmp_path, tokenizer=str(words))
+    from_sft_to_chat(golden(family), tmp_path, tokenizer=str(words))

@@ -16,6 +16,7 @@ from espalier.models.forward import TreeModel
 from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.saved import save_model
+from tests.conftest import Golden
 from tests.test_cli import call
 
 SIZES = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -86,8 +87,8 @@ def test_an_adapter_shows_what_it_trains(
     assert found["base"] == str(folder / "plain") and found["adapter"]["peft_type"] == "LORA"
 
 
-def test_an_old_checkpoint(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = shared / "golden" / "chatglm"
+def test_an_old_checkpoint(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+    name = golden("chatglm")
     loaded, bare = facts(name, capsys), facts(name, capsys, "--no-probe")
     assert loaded["layout"] == "padded" and loaded["parameters"] == bare["parameters"]
     assert loaded["modules"] == bare["modules"] and loaded["special_tokens"] is None

@@ -22,6 +22,7 @@ from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.saved import read_scalar_head, save_model
 from espalier.trees import Tree, lay_out_padded
+from tests.conftest import Golden
 from tests.models.conftest import Tiny
 from tests.models.legacy.conftest import FAMILIES, cases
 from tests.test_cli import call
@@ -131,9 +132,9 @@ def test_a_base_in_few_bits_is_turned_back_first(bits: int, tiny: Tiny, tmp_path
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_old_checkpoints(family: str, shared: Path, tmp_path: Path) -> None:
-    base = str(shared / "golden" / family)
-    case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq19"))
+def test_old_checkpoints(family: str, golden: Golden, tmp_path: Path) -> None:
+    base = str(golden(family))
+    case = next(c for c in cases(golden(family)) if c.name.startswith("seq19"))
     lm = espalier.load_model(base, device="cpu")[0]
     adapted = shaken(get_peft_model(lm, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")))  # type: ignore[arg-type]
     adapter = saved(adapted, tmp_path / "adapter")

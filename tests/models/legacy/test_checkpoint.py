@@ -20,19 +20,20 @@ from espalier.errors import UserError
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import family_of
 from espalier.models.load import load_lm
+from tests.conftest import Golden
 from tests.models.legacy.plain import IDS
 
 
 @pytest.fixture
-def state(shared: Path) -> dict[str, Tensor]:
-    return load_file(shared / "golden" / "baichuan_7b" / "model.safetensors")
+def state(golden: Golden) -> dict[str, Tensor]:
+    return load_file(golden("baichuan_7b") / "model.safetensors")
 
 
 @pytest.fixture
-def folder(shared: Path, tmp_path: Path) -> Path:
+def folder(golden: Golden, tmp_path: Path) -> Path:
     made = tmp_path / "old"
     made.mkdir()
-    shutil.copy(shared / "golden" / "baichuan_7b" / "config.json", made)
+    shutil.copy(golden("baichuan_7b") / "config.json", made)
     return made
 
 
@@ -55,8 +56,10 @@ def split(state: dict[str, Tensor], folder: Path, name: str, save: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["one", "shards", "old form", "shards of safetensors"])
-def test_every_way_to_store_weights(kind: str, folder: Path, state: dict[str, Tensor], shared: Path) -> None:
-    expected = logits(shared / "golden" / "baichuan_7b")
+def test_every_way_to_store_weights(
+    kind: str, folder: Path, state: dict[str, Tensor], golden: Golden
+) -> None:
+    expected = logits(golden("baichuan_7b"))
     if kind == "one":
         torch.save(state, folder / "pytorch_model.bin")
     elif kind == "old form":

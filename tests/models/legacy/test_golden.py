@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 import espalier
 from espalier.models.legacy.convert import convert_folder
+from tests.conftest import Golden
 from tests.models.legacy.conftest import FAMILIES, Case, cases
 
 TOLERANCE = 2e-5
@@ -33,8 +34,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", params=["loaded", "converted"])
-def model(family: str, request: pytest.FixtureRequest, shared: Path, tmp_path_factory: Any) -> Any:
-    folder = shared / "golden" / family
+def model(family: str, request: pytest.FixtureRequest, golden: Golden, tmp_path_factory: Any) -> Any:
+    folder = golden(family)
     if request.param == "loaded":
         return loaded(folder)
     out = tmp_path_factory.mktemp(family) / "plain"
@@ -43,9 +44,9 @@ def model(family: str, request: pytest.FixtureRequest, shared: Path, tmp_path_fa
     return loaded(out)
 
 
-def test_the_original_s_numbers(family: str, model: Any, shared: Path) -> None:
+def test_the_original_s_numbers(family: str, model: Any, golden: Golden) -> None:
     read = 0
-    for case in cases(shared / "golden" / family):
+    for case in cases(golden(family)):
         if (family, case.name) in UNREAD:
             continue
         read += 1
@@ -86,9 +87,9 @@ def check_generation(model: Any, case: Case) -> None:
     assert worst < TOLERANCE, (case.name, worst)
 
 
-def test_gradients_reach_every_parameter(family: str, shared: Path) -> None:
-    model = loaded(shared / "golden" / family)
-    case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq19"))
+def test_gradients_reach_every_parameter(family: str, golden: Golden) -> None:
+    model = loaded(golden(family))
+    case = next(c for c in cases(golden(family)) if c.name.startswith("seq19"))
     model.zero_grad()
     for checkpointed in (False, True):
         model.train()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import espalier
+from tests.conftest import Golden
 from tests.models.legacy.plain import IDS, TOLERANCE, State, check, write
 from tests.models.legacy.test_native_variants import qwen_logits, qwen_state
 from tests.models.legacy.test_variants import (
@@ -141,9 +142,9 @@ def test_chatglm2_wider_than_its_hidden_size(name: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_shards_of_every_layout(family: str, kind: str, shared: Path, tmp_path: Path) -> None:
+def test_shards_of_every_layout(family: str, kind: str, golden: Golden, tmp_path: Path) -> None:
     """Three shards whose tensors are dealt out one by one, so that no layer is whole in a file."""
-    source = shared / "golden" / family
+    source = golden(family)
     state: State = load_file(source / "model.safetensors")
     old = tmp_path / "old"
     old.mkdir()
@@ -176,9 +177,9 @@ def test_shards_of_every_layout(family: str, kind: str, shared: Path, tmp_path: 
     ],
 )
 def test_the_name_of_the_class_does_not_matter(
-    family: str, prefix: str, name: str, shared: Path, tmp_path: Path
+    family: str, prefix: str, name: str, golden: Golden, tmp_path: Path
 ) -> None:
-    source = shared / "golden" / family
+    source = golden(family)
     state = {prefix + key: tensor for key, tensor in load_file(source / "model.safetensors").items()}
     config = json.loads((source / "config.json").read_text()) | {"architectures": [name]}
     config["auto_map"] = {"AutoModel": f"modeling.{name}", "AutoConfig": "configuration.Config"}
@@ -192,9 +193,9 @@ def test_the_name_of_the_class_does_not_matter(
 
 @pytest.mark.parametrize("family", ["glm", "chatglm", "pangu"])
 def test_half_precision_files_train_and_answer_as_their_floats(
-    family: str, shared: Path, tmp_path: Path
+    family: str, golden: Golden, tmp_path: Path
 ) -> None:
-    source = shared / "golden" / family
+    source = golden(family)
     state = {
         key: tensor.half() if tensor.is_floating_point() else tensor
         for key, tensor in load_file(source / "model.safetensors").items()

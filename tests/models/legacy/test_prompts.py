@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,26 +14,27 @@ from espalier.models.legacy.prompts import chatglm_path, glm_path, whole_inputs
 from espalier.models.probe import probe
 from espalier.trees.layout import lay_out_padded
 from espalier.trees.tree import Tree
+from tests.conftest import Golden
 from tests.models.legacy.conftest import cases
 from tests.models.legacy.plain import TOLERANCE
 
 
 @pytest.fixture
-def glm(shared: Path) -> Any:
-    model: Any = espalier.load_model(str(shared / "golden" / "glm"), device="cpu")[0]
+def glm(golden: Golden) -> Any:
+    model: Any = espalier.load_model(str(golden("glm")), device="cpu")[0]
     model.config.bos_token_id, model.config.eos_token_id = 246, 247
     model.config.blank_token_ids, model.config.cls_token_id = [243, 248, 249], 242
     return model
 
 
 @pytest.fixture
-def chatglm(shared: Path) -> Any:
-    return espalier.load_model(str(shared / "golden" / "chatglm"), device="cpu")[0]
+def chatglm(golden: Golden) -> Any:
+    return espalier.load_model(str(golden("chatglm")), device="cpu")[0]
 
 
-def test_glm_s_inputs_are_the_original_s(glm: Any, shared: Path) -> None:
+def test_glm_s_inputs_are_the_original_s(glm: Any, golden: Golden) -> None:
     read = 0
-    for case in cases(shared / "golden" / "glm"):
+    for case in cases(golden("glm")):
         ids, positions = case.inputs["input_ids"], case.inputs.get("position_ids")
         mask = case.inputs.get("attention_mask", case.inputs.get("generation_attention_mask"))
         if positions is None or mask is None:
@@ -51,9 +51,9 @@ def test_glm_s_inputs_are_the_original_s(glm: Any, shared: Path) -> None:
     assert read >= 6
 
 
-def test_chatglm_s_inputs_are_the_original_s(chatglm: Any, shared: Path) -> None:
+def test_chatglm_s_inputs_are_the_original_s(chatglm: Any, golden: Golden) -> None:
     read = 0
-    for case in cases(shared / "golden" / "chatglm"):
+    for case in cases(golden("chatglm")):
         if "position_ids" not in case.inputs or case.name == "early_code_gmask":
             continue
         rows = [[i for i in row.tolist() if i != 3] for row in case.inputs["input_ids"]]

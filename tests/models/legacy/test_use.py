@@ -20,6 +20,7 @@ from espalier.models.probe import probe
 from espalier.models.rope import original_length
 from espalier.models.saved import save_model
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
+from tests.conftest import Golden
 from tests.models.legacy.conftest import FAMILIES, cases
 
 PADDED = ("chatglm", "glm")
@@ -32,8 +33,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def model(family: str, shared: Path) -> Any:
-    return espalier.load_model(str(shared / "golden" / family), device="cpu")[0]
+def model(family: str, golden: Golden) -> Any:
+    return espalier.load_model(str(golden(family)), device="cpu")[0]
 
 
 def test_the_layout_is_earned(family: str, model: Any) -> None:
@@ -43,9 +44,9 @@ def test_the_layout_is_earned(family: str, model: Any) -> None:
     assert traits.plain_head
 
 
-def test_sampling_gives_the_original_s_tokens(family: str, model: Any, shared: Path) -> None:
+def test_sampling_gives_the_original_s_tokens(family: str, model: Any, golden: Golden) -> None:
     traits = probe(model)
-    for case in cases(shared / "golden" / family):
+    for case in cases(golden(family)):
         if case.kind != "generate" or (family in PADDED and case.inputs["input_ids"].shape[0] > 1):
             continue
         ids = case.inputs["input_ids"]
@@ -96,8 +97,10 @@ def test_other_adapters_say_the_same_in_both_layouts(family: str, kind: str, mod
     assert (padded - plain).abs().max() > 1e-3
 
 
-def test_lora_on_every_linear_layer_and_merged(family: str, model: Any, shared: Path, tmp_path: Path) -> None:
-    case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq19"))
+def test_lora_on_every_linear_layer_and_merged(
+    family: str, model: Any, golden: Golden, tmp_path: Path
+) -> None:
+    case = next(c for c in cases(golden(family)) if c.name.startswith("seq19"))
     with torch.no_grad():
         before = model(**case.inputs).logits
     adapted: Any = adapter_kinds.add_lora(
@@ -122,8 +125,8 @@ def test_lora_on_every_linear_layer_and_merged(family: str, model: Any, shared: 
         assert (again(**case.inputs).logits - wanted).abs().max() < 5e-5
 
 
-def test_the_lowest_blocks_freeze(family: str, model: Any, shared: Path) -> None:
-    case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq7"))
+def test_the_lowest_blocks_freeze(family: str, model: Any, golden: Golden) -> None:
+    case = next(c for c in cases(golden(family)) if c.name.startswith("seq7"))
     frozen = freeze_lowest(model, 0.5)
     assert frozen == len(blocks(model)) // 2
     assert context_length(model) == 64
@@ -137,8 +140,8 @@ SCALED = {"rope_type": "linear", "factor": 2.0}
 ROTARY = ("aquila", "baichuan_7b", "baichuan2_7b", "chatglm2", "internlm", "xverse")
 
 
-def test_longer_positions_or_a_refusal_by_name(family: str, shared: Path, tmp_path: Path) -> None:
-    folder = str(shared / "golden" / family)
+def test_longer_positions_or_a_refusal_by_name(family: str, golden: Golden, tmp_path: Path) -> None:
+    folder = str(golden(family))
     ids = torch.arange(3, 40)[None]
     plain: Any = load_lm(folder).eval()
     with torch.no_grad():

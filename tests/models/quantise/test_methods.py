@@ -21,6 +21,7 @@ from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation, described, entry_of, problem, settings
 from espalier.models.quantise.sizes import held_bytes
 from espalier.models.quantise.turn import dequantised, is_quantised, number_of_weights, quantised
+from tests.conftest import Golden
 from tests.models.conftest import Tiny
 from tests.models.legacy.conftest import FAMILIES, cases
 
@@ -113,9 +114,9 @@ def test_every_linear_layer_but_the_head_follows_the_formula(
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_old_checkpoints(family: str, bits: int, shared: Path, tmp_path: Path) -> None:
-    folder = str(shared / "golden" / family)
-    case = next(c for c in cases(shared / "golden" / family) if c.name.startswith("seq19"))
+def test_old_checkpoints(family: str, bits: int, golden: Golden, tmp_path: Path) -> None:
+    folder = str(golden(family))
+    case = next(c for c in cases(golden(family)) if c.name.startswith("seq19"))
     plain = espalier.load_model(folder, device="cpu")[0]
     small: Any = load.load_lm(folder, quantisation=Quantisation("cpm", bits))
     with torch.no_grad():

@@ -232,9 +232,8 @@ def test_what_is_missing_is_said_before_anything_is_touched(own: Make, tmp_path:
         ({"resume": str(tmp_path / "none")}, "`resume` is"),
     ):
         chosen = own(**changes)
-        built = config.build(config.Placed(chosen), CLASSES["grpo"], all_classes=CLASSES)
         with pytest.raises(UserError, match=said):
-            check_startable("grpo", built)
+            check_startable("grpo", config.build(config.Placed(chosen), CLASSES["grpo"], all_classes=CLASSES))
     for name in ("../../x", "a/b", "/x", ".."):
         with pytest.raises(UserError, match=r"`name` is .*folder in output_dir"):
             config.build(config.Placed(own(name=name)), CLASSES["grpo"], all_classes=CLASSES)

@@ -22,7 +22,7 @@ from espalier.engine.optim import adamw
 from espalier.models.forward import TreeModel, Want
 from espalier.models.generate import Sampling
 from espalier.models.probe import probe
-from espalier.rollout.experience import Ask, measure, rule_scores, sample_trees, with_extras
+from espalier.rollout.experience import Ask, measure, rule_scores, sample_trees
 from espalier.stages.grpo import ADVANTAGES, GroupObjective, GRPOOptions
 from espalier.trees import Batch, lay_out_tree
 
@@ -63,13 +63,13 @@ def ours(size: str, rows: list[dict[str, Any]], tokenizer: Any, group: int, new:
         answered = sample_trees(lm, model.traits, asks, sampling, tokenizer.decode, copies=group, seeds=seeds)
         sampled = time.perf_counter() - start
         trees = [
-            with_extras(a.tree, scores=rule_scores(a, lambda prompt, answer, reference: reward(answer)))
+            a.tree.with_extras(scores=rule_scores(a, lambda prompt, answer, reference: reward(answer)))
             for a in answered
         ]
         ready = []
         for tree in measure(trees, rows_in, known):
             one = torch.zeros(tree.n_branches, dtype=torch.int64)
-            ready.append(with_extras(tree, advantages=ADVANTAGES["grpo"](tree.extras["scores"], one)))
+            ready.append(tree.with_extras(advantages=ADVANTAGES["grpo"](tree.extras["scores"], one)))
         batches = rows_in.micro_batches(ready)
         count = sum(objective.count(batch) for batch in batches)
         for batch in batches:

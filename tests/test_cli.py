@@ -148,6 +148,15 @@ def test_what_is_not_built_yet_is_refused_and_not_ignored(
     assert "not available yet" in said(capsys)
 
 
+def test_a_tracker_that_is_not_installed_is_said_before_the_first_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert call("sft", written(tmp_path, lines(GOOD), report_to=["tensorboard"])) == 2
+    assert "espalier-llm[tensorboard]" in said(capsys).replace(" ", "")
+    assert not (tmp_path / "run").exists()
+
+
 PROGRAM = """
 import os, signal, sys, time
 from espalier import report

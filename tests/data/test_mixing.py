@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from espalier.data.mixing import PHASES, interleaved, takes
+from espalier.data.mixing import PHASES, draws, takes
 from espalier.data.records import Chat, Preference, Prompt
 from espalier.data.sources import DatasetSpec, load_records
 from espalier.errors import UserError
 
 
+def order_of(sizes: list[int], weights: list[float], until: str, seed: int) -> list[tuple[int, int]]:
+    return list(draws(sizes, weights, until, seed))
+
+
 def test_sources_come_as_often_as_their_weights_say() -> None:
-    drawn = Counter(source for source, _ in interleaved([9000, 9000, 9000], [1, 2, 6], "first", seed=1))
+    drawn = Counter(source for source, _ in order_of([9000, 9000, 9000], [1, 2, 6], "first", seed=1))
     total = drawn.total()
     assert drawn[2] == 9000
     assert drawn[0] / total == pytest.approx(1 / 9, abs=0.01) and drawn[1] / total == pytest.approx(
@@ -26,21 +30,17 @@ def test_sources_come_as_often_as_their_weights_say() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_end_is_where_it_is_said_to_be(seed: int) -> None:
     sizes = [3, 40, 7]
-    first = interleaved(sizes, [1, 1, 1], "first", seed)
+    first = order_of(sizes, [1, 1, 1], "first", seed)
     counts = Counter(source for source, _ in first)
     assert any(counts[source] == size for source, size in enumerate(sizes))
     assert all(counts[source] <= size for source, size in enumerate(sizes)) and len(set(first)) == len(first)
-    every = interleaved(sizes, [1, 1, 1], "all", seed)
+    every = order_of(sizes, [1, 1, 1], "all", seed)
     assert set(every) == {(source, index) for source, size in enumerate(sizes) for index in range(size)}
     assert set(every[:-1]) != set(every), "it stops with the last record that was missing"
     for source, size in enumerate(sizes):
         order = [index for place, index in every if place == source]
         assert order == [number % size for number in range(len(order))]
-    assert (
-        interleaved(sizes, [1, 1, 1], "all", seed)
-        == every
-        != interleaved(sizes, [1, 1, 1], "all", seed + 100)
-    )
+    assert order_of(sizes, [1, 1, 1], "all", seed) == every != order_of(sizes, [1, 1, 1], "all", seed + 100)
 
 
 def test_three_stages_share_one_set_and_no_prompt() -> None:

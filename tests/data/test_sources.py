@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from espalier.data.choose import held_out, without
 from espalier.data.records import Chat, Message, Prompt
-from espalier.data.sources import DatasetSpec, load_records, prompt_key, split_validation
+from espalier.data.sources import DatasetSpec, load_records, prompt_key, prompt_mark
 from espalier.data.specs import parse_specs
 from espalier.errors import UserError
 
@@ -165,6 +168,13 @@ def test_weight_is_how_often_a_source_enters(tmp_path: Path) -> None:
     assert half == sorted(half, key=lambda name: int(name[1:]))
     assert Counter(Counter(load(2.5)).values()) == {2: 50, 3: 50}
     assert load(1) == [f"q{number}" for number in range(100)]
+
+
+def split_validation(records: list[Any], val_size: float, seed: int = 0) -> tuple[list[Any], list[Any]]:
+    """(training, validation) records, chosen as the data of a run is: by number, from the marks of the prompts."""
+    marks = np.array([prompt_mark(record) for record in records], np.uint64)
+    kept, held = without(None, len(records), held_out(lambda: [marks], len(records), val_size, seed))
+    return [records[number] for number in kept], [records[number] for number in held]
 
 
 def test_validation_never_shares_a_prompt_with_training() -> None:

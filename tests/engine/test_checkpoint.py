@@ -18,8 +18,8 @@ import torch
 from espalier.engine import files
 from espalier.engine.checkpoint import (
     clear_checkpoints,
-    latest_checkpoint,
     load_checkpoint,
+    newest_whole,
     rng_from_tensors,
     rng_to_tensors,
     save_checkpoint,
@@ -68,19 +68,19 @@ def test_a_checkpoint_is_tensors_and_json_and_no_pickle(tmp_path: Path) -> None:
 
 
 def test_the_oldest_go_and_the_newest_is_by_number(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "nowhere") is None
+    assert newest_whole(tmp_path / "nowhere")[0] is None
     for step in (8, 9, 10):
         put(tmp_path, step, keep=4)
     assert names(tmp_path) == ["step-10", "step-8", "step-9"]
     put(tmp_path, 11, keep=2)
     assert names(tmp_path) == ["step-10", "step-11"]
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-11"
+    assert newest_whole(tmp_path)[0] == tmp_path / "step-11"
     put(tmp_path, 11, keep=1)
     assert names(tmp_path) == ["step-11"]
     put(tmp_path, 3, keep=1)
     assert names(tmp_path) == ["step-3"], "what was just written is never the oldest"
     clear_checkpoints(tmp_path)
-    assert names(tmp_path) == [] and latest_checkpoint(tmp_path) is None
+    assert names(tmp_path) == [] and newest_whole(tmp_path)[0] is None
 
 
 def test_temporaries_and_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_temporaries_and_damaged_checkpoints_are_passed_over(tmp_path: Path) -> 
     (tmp_path / "step-3" / "state.json").write_text('{"format"')
     (tmp_path / ".step-9.1.tmp").mkdir()
     (tmp_path / "step-x").mkdir()
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-2"
+    assert newest_whole(tmp_path)[0] == tmp_path / "step-2"
     for step, problem in (
         (5, "missing"),
         (4, "model.safetensors has another size"),
@@ -103,7 +103,7 @@ def test_temporaries_and_damaged_checkpoints_are_passed_over(tmp_path: Path) -> 
     put(tmp_path, 6)
     assert not (tmp_path / ".step-9.1.tmp").exists()
     (tmp_path / "step-6").rename(tmp_path / ".step-6.old")
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-6", "a kill between the two renames is mended"
+    assert newest_whole(tmp_path)[0] == tmp_path / "step-6", "a kill between the two renames is mended"
 
 
 @pytest.mark.parametrize("survives", range(6))
@@ -125,10 +125,10 @@ def test_a_full_disk_at_any_moment_keeps_the_earlier_checkpoint(
         UserError, match=r"step-2: could not be written .*free on its disk.*save_total_limit.*untouched"
     ):
         put(tmp_path, 2, keep=1)
-    assert names(tmp_path) == ["step-1"] and latest_checkpoint(tmp_path) == tmp_path / "step-1"
+    assert names(tmp_path) == ["step-1"] and newest_whole(tmp_path)[0] == tmp_path / "step-1"
     monkeypatch.undo()
     put(tmp_path, 2, keep=1)
-    assert latest_checkpoint(tmp_path) == tmp_path / "step-2"
+    assert newest_whole(tmp_path)[0] == tmp_path / "step-2"
 
 
 SAVE_FOREVER = """
@@ -156,7 +156,7 @@ def test_sigkill_in_the_middle_of_saving_leaves_a_whole_checkpoint(tmp_path: Pat
             process.kill()
             reached = max([reached, *map(int, process.stdout.read().split())])
         caught += any(path.name.endswith(".tmp") for path in tmp_path.iterdir())
-        path = latest_checkpoint(tmp_path)
+        path = newest_whole(tmp_path)[0]
         assert path is not None
         tensors, state = load_checkpoint(path)
         assert state["step"] >= reached, "what was said to be saved is there"

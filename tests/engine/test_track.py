@@ -263,11 +263,11 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     assert seen == [(1, 1.0), (2, 2.0), (3, 3.2), (4, 4.2), (5, 5.2), (6, 6.2)]
 
 
-@pytest.mark.parametrize("kind", ["wandb", "swanlab"])
+@pytest.mark.parametrize("kind", ["wandb", "swanlab", "tensorboard"])
 def test_a_missing_package_names_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, kind, None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if kind == "tensorboard" else kind, None)
     with pytest.raises(UserError, match=rf"pip install 'espalier-llm\[{kind}\]'"):
         Tracker(tmp_path, "sft", 1, [kind], console=screen())
     with pytest.raises(UserError, match="wanted some of tensorboard, wandb, swanlab"):

@@ -13,21 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from espalier.errors import UserError
 
-STRATEGIES = ("concat", "first", "all")
-
 PHASES = {"text": 0, "chat": 0, "preference": 1, "ranking": 1, "unpaired": 1, "prompt": 2}
 """Which share of DeepSpeed-Chat's data_split a kind of records takes: imitation, preferences, rollouts."""
-
-
-def interleaved(
-    sizes: Sequence[int], weights: Sequence[float], until: str, seed: int
-) -> list[tuple[int, int]]:
-    """All of `draws` at once.
-
-    >>> interleaved([2, 2], [1, 1], "first", seed=3)
-    [(0, 0), (1, 0), (0, 1), (1, 1)]
-    """
-    return list(draws(sizes, weights, until, seed))
 
 
 def draws(sizes: Sequence[int], weights: Sequence[float], until: str, seed: int) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
-ROLES = (SYSTEM, USER, ASSISTANT, TOOL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the config calls `dataset` -> checked records: paths, globs, folders, hub ids; mixing; a validation split.
+"""What the config calls `dataset` -> checked records: paths, globs, folders, hub ids; mixing.
 
 Every record that does not come through is counted by its cause in `Loaded.left_out`. Bad records are all
 collected before anything is said: one error names the first ten places, how many there are, and the remedy.
@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from espalier.data.account import Account
-from espalier.data.choose import drawn, held_out, without
+from espalier.data.choose import drawn
 from espalier.data.dataset_info import as_described
 from espalier.data.files import SUFFIXES, Placed, is_data_file, read_rows
 from espalier.data.formats import parse_row
@@ -245,10 +243,3 @@ def prompt_mark(record: Record) -> int:
     """
     key = prompt_key(record).encode("utf-8", "replace")
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
-
-
-def split_validation(records: Sequence[Any], val_size: float, seed: int = 0) -> tuple[list[Any], list[Any]]:
-    """(training, validation) records, each in their old order; see `choose.held_out`."""
-    marks = np.array([prompt_mark(record) for record in records], np.uint64)
-    kept, held = without(None, len(records), held_out(lambda: [marks], len(records), val_size, seed))
-    return [records[number] for number in kept], [records[number] for number in held]

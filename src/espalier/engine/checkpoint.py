@@ -83,11 +83,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return _checkpoints(folder)[::-1]
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None."""
-    return newest_whole(folder)[0]
-
-
 def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest whole checkpoint or None, and the newer ones that were passed over, each with what is wrong with it."""
     passed: dict[Path, str] = {}

@@ -30,7 +30,7 @@ class TensorBoard:
     """Event files in ``FOLDER/tensorboard``; steps after `resumed_step` of an earlier start are hidden."""
 
     def __init__(self, folder: Path, name: str, resumed_step: int) -> None:
-        module = _need("torch.utils.tensorboard", "tensorboard", "tensorboard")
+        module = _need("torch.utils.tensorboard", "tensorboard", "espalier-llm[tensorboard]")
         purge = {"purge_step": resumed_step + 1} if resumed_step else {}
         self._writer = module.SummaryWriter(log_dir=str(folder / "tensorboard"), **purge)
 
@@ -104,7 +104,7 @@ def check_installed(kind: str) -> None:
     """Whether a tracker could be opened. Raises UserError when it is unknown or its package is not installed."""
     if kind not in TRACKERS:
         raise UserError(f"`report_to` is {kind!r}; wanted some of {', '.join(TRACKERS)}.")
-    _need(_MODULES[kind], kind, "tensorboard" if kind == "tensorboard" else f"espalier-llm[{kind}]")
+    _need(_MODULES[kind], kind, f"espalier-llm[{kind}]")
 
 
 def open_tracker(kind: str, folder: Path, name: str, resumed_step: int) -> Sink:

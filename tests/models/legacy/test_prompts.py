@@ -10,13 +10,13 @@ import torch
 import espalier
 from espalier.models.forward import TreeModel, Want
 from espalier.models.heads import ScalarHead
-from espalier.models.legacy.prompts import chatglm_path, glm_path, whole_inputs
 from espalier.models.probe import probe
 from espalier.trees.layout import lay_out_padded
 from espalier.trees.tree import Tree
 from tests.conftest import Golden
 from tests.models.legacy.conftest import cases
 from tests.models.legacy.plain import TOLERANCE
+from tests.models.legacy.prompts import chatglm_path, glm_path, whole_inputs
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """Prompt and answer as the ids that GLM and ChatGLM-6B are trained on, and as whole inputs with masks.
 
 Stages need the ids alone: the models read positions and masks off them (`espalier.models.legacy.prefix`), in the
-padded layout, where each path is a row of its own. The tokenizers' chat templates write the same marks as text,
-so records in files go through `template: auto` and never meet these functions; they are for people who have
-ids, and for looking at what the model sees.
+padded layout, where each path is a row of its own. The tokenizers' chat templates write the same marks as text. These are what
+both are compared with.
 
 B rows, T tokens of the longest.
 """

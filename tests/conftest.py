@@ -76,3 +76,26 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
         return made / family if (made / family).is_dir() else make(family, made / family)
 
     return get
+
+
+Vocabulary = Callable[[str], Path]
+"""The folder of a tokenizer, by its name."""
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    """Real tokenizers by their names; without the real data, small ones in the same files, trained here."""
+    folder = real_data()
+    if folder is not None:
+        return lambda name: folder / "data" / "tokenizers" / name
+    made = tmp_path_factory.mktemp("vocabulary")
+
+    def get(name: str) -> Path:
+        from tests.golden.vocabularies import MAKERS
+
+        if not (made / name).is_dir():
+            (made / name).mkdir()
+            MAKERS[name](made / name)
+        return made / name
+
+    return get

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from espalier.data.records import Message
 from espalier.data.templates import choose_template, prompt_text
 from espalier.errors import UserError
 from espalier.models.load import train_tokenizer
+from tests.conftest import Vocabulary
 
 TURNS = [
     Message("user", "春眠不觉晓，下一句是什么？"),
@@ -40,11 +40,14 @@ def marked(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         made = train_tokenizer([turn.content for turn in TURNS] * 3, 400)
         made.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": SPECIALS})
         return made
-    shared: Path = request.getfixturevalue("shared")
-    folder = shared / "data/tokenizers/aquila_bpe"
+    vocabulary: Vocabulary = request.getfixturevalue("vocabulary")
+    folder = vocabulary("aquila_bpe")
     if request.param != "byte-level BPE":
+        request.getfixturevalue(
+            "shared"
+        )  # a small one has no token for two spaces, and Llama's class eats one
         folder = tmp_path_factory.mktemp("baichuan2")
-        shutil.copy(shared / "data/tokenizers/baichuan2/tokenizer.model", folder)
+        shutil.copy(vocabulary("baichuan2") / "tokenizer.model", folder)
         names = {
             "bos_token": "<s>",
             "eos_token": "</s>",

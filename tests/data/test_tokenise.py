@@ -15,6 +15,7 @@ from espalier.data.templates import choose_template
 from espalier.data.tokenise import Encoder, encode, encode_all, encode_prompts
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
+from tests.conftest import Vocabulary
 
 LONG = 10**6
 
@@ -102,8 +103,8 @@ def test_a_document_is_kept_whole_and_each_token_is_trained_once(aquila: Any, cu
     assert {tree.source for tree in trees} == {"t:1"}
 
 
-def test_a_bos_token_where_the_tokenizer_adds_one(shared: Path, gpt2: Any) -> None:
-    tokenizer = type(gpt2).from_pretrained(shared / "data/tokenizers/aquila_bpe")
+def test_a_bos_token_where_the_tokenizer_adds_one(vocabulary: Vocabulary, gpt2: Any) -> None:
+    tokenizer = type(gpt2).from_pretrained(vocabulary("aquila_bpe"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A", special_tokens=[("[CLS]", tokenizer.bos_token_id)]
     )
@@ -251,9 +252,9 @@ def test_what_a_template_refuses_is_told_with_its_place(aquila: Any) -> None:
         encode(Chat((user("a"), *said("b")), "a.jsonl:4"), Encoder(aquila, refusing, LONG))
 
 
-def test_a_tokenizer_without_an_end_is_refused_for_documents(shared: Path, gpt2: Any) -> None:
+def test_a_tokenizer_without_an_end_is_refused_for_documents(vocabulary: Vocabulary, gpt2: Any) -> None:
     template = choose_template(gpt2)
-    bare = type(gpt2).from_pretrained(shared / "data/tokenizers/aquila_bpe")
+    bare = type(gpt2).from_pretrained(vocabulary("aquila_bpe"))
     bare.eos_token = None
     with pytest.raises(UserError, match=r"t:1: .*set eos_token"):
         encode(Text("春眠", "t:1"), Encoder(bare, template, LONG))

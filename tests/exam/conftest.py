@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from espalier.models.load import train_tokenizer
 from tests.conftest import SAMPLES, real_data
 
 _WITHOUT_TRAIN = {"afqmc": 300, "cmnli": 300}  # real files have no train part: some of dev takes its place
@@ -42,24 +40,10 @@ def exams(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=["samples", "real"])
+@pytest.fixture(scope="session", params=["samples", *(["real"] if real_data() else [])])
 def layouts(request: pytest.FixtureRequest) -> Path:
     """The exams' folders: a few questions of each written for these tests, and the real ones where they are."""
     if request.param == "samples":
         return SAMPLES / "exams"
     folder: Path = request.getfixturevalue("exams")
     return folder
-
-
-@pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a real tokenizer by its name; without the real data, of one that the samples have trained."""
-    real = real_data()
-    if real is not None:
-        return lambda name: real / "data" / "tokenizers" / name
-    folder = tmp_path_factory.mktemp("vocabulary")
-    texts = [file.read_text("utf-8") for file in sorted(SAMPLES.rglob("*.*"))]
-    made = train_tokenizer(texts, 1200)
-    made.bos_token = "<|endoftext|>"
-    made.save_pretrained(str(folder))
-    return lambda name: folder

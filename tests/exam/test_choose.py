@@ -16,6 +16,7 @@ from espalier.exam.scores import predicted
 from espalier.exam.task import Candidate
 from espalier.models.forward import TreeModel
 from espalier.models.probe import probe
+from tests.conftest import Vocabulary
 from tests.exam.independent import CONFIGS, alone, model_of, tokenizer_of
 
 SHOTS = "Question: What is 1 + 1?\nAnswer: 2\n\n"
@@ -106,10 +107,10 @@ def test_what_does_not_fit_loses_examples_first_then_its_beginning(vocabulary: C
 
 
 def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(
-    shared: Path,
+    vocabulary: Vocabulary,
 ) -> None:
     """As PanGu's prompts need on long app descriptions: label and beginning stay, in all candidates alike."""
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+    tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     model = model_of("llama", tokenizer, max_position_embeddings=40)
     labels, text = (" sports", " money market"), " word" * 60
     candidates = tuple(Candidate(f"{label}:{text}", len(label) + 1) for label in labels)

@@ -17,6 +17,7 @@ from espalier.exam.shots import Asker
 from espalier.exam.task import Candidate
 from espalier.exam.tasks import Settings, make_task
 from espalier.exam.tasks.clue import SPECS
+from tests.conftest import Vocabulary
 from tests.exam.independent import encoded, first_token, tokenizer_of
 
 EXAMS = [*SPECS, "ceval", "cmmlu", "mmlu"]
@@ -75,28 +76,28 @@ def scored(tokenizer: Any, prompt: str, candidate: str) -> str:
     return tokenizer.decode(tail[unscored:])
 
 
-def test_a_token_merged_across_the_boundary_is_scored_whole(shared: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+def test_a_token_merged_across_the_boundary_is_scored_whole(vocabulary: Vocabulary) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     assert scored(tokenizer, "He is run", "ning") == " running"
     assert scored(tokenizer, "He is", " running") == " running"
 
 
-def test_a_chinese_word_merged_across_the_boundary_is_scored_whole(shared: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "aquila_bpe"))
+def test_a_chinese_word_merged_across_the_boundary_is_scored_whole(vocabulary: Vocabulary) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("aquila_bpe")))
     assert len(tokenizer("中国")["input_ids"]) == 1
     assert scored(tokenizer, "我来自中", "国") != "国"
     assert scored(tokenizer, "我来自", "中国").endswith("中国")
 
 
-def test_text_inside_of_the_candidate_that_is_not_scored(shared: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+def test_text_inside_of_the_candidate_that_is_not_scored(vocabulary: Vocabulary) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     candidates = (Candidate("sports: a goal", 7), Candidate("money: a goal", 6))
     (found,) = encode_questions(tokenizer, Head(tokenizer, "", "About"), [("About ", candidates)])
     for tail, unscored in found.tails:
         assert tokenizer.decode(tail[unscored:]) == " a goal"
 
 
-def test_an_empty_candidate_is_refused(shared: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+def test_an_empty_candidate_is_refused(vocabulary: Vocabulary) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     with pytest.raises(UserError, match="adds no token"):
         scored(tokenizer, "Yes?", "")

@@ -25,6 +25,7 @@ from espalier.exam.lm_eval import EspalierLM, grouped
 from espalier.exam.tasks import Settings
 from espalier.models import load
 from espalier.models.saved import save_model
+from tests.conftest import SAMPLES, Vocabulary, real_data
 from tests.exam.independent import model_of, tokenizer_of
 from tests.exam.test_own_task import task_file
 from tests.families.test_marked import t5
@@ -33,9 +34,11 @@ SHOTS = "Question: What is the capital of France?\nAnswer: Paris\n\n" * 8
 
 
 @pytest.fixture(scope="module", params=["gpt2-llama", "aquila_bpe-qwen2", "gpt2-bloom"])
-def folder(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    request: pytest.FixtureRequest, vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     name, _, kind = request.param.partition("-")
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / name))
+    tokenizer = tokenizer_of(str(vocabulary(name)))
     path = tmp_path_factory.mktemp("model")
     changes = {} if kind == "bloom" else {"max_position_embeddings": 256}
     save_model(path, model_of(kind, tokenizer, **changes), tokenizer)
@@ -43,9 +46,9 @@ def folder(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="module")
-def one(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("one")
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+    tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     save_model(path, model_of("llama", tokenizer), tokenizer)
     return path
 
@@ -111,7 +114,9 @@ def test_an_encoder_decoder_is_asked_as_the_hf_backend_asks_it(tmp_path: Path) -
 
 def test_rolling_loglikelihoods_are_those_of_the_hf_backend(both: tuple[EspalierLM, HFLM]) -> None:
     ours, theirs = both
-    texts = [("The moon is round. " * 90,), ("A short one.",), ("月亮是圆的。" * 100,)]
+    # no text that repeats itself: lm_eval takes windows of equal tokens for one request
+    numbered = "".join(f"{n}月亮是圆的。" for n in range(100))
+    texts = [("The moon is round. " * 90,), ("A short one.",), (numbered,)]
     found = ours.loglikelihood_rolling(requests("loglikelihood_rolling", texts))
     truth = theirs.loglikelihood_rolling(requests("loglikelihood_rolling", texts), disable_tqdm=True)
     assert found == pytest.approx(truth, rel=1e-5)
@@ -167,11 +172,13 @@ def test_pairs_come_back_in_their_order_whatever_they_share() -> None:
 
 
 @pytest.fixture(scope="module")
-def tasks(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks in lm_eval's own language: multiple choice with drawn shots, and written answers."""
     path = tmp_path_factory.mktemp("tasks")
-    for split, source in (("train", "train_few_all"), ("test", "test_public")):
-        rows = (shared / "data" / "eprstmt" / f"{source}.json").read_text("utf-8").strip().split("\n")[:24]
+    real = real_data()
+    folder = SAMPLES / "exams" if real is None else real / "data"
+    for split, source in (("train", "train_few_all"), ("test", "test_public" if real else "dev_few_all")):
+        rows = (folder / "eprstmt" / f"{source}.json").read_text("utf-8").strip().split("\n")[:24]
         (path / f"{split}.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
     common = (
         "dataset_path: json\ndataset_kwargs:\n  data_files:\n"

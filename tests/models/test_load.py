@@ -28,6 +28,7 @@ from espalier.models.load import (
     without_dropout,
 )
 from espalier.models.load_adapted import load_with_adapter
+from tests.conftest import Vocabulary
 
 Tiny = Callable[..., nn.Module]
 TOKENS: dict[str, int | None] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -180,8 +181,8 @@ def test_nothing_is_frozen_below_one_block(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("name", ["aquila_bpe", "gpt2"])
-def test_folders_in_the_form_of_gpt2_round_trip(shared: Path, name: str) -> None:
-    tokenizer = load_tokenizer(str(shared / "data" / "tokenizers" / name))
+def test_folders_in_the_form_of_gpt2_round_trip(vocabulary: Vocabulary, name: str) -> None:
+    tokenizer = load_tokenizer(str(vocabulary(name)))
     for text in TEXTS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
@@ -189,8 +190,8 @@ def test_folders_in_the_form_of_gpt2_round_trip(shared: Path, name: str) -> None
     assert tokenizer.eos_token_id is not None
 
 
-def test_a_bare_folder_gets_chatml_whose_marks_are_single_tokens(shared: Path) -> None:
-    tokenizer = load_tokenizer(str(shared / "data" / "tokenizers" / "gpt2"))
+def test_a_bare_folder_gets_chatml_whose_marks_are_single_tokens(vocabulary: Vocabulary) -> None:
+    tokenizer = load_tokenizer(str(vocabulary("gpt2")))
     messages = [{"role": "user", "content": "hi"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"

@@ -17,7 +17,7 @@ from espalier.exam.task import Question
 from espalier.exam.tasks import Settings, make_task
 from espalier.exam.tasks.knowledge import subjects
 from espalier.models.saved import save_model
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLES, Vocabulary
 from tests.exam.independent import alone, encoded, model_of, tokenizer_of
 from tests.exam.planted import planted
 
@@ -127,8 +127,10 @@ def test_an_independent_scorer_agrees(
             assert line["gold"] == "ABCD".index(row[5])
 
 
-def test_a_model_that_knows_gets_everything_and_averages_are_by_subject(shared: Path, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "aquila_bpe"))
+def test_a_model_that_knows_gets_everything_and_averages_are_by_subject(
+    shared: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("aquila_bpe")))
     planned = plan(["ceval"], [0], Settings(shared / "data", limit=2))
     ((task, _),) = planned.tasks
     questions = [q for q in task.read() if isinstance(q, Question)]
@@ -150,8 +152,10 @@ def test_a_model_that_knows_gets_everything_and_averages_are_by_subject(shared: 
 
 
 @pytest.mark.slow
-def test_the_test_set_gives_a_file_for_submission(shared: Path, tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(str(shared / "data" / "tokenizers" / "aquila_bpe"))
+def test_the_test_set_gives_a_file_for_submission(
+    shared: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_of(str(vocabulary("aquila_bpe")))
     save_model(tmp_path / "model", model_of("qwen2", tokenizer), tokenizer)
     settings = Settings(shared / "data", split="test")
     evaluate(str(tmp_path / "model"), ["ceval"], out=tmp_path / "out", settings=settings, asking=QUIET)

@@ -20,14 +20,15 @@ from espalier.exam.tasks import NoShots, Settings, make_task
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.saved import save_model
+from tests.conftest import Vocabulary
 from tests.exam.independent import alone, encoded, model_of, tokenizer_of
 
 QUIET = Asking(quiet=True)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared: Path) -> Any:
-    return tokenizer_of(str(shared / "data" / "tokenizers" / "gpt2"))
+def tokenizer(vocabulary: Vocabulary) -> Any:
+    return tokenizer_of(str(vocabulary("gpt2")))
 
 
 # --- reward --------------------------------------------------------------------------------------

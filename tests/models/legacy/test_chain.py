@@ -20,8 +20,9 @@ from espalier.models.legacy.conversion import Conversion
 from espalier.models.legacy.families import conversion_of
 from espalier.models.probe import probe
 from espalier.serve.session import Session
+from tests.conftest import Vocabulary
+from tests.golden.vocabularies import train
 from tests.models.legacy.plain import write
-from tests.models.legacy.tokenizers.test_made_vocabularies import train
 
 TINY = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -95,10 +96,10 @@ SLOW = ("qwen", "baichuan2", "aquila")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CONFIGS]
 )
-def test_with_a_real_vocabulary(name: str, shared: Path, tmp_path: Path) -> None:
-    vocabulary, config = CONFIGS[name]
+def test_with_a_vocabulary(name: str, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    words, config = CONFIGS[name]
     folder = untrained(config, tmp_path)
-    for file in (shared / "data" / "tokenizers" / vocabulary).iterdir():
+    for file in vocabulary(words).iterdir():
         if file.is_file() and file.name != "LICENSE.source":
             shutil.copy(file, folder)
     from_the_original_folder_to_an_answer(folder, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from espalier.data.templates import choose_template, prompt_text
 from espalier.errors import UserError
 from espalier.models.legacy.tokenizers import chat
 from espalier.models.load import load_tokenizer, train_tokenizer
+from tests.conftest import Vocabulary
 
 ASKED = [
     Message("user", "你好"),
@@ -80,8 +80,8 @@ def test_a_blank_of_one_s_own_is_kept() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pangu", "glm_chinese_sp", "qwen", "baichuan2", "aquila_bpe"])
-def test_the_answer_and_its_end_are_trained(name: str, shared: Path) -> None:
-    tokenizer: Any = load_tokenizer(str(shared / "data" / "tokenizers" / name))
+def test_the_answer_and_its_end_are_trained(name: str, vocabulary: Vocabulary) -> None:
+    tokenizer: Any = load_tokenizer(str(vocabulary(name)))
     template = choose_template(tokenizer)
     pieces = template.render(ASKED[:2])
     ((ids, flags),) = encode_pieces(tokenizer, [pieces], bos=False)
@@ -93,8 +93,8 @@ def test_the_answer_and_its_end_are_trained(name: str, shared: Path) -> None:
     assert not any(flags[: len(asked)])
 
 
-def test_only_the_last_answer_of_a_prefix_model_is_trained(shared: Path) -> None:
-    tokenizer: Any = load_tokenizer(str(shared / "data" / "tokenizers" / "glm_chinese_sp"))
+def test_only_the_last_answer_of_a_prefix_model_is_trained(vocabulary: Vocabulary) -> None:
+    tokenizer: Any = load_tokenizer(str(vocabulary("glm_chinese_sp")))
     template = choose_template(tokenizer)
     with pytest.raises(UserError, match="turn 2"):
         template.render(ASKED)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 
 from espalier.errors import UserError
 from espalier.models.legacy.tokenizers.sentencepiece_file import read_model
 from espalier.models.load import load_tokenizer
+from tests.golden.vocabularies import LLAMA, train
 from tests.models.legacy.tokenizers.conftest import HARD
 
-ZH = "床前明月光疑是地上霜举头望明月低头思故乡春眠不觉晓处处闻啼鸟夜来风雨声花落知多少"
-SENTENCE = "the quick brown fox jumps over a lazy dog while people develop their own tools for 2023 and 3.14"
-EN = SENTENCE.split()
 TEXTS = [
     *("你好  明月 the fox", " the  quick ", "床前明月光，疑是地上霜。", "a\nb\n\n c\t\td", "people  develop"),
     *(
@@ -34,34 +30,11 @@ TEXTS = [
 ]
 
 
-def train(folder: Path, name: str, **options: Any) -> sentencepiece.SentencePieceProcessor:
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = random.Random(0)
-    lines = []
-    for _ in range(3000):
-        words = drawn.choices(EN, k=5) + ["".join(drawn.choices(ZH, k=drawn.randint(2, 8))) for _ in range(3)]
-        drawn.shuffle(words)
-        lines.append(" ".join(words))
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_prefix=str(folder / name.removesuffix(".model")),
-        vocab_size=options.pop("vocab_size", 600),
-        model_type="bpe",
-        character_coverage=1.0,
-        minloglevel=2,
-        **options,
-    )
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / name))
-
-
 def reloaded(folder: Path, tmp_path: Path) -> list[Any]:
     made = load_tokenizer(str(folder))
     made.save_pretrained(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "tokenizer.json").is_file()
     return [made, load_tokenizer(str(tmp_path / "saved"))]
-
-
-LLAMA = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 
 
 @pytest.mark.parametrize("symbols", [[], ["<eoh>", "<eoa>", "\n"]])

@@ -22,6 +22,7 @@ from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
 from espalier.rendering import rendered
 
+
 class Template(Protocol):
     """How conversations are written for one model."""
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-
 from espalier.data.named_templates import forms, named_template
 from espalier.data.pieces import Piece, joined
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from espalier import cli
-from espalier.stages import train
+from espalier.stages import pipeline, train
 
 BASE: dict[str, Any] = {
     "stage": "sft",
@@ -206,3 +206,14 @@ def test_of_ranks_that_another_launcher_started_the_first_speaks(
         monkeypatch.setenv("RANK", rank)
         assert call("report", str(tmp_path / "nowhere")) == 2
         assert said(capsys).startswith(wanted) and (wanted or not said(capsys))
+
+
+def test_the_processes_that_are_started_are_as_talkative_as_their_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(pipeline, "relaunch", lambda arguments, processes: started.append(arguments) or 0)
+    monkeypatch.setitem(cli._state, "verbose", False)
+    file = written(tmp_path, lines(GOOD), strategy="ddp", num_processes=2)
+    assert call("-v", "sft", file) == 0 and call("sft", file, "seed=7") == 0
+    assert started == [["-v", "run", file, "stage=sft"], ["run", file, "stage=sft", "seed=7"]]

@@ -67,7 +67,7 @@ def _on_all(file: str, overrides: list[str]) -> int:
     try:
         from espalier.stages.pipeline import run_on_all
 
-        return run_on_all(file, overrides)
+        return run_on_all(file, overrides, ["-v"] if _state["verbose"] else [])
     except Ended as end:
         if end.again:
             raise

@@ -74,6 +74,26 @@ def test_an_order_goes_on_exactly_after_a_stop(way: dict[str, Any], after: int) 
     assert before + [numbers(batches) for batches in resumed.steps()] == whole
 
 
+def test_a_place_among_rows_that_another_number_of_processes_fills_is_refused() -> None:
+    """Rows of half the length: the same index stands for other trees, so some would come twice and others never."""
+    one = feed(WAYS[1], world=1, row=150)
+    steps = one.steps()
+    for _ in range(3):
+        next(steps)
+    two = feed(WAYS[1], world=2, row=75)
+    with pytest.raises(ValueError, match="as many processes as before"):
+        two.restore(one.place())
+    two.restore(
+        {key: value for key, value in one.place().items() if key != "division"}
+    )  # an earlier version's
+    batches = feed(
+        WAYS[0], world=2
+    )  # trees shuffled one by one: an index is the same tree whatever the ranks
+    begun = feed(WAYS[0])
+    next(begun.steps())
+    batches.restore(begun.place())
+
+
 def test_only_a_ranks_own_trees_are_read() -> None:
     read: list[int] = []
     inner = listed(TREES)

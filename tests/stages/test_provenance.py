@@ -30,9 +30,12 @@ def own(world: Path, tmp_path: Path, options: Make) -> Callable[..., dict[str, A
     for name in ("sft_train", "prompts", "prompts_dev", "pref_train"):
         shutil.copy(world / f"{name}.jsonl", tmp_path / f"{name}.jsonl")
     (tmp_path / "rule.py").write_text(
-        "import beside\ndef f(p, a, r): return beside.one\ndef g(p, a, r): return 0.0\n"
+        "import beside\nfrom judge_of_mine.inner import one\ndef f(p, a, r): return beside.one\ndef g(p, a, r): return 0.0\n"
     )
     (tmp_path / "beside.py").write_text("one = 1.0\n")
+    (tmp_path / "judge_of_mine").mkdir()
+    (tmp_path / "judge_of_mine" / "inner.py").write_text("from . import deeper\none = 1.0\n")
+    (tmp_path / "judge_of_mine" / "deeper.py").write_text("two = 2.0\n")
     (tmp_path / "ds.json").write_text(json.dumps({"train_micro_batch_size_per_gpu": 1}))
     adapter = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "judge")}
     (tmp_path / "adapter").mkdir()
@@ -72,6 +75,7 @@ CONTENT: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "a held-out record": (append("prompts_dev.jsonl"), "eval_dataset", "prompts_dev.jsonl has changed"),
     "a reward function": (append("rule.py"), "reward_function", "rule.py has changed"),
     "what it imports": (append("beside.py"), "reward_function", "beside.py has changed"),
+    "a package that it imports": (append("judge_of_mine/deeper.py"), "reward_function", "deeper.py has changed"),
     "an adapter": (append("adapter/adapter_model.safetensors"), "adapter_name_or_path", "adapter_model.safetensors"),
     "an adapter's base": (append("judge/config.json", " "), "adapter_name_or_path", "base/config.json has changed"),
     "a file more": (lambda f: (f / "base" / "added.json").write_text("x"), "model_name_or_path", "is new"),
@@ -143,7 +147,7 @@ def test_every_other_key_is_named_with_what_it_was_and_is(own: Make, tmp_path: P
 
 def test_what_has_moved_is_the_same(own: Make, tmp_path: Path) -> None:
     before = of(own())
-    for name in ("base", "prompts.jsonl", "rule.py", "beside.py"):
+    for name in ("base", "prompts.jsonl", "rule.py", "beside.py", "judge_of_mine"):
         (tmp_path / "there").mkdir(exist_ok=True)
         shutil.move(tmp_path / name, tmp_path / "there" / name)
     moved = {"model_name_or_path": str(tmp_path / "there" / "base"),
@@ -233,7 +237,8 @@ def test_what_is_missing_is_said_before_anything_is_touched(own: Make, tmp_path:
     ):
         chosen = own(**changes)
         with pytest.raises(UserError, match=said):
-            check_startable("grpo", config.build(config.Placed(chosen), CLASSES["grpo"], all_classes=CLASSES))
+            built = config.build(config.Placed(chosen), CLASSES["grpo"], all_classes=CLASSES)
+            check_startable("grpo", built)
     for name in ("../../x", "a/b", "/x", ".."):
         with pytest.raises(UserError, match=r"`name` is .*folder in output_dir"):
             config.build(config.Placed(own(name=name)), CLASSES["grpo"], all_classes=CLASSES)

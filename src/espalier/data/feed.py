@@ -248,13 +248,32 @@ class DatasetFeed:
         return rows.dealt(self._trees, [chosen[row].tolist() for row in rows.rows_of(self._sizes[chosen])])
 
     def place(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "index": self._index, "step": self._step, "trees": len(self._trees)}
+        return {
+            "epoch": self._epoch,
+            "index": self._index,
+            "step": self._step,
+            "trees": len(self._trees),
+            "division": self._division,
+        }
+
+    @property
+    def _division(self) -> list[int]:
+        """Units (trees, or full rows) of an epoch and of a step, which an index counts in."""
+        return [self._units, self._per_step]
 
     def restore(self, place: dict[str, Any]) -> None:
         if place["trees"] != len(self._trees):
             raise ValueError(
                 f"the checkpoint was written over {place['trees']} trees and there are {len(self._trees)} now: "
                 "the data changed. Start again with resume=false, or restore the data."
+            )
+        division = place.get("division", self._division)  # an earlier version did not note it
+        if division != self._division:
+            rows, ours = ("{1:,} of {0:,}".format(*counts) for counts in (division, self._division))
+            raise ValueError(
+                f"the checkpoint counts in steps of {rows} trees or rows, and there are {ours} here, so that some would "
+                "be seen twice and others never: another number of processes (or layout) fills other rows. Go on with "
+                "as many processes as before, or start again with resume=false."
             )
         self._epoch, self._index, self._step = place["epoch"], place["index"], place["step"]
 

@@ -96,6 +96,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 def clear_checkpoints(folder: Path) -> None:
     """Removes them all: a run that starts again must not continue, later, from the run before it."""
+    remove_left(folder, "step-*", of_anyone=True)  # of an earlier removal that was killed
     for path in _checkpoints(folder):
         _remove(path)
 

@@ -100,11 +100,17 @@ def wanted_processes(raw: config.Placed) -> int:
     return wanted
 
 
-def run_on_all(path: str, overrides: Sequence[str]) -> int:
-    """`run` in as many processes as the file asks for; returns the exit code."""
+def run_on_all(path: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> int:
+    """`run` in as many processes as the file asks for; returns the exit code.
+
+    Args:
+        path: of the file.
+        overrides: ``key=value`` as on the command line.
+        flags: of the command itself, such as ``-v``, for the processes that are started.
+    """
     processes = wanted_processes(config.load_yaml(path, overrides))
     if processes > 1:
-        return relaunch(["run", path, *overrides], processes)
+        return relaunch([*flags, "run", path, *overrides], processes)
     run(path, overrides)
     return 0
 

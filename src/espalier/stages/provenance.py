@@ -160,7 +160,7 @@ def _content(kind: str, value: Any) -> dict[str, str]:
 
 
 def _modules(path: Path, seen: set[Path]) -> list[Path]:
-    """A Python file and the files beside it that it imports, and those that they import."""
+    """A Python file and what lies beside it that it imports, and what that imports; of a package all its files."""
     if path in seen:
         return []
     seen.add(path)
@@ -170,8 +170,14 @@ def _modules(path: Path, seen: set[Path]) -> list[Path]:
         return [path]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    beside = (path.parent / f"{name.split('.')[0]}.py" for name in names)
-    return [path, *(found for near in beside if near.is_file() for found in _modules(near, seen))]
+    found = [path]
+    for name in sorted({name.split(".")[0] for name in names}):
+        if (package := path.parent / name).is_dir():
+            near = sorted(package.rglob("*.py"))
+        else:
+            near = [path.with_name(f"{name}.py")]
+        found += [module for one in near if one.is_file() for module in _modules(one, seen)]
+    return found
 
 
 def _rest(value: Any) -> Any:

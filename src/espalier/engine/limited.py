@@ -159,9 +159,8 @@ def main(target: str, parent: int, memory: int) -> None:
             import resource
 
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    for (
-        number
-    ) in ENDING:  # whoever asked decides what a signal means; a handler, for what is started here is free
+    # Whoever asked decides what a signal means. A handler and not SIG_IGN, which what is started here would inherit.
+    for number in ENDING:
         signal.signal(number, lambda number, frame: None)
     asked, answers = _own_pipes()
     module, _, name = target.partition(":")

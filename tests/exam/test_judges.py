@@ -16,7 +16,8 @@ pytest.importorskip("rouge_score", reason="the judges of the extra `exams` are n
 
 from espalier.exam import mathematics
 from espalier.exam.cmrc import judge_cmrc, segments
-from espalier.exam.mathematics import boxed, final_number, judge_expression, judge_number
+from espalier.exam.mathematics import boxed, judge_expression, judge_number
+from espalier.maths.numerals import final_number
 
 # --- reading: the official scorer's rules, once more in the plainest way ---------------------------
 
@@ -85,6 +86,27 @@ def test_numbers_are_compared_as_numbers() -> None:
     assert judge_number("no number at all", ("#### 3",)) == {"accuracy": 0.0}
     assert judge_number("1/0", ("#### 3",)) == {"accuracy": 0.0}
     assert judge_number("-5", ("#### 5",)) == {"accuracy": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "equal"),
+    [
+        ("1/4", "3/4", False), ("3/4", "0.75", True), ("a loss of -$5", "-5", True), ("$-5", "-5", True),
+        ("−5", "5", False), ("共1，224元", "1224", True), ("１，２２４", "224", False), ("1.5e3", "1500", True),
+        ("1.5e3", "3", False), ("3,4,5", "5", True), ("€ 1,234.50", "1234.5", True), ("3, 4", "34", False),
+        ("1e999999999", "999999999", True), ("5-3", "3", True), ("5 - 3", "-3", False), ("is -3", "-3", True), (".5", "1/2", True),
+    ],
+)  # fmt: skip
+def test_exam_and_reward_read_one_number(said: str, right: str, equal: bool) -> None:
+    from espalier.rollout.rewards import RULES
+
+    assert judge_number(said, (right,))["accuracy"] == RULES["number"]("", said, right) == equal
+
+
+def test_an_ellipsis_is_no_sign_of_the_official_script() -> None:
+    """Its list holds the text of two of them, which no single character equals."""
+    found = judge_cmrc("他说…再见", ("他说再见",))
+    assert found == {"f1": pytest.approx(4 / 9), "exact_match": 0.0}
 
 
 def test_every_reference_of_the_mathematical_sets_equals_itself_and_not_another(shared: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from espalier.exam.judge import library
 
-_SIGNS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》……·、「」（）－～『』")
+# The official list also holds "……" as one text of two characters, which it compares with single ones: "…" is no sign.
+_SIGNS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 
 
 def judge_cmrc(text: str, references: tuple[str, ...]) -> dict[str, float]:

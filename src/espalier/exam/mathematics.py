@@ -1,6 +1,6 @@
 """Answers of mathematical exams: found in a text, and compared with the right ones.
 
-GSM8K: the number after "####", or the last number; commas of thousands, signs of money and a last point don't count.
+GSM8K: the number after "####", or the last number (`espalier.maths.numerals`).
 Others: what stands in the last ``\\boxed{}``, or the last expression; equality is symbolic, by the library
 math-verify (extra `exams`), in a process of its own with a time limit (see `SECONDS`).
 """
@@ -8,11 +8,11 @@ math-verify (extra `exams`), in a process of its own with a time limit (see `SEC
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from importlib.util import find_spec
 
 from espalier.engine.limited import Died, Limited, TimedOut
 from espalier.exam.judge import library
+from espalier.maths.numerals import same_number
 
 SECONDS = 5.0
 """For one comparison. Those of real exams take 0.01 to 0.5 seconds, so a loaded machine may be ten times slower; what
@@ -25,33 +25,10 @@ NOT_COMPARABLE = "not_comparable"
 
 _judge = Limited("espalier.exam.equality:equal", memory=MEMORY)
 
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
-
-
-def final_number(text: str) -> str | None:
-    """The number that a worked solution ends in, without commas; None where there is no number.
-
-    >>> final_number("48/2 = <<48/2=24>>24, so 1,224\\n#### 1,224"), final_number("The answer is $-3.50.")
-    ('1224', '-3.50')
-    """
-    marked = text.rsplit("####", 1)
-    found = _NUMBER.findall(marked[1]) if len(marked) > 1 else []
-    found = found[:1] or _NUMBER.findall(text)[-1:]
-    return found[0].replace(",", "").replace("$", "") if found else None
-
 
 def judge_number(text: str, references: tuple[str, ...]) -> dict[str, float]:
     """1 where the final numbers are equal as numbers: 3, 3.0 and 6/2 are."""
-    said = final_number(text)
-    right = [number for number in map(final_number, references) if number is not None]
-    return {"accuracy": float(said is not None and any(_value(said) == _value(r) for r in right))}
-
-
-def _value(number: str) -> Fraction | None:
-    try:
-        return Fraction(number)
-    except (ValueError, ZeroDivisionError):
-        return None
+    return {"accuracy": float(any(same_number(text, reference) for reference in references))}
 
 
 def boxed(text: str) -> str | None:

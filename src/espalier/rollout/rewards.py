@@ -6,8 +6,6 @@ A function of the user's own runs in a process of its own, for nobody knows what
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from espalier.engine.limited import Died, Limited, TimedOut
 from espalier.errors import UserError
 from espalier.maths.metrics import exact_match, normalise_answer
+from espalier.maths.numerals import same_number
 from espalier.rollout.own_function import said
 
 Rule = Callable[[str, str, str | None], float]
@@ -40,9 +39,8 @@ def contains_reference(prompt: str, answer: str, reference: str | None) -> float
 
 
 def boxed_number(prompt: str, answer: str, reference: str | None) -> float:
-    """1 when the last number of the answer is the last number of the reference (GSM8K and the like); else 0."""
-    found, wanted = _last_number(answer), _last_number(_needed(reference))
-    return float(found is not None and wanted is not None and math.isclose(found, wanted))
+    """1 when answer and reference end in the same number, read as the exams read it (GSM8K and the like); else 0."""
+    return float(same_number(answer, _needed(reference)))
 
 
 def brevity(prompt: str, answer: str, reference: str | None) -> float:
@@ -185,8 +183,3 @@ def _needed(reference: str | None) -> str:
             "this reward compares with a reference, and the prompt has none: add a `reference` column."
         )
     return reference
-
-
-def _last_number(text: str) -> float | None:
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-    return float(found[-1].replace(",", "")) if found else None

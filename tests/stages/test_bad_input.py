@@ -14,6 +14,7 @@ import pytest
 
 from espalier.engine import checkpoint, files
 from espalier.errors import UserError
+from espalier.models import load
 from tests.stages.conftest import far, run, weights
 
 Make = Callable[..., dict[str, Any]]
@@ -110,3 +111,21 @@ def test_a_checkpoint_of_other_options_or_other_data_is_refused(
     with pytest.raises(UserError, match=rf"(?s)step-2: .*dataset: the content of {data} has changed"):
         run(chosen)
     assert run({**chosen, "resume": False})["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"), [("ppo", "reward_model"), ("grpo", "reward_model"), ("dpo", "ref_model")]
+)
+def test_a_model_of_another_tokenizer_is_refused(
+    stage: str, key: str, options: Make, world: Path, tmp_path: Path
+) -> None:
+    """It would read the policy's ids as other words, and nothing in the numbers would tell."""
+    other = tmp_path / "other"
+    shutil.copytree(world / "judge", other)
+    texts = [json.loads(line)["text"] for line in (world / "pretrain.jsonl").read_text("utf-8").splitlines()]
+    load.train_tokenizer([text[::-1] for text in texts], 400).save_pretrained(other)
+    chosen = options(stage, max_steps=1)
+    chosen.pop("reward_function", None)
+    with pytest.raises(UserError, match=r"other: has another tokenizer than the model that is trained"):
+        run(chosen | {key: str(other)})
+    run(chosen | {key: str(world / "judge")})

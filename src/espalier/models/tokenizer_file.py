@@ -8,7 +8,7 @@ the silent result, so what was loaded is compared with the file, and loaded from
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,21 @@ def first_difference(tokenizer: PreTrainedTokenizerBase, written: Tokenizer) -> 
                 return text
             if theirs != written.encode(text, add_special_tokens=add).ids:
                 return text
+    return None
+
+
+def disagreement(
+    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str] = ()
+) -> str | None:
+    """The first text to which two tokenizers give different ids, or None.
+
+    Args:
+        texts: tried beside those that pre-tokenizers disagree about, such as the marks of a template.
+    """
+    for text in (*TEXTS, *texts):
+        ids = [list(t(text, add_special_tokens=False, verbose=False)["input_ids"]) for t in (one, other)]
+        if ids[0] != ids[1]:
+            return text
     return None
 
 

@@ -6,6 +6,7 @@ Options stop here: what a stage gets from these methods are trees, prompts and m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.saved import read_scalar_head
+from espalier.models.tokenizer_file import disagreement
 from espalier.options import AdapterOptions, EngineOptions, ModelOptions, RunOptions, TokenizerOptions
 from espalier.stages.adapting import adapted, frozen_part, merges_first
 from espalier.stages.datasets import Datasets
@@ -60,6 +62,8 @@ class Setup(Datasets):
         """
         model, adapter = self.option(ModelOptions), self.option(AdapterOptions)
         wanted = None if merges_first(self.options, own=name is None) else quantisation_of(adapter)
+        if name is not None:
+            self._check_tokenizer(name)
         lm, head = self._lm(name or model.model_name_or_path, wanted, own=name is None)
         lm = adapted(lm, self.options, self.tokenizer, own=name is None)
         check_trainable(lm, adapter, self.option(EngineOptions))
@@ -78,6 +82,7 @@ class Setup(Datasets):
 
     def load_frozen(self, name: str, *, scalar_head: bool = False) -> TreeModel:
         """Another model (a reward model, a critic's start); without a scalar head of its own it is an error."""
+        self._check_tokenizer(name)
         lm, head = self._lm(name)
         if scalar_head and head is None:
             raise UserError(
@@ -90,6 +95,22 @@ class Setup(Datasets):
         """Whether the run's own model comes with a scalar head, from an earlier reward stage."""
         name = self.option(ModelOptions).model_name_or_path
         return name is not None and read_scalar_head(name) is not None
+
+    def _check_tokenizer(self, name: str) -> None:
+        """A model beside the policy reads the policy's ids, which must mean the same to it.
+
+        Raises:
+            UserError: its folder has a tokenizer that gives other ids.
+        """
+        if not load.has_tokenizer(Path(name)):
+            return
+        ends = [self.tokenizer.decode([token]) for token in self.stop]
+        text = disagreement(self.tokenizer, load.load_tokenizer(name), ends)
+        if text is not None:
+            raise UserError(
+                f"{name}: has another tokenizer than the model that is trained ({text[:40]!r} gets other ids), and would "
+                "read its answers as other words. Train it from the same base, or take one with the same tokenizer."
+            )
 
     def _traits(self, lm: nn.Module) -> Traits:
         model = self.option(ModelOptions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch: tiny products on all cores take ten times as long as on one where anything else is running.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+
+if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, and so it would be by what the tests start
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

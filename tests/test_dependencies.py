@@ -26,7 +26,8 @@ def imported() -> set[str]:
 
 def test_every_dependency_is_imported() -> None:
     names = {re.split(r"[<>=!~\[; ]", line)[0] for line in PROJECT["dependencies"]}
-    assert {name for name in names if IMPORTED_AS.get(name, name) not in imported()} == set()
+    used = imported()
+    assert {name for name in names if IMPORTED_AS.get(name, name) not in used} == set()
     assert "torch" in names
 
 

@@ -159,7 +159,13 @@ def noted(folder: Path, summary: Mapping[str, Any]) -> MadeFrom | None:
     try:
         raw = config.load_yaml(folder / "config.yaml")
         options = config.build(raw, CLASSES[str(summary["stage"])], all_classes=CLASSES)
-        now = made_from(options, processes=int(summary["processes"]), known=folder / "files.json")
+        # That version wrote `precision: auto` into its config, and what that came to into its summary.
+        now = made_from(
+            options,
+            processes=int(summary["processes"]),
+            known=folder / "files.json",
+            precision=str(summary["precision"]),
+        )
         data = {str(file): str(said) for file, said in summary["data"].items()}
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None

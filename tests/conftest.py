@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, and so it would be by what the tests start
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -87,11 +88,17 @@ Vocabulary = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
     """Real tokenizers by their names; without the real data, small ones in the same files, trained here."""
     folder = real_data()
     if folder is not None:
         return lambda name: folder / "data" / "tokenizers" / name
+    return request.getfixturevalue("made_vocabulary")
+
+
+@pytest.fixture(scope="session")
+def made_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    """Small tokenizers in the files of the real ones, trained here."""
     made = tmp_path_factory.mktemp("vocabulary")
 
     def get(name: str) -> Path:
@@ -101,5 +108,25 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
             (made / name).mkdir()
             MAKERS[name](made / name)
         return made / name
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def converted(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    """Real vocabularies as they are after a conversion, saved: the conversion itself, once for all, takes seconds."""
+    for_all = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for_all = for_all.parent
+
+    def get(name: str) -> Path:
+        from espalier.models.load import load_tokenizer
+
+        folder = for_all / f"converted-{name}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                tokenizer = load_tokenizer(str(shared / "data" / "tokenizers" / name))
+                tokenizer.save_pretrained(str(folder))
+        return folder
 
     return get

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["max_samples=120", "max_new_tokens=8", "vocab_size=2000", "cutoff_len=256"]
@@ -34,11 +35,10 @@ def test_an_example_runs_from_text_to_exam(name: str, tmp_path: Path, shared: Pa
         words += [f"{stage}.max_steps=2", f"{stage}.val_size={held_out}"]
         size = "tokens_per_step=1024" if stage in ("pretrain", "sft") else "per_device_train_batch_size=4"
         words.append(f"{stage}.{size}")
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", "espalier.cli", "run", str(file), *words],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
-        text=True,
         timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]

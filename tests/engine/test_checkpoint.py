@@ -25,6 +25,7 @@ from espalier.engine.checkpoint import (
     save_checkpoint,
 )
 from espalier.errors import UserError
+from tests import processes
 
 
 def put(folder: Path, step: int, keep: int | None = None, size: int = 3) -> Path:
@@ -150,7 +151,7 @@ def test_sigkill_in_the_middle_of_saving_leaves_a_whole_checkpoint(tmp_path: Pat
     while caught < 2 and attempt < 8:
         attempt += 1
         command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path), str(reached + 1)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with processes.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             reached = int(process.stdout.readline())
             time.sleep(0.003 * attempt)

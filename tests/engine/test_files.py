@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from espalier.engine.files import (
     write_text,
 )
 from espalier.errors import UserError
+from tests import processes
 
 
 def full_disk(*_: Any, **__: Any) -> None:
@@ -178,7 +178,7 @@ for attempt in (save, lambda: write_text(folder / "text", "x" * 100_000)):
     except UserError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", code], capture_output=True, check=True)
     first, second = done.stdout.splitlines()
     assert first.startswith(f"{tmp_path}/model: could not be written") and "Make room" in first
     assert second.startswith(f"{tmp_path}/text: could not be written") and "Make room" in second

@@ -10,6 +10,7 @@ import torch
 from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.probe import probe
+from tests.golden.shortened import shortened
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -64,4 +65,6 @@ def alone(lm: Any, tokenizer: Any, prompt: str, candidate: str, scored_from: int
 
 @lru_cache
 def tokenizer_of(folder: str) -> Any:
-    return load.load_tokenizer(folder)
+    """A folder's tokenizer; of a large one the first pieces, for what they are asked costs by the piece."""
+    tokenizer = load.load_tokenizer(folder)
+    return shortened(tokenizer, 20_000) if len(tokenizer) > 30_000 else tokenizer

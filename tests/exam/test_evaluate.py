@@ -23,6 +23,7 @@ from espalier.exam.several import evaluate_several
 from espalier.exam.tasks import Settings
 from espalier.models import load
 from espalier.models.saved import save_model
+from tests import processes
 from tests.exam.independent import model_of
 from tests.exam.test_own_task import ROWS, task_file
 
@@ -173,7 +174,7 @@ def test_control_c_in_a_real_process(small: Path, tmp_path: Path) -> None:
         "--out",
         str(out),
     ]
-    process = subprocess.Popen(
+    process = processes.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
     )
     for _ in range(1200):
@@ -185,7 +186,7 @@ def test_control_c_in_a_real_process(small: Path, tmp_path: Path) -> None:
     assert process.returncode == 3, said
     done = len(lines(out / "sums.jsonl.partial"))
     assert 0 < done < 3600 and "goes on from there" in " ".join(said.split())
-    subprocess.run(command, check=True, capture_output=True)
+    processes.run(command, check=True, capture_output=True)
     found = lines(out / "sums.jsonl")
     assert len(found) == 3600 and [line["id"] for line in found] == [str(i) for i in range(1, 3601)]
 
@@ -236,7 +237,7 @@ def test_memory_does_not_grow_with_the_questions(small: Path, tmp_path: Path) ->
         rows = [{"q": f"{i} " * 50, "options": ["1", "2"], "answer": 0} for i in range(many)]
         path = task_file(folder, rows)
         command = [sys.executable, "-c", code, str(small), str(path), str(folder / "out")]
-        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+        peaks.append(int(processes.run(command, capture_output=True, check=True).stdout))
     assert peaks[1] < 1.5 * peaks[0] + 2**20, peaks
 
 
@@ -258,7 +259,7 @@ def test_the_command_asks_in_a_chat_template(small: Path, tmp_path: Path) -> Non
             "--out",
             str(out),
         ]
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        found = processes.run(command, capture_output=True, check=True).stdout
         said[template] = json.loads(found)
         assert said[template] == json.loads((out / "results.json").read_text("utf-8"))
         assert (out / "report.html").is_file()

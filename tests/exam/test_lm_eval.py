@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ pytest.importorskip("lm_eval", reason="the extra `lm-eval` is not installed")
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
+from lm_eval.tasks import TaskManager, manager
 from lm_eval.utils import make_table
 
 from espalier.errors import UserError
@@ -25,6 +24,7 @@ from espalier.exam.lm_eval import EspalierLM, grouped
 from espalier.exam.tasks import Settings
 from espalier.models import load
 from espalier.models.saved import save_model
+from tests import processes
 from tests.conftest import SAMPLES, Vocabulary, real_data
 from tests.exam.independent import model_of, tokenizer_of
 from tests.exam.test_own_task import task_file
@@ -199,14 +199,18 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+FEWER_TASKS = "import runpy; from lm_eval.tasks import manager; manager.__file__ = '{folder}/manager.py'"
+"""lm_eval reads the 10,000 files of its own tasks each time it begins; these tests need none of them."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "shots"), [("sentiment", 0), ("sentiment", 3), ("opinion", 0)])
 def test_whole_tasks_give_the_same_results(
     name: str, shots: int, both: tuple[EspalierLM, HFLM], tasks: Path
 ) -> None:
-    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    tasks_of = TaskManager(include_path=str(tasks), include_defaults=False)
     ours, theirs = (
-        simple_evaluate(model=lm, tasks=[name], num_fewshot=shots, task_manager=manager, bootstrap_iters=0)
+        simple_evaluate(model=lm, tasks=[name], num_fewshot=shots, task_manager=tasks_of, bootstrap_iters=0)
         for lm in both
     )
     assert ours is not None and theirs is not None
@@ -217,11 +221,12 @@ def test_whole_tasks_give_the_same_results(
 
 @pytest.mark.slow
 def test_the_command_takes_the_arguments_of_lm_eval(one: Path, tasks: Path, tmp_path: Path) -> None:
+    code = f"{FEWER_TASKS.format(folder=str(tmp_path))}; runpy.run_module('espalier.exam.lm_eval', run_name='__main__')"
     command = [
-        sys.executable, "-m", "espalier.exam.lm_eval", "run", "--model", "espalier", "--model_args", f"pretrained={one}",
+        sys.executable, "-c", code, "run", "--model", "espalier", "--model_args", f"pretrained={one}",
         "--tasks", "sentiment", "--include_path", str(tasks), "--limit", "4", "--output_path", str(tmp_path / "out"),
     ]  # fmt: skip
-    said = subprocess.run(command, capture_output=True, text=True)
+    said = processes.run(command, capture_output=True)
     assert said.returncode == 0, said.stderr[-2000:]
     (path,) = (tmp_path / "out").rglob("results_*.json")
     assert "acc,none" in json.loads(path.read_text("utf-8"))["results"]["sentiment"]
@@ -238,12 +243,12 @@ def test_lm_eval_tasks_are_exams_of_ours(one: Path, tasks: Path, tmp_path: Path)
         shots=[0, 2],
         asking=Asking(quiet=True),
     )
-    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    tasks_of = TaskManager(include_path=str(tasks), include_defaults=False)
     theirs = HFLM(pretrained=load.load_lm(str(one)), tokenizer=load.load_tokenizer(str(one)), batch_size=4)
     for shots in (0, 2):
         row = results["tasks"][f"lm_eval_sentiment_{shots}shot"]
         truth = simple_evaluate(
-            model=theirs, tasks=["sentiment"], num_fewshot=shots, limit=6, task_manager=manager,
+            model=theirs, tasks=["sentiment"], num_fewshot=shots, limit=6, task_manager=tasks_of,
             bootstrap_iters=0, fewshot_random_seed=42,
         )  # fmt: skip
         assert truth is not None
@@ -257,7 +262,10 @@ def test_lm_eval_tasks_are_exams_of_ours(one: Path, tasks: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_an_unknown_task_of_lm_eval_is_refused(one: Path, tasks: Path, tmp_path: Path) -> None:
+def test_an_unknown_task_of_lm_eval_is_refused(
+    one: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager, "__file__", str(tmp_path / "manager.py"))
     with pytest.raises(UserError, match="has no such task"):
         evaluate(
             str(one),

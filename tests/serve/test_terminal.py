@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from espalier.models.generate import Sampling
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
 from espalier.serve.session import Session, whole_characters
+from tests import processes
 
 TEXTS = ["你好，世界。今天天气很好。", "Hello world, how are you today?"] * 20
 TINY = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -46,7 +46,7 @@ def session(folder: Path, limit: int = 60, room: int = 8) -> Session:
 def test_a_piped_conversation_is_answered_and_ends(folder: Path) -> None:
     command = [sys.executable, "-m", "espalier.cli", "chat", str(folder), "--max-new-tokens", "6"]
     lines = "你好\n/system Be brief.\n/clear\nHello\n/exit\nnever read\n"
-    done = subprocess.run(command, input=lines, text=True, capture_output=True, timeout=120)
+    done = processes.run(command, input=lines, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "forgotten" in done.stdout and "Be brief." in done.stdout
 
@@ -79,9 +79,7 @@ def test_a_question_longer_than_the_model_is_cut_and_said(folder: Path) -> None:
     list(talk.ask("Hello world " * 30))
     assert talk.cut == len(talk._encoded()) - 20 - answered(talk) > 0
     command = [sys.executable, "-m", "espalier.cli", "chat", str(folder), "--max-new-tokens", "5000"]
-    done = subprocess.run(
-        command, input="Hello " * 3000 + "\n/exit\n", text=True, capture_output=True, timeout=120
-    )
+    done = processes.run(command, input="Hello " * 3000 + "\n/exit\n", capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "the model's context is" in done.stdout
     assert "were left out" in done.stdout

@@ -23,6 +23,7 @@ from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
 from espalier.stages.train import run_stage
+from tests import processes
 
 SIZES = {"pretrain": 60, "pretrain_dev": 12, "sft_train": 48, "sft_dev": 12, "pref_train": 48, "pref_dev": 12,
          "prompts": 24, "prompts_dev": 6, "exam": 12}  # fmt: skip
@@ -112,13 +113,13 @@ def far(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[k] - b[k]).abs().max()) for k in a if a[k].numel())
 
 
-def start(options: dict[str, Any], tmp_path: Path, *, processes: int = 1) -> subprocess.Popen[str]:
+def start(options: dict[str, Any], tmp_path: Path, *, ranks: int = 1) -> subprocess.Popen[str]:
     """A stage in a process (or several) of its own, by the command line."""
     file = tmp_path / "options.yaml"
     file.write_text(json.dumps(options), "utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-    extra = [f"num_processes={processes}"] if processes > 1 else []
-    return subprocess.Popen(
+    extra = [f"num_processes={ranks}"] if ranks > 1 else []
+    return processes.Popen(
         [sys.executable, "-m", "espalier.cli", "run", str(file), *extra],
         env=environment,
         text=True,

@@ -238,7 +238,7 @@ def test_two_processes_score_each_answer_once_and_stop_by_one_signal(
     run(chosen)
     two = chosen | {"name": "two", "per_device_train_batch_size": 1, "strategy": "ddp", "max_steps": 5000}
     os.environ["COUNTED"] = str(tmp_path / "by-two")
-    process = start(two, tmp_path, processes=2)
+    process = start(two, tmp_path, ranks=2)
     path = folder(two) / "metrics.jsonl"
     while process.poll() is None and not (path.exists() and '"step": 6,' in path.read_text("utf-8")):
         time.sleep(0.05)

@@ -20,6 +20,7 @@ from espalier.data.specs import parse_specs
 from espalier.data.store import lock
 from espalier.data.store.open import Reading, opened
 from espalier.data.store.stack import Choice
+from tests import processes
 from tests.data.store.helpers import CHATS, job, said, tokenizer_of, write
 
 PROGRAM = """
@@ -28,6 +29,7 @@ from pathlib import Path
 from espalier.data.specs import parse_specs
 from espalier.data.store import blocks, crew
 from espalier.data.store.open import Reading, opened
+from tests import processes
 from tests.data.store.helpers import job, tokenizer_of
 
 path, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
@@ -48,7 +50,7 @@ print("has", stack.records, flush=True)
 def start(path: str, folder: Path, pause: float) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path.cwd())])}
     command = [sys.executable, "-c", PROGRAM, path, str(folder), str(pause)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return processes.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 PROGRAM = """
 import json, resource, sys
@@ -57,12 +58,10 @@ def test_memory_is_flat(tmp_path: Path) -> None:
                 }
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path.cwd())])}
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
         env={**environment, "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
-        text=True,
-        check=False,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -104,7 +104,9 @@ class PanguTokenizer(PreTrainedTokenizer):
         return self._ids.get(token, self._unknown)
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self.pieces.id_to_piece(index)
+        """A piece; ``<unk>`` for a row that a model has beyond the vocabulary, as other tokenizers read nothing there."""
+        known = 0 <= index < len(self._ids)
+        return self.pieces.id_to_piece(index if known else self._unknown)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of pieces; a special token is written as it is."""

@@ -79,12 +79,19 @@ def test_stored_prompts_are_the_encoded_ones(tokenizer: Any, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_real_files_of_all_kinds(shared: Path, aquila: Any, tmp_path: Path) -> None:
+    """The first 150 records of each."""
     for name, kind in (
-        ("sharegpt_zh", "chat"),
-        ("comparison_gpt4_zh", "preference"),
+        ("sharegpt_zh/sharegpt_zh_1K_format.jsonl", "chat"),
+        ("comparison_gpt4_zh/comparison_gpt4_data_zh.json", "preference"),
         ("llamafactory_demo/kto_en_demo.json", "unpaired"),
     ):
-        path = str(shared / "data" / name)
+        text = (shared / "data" / name).read_text("utf-8")
+        path = str(tmp_path / Path(name).name)
+        if path.endswith(".jsonl"):
+            text = "".join(text.splitlines(keepends=True)[:150])
+        else:
+            text = json.dumps(json.loads(text)[:150], ensure_ascii=False)
+        Path(path).write_text(text, "utf-8")
         wanted = job(kind, aquila, cutoff_len=128)
         _, choice, _ = stack_of(path, wanted, tmp_path, skip_bad=True)
         records = load_records(parse_specs(path), kind, skip_bad=True).records

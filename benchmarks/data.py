@@ -117,10 +117,10 @@ def _tokenizer() -> Any:
 
 
 def _ours(asked: Any) -> dict[str, float]:
-    from espalier.data.feed import packed
-    from espalier.data.forest import stored
     from espalier.data.preflight.look import look
-    from espalier.data.specs import parse_specs
+    from espalier.data.read.specs import parse_specs
+    from espalier.data.steps.feed import packed
+    from espalier.data.steps.forest import stored
     from espalier.data.store.blocks import Job
     from espalier.data.store.open import Reading, opened
     from espalier.data.store.stack import Choice
@@ -193,9 +193,9 @@ def _map(asked: Any, encode: Any) -> dict[str, float]:
 
 
 def _map_same(asked: Any) -> dict[str, float]:
-    from espalier.data.account import Account
-    from espalier.data.formats import parse_row
-    from espalier.data.tokenise import encode_paths
+    from espalier.data.encode.tokenise import encode_paths
+    from espalier.data.read.account import Account
+    from espalier.data.read.formats import parse_row
 
     encoder = _encoder(asked)
 
@@ -234,8 +234,8 @@ SIDES = {"espalier": _ours, "map, same work": _map_same, "map, usual": _map_usua
 
 
 def _encoder(asked: Any) -> Any:
-    from espalier.data.templates import choose_template
-    from espalier.data.tokenise import Encoder
+    from espalier.data.encode.templates import choose_template
+    from espalier.data.encode.tokenise import Encoder
     from espalier.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(asked.tokenizer)

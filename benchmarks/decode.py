@@ -14,8 +14,8 @@ import random
 import torch
 
 from _common import VOCABULARY, lengths, model_of, paired, report, tokenizer_of
-from espalier.models.generate import Sampling, sample
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling, sample
 
 
 def main() -> None:

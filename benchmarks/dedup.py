@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from espalier.data.clean.minhash import Signer, band_keys, bands_for, candidates
-from espalier.data.clean.shingles import jaccard, shingles
+from espalier.corpora.clean.minhash import Signer, band_keys, bands_for, candidates
+from espalier.corpora.clean.shingles import jaccard, shingles
 
 THRESHOLD, PLACES, ROUNDS = 0.8, 126, 3
 Pairs = set[tuple[int, int]]

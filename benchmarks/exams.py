@@ -25,11 +25,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from _common import model_of, paired, peak_flops, report, text, tokenizer_of
-from espalier.exam.choose import Asked, Chooser
-from espalier.exam.scorer import Scored
-from espalier.exam.shots import Asker
+from espalier.exam.answers.choose import Asked, Chooser
+from espalier.exam.answers.scorer import Scored
 from espalier.exam.task import Candidate, Question
 from espalier.exam.tasks import Settings, make_task
+from espalier.exam.tasks.shots import Asker
 from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.probe import probe

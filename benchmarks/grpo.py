@@ -17,13 +17,13 @@ import torch
 
 from _common import lengths, model_of, paired, report, text, tokenizer_of
 from _peers import Side, trl_grpo
-from espalier.data.feed import Rows
+from espalier.data.steps.feed import Rows
 from espalier.engine.optim import adamw
 from espalier.models.forward import TreeModel, Want
-from espalier.models.generate import Sampling
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling
 from espalier.rollout.experience import Ask, measure, rule_scores, sample_trees
-from espalier.stages.grpo import ADVANTAGES, GroupObjective, GRPOOptions
+from espalier.stages.objectives.grpo import ADVANTAGES, GroupObjective, GRPOOptions
 from espalier.trees import Batch, lay_out_tree
 
 KL_COEF = 0.05

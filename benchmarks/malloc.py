@@ -19,8 +19,8 @@ import time
 from _common import lengths, model_of, report, tokenizer_of
 from _peers import Side
 from espalier.engine.hardware import keep_freed_memory
-from espalier.models.generate import Sampling, sample
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling, sample
 from training import ours, rows_of
 
 

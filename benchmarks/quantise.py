@@ -20,7 +20,7 @@ import torch
 
 from _common import machine, model_of, text, tokenizer_of
 from espalier.models import load
-from espalier.models.quantise.measure import compare
+from espalier.models.measure import compare
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.quantise.sizes import held_bytes
 from espalier.models.quantise.turn import quantised

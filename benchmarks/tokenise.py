@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import paired, report
-from espalier.data.encoding import encode_texts
+from espalier.data.encode.encoding import encode_texts
 from espalier.models.load import load_tokenizer
 
 CHUNK = 250

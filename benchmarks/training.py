@@ -16,17 +16,17 @@ import torch
 
 from _common import lengths, model_of, paired, peak_flops, report, text, tokenizer_of
 from _peers import PER_STEP, Side, transformers_sft, trl_dpo, trl_reward, trl_sft
-from espalier.data.feed import DatasetFeed, Rows
+from espalier.data.encode.templates import choose_template
+from espalier.data.encode.tokenise import Encoder, encode_all
 from espalier.data.records import Chat, Message, Preference
-from espalier.data.templates import choose_template
-from espalier.data.tokenise import Encoder, encode_all
+from espalier.data.steps.feed import DatasetFeed, Rows
 from espalier.engine.optim import adamw
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
-from espalier.stages.dpo import Preferences, Reference
-from espalier.stages.reward import PairwiseReward
-from espalier.stages.stage import NextToken
+from espalier.stages.objectives.dpo import Preferences, Reference
+from espalier.stages.objectives.reward import PairwiseReward
+from espalier.stages.parts import NextToken
 from espalier.trees import Tree, lay_out_tree
 
 ROW_TOKENS = 4096

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from espalier import cli
-from espalier.stages import pipeline, train
+from espalier.runs import pipeline, train
 
 BASE: dict[str, Any] = {
     "stage": "sft",

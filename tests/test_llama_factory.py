@@ -9,18 +9,12 @@ from typing import Any
 import pytest
 
 from espalier.config import build, canonical, load_yaml, stage_of
+from espalier.config.options import DataOptions, EngineOptions, LoraOptions, ModelOptions, TrainOptions
 from espalier.errors import UserError
-from espalier.options import (
-    DataOptions,
-    EngineOptions,
-    LoraOptions,
-    ModelOptions,
-    TrainOptions,
-)
-from espalier.stages.dpo import DPOOptions
-from espalier.stages.ppo import PPOOptions
+from espalier.runs.train import CLASSES
+from espalier.stages.objectives.dpo import DPOOptions
+from espalier.stages.objectives.ppo import PPOOptions
 from espalier.stages.rollouts import RolloutOptions
-from espalier.stages.train import CLASSES
 
 COMMON = """\
 ### model
@@ -351,7 +345,7 @@ def test_what_would_be_another_run_is_refused_with_a_cure(key: str) -> None:
 
 
 def test_axolotl_data_sets_say_what_they_mean() -> None:
-    from espalier.data.specs import parse_specs
+    from espalier.data.read.specs import parse_specs
 
     entries = [
         {"path": "a.jsonl", "type": "alpaca"},

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
 import espalier
+from espalier.data.encode.templates import TokenizerTemplate
 from espalier.data.records import Message
-from espalier.data.templates import TokenizerTemplate
 from espalier.errors import UserError
 from espalier.models.load import CHATML, train_tokenizer
 from espalier.rendering import bound_templates, rendered
@@ -119,7 +119,7 @@ def test_whoever_writes_a_conversation_meets_the_bounds(
     template: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """lm_eval's own way to a template, and the marks of an encoder-decoder, beside those of the data."""
-    from espalier.models.marks import give_template
+    from espalier.models.tokenizers.marks import give_template
 
     tokenizer.chat_template = template + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]

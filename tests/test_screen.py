@@ -17,7 +17,7 @@ import espalier
 from espalier import cli
 from espalier.engine.progress import ProgressLine
 from espalier.errors import UserError
-from espalier.exam.compare import comparison_table
+from espalier.exam.numbers.compare import comparison_table
 from espalier.screen import Screen, json_text, safe
 
 EVIL = "a\x1b[31mred\x1b]0;title\x07 \x9b2J \x08\x00\r[red]b[/red] [/] [link=http://x]:smile: \ud83d end"

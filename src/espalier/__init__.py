@@ -14,7 +14,7 @@ __all__ = ["Generation", "generate", "load_model", "run", "score"]
 
 def __getattr__(name: str) -> Any:
     if name == "run":
-        from espalier.stages.pipeline import run
+        from espalier.runs.pipeline import run
 
         return run
     if name in __all__:

@@ -11,16 +11,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from espalier.data.encoding import leading
+from espalier.data.encode.encoding import leading
 from espalier.errors import UserError
-from espalier.exam.choose import Asked, Chooser
+from espalier.exam.answers.choose import Asked, Chooser
 from espalier.exam.task import Candidate
 from espalier.models import load, load_adapted
 from espalier.models.forward import Traits, TreeModel
-from espalier.models.generate import Sampling, sample
-from espalier.models.marks import around_prompt, marked
 from espalier.models.probe import probe
 from espalier.models.quantise.turn import is_quantised
+from espalier.models.sampling.generate import Sampling, sample
+from espalier.models.tokenizers.marks import around_prompt, marked
 
 _traits: WeakKeyDictionary[nn.Module, Traits] = WeakKeyDictionary()
 

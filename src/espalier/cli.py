@@ -22,7 +22,7 @@ from typer.core import TyperCommand
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
-from espalier.commands.inspect import inspect
+from espalier.commands.inspect.command import inspect
 from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
@@ -33,6 +33,7 @@ from espalier.engine.signals import Ended, raising
 from espalier.errors import Stopped, UserError
 from espalier.noise import show_only_ours
 from espalier.screen import Screen, safe
+from espalier.stages.objectives import descriptions
 
 app = typer.Typer(
     add_completion=False,
@@ -65,7 +66,7 @@ def run(file: File, overrides: Overrides = None) -> None:
 def _on_all(file: str, overrides: list[str]) -> int:
     """A run; the exit code. A first signal is a stop wherever it comes, for between the steps nothing can be lost."""
     try:
-        from espalier.stages.pipeline import run_on_all
+        from espalier.runs.pipeline import run_on_all
 
         return run_on_all(file, overrides, ["-v"] if _state["verbose"] else [])
     except Ended as end:
@@ -93,12 +94,8 @@ def _stage_command(stage: str, text: str) -> None:
     app.command(stage, help=text, cls=_StageCommand)(command)
 
 
-_stage_command("pretrain", "Continued pretraining, or pretraining from nothing.")
-_stage_command("sft", "Supervised fine-tuning on conversations.")
-_stage_command("reward", "A reward model from pairs or rankings.")
-_stage_command("dpo", "Direct preference optimisation (sigmoid, ipo, hinge).")
-_stage_command("ppo", "PPO with a critic, a reference, and a reward model or rule.")
-_stage_command("grpo", "GRPO, RLOO, Dr. GRPO: groups of answers, no critic.")
+for _name, _text in descriptions().items():
+    _stage_command(_name, _text)
 
 
 app.command()(evaluate)
@@ -147,7 +144,7 @@ def chat(
 @app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
     """Write the run's HTML page again."""
-    from espalier.report import write_report
+    from espalier.report.page import write_report
 
     if not run_folder.is_dir():
         raise UserError(f"{run_folder}: there is no such folder. Give the output_dir of a run.")

@@ -15,9 +15,9 @@ from espalier import cli
 from espalier.commands import reference
 from espalier.config import describe
 from espalier.config.convert import plain
+from espalier.config.option import Options, option
 from espalier.config.reference import END, groups_of, markdown, terminal, value_words
-from espalier.option_base import Options, option
-from espalier.stages.pipeline import ALL_CLASSES
+from espalier.runs.pipeline import ALL_CLASSES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "stages.md"
 AGAIN = "docs/stages.md is not what the options say. Write it again: python -m espalier.commands.reference"

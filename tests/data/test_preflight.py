@@ -13,23 +13,23 @@ import pytest
 from typer.testing import CliRunner
 
 from espalier.cli import app
-from espalier.data.account import Account
+from espalier.data.encode.templates import choose_template
+from espalier.data.encode.tokenise import Encoder, encode_all
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, WARNING, stop_at_errors
 from espalier.data.preflight.look import histogram, quantiles
 from espalier.data.preflight.run import Preflight
 from espalier.data.preflight.text import blocks, lines, share
+from espalier.data.read.account import Account
+from espalier.data.read.specs import parse_specs
 from espalier.data.records import Chat, Message, Ranking
-from espalier.data.sources import load_records
-from espalier.data.specs import parse_specs
 from espalier.data.store.blocks import Job
 from espalier.data.store.marks import has_equal_answers, role_order
 from espalier.data.store.open import Reading, opened
 from espalier.data.store.stack import Choice, Stack
-from espalier.data.templates import choose_template
-from espalier.data.tokenise import Encoder, encode_all
 from espalier.errors import UserError
 from espalier.models.load import train_tokenizer
 from espalier.trees.tree import Tree
+from tests.data.listed import load_records
 
 Row = dict[str, Any]
 CHATS = [{"instruction": f"第{i}个问题是什么？", "output": f"这是第{i}个回答。"} for i in range(40)]

@@ -17,15 +17,15 @@ import pytest
 from espalier.errors import Stopped, UserError
 from espalier.exam import run
 from espalier.exam.evaluate import Asking, evaluate
-from espalier.exam.judge import JUDGES
-from espalier.exam.mathematics import NOT_COMPARABLE
+from espalier.exam.judges.judge import JUDGES
+from espalier.exam.judges.mathematics import NOT_COMPARABLE
 from espalier.exam.several import evaluate_several
 from espalier.exam.tasks import Settings
 from espalier.models import load
 from espalier.models.saved import save_model
 from tests import processes
 from tests.exam.independent import model_of
-from tests.exam.test_own_task import ROWS, task_file
+from tests.exam.tasks.test_own_task import ROWS, task_file
 
 QUIET = Asking(quiet=True)
 LINE = {"id", "prefix", "prompt", "candidates", "scores", "tokens", "normalise", "gold", "prediction"}
@@ -218,9 +218,9 @@ def test_memory_does_not_grow_with_the_questions(small: Path, tmp_path: Path) ->
     """Peak memory of Python's own objects for 600 and for 2 400 questions: no list of them is held."""
     code = (
         "import sys, tracemalloc; from pathlib import Path\n"
-        "from espalier.exam.own_task import load_task; from espalier.exam.run import Examiner\n"
+        "from espalier.exam.tasks.own_task import load_task; from espalier.exam.run import Examiner\n"
         "import torch\n"
-        "from espalier.exam.choose import Chooser; from espalier.exam.scorer import Cost, Scored\n"
+        "from espalier.exam.answers.choose import Chooser; from espalier.exam.answers.scorer import Cost, Scored\n"
         "Chooser.score = lambda self, asked, shorten=None: ([Scored([0.0, 1.0], [1, 1]) for _ in asked], Cost(1, 1))\n"
         "from espalier.models import load; from espalier.models.forward import TreeModel\n"
         "from espalier.models.probe import probe\n"

@@ -27,7 +27,7 @@ from espalier.models.saved import save_model
 from tests import processes
 from tests.conftest import SAMPLES, Vocabulary, real_data
 from tests.exam.independent import model_of, tokenizer_of
-from tests.exam.test_own_task import task_file
+from tests.exam.tasks.test_own_task import task_file
 from tests.families.test_marked import t5
 
 SHOTS = "Question: What is the capital of France?\nAnswer: Paris\n\n" * 8

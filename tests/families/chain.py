@@ -17,10 +17,10 @@ from espalier import config
 from espalier.cli import app
 from espalier.models import load
 from espalier.models.forward import TreeModel
-from espalier.models.generate import Sampling
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling
+from espalier.runs.train import run_stage
 from espalier.serve.session import Session
-from espalier.stages.train import run_stage
 
 SAID = [
     ("一加一等于几？", "二。", "三。"),

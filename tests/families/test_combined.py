@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import espalier
 from espalier.cli import app
 from espalier.errors import UserError
-from espalier.models import adapters, load
+from espalier.models import load
+from espalier.models.adapters import adapter as adapters
 from tests.families.chain import SAID, examined, options, run, write_lines
 from tests.families.test_families import FAMILIES, saved
 from tests.families.test_marked import MODELS

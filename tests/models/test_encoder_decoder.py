@@ -11,12 +11,14 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, BartConfig, MT5Config, PegasusConfig, T5Config
 
 from espalier.errors import UserError
-from espalier.models import adapter_kinds, adapters, load
+from espalier.models import load
+from espalier.models.adapters import adapter as adapters
+from espalier.models.adapters import kinds as adapter_kinds
+from espalier.models.adapters.freezing import blocks, freeze_lowest
 from espalier.models.forward import TreeModel, Want
-from espalier.models.freezing import blocks, freeze_lowest
-from espalier.models.generate import Sampling, sample
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling, sample
 from espalier.models.saved import save_model
 from espalier.trees import Tree, lay_out_padded
 

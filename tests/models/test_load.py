@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from espalier.data.encoding import encode_pieces, encode_texts
-from espalier.data.pieces import Piece
+from espalier.data.encode.encoding import encode_pieces, encode_texts
+from espalier.data.encode.pieces import Piece
 from espalier.errors import UserError
-from espalier.models.freezing import blocks, freeze_lowest
+from espalier.models.adapters.freezing import blocks, freeze_lowest
 from espalier.models.load import (
     checkpoint_activations,
     end_tokens,

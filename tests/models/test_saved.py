@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from espalier.models.adapter_kinds import add_lora
+from espalier.models.adapters.kinds import add_lora
 from espalier.models.forward import TreeModel, Want
 from espalier.models.heads import ScalarHead
 from espalier.models.load import load_lm

@@ -9,19 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.data.feed import Rows
+from espalier.data.steps.feed import Rows
 from espalier.models.forward import TreeModel, Want
-from espalier.models.generate import Sampling
 from espalier.models.load import new_lm
 from espalier.models.probe import probe
-from espalier.rollout.experience import (
-    Answered,
-    Ask,
-    measure,
-    rule_scores,
-    sample_trees,
-    whitened,
-)
+from espalier.models.sampling.generate import Sampling
+from espalier.rollout.experience import Answered, Ask, measure, rule_scores, sample_trees, whitened
 from espalier.trees import Batch, Tree, lay_out_padded, lay_out_tree
 
 STOP = tuple(range(3, 12))
@@ -68,7 +61,7 @@ def test_a_tree_holds_its_answers_in_order_and_every_sampled_token_is_trained(lm
 
 def test_the_old_logprobs_of_the_sampler_and_of_the_forward_are_the_same(lm: nn.Module) -> None:
     """At the temperature of sampling, the forward that trains sees the ratio 1."""
-    from espalier.models.generate import sample
+    from espalier.models.sampling.generate import sample
 
     sampling = Sampling(9, temperature=1.3, stop=STOP)
     traits = probe(lm)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from espalier.data.feed import Rows
+from espalier.data.steps.feed import Rows
 from espalier.rollout.feed import RolloutFeed
 from espalier.trees import Tree, lay_out_tree
 

@@ -10,8 +10,8 @@ import torch
 
 from espalier.models import load
 from espalier.models.forward import TreeModel
-from espalier.models.generate import Sampling
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling
 from espalier.models.saved import save_model
 from espalier.serve.session import Session, whole_characters
 from tests import processes

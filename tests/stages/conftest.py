@@ -22,7 +22,7 @@ from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
-from espalier.stages.train import run_stage
+from espalier.runs.train import run_stage
 from tests import processes
 
 SIZES = {"pretrain": 60, "pretrain_dev": 12, "sft_train": 48, "sft_dev": 12, "pref_train": 48, "pref_dev": 12,

@@ -19,7 +19,7 @@ from torch import nn
 
 from espalier.engine.loop import Hooks
 from espalier.errors import Stopped, UserError
-from espalier.stages import train
+from espalier.runs import train
 from tests.stages.conftest import far, rows, run, start, weights
 
 Make = Callable[..., dict[str, Any]]

@@ -14,7 +14,7 @@ import torch
 import espalier
 from espalier.errors import UserError
 from espalier.models import load
-from espalier.models.adapters import is_adapted, kind_of
+from espalier.models.adapters.adapter import is_adapted, kind_of
 from espalier.models.saved import read_scalar_head
 from tests.stages.conftest import far, rows, run, weights
 

@@ -96,7 +96,7 @@ def test_a_checkpoint_of_other_options_or_other_data_is_refused(
     shutil.copy(world / "sft_train.jsonl", data)
     chosen = options("sft", dataset=[str(data)], save_steps=1, max_steps=3)
     monkeypatch.setattr(
-        "espalier.stages.train.finish", lambda running: (_ for _ in ()).throw(KeyboardInterrupt)
+        "espalier.runs.train.finish", lambda running: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         run(chosen)

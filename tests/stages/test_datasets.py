@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from espalier import config
+from espalier.config.options import COMMON
+from espalier.data.encode.templates import choose_template
 from espalier.data.preflight.findings import HELD_OUT
-from espalier.data.templates import choose_template
 from espalier.errors import UserError
-from espalier.options import COMMON
 from espalier.stages.datasets import Datasets
 from tests.data.store.helpers import CHATS, LABELLED, PAIRS, RANKS, said, tokenizer_of, write
 from tests.stages.conftest import run

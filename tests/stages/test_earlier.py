@@ -17,7 +17,7 @@ import torch
 from espalier import config
 from espalier.engine import checkpoint, files
 from espalier.errors import UserError
-from espalier.stages import pipeline, results
+from espalier.runs import pipeline, results
 from tests.stages.conftest import far, rows, run, weights
 
 Make = Callable[..., dict[str, Any]]
@@ -54,7 +54,7 @@ def stopped(chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("espalier.stages.train.finish", accident)
+        patch.setattr("espalier.runs.train.finish", accident)
         with pytest.raises(KeyboardInterrupt):
             run(chosen)
 

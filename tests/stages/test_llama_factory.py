@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from espalier import config
-from espalier.stages.train import run_stage
+from espalier.runs.train import run_stage
 
 FILE = """\
 model_name_or_path: {world}/base

@@ -20,7 +20,7 @@ import espalier
 from espalier import config
 from espalier.cli import app
 from espalier.models import load
-from espalier.stages.train import run_stage
+from espalier.runs.train import run_stage
 from tests.families.chain import encodes_as_written
 
 pytestmark = pytest.mark.filterwarnings("ignore::espalier.errors.Notice")

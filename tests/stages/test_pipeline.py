@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from espalier.errors import UserError
-from espalier.stages import pipeline
+from espalier.runs import pipeline
 from tests.stages.conftest import far
 from tests.stages.conftest import weights as read
 

@@ -14,9 +14,9 @@ import pytest
 from espalier import config
 from espalier.models import identity
 from espalier.models.identity import file_identity, model_identity, tokenizer_identity
-from espalier.stages.catalogue import CLASSES
-from espalier.stages.checks import check_startable
-from espalier.stages.provenance import RECORDS, MadeFrom, made_from
+from espalier.runs.catalogue import CLASSES
+from espalier.runs.checks import check_startable
+from espalier.runs.provenance import RECORDS, MadeFrom, made_from
 
 Make = Callable[..., dict[str, Any]]
 

@@ -105,7 +105,7 @@ def test_a_quantised_folder_is_trained_by_an_adapter_alone(
     merged, _ = espalier.load_model(
         adapter, device="cpu"
     )  # turned back into floats, so that nothing is rounded
-    from espalier.models.adapters import load_adapter
+    from espalier.models.adapters.adapter import load_adapter
 
     on_top = load_adapter(load.load_lm(str(folder)), adapter, trainable=False).eval()
     ids = torch.randint(0, 300, (2, 9))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from espalier import cli, config
-from espalier.stages import pipeline
+from espalier.runs import pipeline
 
 Make = Callable[..., dict[str, Any]]
 

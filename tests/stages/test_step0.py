@@ -14,7 +14,7 @@ from torch import nn
 
 from espalier.errors import UserError
 from espalier.models.heads import ScalarHead
-from espalier.stages import dpo, grpo, ppo
+from espalier.stages.objectives import dpo, grpo, ppo
 from espalier.stages.rollouts import Roller, check_apart, check_first_step
 from espalier.stages.setup import Setup
 from espalier.trees import Tree

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from espalier.trees import Tree, lay_out_tree
-from espalier.trees.draw import draw_batch, draw_tree
+from espalier.trees import Tree
+from espalier.trees.draw import draw_tree
 
 
 def letters(tokens: Sequence[int]) -> str:
@@ -43,16 +43,3 @@ def test_long_text_is_cut_in_the_middle_and_line_breaks_stay_on_the_line() -> No
     assert " … " in text
     assert "end (106 tokens, branch 0)" in text
     assert "\n" not in text
-
-
-def test_a_batch_token_by_token() -> None:
-    batch = lay_out_tree([Tree.join([path("78", "12"), path("78", "5")])])
-    lines = [line.split() for line in draw_batch(batch, letters).split("\n")]
-    assert lines[0] == ["place", "position", "subtree_end", "predicts", "token"]
-    assert lines[1:] == [
-        ["0", "0", "5", ".", "'7'"],
-        ["1", "1", "5", "2", "'8'"],
-        ["2", "2", "4", "1", "'1'"],
-        ["3", "3", "4", ".", "'2'"],
-        ["4", "2", "5", ".", "'5'"],
-    ]

@@ -20,7 +20,7 @@ def convert(
 ) -> None:
     """An old checkpoint as a plain folder of safetensors that loads without remote code."""
     from espalier.engine import files
-    from espalier.models.legacy.convert import convert_folder
+    from espalier.models.convert import convert_folder
 
     files.check_new_folder(out)
     with files.new_folder(out) as folder:

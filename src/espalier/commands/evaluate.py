@@ -47,7 +47,7 @@ def evaluate(
     from espalier.exam.evaluate import Asking
     from espalier.exam.several import evaluate_several
     from espalier.exam.tasks import Settings
-    from espalier.report import write_report
+    from espalier.report.page import write_report
 
     for name, value, known in (
         ("prompts", prompts, ("plain", "pangu")),

@@ -23,7 +23,7 @@ def export(
     from espalier.disk.temporary import remove_left
     from espalier.disk.writing import write_whole, writing_to
     from espalier.models import load, load_adapted
-    from espalier.models.gguf_file import TYPES, check_installed, write_gguf
+    from espalier.models.gguf.file import TYPES, check_installed, write_gguf
     from espalier.models.quantise.turn import dequantised
 
     if kind not in TYPES:

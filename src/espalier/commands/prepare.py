@@ -11,7 +11,7 @@ from espalier.errors import UserError
 from espalier.screen import Screen, json_text
 
 if TYPE_CHECKING:
-    from espalier.data.made import Found
+    from espalier.corpora.made import Found
 
 _SOURCES = (
     "couplets, poetry, poetry-metre, classical, zhidao, baike, weibo, lcsts, instruction-wild, alpaca, belle, hh-rlhf, "
@@ -50,11 +50,11 @@ def prepare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Raw corpora into records, and records into cleaner ones, with a report of what was left out and why."""
-    from espalier.data.clean.steps import Cleaning
-    from espalier.data.made import Division
-    from espalier.data.prepare import run
-    from espalier.data.prepare.output import Places
-    from espalier.data.prepare.shape import SHAPES
+    from espalier.corpora.clean.steps import Cleaning
+    from espalier.corpora.made import Division
+    from espalier.corpora.prepare import run
+    from espalier.corpora.prepare.output import Places
+    from espalier.corpora.prepare.shape import SHAPES
 
     if shape not in SHAPES:
         raise UserError(f"--as {shape}: wanted {', '.join(SHAPES)}.")
@@ -92,8 +92,8 @@ def prepare(
 
 
 def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
-    from espalier.data.clean.steps import DEDUP
-    from espalier.data.script import LANGUAGES
+    from espalier.corpora.clean.steps import DEDUP
+    from espalier.data.read.script import LANGUAGES
 
     if dedup not in DEDUP:
         raise UserError(f"--dedup {dedup}: wanted {', '.join(DEDUP)}.")
@@ -108,7 +108,7 @@ def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: 
 
 def _watched(name: str, found: Found) -> Found:
     """`found`, counted on one live line."""
-    from espalier.data.made import Made
+    from espalier.corpora.made import Made
     from espalier.engine.progress import ProgressLine
 
     line = ProgressLine(name, None)

@@ -116,7 +116,7 @@ def _measured(model: str, out: Path, rows: list[Any], *, allow_pickle: bool) -> 
     import torch
 
     from espalier.models import load, load_adapted
-    from espalier.models.quantise.measure import compare
+    from espalier.models.measure import compare
     from espalier.models.quantise.sizes import held_bytes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,7 +148,8 @@ def _has_tokenizer(model: str) -> bool:
 
 def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     """Token ids and which of them count: trained ones of records, all of our own sentences."""
-    from espalier.models import load, marks
+    from espalier.models import load
+    from espalier.models.tokenizers import marks
 
     two_stacks = marks.config_of_encoder_decoder(_bottom(model))
     if not _has_tokenizer(model):
@@ -166,11 +167,15 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     if data is None:
         encoded = [tokenizer.encode(text) for text in TEXT]
         return [(tokens, [True] * len(tokens)) for tokens in encoded]
-    from espalier.data.sources import load_records
-    from espalier.data.specs import parse_specs
-    from espalier.data.templates import choose_template
-    from espalier.data.tokenise import Encoder, encode_all
-    from espalier.inspect.data import kind_of
+    from espalier.commands.inspect.data import kind_of
+    from espalier.data.encode.templates import choose_template
+    from espalier.data.encode.tokenise import Encoder
+    from espalier.data.read.specs import parse_specs
+    from espalier.data.steps.forest import stored
+    from espalier.data.store.blocks import Job
+    from espalier.data.store.open import Reading, opened
+    from espalier.data.store.stack import Choice
+    from espalier.disk.temporary import temporary_folder
 
     specs = parse_specs(data)
     kind = kind_of(specs)
@@ -183,11 +188,16 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     encoder = Encoder(tokenizer, choose_template(tokenizer, "auto"), min(512, limit), "trim")
     found: list[Any] = []
     left = limit
-    for tree in encode_all(load_records(specs, kind, skip_bad=True, max_samples=limit).records, encoder)[0]:
-        for tokens, trained in tree.paths():
-            if left > 0:
-                found.append((list(tokens), [bool(t) for t in trained]))
-                left -= len(tokens)
+    with temporary_folder() as folder:
+        reading = Reading(Path(folder), skip_bad=True, max_samples=limit)
+        stack, order, _ = opened(specs, Job(kind, encoder), reading)
+        for tree in stored(Choice(stack, order)):
+            for tokens, trained in tree.paths():
+                if left > 0:
+                    found.append((list(tokens), [bool(t) for t in trained]))
+                    left -= len(tokens)
+            if left <= 0:
+                break
     if not any(any(trained) for _, trained in found):
         raise UserError(f"{data}: nothing in it is a text that the perplexity could be of.")
     return found
@@ -195,7 +205,8 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
 
 def _bottom(model: str) -> str:
     """The model below adapters' folders."""
-    from espalier.models import adapters, load_adapted
+    from espalier.models import load_adapted
+    from espalier.models.adapters import adapter as adapters
 
     while adapters.is_adapter(model):
         model = load_adapted.base_of(model)

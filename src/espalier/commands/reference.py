@@ -12,14 +12,14 @@ PAGE = Path("docs") / "stages.md"
 
 def stage_keys(stage: str) -> str:
     """The text of a stage's keys below its ``--help``, as wide as the terminal."""
-    from espalier.stages.pipeline import ALL_CLASSES
+    from espalier.runs.pipeline import ALL_CLASSES
 
     return terminal(stage, ALL_CLASSES[stage], width=min(100, shutil.get_terminal_size().columns))
 
 
 def current(page: str) -> str:
     """The page as the options of today make it."""
-    from espalier.stages.pipeline import ALL_CLASSES
+    from espalier.runs.pipeline import ALL_CLASSES
 
     return with_tables(page, ALL_CLASSES)
 

@@ -38,13 +38,19 @@ def extend(
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights in .bin files.")] = False,
 ) -> None:
     """Train further pieces on a text, add them to a model's tokenizer, and give each a row that means the same."""
-    from espalier.data.sources import load_records
-    from espalier.data.specs import parse_specs
+    from espalier.data.read.specs import parse_specs
+    from espalier.data.records import Text
+    from espalier.data.store.again import all_records
+    from espalier.data.store.blocks import Job
+    from espalier.data.store.open import Reading, opened
+    from espalier.data.store.stack import Choice
+    from espalier.disk.temporary import temporary_folder
     from espalier.engine import files
-    from espalier.models import load, load_adapted, vocabulary
+    from espalier.models import load, load_adapted
     from espalier.models.forward import TreeModel
     from espalier.models.probe import probe
     from espalier.models.saved import read_scalar_head, save_model
+    from espalier.models.tokenizers import vocabulary
 
     if kind not in ("auto", "bpe", "sentencepiece"):
         raise UserError(f"--kind {kind}: wanted auto, bpe or sentencepiece.")
@@ -55,8 +61,12 @@ def extend(
     load.check_folder(model, allow_pickle=allow_pickle)
     tokenizer = load.load_tokenizer(model)
     held = vocabulary.fast(tokenizer)
-    records = load_records(parse_specs(list(named)), "text").records
-    texts = [record.text for record in records]
+    specs, job = parse_specs(list(named)), Job("text")
+    with temporary_folder() as folder:
+        reading = Reading(Path(folder))
+        stack, order, _ = opened(specs, job, reading)
+        records = all_records(specs, job, reading, Choice(stack, order))
+        texts = [record.text for record in records if isinstance(record, Text)]
     apart = texts[HELD_OUT - 1 :: HELD_OUT] or texts
     learned = [t for i, t in enumerate(texts) if i % HELD_OUT != HELD_OUT - 1] or texts
     way = {"BPE": "bpe", "Unigram": "sentencepiece"}[held["model"]["type"]] if kind == "auto" else kind

@@ -23,9 +23,9 @@ from espalier.config.names import (
     SYNONYMS,
     VALUES,
 )
+from espalier.config.options import Options
 from espalier.config.ranges import in_range, range_words
 from espalier.errors import UserError
-from espalier.options import Options
 
 Classes = Sequence[type]
 

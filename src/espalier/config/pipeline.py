@@ -9,8 +9,8 @@ from typing import Any
 
 from espalier.config.build import Classes, canonical, known_keys, listed, stage_of, unknown_key
 from espalier.config.file import Placed
+from espalier.config.options import FOLDER_NAME
 from espalier.errors import UserError
-from espalier.options import FOLDER_NAME
 
 
 def split_pipeline(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> list[Placed]:

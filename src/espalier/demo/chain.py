@@ -19,8 +19,8 @@ from espalier import config
 from espalier.demo.data import write_demo_data
 from espalier.engine import files
 from espalier.errors import UserError
+from espalier.runs.pipeline import run_options
 from espalier.screen import Screen
-from espalier.stages.pipeline import run_options
 
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
 EXAMINED = ("pretrain", "sft", "dpo", "ppo", "grpo")

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from espalier.data.feed import Feed
+from espalier.data.steps.feed import Feed
 from espalier.engine.finite import cause
 from espalier.engine.hardware import memory_bytes
 from espalier.engine.signals import StopSignal

@@ -12,28 +12,28 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from espalier.data.encode.templates import choose_template
 from espalier.data.records import LeftOut
-from espalier.data.templates import choose_template
 from espalier.disk.lock import owned
 from espalier.engine import files
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.signals import StopSignal
 from espalier.exam.harness import examine_harness
+from espalier.exam.judges.mathematics import NOT_COMPARABLE, SECONDS
 from espalier.exam.lm_eval_files import write_lm_eval_files
-from espalier.exam.mathematics import NOT_COMPARABLE, SECONDS
+from espalier.exam.numbers.tables import results_table
 from espalier.exam.plan import Planned, plan
 from espalier.exam.run import Examiner, settings_hash
-from espalier.exam.shots import Asker, ShotsAs
-from espalier.exam.tables import results_table
 from espalier.exam.task import Task
 from espalier.exam.tasks import Settings
+from espalier.exam.tasks.shots import Asker, ShotsAs
 from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
 from espalier.models.identity import file_identity, model_identity
-from espalier.models.marks import around_prompt
+from espalier.models.positions.rope import scaling_of
 from espalier.models.probe import probe
-from espalier.models.rope import scaling_of
 from espalier.models.saved import read_scalar_head
+from espalier.models.tokenizers.marks import around_prompt
 from espalier.screen import Screen
 
 
@@ -73,7 +73,7 @@ def evaluate(
 
     Args:
         model_name_or_path: a folder or hub id; an adapter folder is merged into its base.
-        tasks: names, groups, or YAML files, see `espalier.exam.tasks` and `espalier.exam.own_task`.
+        tasks: names, groups, or YAML files, see `espalier.exam.tasks` and `espalier.exam.tasks.own_task`.
         out: where ``results.json`` and ``TASK.jsonl`` go.
         settings: how the named exams are asked.
         shots: each task is asked with each of these numbers of solved examples.

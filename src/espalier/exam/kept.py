@@ -15,8 +15,8 @@ from typing import Any
 
 from espalier.disk.writing import writing_to
 from espalier.engine import files
-from espalier.exam.scorer import Cost
-from espalier.exam.scores import Tally
+from espalier.exam.answers.scorer import Cost
+from espalier.exam.numbers.scores import Tally
 from espalier.maths.ratio import Moments
 
 STATE = {"settings", "bytes", "tally", "cost", "seconds", "prefixes", "shortened"}

@@ -19,16 +19,16 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from espalier.data.encoding import leading
+from espalier.data.encode.encoding import leading
 from espalier.engine.hardware import keep_freed_memory
 from espalier.errors import UserError
-from espalier.exam.encode import Encoded
-from espalier.exam.scorer import Cost, Scorer
-from espalier.exam.write import Writer
+from espalier.exam.answers.encode import Encoded
+from espalier.exam.answers.scorer import Cost, Scorer
+from espalier.exam.answers.write import Writer
 from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
-from espalier.models.marks import around_prompt, marked
 from espalier.models.probe import probe
+from espalier.models.tokenizers.marks import around_prompt, marked
 from espalier.rendering import rendered
 from espalier.trees.tree import agreement
 

@@ -16,18 +16,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from espalier.data.encode.templates import choose_template
 from espalier.data.records import LeftOut
-from espalier.data.templates import choose_template
 from espalier.errors import Stopped, UserError
-from espalier.exam.choose import Chooser
+from espalier.exam.answers.choose import Chooser
+from espalier.exam.answers.rate import Rater
+from espalier.exam.answers.read import Reader
+from espalier.exam.answers.write import Writer
+from espalier.exam.judges.mathematics import NOT_COMPARABLE
 from espalier.exam.kept import Kept
-from espalier.exam.mathematics import NOT_COMPARABLE
-from espalier.exam.rate import Rater
-from espalier.exam.read import Reader
-from espalier.exam.shots import Asker
 from espalier.exam.task import Task
+from espalier.exam.tasks.shots import Asker
 from espalier.exam.ways import Choosing, Rating, Reading, Way, Writing
-from espalier.exam.write import Writer
 from espalier.models.forward import TreeModel
 
 BLOCK = 256

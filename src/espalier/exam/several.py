@@ -9,8 +9,8 @@ from typing import Any
 
 from espalier.engine import files
 from espalier.errors import UserError
-from espalier.exam.compare import compare, comparison_table
 from espalier.exam.evaluate import Asking, evaluate
+from espalier.exam.numbers.compare import compare, comparison_table
 from espalier.exam.tasks import Settings
 from espalier.screen import Screen
 

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from espalier.exam import scores
-from espalier.exam.choose import Asked, Chooser
+from espalier.exam.answers.choose import Asked, Chooser
+from espalier.exam.answers.rate import Rater, pair_numbers
+from espalier.exam.answers.read import Reader
+from espalier.exam.answers.scorer import Cost, Scored
+from espalier.exam.answers.write import Writer
+from espalier.exam.judges.mathematics import NOT_COMPARABLE
 from espalier.exam.kept import Kept
-from espalier.exam.mathematics import NOT_COMPARABLE
-from espalier.exam.rate import Rater, pair_numbers
-from espalier.exam.read import Reader
-from espalier.exam.scorer import Cost, Scored
-from espalier.exam.shots import Asker
+from espalier.exam.numbers import scores
 from espalier.exam.task import Candidate, Generation, Question, Shots, Task
-from espalier.exam.write import Writer
+from espalier.exam.tasks.shots import Asker
 
 
 @dataclass

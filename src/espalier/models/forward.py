@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espalier.models.adapters.virtual import Virtual, virtual_tokens
 from espalier.models.attention import Method, attention_mask
 from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs, shared_logprobs
 from espalier.models.trunk import Trunk
-from espalier.models.virtual import Virtual, virtual_tokens
 from espalier.trees.batch import Batch, under_root
 from espalier.trees.layout import unrolled
 

@@ -24,28 +24,28 @@ from transformers import (
 )
 
 from espalier.errors import UserError
+from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import takes_rows
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.registration import register
 from espalier.models.legacy.weights import not_safe, refusal
-from espalier.models.load_tokenizer import end_tokens as end_tokens
-from espalier.models.load_tokenizer import fit_vocabulary as fit_vocabulary
-from espalier.models.load_tokenizer import for_model as for_model
-from espalier.models.load_tokenizer import has_tokenizer as has_tokenizer
-from espalier.models.load_tokenizer import load_tokenizer as load_tokenizer
 from espalier.models.new_config import refusal as refusal_of_sizes
 from espalier.models.new_config import settled, try_out
-from espalier.models.new_tokenizer import CHATML as CHATML
-from espalier.models.new_tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
-from espalier.models.new_tokenizer import train_tokenizer as train_tokenizer
+from espalier.models.positions.rope import longest, set_scaling
+from espalier.models.positions.rope_modules import put_in_place
 from espalier.models.quantise import cpm_transformers as cpm_transformers  # transformers learns of it by this
 from espalier.models.quantise.methods import Quantisation, check_readable, entry_of, settings
 from espalier.models.quantise.turn import check_quantised, never_packed, quantised
 from espalier.models.quiet import first_line, quiet
 from espalier.models.remote_code import came_with_code, forget_code, wants_code
-from espalier.models.rope import longest, set_scaling
-from espalier.models.rope_modules import put_in_place
-from espalier.models.virtual import virtual_tokens
+from espalier.models.tokenizers.load_tokenizer import end_tokens as end_tokens
+from espalier.models.tokenizers.load_tokenizer import fit_vocabulary as fit_vocabulary
+from espalier.models.tokenizers.load_tokenizer import for_model as for_model
+from espalier.models.tokenizers.load_tokenizer import has_tokenizer as has_tokenizer
+from espalier.models.tokenizers.load_tokenizer import load_tokenizer as load_tokenizer
+from espalier.models.tokenizers.new_tokenizer import CHATML as CHATML
+from espalier.models.tokenizers.new_tokenizer import SPECIAL_TOKENS as SPECIAL_TOKENS
+from espalier.models.tokenizers.new_tokenizer import train_tokenizer as train_tokenizer
 
 Scaling = str | Mapping[str, Any]
 """A name, or a mapping with rope_type and factor."""

@@ -11,13 +11,13 @@ from torch import nn
 from transformers import AutoConfig
 
 from espalier.errors import UserError
-from espalier.models import adapters
+from espalier.models.adapters import adapter as adapters
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import conversion_of
 from espalier.models.load import Scaling, load_lm
+from espalier.models.positions.rope import warn_if_other
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.quantise.turn import dequantised, is_quantised, quantised
-from espalier.models.rope import warn_if_other
 
 
 def load_with_adapter(

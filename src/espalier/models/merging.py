@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from espalier.errors import UserError
-from espalier.models import adapters, load, load_adapted
+from espalier.models import load, load_adapted
+from espalier.models.adapters import adapter as adapters
 from espalier.models.quantise.turn import dequantised
 
 

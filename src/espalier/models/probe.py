@@ -16,8 +16,8 @@ from espalier.errors import UserError
 from espalier.models.attention import NAME, Method
 from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.forward import Traits, TreeModel, Want
-from espalier.models.marks import needs_marks
 from espalier.models.quiet import first_line
+from espalier.models.tokenizers.marks import needs_marks
 from espalier.trees.layout import lay_out_padded, lay_out_tree
 from espalier.trees.tree import Tree
 

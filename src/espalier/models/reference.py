@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 
-from espalier.models.adapters import is_adapted
+from espalier.models.adapters.adapter import is_adapted
 from espalier.models.forward import TreeModel
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from espalier.models.adapters import is_adapted, save_adapter
+from espalier.models.adapters.adapter import is_adapted, save_adapter
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.load_adapted import vocabulary_of

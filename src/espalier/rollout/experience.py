@@ -17,10 +17,10 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from espalier.data.feed import Rows
+from espalier.data.steps.feed import Rows
 from espalier.errors import Stopped, UserError
 from espalier.models.forward import Traits
-from espalier.models.generate import Sampled, Sampling, sample
+from espalier.models.sampling.generate import Sampled, Sampling, sample
 from espalier.rollout.rewards import OwnFunction, Rule
 from espalier.trees import Batch, Tree
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.data.feed import Rows
+from espalier.data.steps.feed import Rows
 from espalier.trees import Batch, Tree
 
 Roll = Callable[[list[int], int], list[Tree]]

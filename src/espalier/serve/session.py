@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from espalier.data.encoding import leading
+from espalier.data.encode.encoding import leading
+from espalier.data.encode.templates import Template, choose_template, prompt_text
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Message
-from espalier.data.templates import Template, choose_template, prompt_text
 from espalier.models import load
 from espalier.models.forward import TreeModel
-from espalier.models.generate import Sampling, decode
+from espalier.models.sampling.generate import Sampling, decode
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from espalier.engine.signals import Ended
 from espalier.models import load, load_adapted
 from espalier.models.forward import TreeModel
-from espalier.models.generate import Sampling
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling
 from espalier.screen import Screen
 from espalier.serve.session import Session
 

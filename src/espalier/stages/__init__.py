@@ -1,1 +1,1 @@
-"""The training stages, one small objective each, and the wiring that runs them."""
+"""The training stages: one small objective each, and what they are built from."""

@@ -12,14 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.engine.loop import Objective
-from espalier.engine.track import Numbers
-from espalier.errors import UserError
-from espalier.models import adapter_kinds, adapters, freezing, load_adapted
-from espalier.models.forward import Outputs
-from espalier.models.quantise.turn import quantised
-from espalier.models.rank_allocation import RankAllocation, adalora_models, orthogonality
-from espalier.options import (
+from espalier.config.options import (
     AdaloraOptions,
     AdapterOptions,
     LoraOptions,
@@ -27,8 +20,18 @@ from espalier.options import (
     RunOptions,
     VirtualTokenOptions,
 )
+from espalier.engine.loop import Objective
+from espalier.engine.track import Numbers
+from espalier.errors import UserError
+from espalier.models import load_adapted
+from espalier.models.adapters import adapter as adapters
+from espalier.models.adapters import freezing
+from espalier.models.adapters import kinds as adapter_kinds
+from espalier.models.adapters.rank_allocation import RankAllocation, adalora_models, orthogonality
+from espalier.models.forward import Outputs
+from espalier.models.quantise.turn import quantised
+from espalier.stages.parts import Live, Parts
 from espalier.stages.quantised import quantisation_of
-from espalier.stages.stage import Live, Parts
 from espalier.trees import Batch
 
 Opts = Mapping[type, Any]

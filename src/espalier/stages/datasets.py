@@ -16,25 +16,25 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from espalier.data.choose import Picks, held_out, without
-from espalier.data.feed import Batches, DatasetFeed, Rows
-from espalier.data.forest import Forest, stored
+from espalier.config.options import DataOptions, RunOptions, TokenizedOptions, TrainOptions
+from espalier.data.choice.choose import Picks, held_out, without
+from espalier.data.encode.templates import Template, prompt_text
+from espalier.data.encode.tokenise import Encoder
 from espalier.data.preflight.findings import HELD_OUT, TRAIN
 from espalier.data.preflight.run import Preflight
+from espalier.data.read.specs import DatasetSpec, parse_specs
 from espalier.data.records import ASSISTANT, Chat, Prompt, Record, texts_of
-from espalier.data.specs import DatasetSpec, parse_specs
+from espalier.data.steps.feed import Batches, DatasetFeed, Rows
+from espalier.data.steps.forest import Forest, stored
 from espalier.data.store.again import all_records, examples, records_at
 from espalier.data.store.blocks import Job
 from espalier.data.store.open import Reading, opened
 from espalier.data.store.stack import Choice, Stack
-from espalier.data.templates import Template, prompt_text
-from espalier.data.tokenise import Encoder
 from espalier.disk.temporary import temporary_folder
 from espalier.errors import UserError
 from espalier.models.forward import TreeModel
-from espalier.options import DataOptions, RunOptions, TokenizedOptions, TrainOptions
 from espalier.rollout.asks import Asks
-from espalier.stages.stage import SamplePrompt
+from espalier.stages.parts import SamplePrompt
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from espalier.trees.draw import draw_tree
 
@@ -80,6 +80,7 @@ class Datasets:
 
     Attributes:
         options: an instance of each option class, by class.
+        reads: the kind of records that its stage is made for, one of `espalier.data.records.KINDS`.
         rank, world, device: this process.
         say: shows one line to the user and keeps it for the summary.
         rejected_path: where bad records are written.
@@ -91,6 +92,7 @@ class Datasets:
     """
 
     options: Mapping[type, Any]
+    reads: str
     rank: int
     world: int
     device: torch.device
@@ -208,10 +210,9 @@ class Datasets:
 
     def texts(self) -> Iterator[str]:
         """The training data as text, for a new tokenizer."""
-        kind = {"pretrain": "text", "sft": "chat"}.get(self.option(RunOptions).stage, "prompt")
-        train = self.records(kind)[0]
+        train = self.records(self.reads)[0]
         choice = self.choice(train)
-        for record in all_records(train.specs, self._job(kind), self._reading, choice):
+        for record in all_records(train.specs, self._job(self.reads), self._reading, choice):
             yield "\n".join(texts_of(record))
 
     # --- trees and prompts ----------------------------------------------------------------------

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from espalier.errors import UserError
+from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import is_encoder_decoder
-from espalier.models.rope import TABLES, stated_length
-from espalier.models.virtual import virtual_tokens
+from espalier.models.positions.rope import TABLES, stated_length
 
 _LEARNED = ("wpe", "embed_positions", "position_embeddings", "block_position_embeddings")
 """Names of tables with a row a position."""

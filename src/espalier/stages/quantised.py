@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from espalier.config.options import AdapterOptions, EngineOptions
 from espalier.errors import UserError
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.quantise.turn import is_quantised
-from espalier.options import AdapterOptions, EngineOptions
 
 WHOLE = ("auto", "single", "ddp")
 """Strategies under which every process holds all weights as they were loaded."""

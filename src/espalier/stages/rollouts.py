@@ -13,26 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from espalier.config.options import Options, RunOptions, option
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.finite import cause
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
-from espalier.models.adapters import StepZero
+from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
-from espalier.models.generate import Sampling
-from espalier.options import Options, RunOptions, option
+from espalier.models.sampling.generate import Sampling
 from espalier.rollout.asks import Asks
-from espalier.rollout.experience import (
-    Answered,
-    Ask,
-    gathered,
-    measure,
-    sample_trees,
-    scored_by_rule,
-)
+from espalier.rollout.experience import Answered, Ask, gathered, measure, sample_trees, scored_by_rule
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
+from espalier.stages.parts import Live, Units
 from espalier.stages.setup import Setup
-from espalier.stages.stage import Live, Units
 from espalier.trees import Batch, Tree
 
 

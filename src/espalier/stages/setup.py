@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from espalier.data.templates import choose_template
+from espalier.config.options import AdapterOptions, EngineOptions, ModelOptions, RunOptions, TokenizerOptions
+from espalier.data.encode.templates import choose_template
 from espalier.engine.strategy import whole_parameters
 from espalier.errors import UserError
 from espalier.models import load, load_adapted
@@ -21,12 +22,11 @@ from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.saved import read_scalar_head
-from espalier.models.tokenizer_file import disagreement
-from espalier.options import AdapterOptions, EngineOptions, ModelOptions, RunOptions, TokenizerOptions
+from espalier.models.tokenizers.tokenizer_file import disagreement
 from espalier.stages.adapting import adapted, frozen_part, merges_first
 from espalier.stages.datasets import Datasets
+from espalier.stages.parts import Live
 from espalier.stages.quantised import check_trainable, quantisation_of
-from espalier.stages.stage import Live
 
 
 @dataclass

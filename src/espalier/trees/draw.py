@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from espalier.trees.batch import Batch
 from espalier.trees.tree import Tree
 
 
@@ -28,22 +27,6 @@ def draw_tree(tree: Tree, decode: Callable[[Sequence[int]], str], width: int = 6
             walk(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))
 
     walk(tree, "", "")
-    return "\n".join(lines)
-
-
-def draw_batch(batch: Batch, decode: Callable[[Sequence[int]], str], row: int = 0) -> str:
-    """One line a token of a row: place, position, where its subtree stops, whether it is trained, its text."""
-    trained = {int(at) for at in batch.read_at.tolist()}
-    width = batch.input_ids.shape[1]
-    lines = ["place  position  subtree_end  predicts  token"]
-    for place in range(width):
-        token = int(batch.input_ids[row, place])
-        predicts = sum(1 for at in batch.read_at.tolist() if at == row * width + place)
-        mark = str(predicts) if row * width + place in trained else "."
-        lines.append(
-            f"{place:5d}  {int(batch.position_ids[row, place]):8d}  {int(batch.subtree_end[row, place]):11d}"
-            f"  {mark:>8}  {decode([token])!r}"
-        )
     return "\n".join(lines)
 
 

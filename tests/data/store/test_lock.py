@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from espalier.data.forest import stored
-from espalier.data.specs import parse_specs
+from espalier.data.read.specs import parse_specs
+from espalier.data.steps.forest import stored
 from espalier.data.store import lock
 from espalier.data.store.open import Reading, opened
 from espalier.data.store.stack import Choice

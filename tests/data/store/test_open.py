@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from espalier.data.forest import stored
-from espalier.data.sources import load_records
-from espalier.data.specs import parse_specs
+from espalier.data.encode.tokenise import encode_all
+from espalier.data.read.specs import parse_specs
+from espalier.data.steps.forest import stored
 from espalier.data.store import build as building
 from espalier.data.store.again import all_records, examples, records_at
 from espalier.data.store.blocks import Job
@@ -24,8 +24,8 @@ from espalier.data.store.open import Reading, opened
 from espalier.data.store.reading import blocks_of
 from espalier.data.store.stack import Choice, Stack
 from espalier.data.store.stored import Store
-from espalier.data.tokenise import encode_all, encode_prompts
 from espalier.errors import UserError
+from tests.data.listed import encode_prompts, load_records
 from tests.data.store.helpers import CHATS, PAIRS, RANKS, ROWS, job, said, tokenizer_of, write
 
 

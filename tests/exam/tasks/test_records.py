@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from espalier.data.templates import choose_template
+from espalier.data.encode.templates import choose_template
 from espalier.errors import UserError
+from espalier.exam.answers.rate import pair_numbers
+from espalier.exam.answers.read import Reader, windows
 from espalier.exam.evaluate import Asking, evaluate, examine_all
 from espalier.exam.plan import plan
-from espalier.exam.rate import pair_numbers
-from espalier.exam.read import Reader, windows
 from espalier.exam.tasks import NoShots, Settings, make_task
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import espalier
-from espalier.models.legacy.convert import convert_folder
+from espalier.models.convert import convert_folder
 
 IDS = torch.tensor([[5, 17, 3, 60, 22, 41, 9, 33, 12, 50, 7, 28, 19]])
 TOLERANCE = 2e-5

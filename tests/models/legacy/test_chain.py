@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 import espalier
 from espalier.cli import app
 from espalier.models.forward import TreeModel
-from espalier.models.generate import Sampling
 from espalier.models.legacy.conversion import Conversion
 from espalier.models.legacy.families import conversion_of
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling
 from espalier.serve.session import Session
 from tests.conftest import Vocabulary
 from tests.golden.vocabularies import train

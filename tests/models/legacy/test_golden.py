@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 import espalier
-from espalier.models.legacy.convert import convert_folder
+from espalier.models.convert import convert_folder
 from tests.conftest import Golden
 from tests.models.legacy.conftest import FAMILIES, Case, cases
 

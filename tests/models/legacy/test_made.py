@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch.nn import functional as F
 
 import espalier
-from espalier.models.legacy.convert import convert_folder
+from espalier.models.convert import convert_folder
 from espalier.models.legacy.families import family_of
 from tests.golden.configs import CONFIGS
 from tests.golden.made import module_of

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import espalier
-from espalier.models.generate import Sampling, sample
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling, sample
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}

@@ -11,13 +11,14 @@ import torch
 
 import espalier
 from espalier.errors import UserError
-from espalier.models import adapter_kinds, adapters
+from espalier.models.adapters import adapter as adapters
+from espalier.models.adapters import kinds as adapter_kinds
+from espalier.models.adapters.freezing import blocks, freeze_lowest
 from espalier.models.forward import TreeModel, Want
-from espalier.models.freezing import blocks, freeze_lowest
-from espalier.models.generate import Sampling, sample
 from espalier.models.load import checkpoint_activations, context_length, load_lm
+from espalier.models.positions.rope import original_length
 from espalier.models.probe import probe
-from espalier.models.rope import original_length
+from espalier.models.sampling.generate import Sampling, sample
 from espalier.models.saved import save_model
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from tests.conftest import Golden

@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, RwkvConfig, RwkvForCausa
 
 import espalier
 from espalier.errors import UserError
-from espalier.models.generate import Sampling, sample
-from espalier.models.legacy.convert import convert_folder
+from espalier.models.convert import convert_folder
 from espalier.models.probe import probe
+from espalier.models.sampling.generate import Sampling, sample
 from tests.models.legacy.plain import IDS, TOLERANCE, State, attention, check, rand, rms, write
 
 # --- ChatGLM2: groups, widths, biases ---------------------------------------------------------------

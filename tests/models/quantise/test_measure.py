@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from espalier.models import load
-from espalier.models.quantise.measure import compare
+from espalier.models.measure import compare
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.quantise.sizes import disk_bytes, held_bytes
 from tests.models.conftest import Tiny

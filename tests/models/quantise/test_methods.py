@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 import espalier
 from espalier.errors import UserError
 from espalier.models import load
-from espalier.models.adapter_kinds import add_lora
+from espalier.models.adapters.kinds import add_lora
 from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation, described, entry_of, problem, settings
 from espalier.models.quantise.sizes import held_bytes

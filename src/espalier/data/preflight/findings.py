@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from espalier.data.account import Account
+from espalier.data.read.account import Account
 from espalier.errors import UserError
 
 TRAIN, HELD_OUT = "train", "held out"

@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from espalier.data.account import Account
 from espalier.data.preflight.findings import ERROR, HELD_OUT, WARNING, Finding
+from espalier.data.read.account import Account
 from espalier.data.store.marks import ENDLESS, EQUAL, NOT_LOOKED_AT, SCRIPTS, looked_at, scattered
 from espalier.data.store.stack import Choice, chunks
 from espalier.trees.tree import Tree

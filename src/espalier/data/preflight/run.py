@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from espalier.data.account import Account
 from espalier.data.preflight.compare import other_languages, shared_prompts, swapped_pairs
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, Finding, left_out, unasked
 from espalier.data.preflight.look import Part, look
-from espalier.data.sources import Loaded
+from espalier.data.read.account import Account
+from espalier.data.read.sources import Loaded
 from espalier.data.store.stack import Choice
 from espalier.trees.tree import Tree
 

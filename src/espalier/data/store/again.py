@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from espalier.data.account import Account
+from espalier.data.read.account import Account
+from espalier.data.read.sources import files_of
+from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import Record
-from espalier.data.sources import files_of
-from espalier.data.specs import DatasetSpec
 from espalier.data.store.blocks import Done, Job, outcomes
 from espalier.data.store.columns import CHUNK, Numbers
 from espalier.data.store.open import Reading, job_of

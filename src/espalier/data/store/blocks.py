@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from espalier.data.account import Account
-from espalier.data.dataset_info import as_described
-from espalier.data.formats import parse_row
-from espalier.data.json_files import Placed, json_lines
-from espalier.data.mixing import takes
+from espalier.data.choice.mixing import takes
+from espalier.data.encode.tokenise import Encoder, encode_paths, encode_prompt_ids
+from espalier.data.read.account import Account
+from espalier.data.read.dataset_info import as_described
+from espalier.data.read.formats import parse_row
+from espalier.data.read.json_files import Placed, json_lines
+from espalier.data.read.sources import prompt_key, prompt_mark
 from espalier.data.records import BadRecord, LeftOut, Prompt, Ranking, Record, texts_of
-from espalier.data.sources import prompt_key, prompt_mark
 from espalier.data.store.columns import Numbers
 from espalier.data.store.marks import ENDLESS, pair_marks, role_order, script_mark, tree_marks
-from espalier.data.tokenise import Encoder, encode_paths, encode_prompt_ids
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
 

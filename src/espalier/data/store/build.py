@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from espalier.data.account import Account
+from espalier.data.read.account import Account
 from espalier.data.store.blocks import Block, Done, Job, work
 from espalier.data.store.columns import Numbers, Writer
 from espalier.data.store.crew import Crew, Task

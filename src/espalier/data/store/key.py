@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import espalier.data
-from espalier.data.sources import files_of, hub_dataset
-from espalier.data.specs import DatasetSpec
+from espalier.data.encode.templates import Template
+from espalier.data.read.sources import files_of, hub_dataset
+from espalier.data.read.specs import DatasetSpec
 from espalier.data.store.blocks import Job
-from espalier.data.templates import Template
 from espalier.disk.temporary import temporary_folder, temporary_name
 from espalier.trees import tree
 
@@ -133,12 +133,7 @@ def template_key(template: Template) -> str:
 def _code() -> str:
     """sha256 of the modules that turn files into trees: a version that nobody can forget to raise."""
     room = Path(espalier.data.__path__[0])
-    parts = [
-        *room.glob("*.py"),
-        *room.glob("*.yaml"),
-        *(room / "store").glob("*.py"),
-        *(room / "clean").glob("*.py"),
-    ]
+    parts = [*room.rglob("*.py"), *room.rglob("*.yaml")]
     digest = hashlib.sha256()
     for path in [*sorted(parts), Path(tree.__file__)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -7,8 +7,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from espalier.data.read.script import LANGUAGES, language
 from espalier.data.records import Chat, Messages, Preference, Prompt, Record, Text, texts_of
-from espalier.data.script import LANGUAGES, language
 from espalier.trees.tree import Tree
 
 SCRIPTS = ("", *LANGUAGES)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from espalier.data.choose import Picks, drawn
-from espalier.data.sources import SHOWN, Loaded, files_of, no_record, too_bad
-from espalier.data.specs import DatasetSpec
+from espalier.data.choice.choose import Picks, drawn
+from espalier.data.read.sources import SHOWN, Loaded, files_of, no_record, too_bad
+from espalier.data.read.specs import DatasetSpec
 from espalier.data.store.blocks import Job
 from espalier.data.store.build import build, from_json
 from espalier.data.store.cache import find_or_make
@@ -38,7 +38,10 @@ class Reading:
         workers: at most so many processes tokenise; None: one a core.
         skip_bad: whether bad records are left out instead of stopping everything.
         rejected_path: where they are written then.
-        seed, mix, max_samples, data_split: as in `sources.load_records`.
+        seed: of every choice by chance.
+        mix: "first" or "all" draws from the sources by their weights (see `mixing`); "concat" takes them in order.
+        max_samples: the first so many of each source.
+        data_split: the share of them that records of this kind get (see `mixing.takes`).
         show: told how far it is, once in a while.
     """
 
@@ -67,7 +70,8 @@ def opened(specs: Sequence[DatasetSpec], job: Job, reading: Reading) -> tuple[St
     Of `job` only what is the same for every source is given; `Loaded.records` is the choice.
 
     Raises:
-        UserError: as `sources.load_records` and `tokenise.encode_all`.
+        UserError: a source is missing or empty, or nothing is left; bad records without `skip_bad`, the first ten
+            of them named; a record that is too long under `overlong: error`, or that the template cannot write.
     """
     loaded = Loaded()
     stores: list[Store] = []

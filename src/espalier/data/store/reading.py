@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from espalier.data.files import lines_of, read_rows
-from espalier.data.json_files import Placed, json_lines
+from espalier.data.read.files import lines_of, read_rows
+from espalier.data.read.json_files import Placed, json_lines
+from espalier.data.read.sources import files_of, hub_rows
+from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import BadRecord
-from espalier.data.sources import files_of, hub_rows
-from espalier.data.specs import DatasetSpec
 from espalier.data.store.blocks import Block
 
 RECORDS, CHARACTERS = 512, 1 << 20

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from espalier.data.account import Account
+from espalier.data.read.account import Account
 from espalier.data.store.build import REJECTED, from_json
 from espalier.data.store.columns import CHUNK, Column, Numbers
 from espalier.trees.tree import Tree

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from espalier.errors import UserError
-from espalier.exam.own_task import load_task
 from espalier.exam.task import Task
 from espalier.exam.tasks import clue, knowledge, records, writing
+from espalier.exam.tasks.own_task import load_task
 from espalier.exam.tasks.settings import NoFolder, NoShots, Settings
 
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from espalier.data.records import LeftOut
 from espalier.errors import UserError
-from espalier.exam.shots import draw_shots
 from espalier.exam.task import Question, Shots, Task
 from espalier.exam.tasks import items, pangu, plain
 from espalier.exam.tasks.items import Item, Read, classes, classified
 from espalier.exam.tasks.settings import NoShots, Settings, first_files, folder_of
+from espalier.exam.tasks.shots import draw_shots
 
 _INFERENCE = ("entailment", "neutral", "contradiction")
 

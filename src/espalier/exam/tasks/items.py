@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from espalier.data.files import read_rows
+from espalier.data.read.files import read_rows
 from espalier.data.records import BadRecord, LeftOut
 from espalier.errors import UserError
 

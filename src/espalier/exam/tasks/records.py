@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from espalier.data.files import is_data_file, read_rows
-from espalier.data.formats import parse_row
+from espalier.data.read.files import is_data_file, read_rows
+from espalier.data.read.formats import parse_row
 from espalier.data.records import BadRecord, Chat, LeftOut, Preference, Ranking, Text
 from espalier.errors import UserError
-from espalier.exam.judge import judge_text
+from espalier.exam.judges.judge import judge_text
 from espalier.exam.task import Generation, Question, Shots, Task
 from espalier.exam.tasks.settings import NoShots, Settings
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import UserError
-from espalier.exam.cmrc import judge_cmrc
-from espalier.exam.judge import judge_rouge
-from espalier.exam.mathematics import boxed, judge_expression, judge_number
-from espalier.exam.shots import draw_shots
+from espalier.exam.judges.cmrc import judge_cmrc
+from espalier.exam.judges.judge import judge_rouge
+from espalier.exam.judges.mathematics import boxed, judge_expression, judge_number
 from espalier.exam.task import Generation, Question, Shots, Task
 from espalier.exam.tasks.items import rows, wanted
 from espalier.exam.tasks.settings import NoShots, Settings, first_files, folder_of
+from espalier.exam.tasks.shots import draw_shots
 
 _Names = tuple[str | tuple[str, ...], ...]
 

@@ -27,7 +27,7 @@ from espalier.models.legacy.conversion import Conversion, Named
 from espalier.models.legacy.llama_like import llama_settings, place_packed
 from espalier.models.legacy.native import attend, heads_first
 from espalier.models.legacy.prefix import additive
-from espalier.models.rope_modules import slope_factors
+from espalier.models.positions.rope_modules import slope_factors
 
 BLOCK = 256
 """A position is ``BLOCK * a + b``, so that both numbers are exact in bfloat16 up to 65,536 tokens."""
@@ -36,7 +36,7 @@ BLOCK = 256
 class BaichuanConfig(LlamaConfig):
     """Llama's, and: `alibi` for ALiBi (else rotary), `norm_head`, and `z_loss_weight` of the original loss.
 
-    `alibi_scaling`: rope_type and factor of `espalier.models.rope`, for texts longer than it was trained at.
+    `alibi_scaling`: rope_type and factor of `espalier.models.positions.rope`, for texts longer than it was trained at.
     """
 
     model_type = "espalier_baichuan"

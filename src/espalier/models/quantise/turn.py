@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from espalier.errors import UserError
+from espalier.models.positions.rope_modules import put_in_place
 from espalier.models.quantise.cpm_linear import CpmLinear
 from espalier.models.quantise.methods import Quantisation, settings
-from espalier.models.rope_modules import put_in_place
 
 
 def is_quantised(lm: nn.Module) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from espalier.data.encoding import encode_pieces
+from espalier.data.encode.encoding import encode_pieces
+from espalier.data.encode.templates import choose_template, prompt_text
 from espalier.data.records import Message
-from espalier.data.templates import choose_template, prompt_text
 from espalier.errors import UserError
 from espalier.models.legacy.tokenizers import chat
 from espalier.models.load import load_tokenizer, train_tokenizer

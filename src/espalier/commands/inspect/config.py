@@ -1,0 +1,90 @@
+"""A config as it will run: every option under its own name, and a look at the data of each stage.
+
+All lines but the options are comments, so what is printed is a YAML file again. No model is loaded; a stage that
+starts from an earlier one's model (`run:NAME`) is looked at with the tokenizer that one will hand on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from espalier import config
+from espalier.commands.inspect.coloured import Shown, shown
+from espalier.commands.inspect.page import Section, write_page
+from espalier.config.options import DataOptions, ModelOptions, RunOptions
+from espalier.runs.catalogue import STAGES
+from espalier.runs.pipeline import ALL_CLASSES
+from espalier.runs.preflight import read_as, show_preflight
+from espalier.screen import Screen, json_text, safe
+from espalier.stages.setup import Setup
+
+
+def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> None:
+    """Print it, then look at the data of its stages.
+
+    Args:
+        limit: how many records of each stage a page shows.
+
+    Raises:
+        UserError: a mistake in the options, data that cannot be read, or an error that the run would stop at.
+    """
+    console = Screen()
+    raw = config.load_yaml(path)
+    stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    built: list[tuple[str, Mapping[type, Any]]] = []
+    for stage in stages:
+        kind = config.stage_of(stage, ALL_CLASSES)
+        built.append((kind, config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)))
+        if not as_json:
+            for note in config.canonical(stage)[1]:
+                console.say(f"# {note}", "yellow")
+            print(safe(config.dump_yaml(built[-1][1].values(), comments=True)))
+    tokenizers: dict[str, Any] = {}
+    sections: list[Section] = []
+    for kind, options in built:
+        if kind in STAGES:
+            name = options[RunOptions].name or kind
+            setup = _read(kind, options, tokenizers)
+            tokenizers[name] = setup.tokenizer
+            result = setup.preflight.result()
+            sections.append(Section(name, kind, result, _shown(kind, setup, limit) if html else []))
+    if html is not None:
+        write_page(html, str(path), sections)
+    if as_json:
+        print(json_text({s.name: s.preflight for s in sections}))
+    for section in sections:
+        show_preflight(console, section.name, section.preflight, whole=True, lead="# ", quiet=as_json)
+
+
+def _read(kind: str, options: Mapping[type, Any], tokenizers: Mapping[str, Any]) -> Setup:
+    model: ModelOptions = options[ModelOptions]
+    start = (model.model_name_or_path or "").removeprefix("run:").split("/")[0]
+    earlier = (model.model_name_or_path or "").startswith("run:") and model.tokenizer is None
+    if earlier:
+        options = {**options, ModelOptions: replace(model, model_name_or_path=None)}
+    kept = Path(options[RunOptions].output_dir) / "tokenized"  # of a run; a look makes no folder of its own
+    setup = Setup(
+        options,
+        reads=STAGES[kind].reads,
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
+        say=lambda text: None,
+        tokenizer=tokenizers[start] if earlier else None,
+        kept=kept if kept.is_dir() else None,
+    )
+    read_as(STAGES[kind], setup)
+    return setup
+
+
+def _shown(kind: str, setup: Setup, limit: int) -> list[Shown]:
+    encoder = setup.encoder()
+    if setup.option(DataOptions).overlong == "error":  # none is overlong, or reading had stopped
+        encoder = replace(encoder, overlong="drop")
+    records = setup.examples(setup.records(STAGES[kind].reads)[0], limit)
+    return [shown(record, encoder) for record in records]

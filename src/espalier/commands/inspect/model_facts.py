@@ -1,0 +1,192 @@
+"""What is to be known about a model folder: sizes, family, tokens, context, quantisation, adapter, layout.
+
+Without the probe no weights are read: the architecture is built without memory (torch's meta device) and types and
+bytes come from the headers of the safetensors files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from espalier.commands.inspect.modules import Node, module_tree
+from espalier.errors import UserError
+from espalier.models import load, load_adapted
+from espalier.models.adapters import adapter as adapters
+from espalier.models.legacy import checkpoint
+from espalier.models.legacy.families import conversion_of
+from espalier.models.legacy.registration import register
+from espalier.models.probe import probe
+from espalier.models.quantise.methods import check_readable, described, entry_of
+from espalier.models.quantise.sizes import disk_bytes, held_bytes
+from espalier.models.quantise.turn import number_of_weights
+from espalier.models.remote_code import wants_code
+from espalier.models.saved import read_scalar_head
+
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8",
+          "I32": "int32", "I64": "int64"}  # fmt: skip
+
+
+def facts_of(name: str, *, with_probe: bool) -> tuple[dict[str, Any], Node]:
+    """Facts by name, and the modules.
+
+    Raises:
+        UserError: the folder cannot be read as a model.
+    """
+    is_adapter = (Path(name) / "adapter_config.json").is_file()
+    lm = (
+        _loaded(name, is_adapter)
+        if with_probe
+        else _skeleton(load_adapted.base_of(name) if is_adapter else name)
+    )
+    settings: Any = lm.config
+    base = load_adapted.base_of(name) if is_adapter else name
+    entry = entry_of(base)
+    facts: dict[str, Any] = {
+        "architecture": type(_inner(lm)).__name__,
+        "family": settings.model_type,
+        "parameters": number_of_weights(lm),
+        "disk_bytes": disk_bytes(name),
+        "memory_bytes": held_bytes(lm) if with_probe else _stored_bytes(base),
+        "quantisation": None if entry is None else described(entry),
+        **_context(settings),
+        "vocab_size": settings.get_text_config().vocab_size,
+        "tied_embeddings": bool(settings.get_text_config().tie_word_embeddings),
+        **(_adapter(name, lm) if is_adapter else {}),
+        **_tokenizer(name, base),
+        "scalar_head": read_scalar_head(name) is not None,
+        "linear_layers": _linear(_inner(lm)),
+    }
+    if with_probe:
+        traits = probe(lm)
+        facts["layout"] = "padded" if traits.method == "padded" else "tree"
+        facts["layout_reason"] = traits.reason
+    else:
+        facts["layout_reason"] = "not probed (--no-probe): the weights were not loaded"
+    facts["parts"] = _parts(lm)
+    return facts, module_tree(lm)
+
+
+def _loaded(name: str, is_adapter: bool) -> nn.Module:
+    """With the adapter on top and not merged, so that it can be seen."""
+    if not is_adapter:
+        return load.load_lm(name)
+    base = load_adapted.load_with_adapter(
+        load_adapted.base_of(name), rope_scaling=adapters.trained_scaling(name)
+    )
+    return adapters.load_adapter(base, name, trainable=True)
+
+
+def _inner(lm: Any) -> nn.Module:
+    return lm.get_base_model() if adapters.is_adapted(lm) else lm  # type: ignore[no-any-return]
+
+
+def _linear(lm: nn.Module) -> list[str]:
+    """Names of the linear layers, by their own names where an adapter sits on them."""
+    found = [name for name in adapters.linear_layers(lm) if ".lora_" not in name]
+    return sorted({name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in found})
+
+
+def _skeleton(name: str) -> nn.Module:
+    """The architecture that the files name, without its numbers."""
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        return _skeleton(load_adapted.base_of(name))
+    check_readable(name)
+    old = checkpoint.config_of(folder)
+    try:
+        if old is not None:
+            made = conversion_of(old)
+            kind: Any = made.model
+            with torch.device("meta"):
+                return kind(made.config)  # type: ignore[no-any-return]
+        register(folder)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            return auto.from_config(config)  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError) as error:
+        if code := wants_code(error, Path(name)):
+            raise UserError(code) from error
+        first = str(error).strip().split("\n")[0][:300]
+        raise UserError(f"{name}: config.json names no model that can be built ({first}).") from error
+
+
+def _stored_bytes(name: str) -> dict[str, int]:
+    """Bytes by type, from the headers of the files."""
+    found: Counter[str] = Counter()
+    for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []:
+        with safe_open(file, framework="pt") as held:
+            for key in held.keys():  # noqa: SIM118
+                part = held.get_slice(key)
+                kind = _TYPES.get(part.get_dtype(), part.get_dtype())
+                numbers = 1
+                for size in part.get_shape():
+                    numbers *= size
+                width = 1 if kind in ("int8", "uint8") else getattr(torch, kind, torch.float32).itemsize
+                found[kind] += numbers * width
+    return dict(found)
+
+
+def _context(settings: Any) -> dict[str, Any]:
+    text = settings.get_text_config().to_dict()
+    length = text.get("max_position_embeddings") or text.get("n_positions") or text.get("seq_length")
+    rope = dict(text.get("rope_parameters") or {})
+    scaled = rope if rope.get("rope_type", "default") != "default" else None
+    return {
+        "context_length": length,
+        "rope_theta": rope.get("rope_theta"),
+        "rope_scaling": scaled,
+        "sliding_window": text.get("sliding_window") if text.get("use_sliding_window", True) else None,
+    }
+
+
+def _adapter(name: str, lm: nn.Module) -> dict[str, Any]:
+    settings = json.loads((Path(name) / "adapter_config.json").read_text("utf-8"))
+    shown = {
+        key: settings[key]
+        for key in ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora")
+        if key in settings
+    }
+    found: dict[str, Any] = {
+        "base": load_adapted.base_of(name),
+        "adapter": {k: v for k, v in shown.items() if v not in (None, False)},
+    }
+    if adapters.is_adapted(lm):
+        found["trainable_parameters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+    else:
+        found["trainable_parameters"] = sum(_stored_bytes(name).values()) // 4 or None
+    return found
+
+
+def _tokenizer(name: str, base: str) -> dict[str, Any]:
+    """Special tokens with their ids, and whose template a chat takes."""
+    where = next((n for n in (name, base) if not Path(n).is_dir() or load.has_tokenizer(Path(n))), None)
+    if where is None:
+        return {"special_tokens": None, "template": None}
+    tokenizer = load.load_tokenizer(where)
+    found = {
+        key.removesuffix("_token"): f"{token} = {tokenizer.convert_tokens_to_ids(str(token))}"
+        for key, token in tokenizer.special_tokens_map.items()
+        if isinstance(token, str)
+    }
+    return {
+        "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens",
+        "special_tokens": found,
+        "template": "the tokenizer's own" if tokenizer.chat_template else "simple (it has none of its own)",
+    }
+
+
+def _parts(lm: nn.Module) -> dict[str, int]:
+    """Numbers by the names of parameters, with a star for every block's number."""
+    found: Counter[str] = Counter()
+    for key, parameter in lm.named_parameters():
+        found[".".join("*" if part.isdigit() else part for part in key.split("."))] += parameter.numel()
+    return dict(found)

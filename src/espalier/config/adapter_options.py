@@ -1,0 +1,58 @@
+"""Keys of the adapters, by kind; `finetuning_type` in `options.AdapterOptions` says which one is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from espalier.config.option import Options, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions(Options):
+    """Low-rank adapters (lora and adalora); ia3 takes lora_target too."""
+
+    lora_rank: int = option(8, "The rank of the LoRA matrices.", min=1)
+    lora_alpha: float | None = option(None, "LoRA's scale is alpha / rank; null: twice the rank.", above=0)
+    lora_dropout: float = option(0.0, "Dropout before the LoRA matrices.", min=0, below=1)
+    lora_target: list[str] = option(
+        ["all"],
+        "Linear layers that get LoRA: names, ends of paths or patterns; all: every one but the head; auto: the "
+        "family's queries and values.",
+    )
+    lora_bias: Literal["none", "all", "lora_only"] = option("none", "Which biases are trained with LoRA.")
+    use_rslora: bool = option(False, "Scale LoRA by alpha / sqrt(rank), so that high ranks learn as fast.")
+    use_dora: bool = option(False, "Learn the directions and the lengths of the weights apart (DoRA).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaloraOptions(Options):
+    """AdaLoRA: ranks that move to the layers that need them."""
+
+    adalora_init_r: int = option(12, "The rank of every layer at the start.", min=2)
+    adalora_target_r: int | None = option(None, "The layers' mean rank in the end; null: lora_rank.", min=1)
+    adalora_tinit: int | None = option(
+        None, "Steps before ranks are given away; null: a tenth of all.", min=0
+    )
+    adalora_tfinal: int | None = option(
+        None, "Steps after the last are given away; null: a fifth of all.", min=0
+    )
+    adalora_delta_t: int = option(10, "Steps between two decisions.", min=1)
+    adalora_beta: float = option(0.85, "Decay of the means that importance is judged by.", above=0, below=1)
+    adalora_orth_reg: float = option(
+        0.5, "Weight of the loss that keeps the singular vectors orthogonal.", min=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VirtualTokenOptions(Options):
+    """Learned tokens before every text (prompt, p_tuning, prefix)."""
+
+    num_virtual_tokens: int = option(20, "How many virtual tokens.", min=1)
+    prompt_init_text: str | None = option(
+        None, "The text that prompt and prefix begin as; null: random tokens of the vocabulary."
+    )
+    prompt_encoder_hidden_size: int = option(
+        128, "The width of the network behind p_tuning and a projected prefix.", min=1
+    )
+    prefix_projection: bool = option(False, "Make the prefix's keys and values by a small network.")

@@ -1,0 +1,303 @@
+"""What a user may set for any run, as small dataclasses with a sentence under every key.
+
+Each field is one key of the flat YAML file; :mod:`espalier.config` reads, checks and writes them. A stage's own
+options (``pref_beta``, ``clip_range``, …) live beside the stage and are declared in the same way. Options stop at
+the wiring: no other function takes one of these classes, they take the plain values.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from espalier.config.adapter_options import AdaloraOptions as AdaloraOptions
+from espalier.config.adapter_options import LoraOptions as LoraOptions
+from espalier.config.adapter_options import VirtualTokenOptions as VirtualTokenOptions
+from espalier.config.data_options import DataOptions as DataOptions
+from espalier.config.data_options import TokenizedOptions as TokenizedOptions
+from espalier.config.option import Options as Options
+from espalier.config.option import option as option
+
+FOLDER_NAME = r"\w[\w.-]*"
+"""What a stage's name may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Options):
+    """The run: which stage, where it writes, how often it saves, logs and evaluates."""
+
+    stage: str = option("", "The training stage: pretrain, sft, reward, dpo, ppo or grpo.")
+    name: str = option(
+        "", "The stage's name in a pipeline and its folder's name; else the stage itself.", same_result=True
+    )
+    output_dir: str = option(
+        "runs/run", "The run folder; running again with the same folder continues.", same_result=True
+    )
+    seed: int = option(42, "The seed of every random choice.", min=0)
+    save_steps: int = option(
+        500, "Write a checkpoint each so many steps; 0: only at the end.", min=0, same_result=True
+    )
+    save_total_limit: int | None = option(
+        2, "Keep the newest so many checkpoints; null keeps all.", min=1, same_result=True
+    )
+    resume: bool | str = option(
+        True,
+        "Continue from the newest checkpoint of output_dir; false starts again; or a checkpoint's path.",
+        same_result=True,
+    )
+    logging_steps: int = option(10, "Log the numbers each so many steps.", min=1, same_result=True)
+    eval_steps: int | None = option(
+        None, "Evaluate each so many steps; null: before and after.", min=1, same_result=True
+    )
+    report_to: list[Literal["tensorboard", "wandb", "swanlab"]] = option(
+        [], "Trackers beside metrics.jsonl: tensorboard, wandb, swanlab.", same_result=True
+    )
+    samples: int = option(
+        4, "How many held-out prompts the model answers at each evaluation.", min=0, same_result=True
+    )
+
+    def problems(self) -> list[str]:
+        found = [] if self.output_dir else ["`output_dir` is empty; name the folder that the run writes."]
+        if self.name and not re.fullmatch(FOLDER_NAME, self.name):
+            found.append(
+                f"`name` is {self.name!r}; wanted letters, digits, `_`, `-` and `.` (it is a folder in output_dir)."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """The model: an existing one, or a new one from a configuration."""
+
+    model_name_or_path: str | None = option(
+        None, "A model folder, a hub id, or run:NAME for an earlier stage of this pipeline.", names="model"
+    )
+    model_config: dict[str, Any] | str | None = option(
+        None,
+        "A new model from scratch: a Hugging Face configuration as a mapping or a JSON file's path.",
+        names="file",
+    )
+    tokenizer: str | None = option(
+        None,
+        "A tokenizer's folder or hub id; else the model's own, or a new one trained on the data.",
+        names="tokenizer",
+    )
+    adapter_name_or_path: list[str] = option(
+        [],
+        "PEFT adapters: all but the last are merged into the model in their order, the last is trained on.",
+        names="model",
+    )
+    rope_scaling: dict[str, Any] | str | None = option(
+        None,
+        "Longer context: linear, dynamic, yarn, llama3 (rotary), ntk_alibi; with a factor as yarn:4; or a mapping.",
+    )
+    template: str | None = option(None, "The chat template's name; else the tokenizer's own.")
+    layout: Literal["auto", "tree", "padded"] = option(
+        "auto", "How trees become rows; auto takes tree when the model passes the probe, else padded."
+    )
+    attn_implementation: Literal[
+        "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"
+    ] = option(
+        "auto",
+        "The attention code: auto is Espalier's own; one of transformers' takes trees by a dense mask or runs padded.",
+    )
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the model; only for models you trust."
+    )
+    allow_pickle: bool = option(
+        False,
+        "Read weights in .bin files, through torch's safe loader, where there are no safetensors.",
+        same_result=True,
+    )
+
+    def problems(self) -> list[str]:
+        if self.model_name_or_path is None and self.model_config is None:
+            return [
+                "No model: give `model_name_or_path` (a model) or `model_config` (a new one from scratch)."
+            ]
+        if self.model_name_or_path is not None and self.model_config is not None:
+            return [
+                "`model_name_or_path` and `model_config` contradict each other: the first loads a model, the second "
+                "makes a new one from scratch. Remove one."
+            ]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions(Options):
+    """The new tokenizer of a new model; unused when a tokenizer is loaded."""
+
+    vocab_size: int | None = option(
+        None,
+        "How many tokens a new byte-level BPE tokenizer may have; else model_config's vocab_size.",
+        min=257,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions(Options):
+    """Which weights are trained, and how the others are stored."""
+
+    finetuning_type: Literal["full", "freeze", "lora", "adalora", "ia3", "prompt", "p_tuning", "prefix"] = (
+        option("full", "Train all weights (full), some of them (freeze), or an adapter.")
+    )
+    create_new_adapter: bool = option(
+        False, "Merge every adapter of adapter_name_or_path and begin a new one on top."
+    )
+    freeze_ratio: float = option(
+        0.0,
+        "This share of the blocks, from the lowest, runs without gradients (0.7: the lowest 70 %).",
+        min=0,
+        max=1,
+    )
+    freeze_trainable_layers: int | None = option(
+        None, "With freeze: train only so many of the highest blocks, or of the lowest when negative."
+    )
+    freeze_trainable_modules: list[str] = option(
+        [], "With freeze: train only these parts, by name or pattern; of those blocks, where they are given."
+    )
+    freeze_extra_modules: list[str] = option(
+        [], "With freeze: train these parts outside of the blocks too, such as norm or embed_tokens."
+    )
+    quantization_bit: Literal[2, 3, 4, 8] | None = option(None, "Store the frozen weights in so many bits.")
+    quantization_method: str = option("bnb", "How the frozen weights are quantised: bnb, cpm or torchao.")
+    quantization_type: Literal["nf4", "fp4"] = option("nf4", "The levels of bnb's 4 bits.")
+    double_quantization: bool = option(True, "With bnb's 4 bits: quantise the scales too.")
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.quantization_bit is not None and self.finetuning_type in ("full", "freeze"):
+            found.append(
+                f"`quantization_bit` {self.quantization_bit} and `finetuning_type` {self.finetuning_type} contradict "
+                "each other: quantised weights cannot be trained. Set finetuning_type: lora, or remove quantization_bit."
+            )
+        named = {
+            "freeze_trainable_layers": self.freeze_trainable_layers is not None,
+            "freeze_trainable_modules": bool(self.freeze_trainable_modules),
+            "freeze_extra_modules": bool(self.freeze_extra_modules),
+        }
+        asked = [name for name, given in named.items() if given]
+        if self.finetuning_type == "freeze" and self.freeze_ratio == 0 and not asked:
+            found.append(
+                "`finetuning_type` freeze needs `freeze_ratio` above 0, for example 0.7, or freeze_trainable_layers, "
+                "or freeze_trainable_modules."
+            )
+        if asked and self.finetuning_type != "freeze":
+            found.append(f"`{asked[0]}` belongs to finetuning_type: freeze, not to {self.finetuning_type}.")
+        elif asked and self.freeze_ratio:
+            found.append(f"`freeze_ratio` and `{asked[0]}` both say what is trained. Remove one.")
+        if self.freeze_trainable_layers == 0:
+            found.append("`freeze_trainable_layers` 0 trains nothing; give a number of blocks.")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """How long, how much at a time, and how fast to learn."""
+
+    learning_rate: float = option(5e-5, "The highest learning rate.", min=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
+        "linear", "How the learning rate falls after the warmup."
+    )
+    warmup_ratio: float = option(
+        0.0, "The share of all steps in which the learning rate rises from 0.", min=0, max=1
+    )
+    warmup_steps: int = option(0, "The same as a number of steps; above 0 it overrides warmup_ratio.", min=0)
+    weight_decay: float = option(0.0, "Decoupled weight decay on matrices (not on biases and norms).", min=0)
+    max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0: no clipping.", min=0)
+    optim: Literal["adamw", "sgd"] = option("adamw", "The optimiser.")
+    num_train_epochs: float = option(3.0, "How often the data is seen; max_steps overrides it.", above=0)
+    max_steps: int | None = option(None, "Stop after so many optimiser steps.", min=1)
+    tokens_per_step: int | None = option(
+        None, "At most so many tokens an optimiser step, over all processes; instead of a batch size.", min=1
+    )
+    per_device_train_batch_size: int | None = option(
+        None, "Records of one micro-batch on one process (8 when tokens_per_step is not given either).", min=1
+    )
+    gradient_accumulation_steps: int = option(1, "Micro-batches of one optimiser step.", min=1)
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_step is None and self.per_device_train_batch_size is None:
+            object.__setattr__(self, "per_device_train_batch_size", 8)
+
+    def problems(self) -> list[str]:
+        if self.tokens_per_step is None:
+            return []
+        found = []
+        if self.per_device_train_batch_size is not None:
+            found.append(
+                "`tokens_per_step` and `per_device_train_batch_size` both set the size of a step. Remove one "
+                "(or write null)."
+            )
+        if self.gradient_accumulation_steps != 1:
+            found.append(
+                "`tokens_per_step` is the whole step, so `gradient_accumulation_steps` has nothing to set. Remove one."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamOptions(Options):
+    """The constants of AdamW (Loshchilov & Hutter 2019)."""
+
+    adam_beta1: float = option(0.9, "Decay of the mean of the gradients.", min=0, below=1)
+    adam_beta2: float = option(0.999, "Decay of the mean of their squares.", min=0, below=1)
+    adam_epsilon: float = option(1e-8, "Added to the root of the squares' mean.", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(Options):
+    """How the same computation is carried out on this machine."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "The type of the matrix products; auto is bf16 where the processor has instructions for it."
+    )
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: slower, less memory.", same_result=True
+    )
+    compile: bool = option(False, "Compile the model with torch.compile.")
+    strategy: Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = option(
+        "auto",
+        "How several processes share the work; auto: single for one process, else ddp.",
+        same_result=True,
+    )
+    num_processes: int = option(
+        0,
+        "Processes on this machine; 0: one a GPU, one without GPUs. Several machines: see docs.",
+        min=0,
+        same_result=True,
+    )
+    offload: Literal["none", "optimizer", "all"] = option(
+        "none", "What lives in the machine's memory, not the GPU's.", same_result=True
+    )
+    deepspeed: dict[str, Any] | str | None = option(
+        None, "A DeepSpeed configuration of one's own (a JSON file).", names="file"
+    )
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.deepspeed is not None and self.strategy in ("single", "ddp", "fsdp"):
+            found.append(f"`deepspeed` and `strategy` {self.strategy} contradict each other. Remove one.")
+        if self.offload != "none" and self.strategy in ("single", "ddp"):
+            found.append(
+                f"`offload` {self.offload} needs `strategy` fsdp, zero2 or zero3, not {self.strategy}. Change one."
+            )
+        return found
+
+
+COMMON: tuple[type[Options], ...] = (
+    RunOptions,
+    ModelOptions,
+    TokenizerOptions,
+    AdapterOptions,
+    LoraOptions,
+    AdaloraOptions,
+    VirtualTokenOptions,
+    DataOptions,
+    TokenizedOptions,
+    TrainOptions,
+    AdamOptions,
+    EngineOptions,
+)
+"""The classes that every training stage takes, in the order of help pages and of config.yaml."""

@@ -1,0 +1,141 @@
+"""Sets that are almost records already: instructions, preferences, DeepSpeed-Chat's local files.
+
+Beside other files, a file whose name says test, eval, dev or valid is the dev part as it is, and what train has of
+its prompts is left out; otherwise the parts follow from the prompts as for every corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from espalier.corpora.made import DEV, TRAIN, Division, Found, Made, Without, digest, key_of
+from espalier.corpora.prepare.reading import Row, data_files, lacking, rows, text_of
+from espalier.corpora.prepare.shape import row_of
+from espalier.data.read.formats import parse_row
+from espalier.data.records import BadRecord, LeftOut
+
+_HELD = re.compile(r"(^|[^a-z])(test|eval|dev|valid|validation)([^a-z]|$)", re.IGNORECASE)
+_TURN = re.compile(r"(?:^|\s)(Human|Assistant):")
+
+
+def alpaca(where: Path, division: Division) -> Found:
+    """BELLE and alpaca: instruction, input, output (and history, system), as chats."""
+    yield from _parsed(where, lambda place, row: parse_row(row, place, "chat", format="alpaca"))
+
+
+def instruction_wild(where: Path, division: Division) -> Found:
+    """InstructionWild: chats where there is an output, prompts where there is only an instruction."""
+
+    def parse(place: str, row: Row) -> Any:
+        answered = text_of(row, "output").strip()
+        return parse_row(row, place, "chat" if answered else "prompt", format="alpaca")
+
+    yield from _parsed(where, parse)
+
+
+def hc3(where: Path, division: Division) -> Found:
+    """HC3-Chinese: a question and the first of its human answers, as a chat."""
+    yield from _asked(where, "question", "human_answers")
+
+
+def zhihu(where: Path, division: Division) -> Found:
+    """Zhihu-KOL: INSTRUCTION and RESPONSE, as a chat."""
+    yield from _asked(where, "INSTRUCTION", "RESPONSE")
+
+
+def hh(where: Path, division: Division) -> Found:
+    """hh-rlhf: chosen and rejected dialogues, parted where they first differ, as preferences."""
+    yield from _parsed(where, lambda place, row: parse_row(row, place, "preference"))
+
+
+def prompted_pairs(where: Path, division: Division) -> Found:
+    """rm-static and DeepSpeed-Chat's local files: prompt, chosen, rejected, as preferences.
+
+    A prompt in the form "Human: … Assistant:" is read as turns; the answers lose the space that they begin with.
+    A row without a rejected answer becomes a chat.
+    """
+
+    def parse(place: str, row: Row) -> Any:
+        problem = lacking(place, row, "prompt", "chosen")
+        if problem:
+            return problem
+        turns = [{"role": "user", "content": row["prompt"]}]
+        if isinstance(row["prompt"], str) and row["prompt"].rstrip().endswith("Assistant:"):
+            turns = _turns(row["prompt"])
+        chosen, rejected = (text_of(row, name).strip() for name in ("chosen", "rejected"))
+        whole: Row = {"prompt": turns, "chosen": chosen, "rejected": rejected}
+        if rejected:
+            return parse_row(whole, place, "preference")
+        return parse_row({"messages": [*turns, {"role": "assistant", "content": chosen}]}, place, "chat")
+
+    yield from _parsed(where, parse)
+
+
+def _turns(text: str) -> list[dict[str, str]]:
+    """ "Human: a Assistant: b Human: c Assistant:" as its turns, the last of them the human's."""
+    parts = _TURN.split(text)
+    names = {"Human": "user", "Assistant": "assistant"}
+    turns = [
+        {"role": names[speaker], "content": said.strip()}
+        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    before = parts[0].strip()
+    if before:
+        turns.insert(0, {"role": "system", "content": before})
+    return turns[:-1]
+
+
+def _asked(where: Path, question: str, answer: str) -> Found:
+    def parse(place: str, row: Row) -> Any:
+        problem = lacking(place, row, question, answer)
+        said = row.get(answer)
+        if isinstance(said, list):
+            said = next((text for text in said if isinstance(text, str) and text.strip()), "")
+        return problem or parse_row(
+            {"instruction": row[question], "output": said}, place, "chat", format="alpaca"
+        )
+
+    yield from _parsed(where, parse)
+
+
+def _parsed(where: Path, parse: Callable[[str, Row], Any]) -> Found:
+    """Every row through `parse`; held-out files first, so that train can leave out what they hold."""
+    files = data_files(where)
+    held_files = [path for path in files if _HELD.search(path.name.split(".")[0])]
+    if len(held_files) == len(files):
+        held_files = []
+    held: set[int] = set()
+    for path in held_files:
+        for thing in _made(path, parse):
+            if isinstance(thing, Made):
+                held.add(digest(thing.key))
+                thing = replace(thing, part=DEV)
+            yield thing
+    for path in files:
+        for thing in [] if path in held_files else _made(path, parse):
+            if isinstance(thing, Made) and held_files:
+                if digest(thing.key) in held:
+                    yield Without(thing.source, "its prompt stands in the held-out file", thing.key)
+                    continue
+                thing = replace(thing, part=TRAIN)
+            yield thing
+
+
+def _made(path: Path, parse: Callable[[str, Row], Any]) -> Found:
+    for found in rows(path):
+        if isinstance(found, Without):
+            yield found
+            continue
+        place, row = found
+        outcome = parse(place, row)
+        if isinstance(outcome, Without):
+            yield outcome
+        elif isinstance(outcome, (BadRecord, LeftOut)):
+            yield Without(place, outcome.cause, json.dumps(row, ensure_ascii=False, default=str))
+        else:
+            yield Made(row_of(outcome), key=key_of(outcome), source=place, group=path.name)

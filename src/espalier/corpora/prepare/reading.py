@@ -1,0 +1,73 @@
+"""What the corpora read with: rows with their places, or why a row is none; fields as clean text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from espalier.corpora.made import Without
+from espalier.data.read.files import is_data_file, read_rows
+from espalier.data.records import BadRecord
+from espalier.errors import UserError
+
+Row = dict[str, Any]
+
+
+def rows(path: Path) -> Iterator[tuple[str, Row] | Without]:
+    """The rows of a JSON, JSON lines, CSV or Parquet file; what cannot be read or written again is a `Without`."""
+    for place, row, raw in read_rows(path):
+        if isinstance(row, BadRecord):
+            yield Without(place, row.cause, raw)
+        elif _is_whole(row):
+            yield place, row
+        else:
+            yield Without(place, "half a character (a lone surrogate)")
+
+
+def data_files(where: Path) -> list[Path]:
+    """`where` itself, or the data files below it in the order of their names.
+
+    Raises `UserError` where there is none.
+    """
+    if where.is_file():
+        return [where]
+    found = (
+        sorted(path for path in where.rglob("*") if path.is_file() and is_data_file(path))
+        if where.is_dir()
+        else []
+    )
+    if not found:
+        raise UserError(
+            f"{where}: no data file here; wanted a JSON, JSON lines, CSV or Parquet file, or a folder of them"
+        )
+    return found
+
+
+def rows_of(where: Path) -> Iterator[tuple[str, Row] | Without]:
+    """The rows of one file, or of all data files below a folder; raises `UserError` where there is none."""
+    for path in data_files(where):
+        yield from rows(path)
+
+
+def text_of(row: Mapping[str, Any], name: str) -> str:
+    """The field as text; missing, null and anything but text are the empty text."""
+    value = row.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def lacking(place: str, row: Mapping[str, Any], *names: str) -> Without | None:
+    """Why the row is none: a column that it must have is not there at all."""
+    for name in names:
+        if name not in row:
+            return Without(place, f"no column {name!r}", json.dumps(row, ensure_ascii=False, default=str))
+    return None
+
+
+def _is_whole(row: Row) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,327 @@
+"""Records -> trees: each answer encoded whole with its prompt, one branch each, and the account of what did not fit.
+
+Preference trees hold the chosen answer in branch 0 and the rejected in branch 1; ranking trees one branch an answer,
+best first, with `extras["scores"]` (B,); an unpaired answer has `extras["desirable"]` (1,), 1 or 0. Trees are packed
+into rows elsewhere; here a branch is at most `cutoff_len` tokens long.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+
+from espalier.data.encode.encoding import Path, adds_bos, encode_pieces, encode_texts
+from espalier.data.encode.long_texts import endless, in_stretches, is_endless, is_long
+from espalier.data.encode.templates import Piece, Template, prompt_text
+from espalier.data.read.account import Account
+from espalier.data.records import (
+    SYSTEM,
+    USER,
+    Chat,
+    Messages,
+    Preference,
+    Prompt,
+    Ranking,
+    Record,
+    Text,
+    Unpaired,
+)
+from espalier.errors import UserError
+from espalier.trees.tree import Tree
+
+OVERLONG = ("error", "drop", "trim")
+
+_BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, little enough to hold
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How records become trees.
+
+    `cutoff_len` is the most tokens of a branch. `overlong` says what happens to a longer one: "error" names the
+    place, "drop" leaves the record out, "trim" shortens it: a chat loses its oldest exchanges, then the beginning of
+    its prompt down to a quarter of `cutoff_len`, then the end of its answer; all other records lose the beginning of
+    their prompt, the same in every branch, and are left out when that is not enough. A document is never overlong,
+    it is cut into pieces. `answers_trained` False marks no token of a preference or ranking trained (a reward model
+    reads its leaves), so that equal beginnings of answers are shared too.
+    """
+
+    tokenizer: Any
+    template: Template
+    cutoff_len: int
+    overlong: str = "error"
+    answers_trained: bool = True
+
+    @cached_property
+    def bos(self) -> bool:
+        return adds_bos(self.tokenizer)
+
+    @cached_property
+    def stop(self) -> tuple[int, ...]:
+        """Ids that end an answer: the tokenizer's end token and the last token of the template's turn end."""
+        end = self.tokenizer.encode(self.template.end_of_turn, add_special_tokens=False)[-1:]
+        known = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        return tuple(sorted({*end, *known}))
+
+
+def encode_all(records: Sequence[Record], encoder: Encoder) -> tuple[list[Tree], Account]:
+    """Trees of all records but `Prompt`s in order, and how many records were left out or trimmed, by cause.
+
+    A `Text` gives as many trees as it fills; any other record one tree or none. Raises `UserError` with the record's
+    place for one that is too long under `overlong: error`, and where a template or tokenizer cannot serve.
+    """
+    assert encoder.overlong in OVERLONG, encoder.overlong
+    account = Account()
+    trees = [
+        Tree.join(paths, source=record.source, extras=extras)
+        for record, paths, extras in encode_paths(records, encoder, account)
+        if paths
+    ]
+    return trees, account
+
+
+def encode(record: Record, encoder: Encoder) -> list[Tree]:
+    """The trees of a single record (see `encode_all`)."""
+    return encode_all([record], encoder)[0]
+
+
+def encode_prompt_ids(
+    records: Sequence[Prompt], encoder: Encoder, max_prompt_length: int, account: Account
+) -> Iterator[tuple[Prompt, list[int] | None]]:
+    """(record, ids or None) of every prompt in order; `account` is told of each record before it comes."""
+    for start in range(0, len(records), _BATCH):
+        batch = records[start : start + _BATCH]
+        pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
+        for record, (ids, flags) in zip(
+            batch, encode_pieces(encoder.tokenizer, pieces, bos=encoder.bos), strict=True
+        ):
+            if len(ids) > max_prompt_length:
+                if encoder.overlong == "error":
+                    raise _too_long(record.source, len(ids), "max_prompt_length", max_prompt_length)
+                if encoder.overlong == "drop":
+                    account.add("dropped: prompt longer than max_prompt_length", record.source)
+                    yield record, None
+                    continue
+                account.add("trimmed: beginning of the prompt", record.source)
+                ids, _ = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
+            yield record, ids
+
+
+def encode_paths(
+    records: Sequence[Record], encoder: Encoder, account: Account
+) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
+    """(record, branches, extras) of each tree that `encode_all` makes, in order, before its branches are joined.
+
+    A record without a tree comes with no branches. `account` is told of each record before it comes.
+    """
+    assert encoder.overlong in OVERLONG, encoder.overlong
+    for start in range(0, len(records), _BATCH):
+        yield from _encode_batch(records[start : start + _BATCH], encoder, account)
+
+
+def _encode_batch(
+    records: Sequence[Record], encoder: Encoder, account: Account
+) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
+    documents = [r.text for r in records if isinstance(r, Text) and not is_long(r.text)]
+    document_ids = iter(encode_texts(encoder.tokenizer, documents))
+    rendered = [
+        [] if isinstance(record, Text) else _located(branches_of, record, encoder) for record in records
+    ]
+    flat = [
+        pieces for branches in rendered if not is_endless(branches, encoder.cutoff_len) for pieces in branches
+    ]
+    paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
+    for record, branches in zip(records, rendered, strict=True):
+        if isinstance(record, Text):
+            whole = not is_long(record.text)
+            ids = [next(document_ids)] if whole else in_stretches(encoder.tokenizer, record.text)
+            empty = True
+            for piece in _document(record, ids, encoder, account):
+                yield record, [piece], {}
+                empty = False
+            if empty:
+                yield record, [], {}
+            continue
+        if is_endless(branches, encoder.cutoff_len):
+            if encoder.overlong == "error":
+                raise endless(record.source, branches, encoder.cutoff_len)
+            account.add("dropped: too many characters for cutoff_len", record.source)
+            yield record, [], {}
+            continue
+        fitted = _fitted(record, [next(paths) for _ in branches], encoder, account)
+        if fitted is None:
+            yield record, [], {}
+        else:
+            yield record, *_judged(record, fitted, encoder)
+
+
+def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
+    """The pieces of each branch of a record; in all but chats only what follows the prompt is trained."""
+    if isinstance(record, Chat):
+        return [encoder.template.render(record.messages, tools=record.tools)]
+    assert not isinstance(record, (Text, Prompt)), (
+        "documents have no turns, prompts go through encode_prompt_ids"
+    )
+    answers: list[Messages]
+    if isinstance(record, Preference):
+        answers = [record.chosen, record.rejected]
+    elif isinstance(record, Ranking):
+        answers = [answer for answer, _ in record.answers]
+    else:
+        answers = [record.completion]
+    return [
+        encoder.template.render((*record.prompt, *answer), tools=record.tools, train_from=len(record.prompt))
+        for answer in answers
+    ]
+
+
+def _prompt_text(record: Prompt, encoder: Encoder) -> str:
+    return prompt_text(encoder.template, record.messages, tools=record.tools, prefix=record.prefix)
+
+
+def _located(render: Any, record: Any, encoder: Encoder) -> Any:
+    """A template's complaint with the record's place in front of it."""
+    try:
+        return render(record, encoder)
+    except UserError as error:
+        raise UserError(f"{record.source}: {error}") from None
+
+
+def _judged(
+    record: Record, paths: list[Path], encoder: Encoder
+) -> tuple[list[Path], dict[str, torch.Tensor]]:
+    """The branches as they are trained, and what people said about them."""
+    extras: dict[str, torch.Tensor] = {}
+    if isinstance(record, Ranking):
+        extras["scores"] = torch.tensor([score for _, score in record.answers])
+    if isinstance(record, Unpaired):
+        extras["desirable"] = torch.tensor([float(record.label)])
+    if isinstance(record, (Preference, Ranking)) and not encoder.answers_trained:
+        paths = [(ids, [False] * len(ids)) for ids, _ in paths]
+    return paths, extras
+
+
+def _document(record: Text, ids: Iterable[list[int]], encoder: Encoder, account: Account) -> Iterator[Path]:
+    """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens; `ids` in stretches.
+
+    A piece after the first begins with the last token of the piece before, untrained, so that every token of the
+    document but its first is trained exactly once.
+    """
+    tokenizer = encoder.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{record.source}: the tokenizer names no eos_token to end a document with; set eos_token in its "
+            "tokenizer_config.json"
+        )
+    size = max(encoder.cutoff_len, 2)
+    held = [tokenizer.bos_token_id] if encoder.bos else []
+    none = True
+    for stretch in chain(ids, [[tokenizer.eos_token_id]]):
+        held += stretch
+        start = 0
+        while len(held) - start > size:
+            yield held[start : start + size], [False] + [True] * (size - 1)
+            start += size - 1
+            none = False
+        held = held[start:]
+    if len(held) > 1:
+        yield held, [False] + [True] * (len(held) - 1)
+    elif none:
+        account.add("dropped: document without a token", record.source)
+
+
+def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Account) -> list[Path] | None:
+    """The branches within `cutoff_len`, or None for a record that is left out; either way it is counted."""
+    longest = max(len(ids) for ids, _ in paths)
+    if longest > encoder.cutoff_len:
+        if encoder.overlong == "error":
+            raise _too_long(record.source, longest, "cutoff_len", encoder.cutoff_len)
+        if encoder.overlong == "drop":
+            account.add("dropped: longer than cutoff_len", record.source)
+            return None
+        trimmed: list[Path] | None
+        if isinstance(record, Chat):
+            trimmed = _trimmed_chat(record, paths[0], encoder, account)
+        else:
+            trimmed = _trimmed_answers(record, paths, encoder, account)
+        if trimmed is None:
+            account.add("dropped: answer longer than cutoff_len", record.source)
+            return None
+        paths = trimmed
+    if not all(any(flags) for _, flags in paths):
+        account.add("dropped: no trained token", record.source)
+        return None
+    return paths
+
+
+def _too_long(source: str, length: int, key: str, limit: int) -> UserError:
+    return UserError(
+        f"{source}: {length} tokens, but {key} is {limit}; make {key} larger, or say `overlong: trim` (shorten such "
+        "records) or `overlong: drop` (leave them out); both are counted"
+    )
+
+
+def _trimmed_answers(
+    record: Record, paths: list[Path], encoder: Encoder, account: Account
+) -> list[Path] | None:
+    """The same number of tokens cut from the beginning of every branch; answers stay whole."""
+    excess = max(len(ids) for ids, _ in paths) - encoder.cutoff_len
+    prompt = min(_prompt_length(path) for path in paths)
+    if excess > prompt - 1 - encoder.bos:
+        return None
+    account.add("trimmed: beginning of the prompt", record.source)
+    return [_without_beginning(path, excess, encoder) for path in paths]
+
+
+def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Account) -> list[Path]:
+    """Without its oldest exchanges, then without the beginning of its prompt, then without the end of its answer."""
+    shorter = _suffixes(chat)
+
+    def encoded(count: int) -> Path:
+        return encode_pieces(
+            encoder.tokenizer, _located(branches_of, shorter[count], encoder), bos=encoder.bos
+        )[0]
+
+    if shorter:
+        account.add("trimmed: oldest exchanges", chat.source)
+        last = len(shorter) - 1
+        # The fewest exchanges to drop, by halving: a long chat is not encoded once for each of its turns.
+        path = encoded(
+            bisect_left(range(last), True, key=lambda count: len(encoded(count)[0]) <= encoder.cutoff_len)
+        )
+    excess = len(path[0]) - encoder.cutoff_len
+    if excess > 0:
+        spare = max(_prompt_length(path) - max(encoder.cutoff_len // 4, 2), 0)
+        if spare:
+            account.add("trimmed: beginning of the prompt", chat.source)
+            path = _without_beginning(path, min(excess, spare), encoder)
+    if len(path[0]) > encoder.cutoff_len:
+        account.add("trimmed: end of the answer, its end token too", chat.source)
+        path = (path[0][: encoder.cutoff_len], path[1][: encoder.cutoff_len])
+    return [path]
+
+
+def _suffixes(chat: Chat) -> list[Chat]:
+    """The chat without its first exchange (a user turn and all up to the next), without two of them, …"""
+    system = [message for message in chat.messages[:1] if message.role == SYSTEM]
+    asked = [index for index, message in enumerate(chat.messages) if message.role == USER]
+    return [replace(chat, messages=(*system, *chat.messages[index:])) for index in asked[1:]]
+
+
+def _prompt_length(path: Path) -> int:
+    """Tokens before the first trained one."""
+    ids, flags = path
+    return flags.index(True) if True in flags else len(ids)
+
+
+def _without_beginning(path: Path, count: int, encoder: Encoder) -> Path:
+    """`count` tokens cut from the left; a bos token stays."""
+    ids, flags = path
+    kept = 1 if ids[:1] == [encoder.tokenizer.bos_token_id] else 0
+    return ids[:kept] + ids[kept + count :], flags[:kept] + flags[kept + count :]

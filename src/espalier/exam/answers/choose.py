@@ -1,0 +1,123 @@
+"""Questions with candidates -> their scores: encoded, made to fit into the context, and scored in trees."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from espalier.data.encode.encoding import adds_bos
+from espalier.errors import UserError
+from espalier.exam.answers.encode import Encoded, Head, encode_questions
+from espalier.exam.answers.scorer import Cost, Scored, Scorer
+from espalier.exam.task import Candidate
+from espalier.models.forward import TreeModel
+from espalier.models.load import context_length
+
+_KEPT = 4  # heads that are remembered between calls
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as the model gets it: ``prefix + prompt``, and the candidates that may follow."""
+
+    prefix: str
+    prompt: str
+    candidates: tuple[Candidate, ...]
+
+
+class Chooser:
+    """Scores questions with one model; remembers the latest prefixes from call to call.
+
+    Args:
+        model: of the forward; its traits say whether trees are laid out as trees.
+        tokenizer: of the model.
+        row_tokens: the most tokens of one forward; None: what is fast on the model's device.
+    """
+
+    def __init__(self, model: TreeModel, tokenizer: Any, *, row_tokens: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._scorer = Scorer(model, row_tokens=row_tokens)
+        self._context = context_length(model.lm)
+        self._heads: OrderedDict[str, Head] = OrderedDict()
+
+    def score(
+        self, asked: Sequence[Asked], shorten: Callable[[int], Asked | None] = lambda i: None
+    ) -> tuple[list[Scored], Cost]:
+        """Score the candidates of each question, in the order given.
+
+        Args:
+            asked: the questions.
+            shorten: gives question i with fewer shots, when it does not fit into the context; None when it
+                cannot: then tokens are cut at its beginning, and counted.
+
+        Raises:
+            UserError: a candidate that adds no token, nothing before it, or longer than the context alone.
+        """
+        groups: list[tuple[list[int], dict[int, Encoded]]] = []
+        cut: dict[int, int] = {}
+        waiting = dict(enumerate(asked))
+        while waiting:
+            shorter: dict[int, Asked] = {}
+            for prefix in dict.fromkeys(one.prefix for one in waiting.values()):
+                mine = {i: one for i, one in waiting.items() if one.prefix == prefix}
+                trunk, questions = self._encoded(prefix, mine)
+                for i in list(questions):
+                    # The last token is a label only: nothing is computed at its position.
+                    excess = len(trunk) + questions[i].longest - 1 - self._context
+                    if excess <= 0:
+                        continue
+                    again = shorten(i)
+                    if again is None:
+                        shorter_one = self._without(trunk, questions[i], excess, waiting[i].prompt)
+                        groups.append(([], {i: shorter_one}))
+                        cut[i] = excess
+                    else:
+                        shorter[i] = again
+                    del questions[i]
+                if questions:
+                    groups.append((trunk, questions))
+            waiting = shorter
+        scored, cost = self._scorer.score(groups)
+        for i, tokens in cut.items():
+            scored[i] = replace(scored[i], cut=tokens)
+        return [scored[i] for i in range(len(asked))], cost
+
+    def _encoded(self, prefix: str, mine: dict[int, Asked]) -> tuple[list[int], dict[int, Encoded]]:
+        head = self._head(prefix, next(iter(mine.values())))
+        asked = [(one.prompt, one.candidates) for one in mine.values()]
+        return head.ids, dict(zip(mine, encode_questions(self._tokenizer, head, asked), strict=True))
+
+    def fits(self, text: str) -> bool:
+        """Whether a candidate's text fits into the context behind one token at least."""
+        return (
+            len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) < self._context
+        )
+
+    def _without(self, trunk: list[int], question: Encoded, excess: int, prompt: str) -> Encoded:
+        """The question without `excess` tokens at its beginning, after the bos token where there is one.
+
+        Where that is not enough, and only part of each candidate is scored, that part loses its end, the same in all.
+        """
+        whole = trunk + question.stem
+        kept = 1 if adds_bos(self._tokenizer) else 0
+        if len(whole) - excess > kept:
+            return replace(question, stem=whole[:kept] + whole[kept + excess :])
+        stem = whole[:1]
+        room = min(self._context + 1 - len(stem) - unscored for _, unscored in question.tails)
+        if room < 1 or not all(unscored for _, unscored in question.tails):
+            raise UserError(
+                f"a candidate of {question.longest - len(question.stem)} tokens does not fit into the model's "
+                f"context of {self._context} (the question {prompt[:40]!r}): leave the question out, or take a "
+                "model with a longer context."
+            )
+        return Encoded(stem, [(tail[: unscored + room], unscored) for tail, unscored in question.tails])
+
+    def _head(self, prefix: str, first: Asked) -> Head:
+        if prefix not in self._heads:
+            self._heads[prefix] = Head(self._tokenizer, prefix, first.prompt + first.candidates[0].text)
+            if len(self._heads) > _KEPT:
+                self._heads.popitem(last=False)
+        self._heads.move_to_end(prefix)
+        return self._heads[prefix]

@@ -1,0 +1,118 @@
+"""Reward models: the numbers that answers get, against what people preferred.
+
+All answers of a prompt stand in one tree and share what agrees; each answer's number is read at its last token, as
+in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import torch
+
+from espalier.data.encode.templates import Template
+from espalier.data.encode.tokenise import Encoder, encode_all
+from espalier.data.records import Messages, Preference, Ranking
+from espalier.errors import UserError
+from espalier.exam.answers.scorer import ROW_TOKENS, Cost
+from espalier.models.forward import TreeModel, Want
+from espalier.models.load import context_length
+from espalier.trees import Tree, lay_out_padded, lay_out_tree, pack
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One prompt's answers.
+
+    Attributes:
+        texts: the answers.
+        scores: the model's numbers, one an answer.
+        said: people's numbers; where one is higher, that answer was preferred.
+        cut: whether the beginning of the prompt was left out, because it does not fit into the context.
+    """
+
+    texts: list[str]
+    scores: list[float]
+    said: list[float]
+    cut: bool
+
+
+class Rater:
+    """Rates answers with one reward model.
+
+    Args:
+        model: with a scalar head.
+        tokenizer, template: how conversations become tokens; the same as in training.
+    """
+
+    def __init__(self, model: TreeModel, tokenizer: Any, template: Template) -> None:
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._row_tokens = ROW_TOKENS.get(self._device.type, 4096)
+        self._encoder = Encoder(tokenizer, template, context_length(model.lm), "trim", answers_trained=False)
+
+    def rate(self, records: Sequence[Preference | Ranking]) -> tuple[list[Rated], Cost]:
+        """Every record's answers, in order.
+
+        Raises:
+            UserError: an answer that does not fit into the context.
+        """
+        trees, cut = [], []
+        for record in records:
+            (found, account) = encode_all([record], self._encoder)
+            if not found:
+                raise UserError(
+                    f"{record.source}: an answer does not fit into the model's context of "
+                    f"{self._encoder.cutoff_len} tokens ({', '.join(account)}); leave the record out."
+                )
+            trees.append(found[0])
+            cut.append(any(key.startswith("trimmed") for key in account))
+        scores, cost = self._scores(trees)
+        return [_rated(record, scores[i], cut[i]) for i, record in enumerate(records)], cost
+
+    def _scores(self, trees: Sequence[Tree]) -> tuple[list[list[float]], Cost]:
+        lay_out = lay_out_padded if self._model.traits.method == "padded" else lay_out_tree
+        cost = Cost()
+        scores: list[list[float]] = [[] for _ in trees]
+        padded = lay_out is lay_out_padded
+        sizes = [tree.n_branches * tree.longest_path if padded else tree.n_tokens for tree in trees]
+        for row in pack(sizes, max(self._row_tokens, *sizes)):
+            batch = lay_out([trees[i] for i in row])
+            with torch.no_grad():
+                said = self._model(batch.to(self._device), Want(logprobs=False, scores=True)).scores
+            assert said is not None
+            for score, tree in zip(said.tolist(), batch.tree_id.tolist(), strict=True):
+                scores[row[tree]].append(score)
+            cost.computed += batch.tokens_in_rows
+            cost.unshared += batch.tokens_in_paths
+        return scores, cost
+
+
+def _rated(record: Preference | Ranking, scores: list[float], cut: bool) -> Rated:
+    if isinstance(record, Ranking):
+        return Rated([_text(a) for a, _ in record.answers], scores, [s for _, s in record.answers], cut)
+    return Rated([_text(record.chosen), _text(record.rejected)], scores, [1.0, 0.0], cut)
+
+
+def _text(answer: Messages) -> str:
+    return "\n".join(message.prefix + message.content for message in answer)
+
+
+def pair_numbers(scores: Sequence[float], said: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """What one prompt adds: right pairs of all its ordered pairs, their margins, and the mean numbers of the
+    better and the worse answers. A tie of the model is no right pair.
+
+    >>> pair_numbers([2.0, 0.5], [1.0, 0.0])["margin"]
+    (1.5, 1.0)
+    """
+    pairs = [(scores[i], scores[j]) for i, j in permutations(range(len(said)), 2) if said[i] > said[j]]
+    n = float(len(pairs))
+    return {
+        "accuracy": (float(sum(better > worse for better, worse in pairs)), n),
+        "margin": (sum(better - worse for better, worse in pairs), n),
+        "chosen_score": (sum(better for better, _ in pairs), n),
+        "rejected_score": (sum(worse for _, worse in pairs), n),
+    }

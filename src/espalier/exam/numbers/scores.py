@@ -1,0 +1,125 @@
+"""From predictions to numbers: means with their standard errors, by subject and part, and what guessing reaches."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+from espalier.errors import UserError
+from espalier.exam.answers.scorer import Scored
+from espalier.maths.ratio import Moments
+
+
+def predicted(scored: Scored, normalise: str) -> int:
+    """The candidate with the highest sum (or mean) of logprobs; the first of equals.
+
+    Raises:
+        UserError: a score that is no number, of which no order follows.
+    """
+    if not all(math.isfinite(s) for s in scored.scores):
+        raise UserError(f"the model gives {scored.scores} as logprobs: its weights are broken.")
+    values = [s / n if normalise == "mean" else s for s, n in zip(scored.scores, scored.tokens, strict=True)]
+    return max(range(len(values)), key=values.__getitem__)
+
+
+LN2 = math.log(2)
+
+Number = float | tuple[float, float]
+"""What one question adds to a metric: a number, or x and w of a ratio."""
+
+
+@dataclass
+class Tally:
+    """What a task's questions add up to, in memory that does not grow with them.
+
+    Attributes:
+        metrics: by subject and metric.
+        blind: of each question, what guessing reaches.
+        golds: how often each answer is the right one, by its label, or by its place where it has none.
+        n: questions.
+    """
+
+    metrics: dict[str, dict[str, Moments]] = field(default_factory=dict)
+    blind: Moments = field(default_factory=Moments)
+    golds: Counter[str] = field(default_factory=Counter)
+    n: int = 0
+
+    def add(
+        self, numbers: Mapping[str, Number], *, group: str = "", chance: float | None = None, gold: str = ""
+    ) -> None:
+        """Count one question.
+
+        Args:
+            numbers: by metric.
+            group: its subject.
+            chance: what guessing reaches.
+            gold: a name of the right answer.
+        """
+        self.n += 1
+        mine = self.metrics.setdefault(group, {})
+        for name, value in numbers.items():
+            mine.setdefault(name, Moments()).add(*(value if isinstance(value, tuple) else (value,)))
+        if chance is not None:
+            self.blind.add(chance)
+        if gold:
+            self.golds[gold] += 1
+
+    def summary(self, parts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """n, metrics with standard errors, chance and majority, and averages by subject and part.
+
+        The metrics are micro averages (every question counts the same); ``macro_M`` is the mean of the
+        subjects' means, whose standard error follows from theirs.
+        """
+        names = list(dict.fromkeys(name for mine in self.metrics.values() for name in mine))
+        found: dict[str, Any] = {"n": self.n, "metrics": {}}
+        for name in names:
+            pooled = _pooled([mine[name] for mine in self.metrics.values() if name in mine])
+            found["metrics"] |= _named(name, pooled)
+        if names and len(self.metrics) > 1:
+            for name in names:
+                each = [mine[name] for mine in self.metrics.values() if name in mine]
+                found["metrics"] |= _named(f"macro_{name}", _averaged(each))
+            found["subjects"] = {
+                group: {"n": next(iter(mine.values())).n}
+                | {k: v for name, m in mine.items() for k, v in _named(name, (m.mean, m.stderr)).items()}
+                for group, mine in self.metrics.items()
+                if mine
+            }
+            members = {
+                part: [self.metrics[g] for g in groups if g in self.metrics] for part, groups in parts.items()
+            }
+            found["parts"] = {part: _part(names, mine) for part, mine in members.items() if mine}
+        if self.blind.n:
+            found["chance"] = self.blind.mean
+        if self.golds:
+            found["majority"] = max(self.golds.values()) / self.n
+        return found
+
+
+def _part(names: Sequence[str], members: Sequence[dict[str, Moments]]) -> dict[str, float]:
+    part: dict[str, float] = {"n": sum(next(iter(m.values())).n for m in members)}
+    for name in names:
+        part |= _named(name, _pooled([m[name] for m in members]))
+        part |= _named(f"macro_{name}", _averaged([m[name] for m in members]))
+    return part
+
+
+def _named(name: str, pair: tuple[float, float]) -> dict[str, float]:
+    found = {name: pair[0], f"{name}_stderr": pair[1]}
+    if name.endswith("nats_per_token"):  # the same number as people know it; its error by the delta method
+        known = name.replace("nats_per_token", "perplexity")
+        value = math.exp(min(pair[0], 700.0))
+        found |= {known: value, f"{known}_stderr": value * pair[1]}
+    return found
+
+
+def _pooled(each: Sequence[Moments]) -> tuple[float, float]:
+    whole = Moments(*(sum(values) for values in zip(*(astuple(m) for m in each), strict=True)))
+    return whole.mean, whole.stderr
+
+
+def _averaged(each: Sequence[Moments]) -> tuple[float, float]:
+    return sum(m.mean for m in each) / len(each), math.sqrt(sum(m.stderr**2 for m in each)) / len(each)

@@ -1,0 +1,231 @@
+"""Sampling with a cache: prompts in, tokens and their logprobs out; what is sampled is what is trained.
+
+Every row draws from uniform numbers of its own, made from its seed alone, so that an answer does not
+depend on which others were sampled with it, in which batch, or on which rank.
+
+B rows (P prompts times C copies), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from espalier.errors import UserError
+from espalier.models.forward import Traits
+from espalier.models.sampling.decoding import make_decoder
+
+KEPT = 0.85
+"""Finished rows are dropped when no more than this share is left: moving the others costs about a step."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        max_new_tokens: at least 1.
+        temperature: 0 takes the likeliest token; 1 samples from the model's own distribution.
+        top_p: the smallest set of likeliest tokens with at least this mass, in (0, 1]; 1 is all.
+        top_k: only so many likeliest tokens; 0 is all.
+        stop: tokens that end an answer; the one that does is part of it.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[int, ...] = ()
+
+
+@dataclass
+class Sampled:
+    """One answer.
+
+    Attributes:
+        tokens: what was sampled, the stop token included.
+        logprobs: of each, under the distribution at this temperature before top_p and top_k.
+        ended: whether a stop token ended it, and not the limit.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
+def sample(
+    lm: nn.Module,
+    traits: Traits,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    copies: int = 1,
+    seeds: Sequence[int] = (),
+    rows: int = 64,
+) -> list[list[Sampled]]:
+    """Sample `copies` answers to each prompt; ``result[i][c]`` is copy c of prompt i.
+
+    Args:
+        lm: a causal language model, left in the mode it is in.
+        traits: from the probe.
+        prompts: token ids, none empty.
+        sampling: how.
+        copies: answers a prompt.
+        seeds: one for each prompt; () seeds by the prompt's place.
+        rows: how many answers are sampled at a time.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    found: list[list[Sampled]] = [[] for _ in prompts]
+    size = max(1, rows // copies)
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        answers = [Sampled() for _ in range(len(chosen) * copies)]
+        numbers = [seeds[i] if seeds else i for i in chosen]
+        for row, token, logprob, ended in decode(
+            lm, traits, [prompts[i] for i in chosen], sampling, copies=copies, seeds=numbers
+        ):
+            answers[row].tokens.append(token)
+            answers[row].logprobs.append(logprob)
+            answers[row].ended = ended
+        for place, i in enumerate(chosen):
+            found[i] = answers[place * copies : (place + 1) * copies]
+    return found
+
+
+@torch.no_grad()
+def decode(
+    lm: nn.Module,
+    traits: Traits,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    copies: int = 1,
+    seeds: Sequence[int] = (0,),
+) -> Iterator[tuple[int, int, float, bool]]:
+    """Yield (row, token, logprob, whether it ends the answer) as the tokens come; row = prompt * C + copy."""
+    training = lm.training
+    lm.eval()
+    try:
+        yield from _decode(lm, traits, prompts, sampling, copies, seeds)
+    finally:
+        lm.train(training)
+
+
+def _decode(
+    lm: nn.Module,
+    traits: Traits,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    copies: int,
+    seeds: Sequence[int],
+) -> Iterator[tuple[int, int, float, bool]]:
+    device = next(lm.parameters()).device
+    decoder = make_decoder(lm, traits, prompts, copies, sampling.max_new_tokens)
+    uniforms = _uniforms(seeds, copies, sampling.max_new_tokens).to(device)
+    stop = torch.tensor(sampling.stop, device=device)
+    names = list(range(len(prompts) * copies))  # the caller's number of each row
+    alive = torch.ones(len(names), dtype=torch.bool)
+    logits = decoder.prompt_logits()
+    for step in range(sampling.max_new_tokens):
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            raise UserError(
+                "the model gives logits that are no numbers, so no token can be drawn: its weights are broken."
+            )
+        tokens, logprobs = draw(logits, uniforms[:, step], sampling)
+        ends = torch.isin(tokens, stop) if len(sampling.stop) else torch.zeros_like(tokens, dtype=torch.bool)
+        said = zip(names, tokens.tolist(), logprobs.tolist(), ends.tolist(), alive.tolist(), strict=True)
+        for name, token, logprob, end, living in said:
+            if living:
+                yield name, token, logprob, end
+        alive &= ~ends.cpu()
+        if not alive.any() or step + 1 == sampling.max_new_tokens:
+            return
+        rows = alive.nonzero()[:, 0]
+        if len(rows) <= KEPT * len(alive) and decoder.keep(rows):
+            tokens, uniforms = tokens[rows.to(device)], uniforms[rows.to(device)]
+            alive, names = alive[rows], [names[i] for i in rows.tolist()]
+        logits = decoder.next_logits(tokens, step)
+
+
+def _uniforms(seeds: Sequence[int], copies: int, steps: int) -> Tensor:
+    """(P * C, steps) in [0, 1): the numbers of a row follow from its prompt's seed and its copy alone."""
+    rows = []
+    for seed in seeds:
+        maker = torch.Generator().manual_seed(seed)
+        # One block a copy, so that the first copies are the same however many there are.
+        rows += [torch.rand(steps, generator=maker, dtype=torch.float64) for _ in range(copies)]
+    return torch.stack(rows)
+
+
+def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One token a row by the inverse of its distribution's sums, with its logprob before truncation.
+
+    Args:
+        logits: (B, V).
+        uniforms: (B,) in [0, 1).
+
+    Returns:
+        tokens (B,) int64 and logprobs (B,) float32. At temperature 0 the logprob is the model's own.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
+    probs = logits.softmax(-1)
+    chosen = probs
+    if sampling.top_p < 1:
+        chosen = _nucleus(logits, probs, sampling.top_p)
+    if 0 < sampling.top_k < probs.shape[1]:
+        best, at = chosen.topk(sampling.top_k, dim=-1)
+        chosen = torch.zeros_like(probs).scatter_(1, at, best)
+    tokens = _by_sums(chosen, uniforms)
+    return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
+
+
+def _nucleus(logits: Tensor, probs: Tensor, top_p: float) -> Tensor:
+    """The same probabilities with those outside of the smallest set of mass `top_p` set to 0.
+
+    Sorting a vocabulary takes longer than a small model's step. So tokens are put into bins of 1/16 nat
+    below the likeliest, and only the bin in which the mass is reached is sorted.
+    """
+    gaps = logits.amax(-1, keepdim=True) - logits
+    bins = (gaps * 16).clamp_(max=1023).long()
+    mass = probs.new_zeros(len(probs), 1024).scatter_add_(1, bins, probs)
+    above = mass.cumsum(-1) - mass
+    edge = (above < top_p).sum(-1, keepdim=True) - 1
+    inside = bins == edge
+    best, at = torch.where(inside, probs, -1.0).topk(int(inside.sum(-1).max()), dim=-1)
+    before = above.gather(1, edge) + best.cumsum(-1) - best
+    reached = (best >= 0) & (before < top_p)  # the likeliest always stays
+    kept = (bins < edge).scatter(1, at, reached)
+    return torch.where(kept, probs, 0.0)
+
+
+BLOCK = 128
+
+
+def _by_sums(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """(B,): the token at which the running sum of the weights (B, V) passes the uniform share of their total.
+
+    The sums of blocks say in which block, and only that one is summed token by token.
+    """
+    rows, size = weights.shape
+    blocks = nn.functional.pad(weights, (0, -size % BLOCK)).view(rows, -1, BLOCK)
+    masses = blocks.sum(-1).double()
+    block, left = _passed(masses, uniforms.double()[:, None] * masses.sum(-1, keepdim=True))
+    inside, _ = _passed(blocks[torch.arange(rows, device=block.device), block].double(), left)
+    return block * BLOCK + inside
+
+
+def _passed(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(B,) where the running sum of (B, n) passes the target, and what is left of the target there (B, 1)."""
+    sums = weights.cumsum(-1)
+    # At or above the last sum by rounding only; what has no weight is never taken.
+    below = sums[:, -1:].nextafter(torch.zeros((), dtype=sums.dtype, device=sums.device))
+    at = torch.searchsorted(sums, target.minimum(below).clamp(min=0), right=True)
+    return at[:, 0], target - (sums - weights).gather(1, at)

@@ -1,0 +1,124 @@
+"""Exams on the page: a card a task and metric, and the differences between models that were compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from espalier.report.plots import number, percent
+from espalier.report.read import Row, mapping
+
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "nats_per_token", "rejected_score")
+MOST_METRICS = 4
+"""Of a task; the rest is in results.json."""
+
+
+def exam_cards(exams: list[tuple[str, Row]]) -> list[Row]:
+    """One card a task and metric: a line for each exam with value, error bar and n, all on one scale."""
+    cards: dict[tuple[str, str], list[Row]] = {}
+    for exam, results in exams:
+        for task, result in mapping(results.get("tasks")).items():
+            metrics = mapping(mapping(result).get("metrics"))
+            named = [
+                m
+                for m in metrics
+                if not m.endswith(("_stderr", "nats_per_token")) and number(metrics[m]) is not None
+            ]
+            for metric in named[:MOST_METRICS]:
+                cards.setdefault((task, metric), []).append(_line(exam, result, metric))
+    return [_card(task, metric, lines) for (task, metric), lines in cards.items()]
+
+
+def _line(exam: str, result: Row, metric: str) -> Row:
+    metrics = mapping(result.get("metrics"))
+    parts = [
+        (
+            name,
+            number(mapping(part).get(metric)),
+            number(mapping(part).get(f"{metric}_stderr")),
+            number(mapping(part).get("n")),
+        )
+        for name, part in mapping(result.get("parts")).items()
+    ]
+    return {
+        "exam": exam,
+        "value": number(metrics[metric]),
+        "stderr": number(metrics.get(f"{metric}_stderr")),
+        "n": number(result.get("n")),
+        "shots": number(result.get("shots")),
+        "parts": [part for part in parts if part[1] is not None],
+        "blind": {} if metric not in ("accuracy", "macro_accuracy") else _blind(result),
+    }
+
+
+def _blind(result: Row) -> dict[str, float]:
+    """What needs no knowledge: guessing, and always the commonest answer."""
+    found = {
+        name: number(result.get(key)) for name, key in (("guessing", "chance"), ("majority", "majority"))
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _card(task: str, metric: str, lines: list[Row]) -> Row:
+    top = max(max(abs(line["value"]) + (line["stderr"] or 0) for line in lines), 1e-9)
+    top = 1.0 if top <= 1.05 else top
+    choose = min if metric.endswith(LOWER_IS_BETTER) else max
+    best = choose(line["value"] for line in lines)
+    for line in lines:
+        error = line["stderr"] or 0
+        line["width"] = percent(abs(line["value"]) / top)
+        line["low"] = percent((abs(line["value"]) - error) / top)
+        line["high"] = percent((abs(line["value"]) + error) / top)
+        line["best"] = line["value"] == best and any(other["value"] != best for other in lines)
+        line["marks"] = [percent(value / top) for value in line["blind"].values()]
+    n = sorted({line["n"] for line in lines if line["n"] is not None})
+    shots = sorted({line["shots"] for line in lines if line["shots"] is not None})
+    return {
+        "task": task,
+        "metric": metric,
+        "lines": lines,
+        "n": n,
+        "shots": shots,
+        "blind": [(name, f"{value:.3f}") for name, value in lines[0]["blind"].items()],
+        "parts": any(line["parts"] for line in lines),
+    }
+
+
+def comparisons(found: list[Row]) -> list[Row]:
+    """Pairs of models with their differences on one scale around zero, task by task."""
+    pairs: dict[tuple[str, str], list[Row]] = {}
+    for comparison in found:
+        for pair in comparison.get("pairs") or []:
+            pairs.setdefault((str(pair.get("a")), str(pair.get("b"))), []).append(mapping(pair))
+    return [{"a": a, "b": b, "lines": _differences(rows)} for (a, b), rows in pairs.items()]
+
+
+def _differences(rows: list[Row]) -> list[Row]:
+    reach = (
+        max((abs(number(row.get(key)) or 0.0) for row in rows for key in ("low", "high")), default=0.0) or 1.0
+    )
+    lines = []
+    for row in rows:
+        value, low, high = (number(row.get(key)) or 0.0 for key in ("difference", "low", "high"))
+        verdict = "b is better" if low > 0 else "a is better" if high < 0 else "no difference beyond noise"
+        if str(row.get("metric", "")).endswith(LOWER_IS_BETTER):
+            verdict = verdict.replace("b is", "? is").replace("a is", "b is").replace("? is", "a is")
+        lines.append(
+            {
+                "task": row.get("task"),
+                "metric": row.get("metric"),
+                "n": number(row.get("n")),
+                "means": [_shown(row.get("mean_a")), _shown(row.get("mean_b"))],
+                "difference": f"{value:+.3f} [{low:+.3f}, {high:+.3f}]",
+                "p": _shown(row.get("mcnemar_p")),
+                "at": percent((value / reach + 1) / 2),
+                "left": percent((low / reach + 1) / 2),
+                "right": percent((1 - high / reach) / 2),
+                "verdict": verdict,
+            }
+        )
+    return lines
+
+
+def _shown(value: Any) -> str:
+    found = number(value)
+    return "–" if found is None else f"{found:.3f}"

@@ -1,0 +1,113 @@
+"""The training stages by name: their options, and what of them cannot be done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from espalier.config.options import (
+    COMMON,
+    AdapterOptions,
+    EngineOptions,
+    LoraOptions,
+    ModelOptions,
+    TrainOptions,
+    VirtualTokenOptions,
+)
+from espalier.errors import UserError
+from espalier.models.adapters.adapter import VIRTUAL
+from espalier.models.quantise.methods import problem
+from espalier.stages import objectives
+from espalier.stages.quantised import check_whole, quantisation_of
+from espalier.stages.stage import Stage
+
+STAGES: dict[str, Stage] = {
+    name: import_module(f"{objectives.__name__}.{name}").STAGE for name in objectives.NAMES
+}
+
+CLASSES: dict[str, tuple[type, ...]] = {name: (*COMMON, *stage.options) for name, stage in STAGES.items()}
+"""The option classes of each stage."""
+
+SHARDED = ("fsdp", "zero3")
+"""Strategies under which no process holds the whole model."""
+
+
+def check_possible(stage: str, options: Mapping[type, Any]) -> None:
+    """What cannot be done is said before anything is loaded.
+
+    Raises:
+        UserError: an option that is not available, or two that do not go together.
+    """
+    not_yet = {
+        "compile": options[EngineOptions].compile,
+        "optim": options[TrainOptions].optim != "adamw",
+    }
+    for key, asked in not_yet.items():
+        if asked:
+            raise UserError(
+                f"`{key}` is known but not available yet, and is never ignored silently. Remove it."
+            )
+    _check_quantisation(options)
+    _check_sharded(stage, options)
+    _check_adapter(options)
+    STAGES[stage].check(options)
+
+
+def _check_sharded(stage: str, options: Mapping[type, Any]) -> None:
+    """What cannot be done where no process holds the whole model."""
+    strategy, kind = options[EngineOptions].strategy, options[AdapterOptions].finetuning_type
+    if strategy in SHARDED and kind not in ("full", "freeze"):
+        why = None
+        if STAGES[stage].reference:
+            why = f"in {stage}: its reference is the adapter as it began, inside a sharded model"
+        elif kind in VIRTUAL:
+            why = "virtual tokens are read outside of the sharded model's own forward"
+        if why is not None:
+            raise UserError(
+                f"finetuning_type: {kind} with strategy: {strategy} is not possible, {why}. Use strategy: ddp or zero2."
+            )
+    if kind == "adalora" and (strategy in (*SHARDED, "zero1", "zero2") or options[EngineOptions].deepspeed):
+        raise UserError(
+            f"finetuning_type: adalora with strategy: {strategy} is not possible: it weighs whole gradients after each "
+            "step. Use strategy: ddp."
+        )
+
+
+def _check_adapter(options: Mapping[type, Any]) -> None:
+    """What does not go together among the adapters' keys."""
+    kind, lora = options[AdapterOptions].finetuning_type, options[LoraOptions]
+    for key, asked, kinds in (
+        ("use_dora", lora.use_dora, ("lora",)),
+        ("use_rslora", lora.use_rslora, ("lora",)),
+        ("prompt_init_text", options[VirtualTokenOptions].prompt_init_text, ("prompt", "prefix")),
+        ("prefix_projection", options[VirtualTokenOptions].prefix_projection, ("prefix",)),
+    ):
+        if asked and kind not in kinds:
+            raise UserError(
+                f"`{key}` belongs to finetuning_type: {' or '.join(kinds)}, not to {kind}. Remove it."
+            )
+    if kind == "prefix" and options[EngineOptions].gradient_checkpointing:
+        raise UserError(
+            "finetuning_type: prefix with gradient_checkpointing is not possible: layers that are computed again do "
+            "not see learned keys and values. Remove gradient_checkpointing, or use prompt."
+        )
+    model = options[ModelOptions]
+    if options[AdapterOptions].create_new_adapter and not model.adapter_name_or_path:
+        raise UserError(
+            "`create_new_adapter` without `adapter_name_or_path` has nothing to merge. Name the adapter, or remove it."
+        )
+
+
+def _check_quantisation(options: Mapping[type, Any]) -> None:
+    wanted = quantisation_of(options[AdapterOptions])
+    if wanted is None:
+        return
+    said = problem(wanted)
+    if said is not None:
+        raise UserError(f"quantization_bit: {wanted.bits}, quantization_method: {wanted.method}: {said}")
+    if options[ModelOptions].model_config is not None:
+        raise UserError(
+            "`quantization_bit` stores trained weights in few bits, and `model_config` makes new ones. Remove one."
+        )
+    check_whole(options[EngineOptions])

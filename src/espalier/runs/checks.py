@@ -1,0 +1,84 @@
+"""What can be checked of a stage before its first file is touched: files, folders, trackers, libraries.
+
+A pipeline checks all its stages before the first one begins; ``run:NAME`` is not there yet and is left to its stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from espalier.config.options import DataOptions, EngineOptions, ModelOptions, RunOptions
+from espalier.data.read.sources import files_of
+from espalier.data.read.specs import parse_specs
+from espalier.engine.strategy import ZERO
+from espalier.engine.trackers import check_installed
+from espalier.errors import UserError
+from espalier.models import load
+from espalier.runs.catalogue import check_possible
+
+
+def check_startable(stage: str, options: Mapping[type, Any]) -> None:
+    """Raises UserError at the first thing that is missing or cannot be done."""
+    check_possible(stage, options)
+    for tracker in options[RunOptions].report_to:
+        check_installed(tracker)
+    engine: EngineOptions = options[EngineOptions]
+    if (engine.strategy in ZERO or engine.deepspeed is not None) and find_spec("deepspeed") is None:
+        raise UserError(
+            f"strategy: {engine.strategy} needs DeepSpeed. Install it: pip install 'espalier-llm[deepspeed]'"
+        )
+    wanted = options[RunOptions].resume
+    if isinstance(wanted, str) and not Path(wanted).is_dir():
+        raise UserError(
+            f"`resume` is {wanted!r}; wanted true, false, or the folder of a checkpoint (step-N)."
+        )
+    for held in options.values():
+        for item in fields(held):
+            kind = item.metadata.get("names")
+            value = getattr(held, item.name)
+            for name in (value if isinstance(value, list) else [value]) if kind else ():
+                if name is not None and not (isinstance(name, str) and name.startswith("run:")):
+                    _check(str(kind), item.name, name, options)
+
+
+def _check(kind: str, key: str, value: Any, options: Mapping[type, Any]) -> None:
+    if kind == "data":
+        for spec in parse_specs(value, options[DataOptions].dataset_dir):
+            files_of(spec)
+    elif not isinstance(value, str):
+        return
+    elif kind == "model":
+        load.check_folder(value, allow_pickle=options[ModelOptions].allow_pickle)
+    elif kind == "tokenizer":
+        if not Path(value).exists() and (value.startswith((".", "/", "~")) or value.count("/") > 1):
+            raise UserError(f"{key}: {value}: there is no such folder. Check the path.")
+    elif kind == "function":
+        path = Path(value.rpartition(":")[0])
+        if path.suffix == ".py" and not path.is_file():
+            raise UserError(f"{key}: there is no file {path}.")
+    else:
+        json_object(key, value)
+
+
+def json_object(key: str, path: str) -> dict[str, Any]:
+    """The JSON object in the file that an option names.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    try:
+        made = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{key}: cannot read {path} ({error.strerror}).") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{key}: {path}:{error.lineno}: not valid JSON ({error.msg}).") from error
+    except ValueError as error:
+        raise UserError(f"{key}: {path}: not UTF-8. Save the file as UTF-8.") from error
+    if not isinstance(made, dict):
+        raise UserError(f"{key}: {path}: wanted a JSON object.")
+    return made

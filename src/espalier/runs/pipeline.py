@@ -1,0 +1,153 @@
+"""A list of stages: each starts from what an earlier one has made, and the whole can be stopped and resumed.
+
+A file with `stage:` is one stage; a file with `stages:` is a pipeline. ``run:NAME`` stands for the model
+that the stage NAME of this pipeline has written. A stage that is finished under the same options and
+inputs is skipped (what an earlier stage has made is an input, by its content); one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from espalier import config
+from espalier.config.options import EngineOptions
+from espalier.disk.lock import owned
+from espalier.disk.temporary import remove_left
+from espalier.engine import files
+from espalier.engine.launch import processes_wanted, rank, relaunch
+from espalier.report.page import write_report
+from espalier.runs import examine
+from espalier.runs.catalogue import CLASSES
+from espalier.runs.checks import check_startable
+from espalier.runs.train import run_stage
+from espalier.screen import Screen
+
+EXAM = "evaluate"
+ALL_CLASSES: dict[str, tuple[type, ...]] = {**CLASSES, EXAM: examine.CLASSES}
+
+
+def run(path: str | Path, overrides: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
+    """Run a YAML file: one stage, or a pipeline. Returns the (last) summary.
+
+    Args:
+        path: of the file.
+        overrides: ``key=value`` as on the command line.
+        changes: the same as Python values; they win.
+
+    Raises:
+        UserError: anything wrong with the user's input.
+    """
+    raw = config.load_yaml(path, overrides)
+    for key, value in changes.items():
+        raw[key] = value
+    return run_options(raw)
+
+
+def run_options(raw: config.Placed) -> dict[str, Any]:
+    """The same from options that are read already."""
+    stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    for stage in stages:  # every mistake of every stage, before the first file is touched
+        _check(stage)
+    folder = Path(str(config.canonical(stages[0])[0].get("output_dir", "runs/run")))
+    summary: dict[str, Any] = {}
+    with _alone(folder):
+        if _is_main() and "stages" in raw:
+            files.write_text(folder / "config.yaml", _as_yaml(raw))
+        for stage in stages:
+            summary = _run_one(_resolved(stage, folder))
+            _report(folder)
+    return summary
+
+
+def _check(stage: config.Placed) -> None:
+    kind = config.stage_of(stage, ALL_CLASSES)
+    options = config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
+    if kind != EXAM:
+        check_startable(kind, options)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other run writes to the folder meanwhile; one lock for all ranks. What the dead have left goes away."""
+    if not _is_main():
+        yield
+        return
+    say = Screen(stderr=True).say
+    with owned(folder / ".lock", folder, "choose another output_dir", say):
+        remove_left(folder)
+        yield
+
+
+def _run_one(raw: config.Placed) -> dict[str, Any]:
+    if config.stage_of(raw, ALL_CLASSES) == EXAM:
+        return examine.run_exam(raw, ALL_CLASSES) if _is_main() else {}
+    return run_stage(raw)
+
+
+def wanted_processes(raw: config.Placed) -> int:
+    """How many processes the options of a file ask for; errors in it are found here first."""
+    stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    wanted = 1
+    for stage in stages:
+        kind = config.stage_of(stage, ALL_CLASSES)
+        options = config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
+        if EngineOptions in options:
+            engine: EngineOptions = options[EngineOptions]
+            wanted = max(wanted, processes_wanted(engine.strategy, engine.num_processes))
+    return wanted
+
+
+def run_on_all(path: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> int:
+    """`run` in as many processes as the file asks for; returns the exit code.
+
+    Args:
+        path: of the file.
+        overrides: ``key=value`` as on the command line.
+        flags: of the command itself, such as ``-v``, for the processes that are started.
+    """
+    processes = wanted_processes(config.load_yaml(path, overrides))
+    if processes > 1:
+        return relaunch([*flags, "run", path, *overrides], processes)
+    run(path, overrides)
+    return 0
+
+
+def _resolved(stage: config.Placed, folder: Path) -> config.Placed:
+    """``run:NAME`` as the path of the model, ``run:NAME/critic`` as that of another folder beside it."""
+    return config.Placed({k: _replaced(v, folder) for k, v in stage.items()}, stage.places, stage.written)
+
+
+def _replaced(value: Any, folder: Path) -> Any:
+    if isinstance(value, str) and value.startswith("run:"):
+        name, _, rest = value.removeprefix("run:").partition("/")
+        return str(folder / name / (rest or "model"))
+    if isinstance(value, Mapping):
+        return {k: _replaced(v, folder) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_replaced(v, folder) for v in value]
+    return value
+
+
+def _as_yaml(raw: Mapping[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(_plain(raw), allow_unicode=True, sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
+
+
+def _report(folder: Path) -> None:
+    if _is_main() and folder.is_dir():
+        page = write_report(folder)
+        Screen(stderr=True).say(f"report: {page}", "dim")
+
+
+def _is_main() -> bool:
+    return rank() == 0

@@ -1,0 +1,122 @@
+"""What a run leaves behind: its config, its summary, its models."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import platform
+import time
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from espalier import config
+from espalier.config.options import EngineOptions, RunOptions
+from espalier.disk.writing import writing_to
+from espalier.engine import checkpoint, files, strategy
+from espalier.engine.finite import check_weights
+from espalier.engine.hardware import device_name
+from espalier.errors import UserError
+from espalier.models.forward import TreeModel
+from espalier.models.quantise.turn import number_of_weights
+from espalier.models.saved import save_model
+from espalier.runs.earlier import weights_in
+from espalier.runs.resume import checkpoints
+from espalier.runs.running import Running, Start
+
+
+def write_config(start: Start) -> None:
+    with writing_to(start.folder):
+        start.folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options.values()))
+
+
+def save_models(running: Running) -> None:
+    """Write the stage's models, whole or not at all."""
+    start, live, parts = running.start, running.live, running.parts
+    whole = strategy.whole_parameters(live.accelerator, live.module)
+    check_weights(whole, running.progress.step)
+    if start.is_main:
+        for name, model in {"model": parts.main, **parts.also_saved}.items():
+            with files.new_folder(start.folder / name) as folder:
+                save_model(folder, model, running.setup.tokenizer, _own(running, whole, model))
+            running.saved[name] = weights_in(start.folder / name)
+    live.accelerator.wait_for_everyone()
+
+
+def finish(running: Running) -> dict[str, Any]:
+    """Models, then the word that the run is done, and only then the checkpoints go: a kill in between loses nothing."""
+    save_models(running)
+    summary = write_summary(running, "done")
+    if running.start.is_main:
+        checkpoint.clear_checkpoints(checkpoints(running.start.folder))
+    running.live.accelerator.wait_for_everyone()
+    return summary
+
+
+def _own(running: Running, whole: dict[str, torch.Tensor], model: TreeModel) -> dict[str, torch.Tensor]:
+    """The trained tensors of one model, by their names in it."""
+    for name, module in running.live.inner.named_modules():
+        if module is model:
+            prefix = f"{name}." if name else ""
+            return {k.removeprefix(prefix): t for k, t in whole.items() if k.startswith(prefix)}
+    return {}
+
+
+def write_summary(running: Running, status: str) -> dict[str, Any]:
+    """Write ``summary.json`` (on the first rank) and return it; status: running, stopped, failed or done."""
+    start, setup, parts, progress = running.start, running.setup, running.parts, running.progress
+    accelerator = start.accelerator
+    summary = {
+        "stage": start.stage,
+        "name": start.name,
+        "status": status,
+        "steps": progress.step,
+        "total_steps": running.feed.total_steps,
+        "seconds": round(progress.seconds, 2),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.started)),
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "strategy": start.option(EngineOptions).strategy,
+        "precision": start.option(EngineOptions).precision,
+        "parameters": number_of_weights(parts.main),
+        "trainable_parameters": sum(p.numel() for p in parts.trained.parameters() if p.requires_grad),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},
+            "espalier": version("espalier-llm"),
+        },
+        "seed": start.option(RunOptions).seed,
+        "data": setup.hashes,
+        "left_out": dict(setup.preflight.account),
+        "preflight": setup.preflight.result(),
+        "layout": "tree" if parts.main.traits.takes_trees else "padded",
+        "layout_reason": parts.main.traits.reason,
+        "tokens_in_paths": progress.path_tokens,
+        "tokens_in_rows": progress.tokens,
+        "idle_steps": progress.idle,
+        "held_out": running.held_out,
+        "final": {k: v for k, v in progress.last.items() if math.isfinite(v)},
+        "notes": start.notes,
+        "models": running.saved,
+        "fingerprint": start.made_from.fingerprint,
+        "made_from": start.made_from.as_json(),
+    }
+    if start.is_main:
+        files.write_json(start.folder / "summary.json", summary)
+    return summary
+
+
+def write_end(running: Running, status: str) -> None:
+    """`write_summary` of a run that did not finish. A rank that fails alone says it for the first one, which may wait
+    for the others until it is ended, or knows nothing of it yet."""
+    path = running.start.folder / "summary.json"
+    with contextlib.suppress(
+        UserError, OSError, ValueError
+    ):  # a full disk must not hide what went wrong first
+        if running.start.is_main:
+            write_summary(running, status)
+        elif status == "failed":
+            files.write_json(path, json.loads(path.read_text("utf-8")) | {"status": status})

@@ -1,0 +1,87 @@
+"""Held-out numbers of a run at an evaluation, and what its model says to held-out prompts."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from espalier.config.options import EngineOptions
+from espalier.disk.writing import writing_to
+from espalier.engine.finite import cause
+from espalier.engine.strategy import over_ranks
+from espalier.engine.track import Meter
+from espalier.errors import UserError
+from espalier.models.load import context_length
+from espalier.models.sampling.generate import Sampling, sample
+from espalier.runs.catalogue import SHARDED, STAGES
+from espalier.runs.judge import judged
+from espalier.runs.running import Running
+from espalier.stages.rollouts import RolloutOptions
+
+SAMPLE_TOKENS = 64
+"""Longest shown answer of a stage that does not sample itself."""
+
+
+def validate(running: Running, step: int) -> dict[str, float]:
+    """The numbers to log as ``eval_NAME``; the stage's own one is kept for the summary, with its error."""
+    parts, live = running.parts, running.live
+    running.setup.refresh_sampler(live, parts.main)
+    with live.evaluating():
+        units, numbers = parts.validate(live)
+    meter = Meter()
+    meter.add(numbers)
+    found = {f"eval_{k}": v for k, v in meter.means(lambda sums: over_ranks(live.accelerator, sums)).items()}
+    estimate = judged(units, live.accelerator)
+    if estimate is not None:
+        name = parts.held_out.name
+        found[f"eval_{name}"], found[f"eval_{name}_stderr"] = estimate.value, estimate.stderr
+    _check_finite(running, found, step)
+    if estimate is not None:
+        when = "before" if step == 0 else "after"
+        running.held_out |= {
+            "name": parts.held_out.name,
+            "better": parts.held_out.better,
+            when: estimate.value,
+            f"stderr_{when}": estimate.stderr,
+            "n": estimate.n,
+        }
+    _show(running, step)
+    return found
+
+
+def _check_finite(running: Running, found: dict[str, float], step: int) -> None:
+    """Numbers that are none are said with their step and cause, on every rank alike."""
+    for name, value in found.items():
+        if not math.isfinite(value):
+            look = "model_name_or_path" if step == 0 else "learning_rate"
+            raise UserError(
+                f"step {step}: {name} is {value} on the held-out data, so nothing was saved after it; earlier "
+                f"checkpoints and models are kept. {cause(running.live.module)} Look at {look}, or at that data."
+            )
+
+
+def _show(running: Running, step: int) -> None:
+    """Write what the model says; the first rank does it, the others have nothing to add."""
+    start, parts, live = running.start, running.parts, running.live
+    nobody_whole = start.option(EngineOptions).strategy in SHARDED and live.sampler is None
+    if not parts.sample_prompts or not start.is_main or nobody_whole:
+        return
+    longest = start.option(RolloutOptions).max_new_tokens if STAGES[start.stage].samples else SAMPLE_TOKENS
+    prompts = [prompt.tokens for prompt in parts.sample_prompts]
+    room = context_length(parts.main.lm) - max(map(len, prompts))
+    try:
+        with live.accelerator.autocast():
+            said = sample(
+                live.sampler or parts.main.lm,
+                parts.main.traits,
+                prompts,
+                Sampling(max(1, min(longest, room)), 0.0, stop=running.setup.stop),
+            )
+    except UserError as broken:
+        raise UserError(f"step {step}: {broken} {cause(live.module)}") from broken
+    path = start.folder / "samples.jsonl"
+    with writing_to(path), path.open("a", encoding="utf-8") as file:
+        for prompt, (answer,) in zip(parts.sample_prompts, said, strict=True):
+            text = running.setup.tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            row = {"step": step, "prompt": prompt.text, "completion": text, "reference": prompt.reference}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,202 @@
+"""Direct preference optimisation and its relatives: a policy from pairs, without a reward model.
+
+A pair is one tree: the prompt is computed once for both answers, by the policy and by the reference. The
+reference is the adapter as it was at the start, or a frozen copy; its logprobs are computed in the feed, or once for
+the whole data set before the first step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from espalier.config.options import Options, option
+from espalier.data.preflight.findings import HELD_OUT
+from espalier.data.steps.feed import Rows
+from espalier.data.steps.forest import Forest
+from espalier.data.store.columns import Column, Writer
+from espalier.disk.temporary import temporary_folder
+from espalier.engine.track import Numbers
+from espalier.maths import losses
+from espalier.maths.reduce import masked_mean, masked_sum
+from espalier.models.adapters.adapter import StepZero
+from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.models.reference import frozen_copy
+from espalier.stages.parts import HeldOut, Parts, Units, validator
+from espalier.stages.setup import Setup
+from espalier.stages.stage import Stage
+from espalier.trees import Batch, Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOOptions(Options):
+    """The DPO stage."""
+
+    pref_beta: float = option(0.1, "How strongly the policy is held to the reference.", above=0)
+    pref_loss: Literal["sigmoid", "ipo", "hinge"] = option("sigmoid", "The loss of the margin of a pair.")
+    label_smoothing: float = option(
+        0.0, "The chance that a preference is the wrong way round.", min=0, below=0.5
+    )
+    precompute_ref_logprobs: bool = option(
+        False,
+        "Compute the reference once for all pairs before the first step, and free it.",
+        same_result=True,
+    )
+    ref_model: str | None = option(
+        None, "Another model as the reference; null: the policy as it starts.", names="model"
+    )
+
+    def problems(self) -> list[str]:
+        if self.label_smoothing and self.pref_loss != "sigmoid":
+            return [f"`label_smoothing` belongs to pref_loss: sigmoid, not to {self.pref_loss}. Remove one."]
+        return []
+
+
+class Preferences:
+    """The policy prefers the chosen answer more than the reference does.
+
+    Args:
+        kind: sigmoid, ipo or hinge.
+        beta: > 0.
+        label_smoothing: of the sigmoid loss.
+        fresh: whether the policy starts as the reference, so that the first loss is known.
+    """
+
+    want = Want()
+
+    def __init__(self, kind: str, beta: float, label_smoothing: float, *, fresh: bool) -> None:
+        self._kind, self._beta, self._smoothing, self._fresh = kind, beta, label_smoothing, fresh
+
+    def count(self, batch: Batch) -> float:
+        return float(batch.n_trees)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]:
+        policy, ref = self._by_pair(outputs, batch)
+        each = self._loss(policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1])
+        rewards = self._beta * (policy - ref).detach()
+        margin = rewards[:, 0] - rewards[:, 1]
+        pairs, total = len(each), each.sum()
+        return total, {
+            "loss": (total.detach(), pairs),
+            "accuracy": (_won(margin).sum(), pairs),
+            "margin": (margin.sum(), pairs),
+            "chosen_reward": (rewards[:, 0].sum(), pairs),
+            "rejected_reward": (rewards[:, 1].sum(), pairs),
+        }
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Units:
+        policy, ref = self._by_pair(outputs, batch)
+        difference = policy - ref
+        won = _won(difference[:, 0] - difference[:, 1])
+        return won, torch.ones_like(won)
+
+    def check(self, first: dict[str, float]) -> None:
+        expected = {"sigmoid": math.log(2), "ipo": 1 / (4 * self._beta**2), "hinge": 1.0}[self._kind]
+        if self._fresh and abs(first["loss"] - expected) > 1e-2 * max(1.0, expected):
+            raise ValueError(
+                f"the first step's DPO loss is {first['loss']:.4f} and must be {expected:.4f}: policy and "
+                "reference are not the same model at the start. Check dropout, adapters and precision."
+            )
+
+    def _by_pair(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(P, 2) logprobs of whole answers under policy and reference (means over tokens for ipo)."""
+        assert outputs.logprobs is not None
+        reduce = masked_mean if self._kind == "ipo" else masked_sum
+        mask = batch.mask
+        found = (
+            reduce(grid, mask, 1).view(-1, 2) for grid in (outputs.logprobs, batch.extras["ref_logprobs"])
+        )
+        policy, ref = found
+        return policy, ref
+
+    def _loss(self, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
+        logprobs = (chosen, rejected, ref_chosen, ref_rejected)
+        if self._kind == "ipo":
+            return losses.ipo(*logprobs, beta=self._beta)
+        if self._kind == "hinge":
+            return losses.hinge(*logprobs, beta=self._beta)
+        return losses.dpo(*logprobs, beta=self._beta, label_smoothing=self._smoothing)
+
+
+def _won(margin: Tensor) -> Tensor:
+    """1 where the chosen answer gained more, 0 where less, a half where nothing has changed yet."""
+    return (margin > 0).float() + 0.5 * (margin == 0)
+
+
+class Reference:
+    """Adds the reference's logprobs to a batch; see the module's text for where they come from."""
+
+    def __init__(self, policy: TreeModel, frozen: TreeModel | None) -> None:
+        self._policy, self.frozen = policy, frozen
+        self._start = StepZero(policy.lm) if frozen is None else None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Batch:
+        if "ref_logprobs" in batch.extras:
+            return batch
+        if self._start is None:
+            assert self.frozen is not None, "everything has been computed before the first step"
+            found = self.frozen(self.frozen.fitting(batch), Want()).logprobs
+        else:
+            with self._start():
+                found = self._policy(batch, Want()).logprobs
+        assert found is not None
+        return batch.with_extras(ref_logprobs=found.detach())
+
+
+def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
+    """The trees with ``extras["ref_logprobs"]``, computed once and kept on disk; every rank computes all of them."""
+    alone = replace(rows, rank=0, world=1)
+    folder = temporary_folder()
+    starts = np.zeros(len(trees) + 1, np.int64)
+    with Writer(Path(folder.name), {"logprobs": "<f4"}) as writer:
+        for at, tree in enumerate(trees):
+            (batch,) = alone.micro_batches([tree])
+            writer.add("logprobs", add(batch).extras["ref_logprobs"].cpu().float().flatten().numpy())
+            starts[at + 1] = writer.lengths["logprobs"]
+    kept = Column(Path(folder.name), "logprobs", "<f4", int(starts[-1]))
+
+    def with_logprobs(at: int, tree: Tree) -> Tree:
+        assert folder.name, "the folder lives as long as what reads it"
+        found = torch.from_numpy(kept.read(int(starts[at]), int(starts[at + 1]))).view(tree.n_branches, -1)
+        return tree.with_extras(ref_logprobs=found)
+
+    return trees.numbered(with_logprobs)
+
+
+def build(setup: Setup) -> Parts:
+    options = setup.option(DPOOptions)
+    policy = setup.load_policy()
+    records, held_out = setup.records("preference")
+    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
+    setup.only_pairs(records)
+    if options.ref_model is None:
+        frozen = frozen_copy(policy)
+    else:
+        frozen = setup.load_frozen(options.ref_model).eval().requires_grad_(False)
+    add = Reference(policy, frozen)
+    if options.precompute_ref_logprobs:
+        train, judged = (precomputed(trees, add, setup.rows(policy)) for trees in (train, judged))
+        add.frozen = None
+    objective = Preferences(
+        options.pref_loss, options.pref_beta, options.label_smoothing, fresh=options.ref_model is None
+    )
+    batches = [add(batch) for batch in setup.rows(policy).micro_batches(judged)] if judged else []
+    return Parts(
+        trained=policy,
+        main=policy,
+        objective=objective,
+        feed=lambda live: setup.dataset_feed(policy, train, annotate=add),
+        validate=validator(objective, batches),
+        held_out=HeldOut("accuracy", "higher"),
+        sample_prompts=setup.sample_prompts(held_out or records),
+    )
+
+
+STAGE = Stage("preference", build, (DPOOptions,), reference=True)

@@ -1,0 +1,29 @@
+"""Continued pretraining, or pretraining from nothing: every token of every document but its first.
+
+Documents are packed into rows and never see each other; one longer than a row is cut into pieces, none of
+which is lost.
+"""
+
+from __future__ import annotations
+
+from espalier.data.preflight.findings import HELD_OUT
+from espalier.stages.parts import HeldOut, NextToken, Parts, validator
+from espalier.stages.setup import Setup
+from espalier.stages.stage import Stage
+
+
+def build(setup: Setup) -> Parts:
+    model = setup.load_policy()
+    records, held_out = setup.records("text")
+    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
+    return Parts(
+        trained=model,
+        main=model,
+        objective=NextToken(),
+        feed=lambda live: setup.dataset_feed(model, train),
+        validate=validator(NextToken(), setup.judged(model, judged)),
+        held_out=HeldOut("loss", "lower"),
+    )
+
+
+STAGE = Stage("text", build)

@@ -1,0 +1,181 @@
+"""What a stage is: a function from a `Setup` to `Parts`, and an objective that the loop can learn.
+
+A stage declares its own options beside it, says which records it reads, and builds the parts that the one
+loop needs. It knows nothing of launching, checkpoints or tracking, and no other stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from espalier.data.steps.feed import Feed
+from espalier.engine.loop import Objective
+from espalier.engine.track import Numbers
+from espalier.maths.losses import nll
+from espalier.maths.reduce import masked_sum
+from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.trees import Batch
+
+Units = tuple[Tensor, Tensor]
+"""(m,) numerators and (m,) denominators of m independent units, such as a record's nll and its tokens; the
+held-out number is the ratio of their sums, and its standard error follows from their spread."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The number by which a stage is judged on data that it does not see."""
+
+    name: str
+    better: Literal["higher", "lower"]
+
+
+@dataclass
+class Live:
+    """The prepared module, for what a stage does with it outside of the loop.
+
+    Attributes:
+        module: what accelerate has made of `Parts.trained`.
+        accelerator: of the run.
+        sampler: a whole copy of the policy for sampling where the module's weights are sharded, else None.
+    """
+
+    module: nn.Module
+    accelerator: Accelerator
+    sampler: nn.Module | None = None
+
+    @torch.no_grad()
+    def run(self, batch: Batch, want: Want) -> Outputs:
+        """One forward without gradients and without dropout."""
+        with self.evaluating():
+            return self.module(batch, want)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(training)
+
+    @property
+    def inner(self) -> Any:
+        """The module without accelerate's wrapper."""
+        return self.accelerator.unwrap_model(self.module, keep_torch_compile=False)
+
+
+class Controller(Protocol):
+    """Something that changes during the run and must be in the checkpoint (JSON)."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """A held-out prompt whose answer is shown at each evaluation."""
+
+    text: str
+    tokens: list[int]
+    reference: str | None = None
+
+
+@dataclass
+class Parts:
+    """What a stage gives to the loop.
+
+    Attributes:
+        trained: the module that is trained, ``(batch, want) -> Outputs``.
+        main: the model in it that the stage is for; saved as ``model/``.
+        objective: what is learned.
+        feed: makes the feed once the module is prepared.
+        validate: held-out units and further held-out numbers, from the prepared module.
+        held_out: what the units are called.
+        sample_prompts: shown at each evaluation.
+        controllers: by name, for the checkpoint.
+        after_step: bookkeeping after each optimiser step, by its number; the gradients are still there.
+        learns: whether the loss of a micro-batch depends on the weights at all; steps in which none does are not taken.
+        averages: modules outside of `trained` whose weights change too; they go into the checkpoint.
+        also_saved: further models by folder name (a critic, a moving average), saved beside ``model/``.
+    """
+
+    trained: nn.Module
+    main: TreeModel
+    objective: Objective
+    feed: Callable[[Live], Feed]
+    validate: Callable[[Live], tuple[Units | None, Numbers]]
+    held_out: HeldOut
+    sample_prompts: Sequence[SamplePrompt] = ()
+    controllers: dict[str, Controller] = field(default_factory=dict)
+    after_step: Callable[[Live, int], None] | None = None
+    learns: Callable[[Batch], bool] = lambda batch: True
+    averages: dict[str, nn.Module] = field(default_factory=dict)
+    also_saved: dict[str, TreeModel] = field(default_factory=dict)
+
+
+class NextToken:
+    """Maximum likelihood of the trained tokens: pretraining and SFT."""
+
+    want = Want()
+
+    def count(self, batch: Batch) -> float:
+        return float(batch.n_trained)
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]:
+        assert outputs.logprobs is not None
+        total = masked_sum(nll(outputs.logprobs), batch.mask)
+        return total, {"loss": (total.detach(), batch.n_trained)}
+
+    def check(self, first: dict[str, float]) -> None:
+        """Any loss is possible at the first step of a model that has been trained before."""
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Units:
+        """The nll and the number of trained tokens of each branch."""
+        assert outputs.logprobs is not None
+        mask = batch.mask
+        return masked_sum(nll(outputs.logprobs), mask, 1), mask.sum(1)
+
+
+class Judge(Protocol):
+    """An objective that can also be judged on held-out batches."""
+
+    want: Want
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]: ...
+
+    def judge(self, outputs: Outputs, batch: Batch) -> Units: ...
+
+
+def validator(
+    judge: Judge, batches: Sequence[Batch], annotate: Callable[[Batch, Live], Batch] | None = None
+) -> Callable[[Live], tuple[Units | None, Numbers]]:
+    """Judge the held-out micro-batches of this rank: units, and the objective's own numbers."""
+
+    def validate(live: Live) -> tuple[Units | None, Numbers]:
+        found: list[Units] = []
+        sums: dict[str, list[float]] = {}
+        for batch in batches:
+            batch = annotate(batch, live) if annotate else batch
+            outputs = live.run(batch, judge.want)
+            if batch.weight:
+                found.append(judge.judge(outputs, batch))
+            # A rank that has only fillers names the same numbers as the others, and adds nothing to them.
+            for name, (total, weight) in judge.loss(outputs, batch)[1].items():
+                held = sums.setdefault(name, [0.0, 0.0])
+                if batch.weight:
+                    held[0] += float(total)
+                    held[1] += float(weight)
+        numbers: Numbers = {name: (total, weight) for name, (total, weight) in sums.items()}
+        if not found:
+            return None, numbers
+        return (torch.cat([n for n, _ in found]).cpu(), torch.cat([d for _, d in found]).cpu()), numbers
+
+    return validate

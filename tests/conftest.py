@@ -58,6 +58,12 @@ def shared() -> Path:
     return folder
 
 
+def for_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one run of the tests share; what is made there is made under a lock."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 Golden = Callable[[str], Path]
 """The folder of an old checkpoint, by its family's name."""
 
@@ -115,9 +121,7 @@ def made_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
 @pytest.fixture(scope="session")
 def converted(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
     """Real vocabularies as they are after a conversion, saved: the conversion itself, once for all, takes seconds."""
-    for_all = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        for_all = for_all.parent
+    for_all = for_all_workers(tmp_path_factory)
 
     def get(name: str) -> Path:
         from espalier.models.load import load_tokenizer

@@ -157,9 +157,14 @@ def test_a_tracker_that_is_not_installed_is_said_before_the_first_file(
     assert not (tmp_path / "run").exists()
 
 
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys; import espalier.cli; sys.exit(bool({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 PROGRAM = """
 import os, signal, sys, time
-from espalier import report
+from espalier.report import page as report
 def write_report(folder):
     if folder.name == "bug":
         raise KeyError("surprise")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from tests import processes
+from tests.conftest import for_all_workers
 from tests.stages.conftest import far, options_of, rows, run, weights
 from tests.stages.test_adapters import KINDS
 from tests.stages.test_precision import LOGPROB
@@ -32,8 +34,16 @@ def stages() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a pipeline of all of them, by the command line, in two processes."""
-    folder = tmp_path_factory.mktemp("two")
+    """The run folder of a pipeline of all of them, by the command line, in two processes; once for all workers."""
+    folder = for_all_workers(tmp_path_factory) / "two"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "run" / "report.html").is_file():
+            folder.mkdir()
+            _start(world, folder)
+    return folder / "run"
+
+
+def _start(world: Path, folder: Path) -> None:
     chain = []
     for name, changes in stages().items():
         made = options_of(world, folder / "run", **{**STEPS, **changes}, per_device_train_batch_size=4)
@@ -41,11 +51,8 @@ def two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         chain.append({**made, "name": name, "num_processes": 2})
     file = folder / "chain.yaml"
     file.write_text(json.dumps({"output_dir": str(folder / "run"), "stages": chain}), "utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "espalier.cli", "run", str(file)], capture_output=True, text=True, timeout=500
-    )
+    done = processes.run([sys.executable, "-m", "espalier.cli", "run", str(file)], capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "run"
 
 
 def one(world: Path, folder: Path, name: str) -> dict[str, Any]:

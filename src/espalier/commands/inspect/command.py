@@ -29,8 +29,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Look before you train: a model's parts, a data file's trained text, a config as it will run."""
-    from espalier.commands.inspect import inspect as look
     from espalier.commands.inspect.data import DataQuestion
+    from espalier.commands.inspect.look import inspect as look
 
     if overlong not in ("trim", "drop"):
         raise UserError(f"--overlong {overlong}: wanted trim or drop.")

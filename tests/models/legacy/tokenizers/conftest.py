@@ -26,7 +26,7 @@ def lines(shared: Path) -> list[str]:
             continue
         with file.open(encoding="utf-8", errors="ignore") as held:
             rows = held.read(60_000).split("\n")[:-1]
-        for row in random.Random(len(rows)).sample(rows, min(14, len(rows))):
+        for row in random.Random(len(rows)).sample(rows, min(5, len(rows))):
             try:
                 values = json.loads(row)
             except json.JSONDecodeError:

@@ -6,21 +6,27 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS := -n logical --maxprocesses 8 --dist worksteal
 TEST_STAMP := $(VENV)/.installed-test
+TORCH := $(VENV)/.installed-torch
 
 .PHONY: demo test test-quick check format types arrows tests clean
 
 # torch comes first and alone: where a CPU build lies at hand pip takes that one, and nothing later replaces it.
-$(STAMP): pyproject.toml constraints.txt
+# Modules are compiled when they are first imported: most of what is installed never is.
+INSTALL := $(BIN)/pip install --quiet --no-compile
+$(TORCH): constraints.txt
 	command -v $(PYTHON) >/dev/null || { echo "Espalier needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
 	touch $@
 
-$(TEST_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,deepspeed]"
+$(STAMP): $(TORCH) pyproject.toml
+	$(INSTALL) --constraint constraints.txt --editable .
 	touch $@
+
+$(TEST_STAMP): $(TORCH) pyproject.toml
+	$(INSTALL) --constraint constraints.txt --editable ".[test,deepspeed]"
+	touch $(STAMP) $@
 
 demo: $(STAMP)
 	$(BIN)/espalier demo

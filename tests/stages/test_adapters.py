@@ -129,7 +129,7 @@ def test_a_stopped_run_goes_on_to_the_last_bit(kind: str, options: Make, tmp_pat
     class Enough(Exception):
         pass
 
-    import espalier.stages.resume as resume
+    import espalier.runs.resume as resume
 
     original, seen = resume.checkpoint.save_checkpoint, []
 

@@ -315,6 +315,38 @@ def test_a_checkpoint_of_the_first_format_is_still_read(own: Make, monkeypatch: 
     assert far(weights(whole), weights(chosen)) == 0.0
 
 
+def test_a_finished_model_whose_weights_changed_is_refused_and_not_written_over(own: Make) -> None:
+    chosen = own()
+    run(chosen)
+    file = folder_of(chosen) / "model" / "model.safetensors"
+    whole = file.read_bytes()
+    flip(file)
+    harmed = file.read_bytes()
+    with pytest.raises(UserError, match=r"(?s)model: model.safetensors is damaged.*resume=false"):
+        run(chosen)
+    assert file.read_bytes() == harmed
+    file.write_bytes(whole)
+    assert run(chosen)["status"] == "done"
+
+
+def test_a_run_of_0_1_0_is_compared_by_the_precision_that_it_computed_in(own: Make) -> None:
+    """That version wrote `precision: auto` into its config, and what that came to into its summary only."""
+    chosen = own()
+    run(chosen)
+    config_file, summary_file = folder_of(chosen) / "config.yaml", folder_of(chosen) / "summary.json"
+    text = config_file.read_text("utf-8")
+    assert "precision: fp32" in text
+    config_file.write_text(text.replace("precision: fp32", "precision: auto"), "utf-8")
+    summary = json.loads(summary_file.read_text("utf-8"))
+    for key in ("made_from", "models"):
+        summary.pop(key)
+    summary_file.write_text(json.dumps(summary), "utf-8")
+    before = summary_file.read_bytes()
+    assert run(chosen)["status"] == "done" and summary_file.read_bytes() == before, "it is skipped"
+    with pytest.raises(UserError, match="precision: fp32 -> bf16"):
+        run({**chosen, "precision": "bf16"})
+
+
 def test_rows_and_summaries_that_nobody_can_read_stop_nothing(
     own: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

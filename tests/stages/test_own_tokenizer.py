@@ -127,4 +127,4 @@ def test_one_door() -> None:
     found = {
         str(file.relative_to(source)) for file in source.rglob("*.py") if asks.search(file.read_text("utf-8"))
     }
-    assert found == {"models/load_tokenizer.py", "models/tokenizer_file.py"}
+    assert found == {"models/tokenizers/load_tokenizer.py", "models/tokenizers/tokenizer_file.py"}

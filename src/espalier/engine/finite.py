@@ -54,5 +54,5 @@ def broken_tensors(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _named(broken: Mapping[str, int]) -> str:
     first, *others = broken
-    more = f" and {len(others)} more tensors" if others else ""
+    more = f" and {len(others)} more tensor{'s' * (len(others) > 1)}" if others else ""
     return f"{broken[first]} in {first}{more}"

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from espalier import config
+from espalier.disk.checksums import fault, sums_of
 from espalier.engine import checkpoint, files
 from espalier.errors import UserError
 from espalier.runs.catalogue import CLASSES
@@ -45,7 +46,7 @@ def decide(folder: Path, now: MadeFrom, resume: bool | str) -> Decision:
 
     Raises:
         UserError: it holds a model or a checkpoint of other options or content, a model of which nobody knows from
-            what it was made, or checkpoints of which none is whole.
+            what it was made or whose weights have changed since, or checkpoints of which none is whole.
     """
     if resume is False:
         return Decision()
@@ -54,6 +55,7 @@ def decide(folder: Path, now: MadeFrom, resume: bool | str) -> Decision:
     summary = read_summary(folder)
     missing = fault_of_models(folder, summary) if summary.get("status") == "done" else None
     if summary.get("status") == "done" and missing is None:
+        refuse_other_weights(folder, summary)
         return _finished(folder, now, summary)
     said = [f"was finished, but {missing}"] if missing else []
     if isinstance(resume, str):
@@ -185,7 +187,7 @@ def fault_of_models(folder: Path, summary: Mapping[str, Any]) -> str | None:
             )
         if not weights and not [*(folder / name).glob("*.safetensors")]:
             return f"{name} has no weights"
-        for file, size in weights.items():
+        for file, (size, _) in weights.items():
             path = folder / name / file
             if not path.is_file():
                 return f"{name}/{file} is missing"
@@ -194,6 +196,21 @@ def fault_of_models(folder: Path, summary: Mapping[str, Any]) -> str | None:
     return None
 
 
-def weights_in(folder: Path) -> dict[str, int]:
-    """File -> bytes of a model's weights, as `fault_of_models` compares them; other files may be edited by hand."""
-    return {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+def refuse_other_weights(folder: Path, summary: Mapping[str, Any]) -> None:
+    """What was trained is never written over unasked, and what is damaged is never used without a word.
+
+    Raises:
+        UserError: weights of a finished run are not those that it wrote: a flipped bit, or put there by hand.
+    """
+    for name, weights in (summary.get("models") or {}).items():
+        harm = fault(folder / name, weights)
+        if harm is not None:
+            raise UserError(
+                f"{folder / name}: {harm}, or somebody has put another there. A model of your own is better kept "
+                f"outside of a run's folder. {ways_out(folder)}"
+            )
+
+
+def weights_in(folder: Path) -> dict[str, list[Any]]:
+    """Size and checksum of each file of a model's weights, for `fault_of_models`; others may be edited by hand."""
+    return sums_of(folder, sorted(path.name for path in folder.glob("*.safetensors")))

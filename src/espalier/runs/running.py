@@ -73,7 +73,7 @@ class Running:
         setup, parts: what the stage was built from, and what it gave.
         live, optimizer: as accelerate has prepared them.
         held_out: the number by which the stage is judged, before and after, for the summary.
-        saved: folder -> file -> bytes of the weights of each model that is written.
+        saved: folder -> file -> [bytes, checksum] of the weights of each model that is written.
     """
 
     start: Start
@@ -84,4 +84,4 @@ class Running:
     feed: Feed
     progress: Progress = field(default_factory=Progress)
     held_out: dict[str, Any] = field(default_factory=dict)
-    saved: dict[str, dict[str, int]] = field(default_factory=dict)
+    saved: dict[str, dict[str, list[Any]]] = field(default_factory=dict)

@@ -38,6 +38,12 @@ def evaluate(
         str, typer.Option(help="In a template: examples as turns, or in one message.")
     ] = "turns",
     seed: Annotated[int, typer.Option(help="Of the choice of examples.")] = 42,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
     lm_eval_files: Annotated[
         bool, typer.Option("--lm-eval-files", help="Write results in the form of lm_eval's files, too.")
     ] = False,
@@ -77,6 +83,8 @@ def evaluate(
             layout,
             None if template == "none" else template,
             shots_as,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
             rope_scaling=rope_scaling,
             lm_eval_files=lm_eval_files,
             quiet=as_json,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,47 +81,39 @@ def quantize(
 
 def _write(model: str, out: Path, wanted: Any, texts: list[Any], *, allow_pickle: bool) -> dict[str, Any]:
     from espalier.engine import files
-    from espalier.models import load, load_adapted
-    from espalier.models.forward import TreeModel
-    from espalier.models.probe import probe
+    from espalier.models.open import open_model
     from espalier.models.quantise.calibrated import calibrate
     from espalier.models.quantise.sizes import disk_bytes, held_bytes
     from espalier.models.quantise.turn import quantised
-    from espalier.models.saved import read_scalar_head, save_model
+    from espalier.models.saved import save_model
 
+    at_once = None if texts else wanted
+    opened = open_model(model, device="cpu", allow_pickle=allow_pickle, quantisation=at_once)
     if texts:
-        plain = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle).eval()
-        lm = quantised(plain, wanted)
-        calibrate(plain, lm, [tokens for tokens, _ in _fitting(plain, texts)])
-        del plain
-    else:
-        lm = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle, quantisation=wanted)
-    tokenizer = load.load_tokenizer(model) if _has_tokenizer(model) else None
-    traits = probe(lm)
+        small = quantised(opened.lm, wanted)
+        calibrate(opened.lm, small, [tokens for tokens, _ in _fitting(opened.lm, texts)])
+        opened = replace(opened, lm=small)
+    tree_model = opened.tree_model()
     with files.new_folder(out) as folder:
-        save_model(folder, TreeModel(lm, traits, read_scalar_head(model)), tokenizer)
+        save_model(folder, tree_model, opened.tokenizer)
     return {
         "model": model,
         "out": str(out),
         "quantisation": str(wanted) + (", calibrated" if texts else ""),
-        "layout": traits.reason,
+        "layout": tree_model.traits.reason,
         "disk_bytes": disk_bytes(model),
         "disk_bytes_after": disk_bytes(out),
-        "memory_bytes_after": held_bytes(lm),
+        "memory_bytes_after": held_bytes(opened.lm),
     }
 
 
 def _measured(model: str, out: Path, rows: list[Any], *, allow_pickle: bool) -> dict[str, Any]:
     """The folder as it was written, against the model."""
-    import torch
-
-    from espalier.models import load, load_adapted
     from espalier.models.measure import compare
+    from espalier.models.open import open_model
     from espalier.models.quantise.sizes import held_bytes
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    plain = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle).to(device).eval()
-    small = load.load_lm(str(out)).to(device).eval()
+    plain, small = open_model(model, allow_pickle=allow_pickle).lm, open_model(str(out)).lm
     return {"memory_bytes": held_bytes(plain), **asdict(compare(plain, small, _fitting(plain, rows)))}
 
 
@@ -140,19 +132,14 @@ def _fitting(lm: Any, rows: list[Any]) -> list[Any]:
     return found
 
 
-def _has_tokenizer(model: str) -> bool:
-    from espalier.models import load
-
-    return not Path(model).is_dir() or load.has_tokenizer(Path(model))
-
-
 def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     """Token ids and which of them count: trained ones of records, all of our own sentences."""
-    from espalier.models import load
+    from espalier.models.open import find_tokenizer
     from espalier.models.tokenizers import marks
 
+    tokenizer = find_tokenizer(model)
     two_stacks = marks.config_of_encoder_decoder(_bottom(model))
-    if not _has_tokenizer(model):
+    if tokenizer is None:
         if data is not None:
             raise UserError(f"{model}: has no tokenizer to read --data with. Copy its files into the folder.")
         if two_stacks is not None:
@@ -161,7 +148,6 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
                 "Copy its files into the folder, or add --no-measure."
             )
         return [(list(range(3, 67)), [True] * 64)]
-    tokenizer = load.load_tokenizer(model)
     if data is None and two_stacks is not None:
         return [_halves(tokenizer, text) for text in TEXT]
     if data is None:

@@ -14,7 +14,8 @@ def wants_code(error: BaseException, folder: Path) -> str | None:
     names = ", ".join(sorted(_named(folder))) or "see its config.json"
     return (
         f"{folder}: this model needs Python code that comes with it ({names}), and such code can do anything on "
-        "this machine. Read it; if you trust it, set `trust_remote_code: true`."
+        "this machine. Read it; if you trust it, set `trust_remote_code: true` (chat, evaluate and inspect: "
+        "--trust-remote-code)."
     )
 
 

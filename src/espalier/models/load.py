@@ -27,7 +27,7 @@ from espalier.errors import UserError
 from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import takes_rows
 from espalier.models.legacy import checkpoint
-from espalier.models.legacy.registration import register
+from espalier.models.legacy.families import register
 from espalier.models.legacy.weights import not_safe, refusal
 from espalier.models.new_config import refusal as refusal_of_sizes
 from espalier.models.new_config import settled, try_out

@@ -21,8 +21,7 @@ from espalier.errors import UserError
 from espalier.models import load_adapted
 from espalier.models.adapters import adapter as adapters
 from espalier.models.legacy import checkpoint
-from espalier.models.legacy.families import conversion_of
-from espalier.models.legacy.registration import register
+from espalier.models.legacy.families import conversion_of, register
 from espalier.models.open import find_tokenizer, open_model
 from espalier.models.probe import probe
 from espalier.models.quantise.methods import check_readable, described, entry_of

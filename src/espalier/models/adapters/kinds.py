@@ -33,17 +33,11 @@ from espalier.models.adapters.targets import (
     shortest,
 )
 from espalier.models.encoder_decoder import is_encoder_decoder
+from espalier.models.legacy.families import native_family
 from espalier.models.positions.rope_modules import changes_with_length
 
 PEFT_AND_TRANSFORMERS = ".*is_gradient_checkpointing.* is deprecated"
 """PEFT asks for a property that transformers has renamed; nothing that a user could do anything about."""
-
-_PREFIX_LM = "it finds the end of its prompt by marks among the ids, and virtual tokens have none"
-BY_THEIR_IDS = {
-    "espalier_glm": _PREFIX_LM,
-    "espalier_chatglm": _PREFIX_LM,
-    "rwkv": "it has a state in the place of keys and values",
-}
 
 
 def add_lora(
@@ -161,7 +155,11 @@ def check_virtual(lm: nn.Module, kind: str) -> None:
         UserError: it finds its prompt by the ids that it reads, or has a state in the place of keys and values.
     """
     config: Any = lm.config
-    why = _PREFIX_LM if is_encoder_decoder(lm) else BY_THEIR_IDS.get(config.model_type)
+    family, why = native_family(config.model_type), None
+    if is_encoder_decoder(lm) or (family is not None and family.reads_marks):
+        why = "it finds the end of its prompt by marks among the ids, and virtual tokens have none"
+    elif config.model_type == "rwkv":
+        why = "it has a state in the place of keys and values"
     if why is not None:
         raise UserError(
             f"finetuning_type: {kind} is not possible with {config.model_type}: {why}. Use lora, or ia3."

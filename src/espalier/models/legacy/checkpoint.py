@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion
-from espalier.models.legacy.families import conversion_of, family_of
+from espalier.models.legacy.families import families, family_of
 from espalier.models.legacy.weights import read_tensors
 
 
@@ -24,15 +24,20 @@ def config_of(folder: Path) -> dict[str, Any] | None:
     A .pth file, or a folder with one and without config.json, is taken for RWKV's own format.
     """
     if folder.suffix == ".pth" and folder.is_file():
-        return {"model_type": "rwkv_original"}
+        return _without_config()
     file = folder / "config.json"
     if not file.is_file():
-        return {"model_type": "rwkv_original"} if [*folder.glob("*.pth")] else None
+        return _without_config() if [*folder.glob("*.pth")] else None
     try:
         config = json.loads(file.read_text("utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}).") from error
     return config if isinstance(config, dict) and family_of(config) is not None else None
+
+
+def _without_config() -> dict[str, Any]:
+    """What stands for the config.json of a bare .pth file."""
+    return {"model_type": next(family.model_types[0] for family in families() if family.sizes)}
 
 
 def fetched(name: str, *, allow_pickle: bool = False, weights: bool = True) -> Path | None:
@@ -76,11 +81,11 @@ def load_legacy(
     Raises:
         UserError: an option that cannot be converted, or tensors that are missing, left over or misshapen.
     """
-    if family_of(config) == "rwkv_original":
-        from espalier.models.legacy.rwkv import sizes
-
-        config = sizes(folder, allow_pickle=allow_pickle)
-    conversion = conversion_of(config)
+    family = family_of(config)
+    assert family is not None
+    if family.sizes is not None:
+        config = family.sizes(folder, allow_pickle=allow_pickle)
+    conversion = family.convert(config)
     if prepare is not None:
         prepare(conversion.config)
     state: dict[str, Tensor] = {}

@@ -19,26 +19,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model, apply_rotary_pos_emb
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken, thirds, token_ids
-from espalier.models.legacy.native import attend, heads_first
+from espalier.models.legacy.family import Family, VocabularyFiles
+from espalier.models.legacy.native import attend, projected
 from espalier.models.legacy.notes import NotedCache, note, noted
+from espalier.models.legacy.tokenizers import tiktoken_model
+from espalier.models.legacy.tokenizers.build import wrapped
 from espalier.models.memory import Memory
+from espalier.models.positions.own import OwnPositions
 
 
-class QwenConfig(Qwen2Config):
+class QwenConfig(OwnPositions, Qwen2Config):
     """Qwen2's, and: `seq_length` of training, `use_dynamic_ntk`, `use_logn_attn`."""
 
     model_type = "espalier_qwen"
+    grows_by_itself = "a Qwen of the first generation, which grows its base by itself (dynamic NTK)"
 
     seq_length: int = 8192
     use_dynamic_ntk: bool = True
     use_logn_attn: bool = True
+
+    def grow(self) -> None:
+        self.use_dynamic_ntk = True
 
 
 class QwenRotary(nn.Module):
@@ -78,17 +86,13 @@ class QwenAttention(Qwen2Attention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        query = heads_first(self.q_proj(hidden_states), self.head_dim)
-        key = heads_first(self.k_proj(hidden_states), self.head_dim)
-        value = heads_first(self.v_proj(hidden_states), self.head_dim)
+        query, key, value = projected(self, hidden_states)
         cos, sin, factor = position_embeddings
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
         if factor is not None:
             query = query * factor
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        found = attend(self, query, key, value, attention_mask, self.scaling, **kwargs)
-        return self.o_proj(found.reshape(*hidden_states.shape[:-1], -1)), None
+        mixed = attend(self, query, key, value, attention_mask, past_key_values, **kwargs)
+        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
 
 
 class QwenModel(Qwen2Model):
@@ -244,3 +248,35 @@ def qwen(old: Mapping[str, Any]) -> Conversion:
         return Conversion(Qwen2Config(**settings), Qwen2ForCausalLM, place)
     length = int(needed(old, "seq_length"))
     return Conversion(QwenConfig(**settings, **switches, seq_length=length), QwenForCausalLM, place)
+
+
+TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML, with the system turn that the original puts first."""
+
+
+def tokenizer(files: VocabularyFiles) -> PreTrainedTokenizerFast | None:
+    """Qwen of the first generation; its text is not put between any marks."""
+    if not files.named("qwen.tiktoken"):
+        return None
+    ranks = tiktoken_model.read_ranks(files.folder / "qwen.tiktoken")
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
+    special = {name: len(ranks) + i for i, name in enumerate(names)}
+    made = tiktoken_model.fast_tokenizer(ranks, pattern=tiktoken_model.QWEN, special=special, compose=True)
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    return wrapped(made, **ends, chat_template=TEMPLATE)
+
+
+FAMILIES = (
+    Family(
+        name="qwen",
+        model_types=("qwen",),
+        convert=qwen,
+        tokenizer=tokenizer,
+        native=QwenForCausalLM,
+        lora_targets={"espalier_qwen": ("q_proj", "v_proj"), "qwen": ("c_attn",)},
+    ),
+)

@@ -16,6 +16,7 @@ from transformers import RwkvConfig, RwkvForCausalLM
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion, Named
+from espalier.models.legacy.family import Family
 from espalier.models.legacy.weights import read_tensors
 
 _NAMES = {
@@ -73,3 +74,6 @@ def rwkv(old: Mapping[str, Any]) -> Conversion:
     # Transformers halves weights in evaluation, for fp16 alone, and would save them so.
     config = RwkvConfig(**settings, rescale_every=0, tie_word_embeddings=False)
     return Conversion(config, RwkvForCausalLM, place)
+
+
+FAMILIES = (Family(name="rwkv_original", model_types=("rwkv_original",), convert=rwkv, sizes=sizes),)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from espalier.errors import UserError
 from espalier.models.legacy import checkpoint
-from espalier.models.legacy.tokenizers.find import legacy_tokenizer
+from espalier.models.legacy.families import legacy_tokenizer
 from espalier.models.quiet import first_line, quiet
 from espalier.models.remote_code import came_with_code, wants_code
 from espalier.models.tokenizers import marks

@@ -162,7 +162,8 @@ def _flex_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
 
         # Uncompiled it makes the whole score matrix: right, and only of use where there is no compiler.
         _flex = torch.compile(flex_attention, dynamic=True) if query.is_cuda else flex_attention
-    return _flex(query, key, value, block_mask=_announced.blocks, scale=scale, enable_gqa=True)
+    out: Tensor = _flex(query, key, value, block_mask=_announced.blocks, scale=scale, enable_gqa=True)
+    return out
 
 
 AttentionInterface.register(NAME, espalier_attention)

@@ -205,7 +205,8 @@ class _Group:
             past_key_values=self.cache,
             use_cache=True,
         )
-        return out.logits[:, -1]
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
     def keep(self, place: dict[int, int]) -> None:
         stay = torch.tensor([int(row) in place for row in self.rows], device=self.rows.device)

@@ -109,7 +109,7 @@ def _windows(
     if not len(at):
         return []
     found, other = plain(input_ids=ids).logits[0], small(input_ids=ids).logits[0]
-    return [(found[part - 1].float(), other[part - 1].float(), ids[0, part]) for part in at.split(256)]
+    return [(found[part - 1].float(), other[part - 1].float(), ids[0, part]) for part in torch.split(at, 256)]
 
 
 Work = Callable[[], float]

@@ -9,6 +9,8 @@ P prompts, C copies of each, B rows (P * C until some are dropped), K key heads,
 L tokens of the longest prompt of a group, M new tokens at most, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -289,7 +291,8 @@ def attention_over(
 ) -> tuple[Tensor, Tensor]:
     """Attention without causality, with the log-sum-exp of the scores: (..., Q, D) and float32 (..., Q)."""
     if query.device.type == "cpu":
-        return _flash(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
+        out, lse = _flash(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
+        return out, lse
     scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
     if mask is not None:
         scores = scores + mask

@@ -15,7 +15,7 @@ from torch import nn
 from espalier.errors import UserError
 from espalier.models.attention import NAME, Method
 from espalier.models.encoder_decoder import is_encoder_decoder
-from espalier.models.forward import Traits, TreeModel, Want
+from espalier.models.forward import Outputs, Traits, TreeModel, Want
 from espalier.models.quiet import first_line
 from espalier.models.tokenizers.marks import needs_marks
 from espalier.trees.layout import lay_out_padded, lay_out_tree
@@ -139,9 +139,10 @@ def _tiny_trees(config: Any) -> list[Tree]:
 
 def _logprobs(lm: nn.Module, traits: Traits, trees: list[Tree]) -> torch.Tensor:
     batch = (lay_out_padded if traits.method == "padded" else lay_out_tree)(trees)
-    outputs = TreeModel(lm, traits)(batch.to(next(lm.parameters()).device), Want())
+    outputs: Outputs = TreeModel(lm, traits)(batch.to(next(lm.parameters()).device), Want())
     assert outputs.logprobs is not None
-    return outputs.logprobs.to(torch.promote_types(next(lm.parameters()).dtype, torch.bfloat16))
+    dtype: torch.dtype = torch.promote_types(next(lm.parameters()).dtype, torch.bfloat16)
+    return outputs.logprobs.to(dtype)
 
 
 def _head_is_plain(lm: nn.Module) -> bool:

@@ -185,7 +185,7 @@ def add_prompt(lm: nn.Module, *, tokens: int, text: Sequence[int] | None) -> nn.
     """
     settings = PromptTuningConfig(num_virtual_tokens=tokens, task_type="CAUSAL_LM")
     start = _embedded(lm, _start(lm, tokens, text))
-    made: Any = _made(lm, settings)
+    made = _made(lm, settings)
     _begin(made, start)
     return made
 
@@ -225,8 +225,9 @@ def add_prefix(
         encoder_hidden_size=hidden_size,
         task_type="CAUSAL_LM",
     )
-    made: Any = _made(lm, settings)
-    if made.active_peft_config.token_dim != heads * size:
+    made = _made(lm, settings)
+    config: Any = made.active_peft_config
+    if config.token_dim != heads * size:
         raise UserError(
             f"finetuning_type: prefix is not possible with {type(lm).__name__}: its keys hold more than its heads "
             "(positions, for ALiBi). Use lora, ia3, or prompt."
@@ -239,7 +240,7 @@ def add_prefix(
 def _made(lm: nn.Module, settings: PeftConfig) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
-        return get_peft_model(lm, settings)  # type: ignore[arg-type]
+        return get_peft_model(lm, settings)
 
 
 def _targets(lm: nn.Module, target: Sequence[str] | None) -> list[str]:
@@ -266,7 +267,8 @@ def _start(lm: nn.Module, tokens: int, text: Sequence[int] | None) -> Tensor:
 
 @torch.no_grad()
 def _embedded(lm: nn.Module, ids: Tensor) -> Tensor:
-    return lm.get_input_embeddings()(ids)[0]  # type: ignore[operator]
+    rows: Tensor = lm.get_input_embeddings()(ids)[0]  # type: ignore[operator]
+    return rows
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ def orthogonality(lm: PeftModel) -> Tensor:
         if ".lora_A." in name or ".lora_B." in name:
             square = parameter @ parameter.T if ".lora_A." in name else parameter.T @ parameter
             found.append(torch.linalg.norm(square - torch.eye(len(square), device=square.device)))
-    return settings.orth_reg_weight * torch.stack(found).mean()
+    return float(settings.orth_reg_weight) * torch.stack(found).mean()
 
 
 class RankAllocation(nn.Module):

@@ -50,7 +50,7 @@ def write_gguf(lm: nn.Module, tokenizer: Any, file: Path, kind: str) -> dict[str
 
     config: Any = lm.config
     arch = architecture_of(lm)
-    rows = int(lm.get_input_embeddings().weight.shape[0])  # type: ignore[operator, index]
+    rows = int(lm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     vocabulary = vocabulary_of(tokenizer, rows)
     writer: Any = gguf.GGUFWriter(str(file), gguf.MODEL_ARCH_NAMES[arch])
     _write_sizes(writer, config, arch, rows, kind)

@@ -10,6 +10,8 @@ the module here serves it where the original trains with a z-loss or ties the em
 B rows, T tokens, H heads, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import math
@@ -80,7 +82,7 @@ class ALiBiAttention(LlamaAttention):
         query, key, value = projected(self, hidden_states)
         size, wide = self.head_dim, -(-(self.head_dim + 2) // 8) * 8  # kernels want multiples of 8
         steep = slopes(query.shape[1]).to(query.device)
-        scaled: Any = self.config.alibi_scaling  # type: ignore[attr-defined]
+        scaled: Any = self.config.alibi_scaling
         if scaled:
             steep = steep * slope_factors(steep, scaled["rope_type"], scaled["factor"])
         slope = (steep / self.scaling)[None, :, None, None]
@@ -117,11 +119,13 @@ class BaichuanModel(LlamaModel):
                 layer.self_attn = ALiBiAttention(config, i)
             self.post_init()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPast:
         """As Llama's; a mask (B, T) may name segments 1, 2, 3, ... that do not see each other (0: padding)."""
-        return super().forward(input_ids, _by_segment(input_ids, attention_mask, self.dtype), **kwargs)
+        mask = _by_segment(input_ids, attention_mask, self.dtype)
+        outputs: BaseModelOutputWithPast = super().forward(input_ids, mask, **kwargs)
+        return outputs
 
 
 def _by_segment(input_ids: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -154,15 +158,16 @@ class BaichuanForCausalLM(LlamaForCausalLM):
             new_embeddings.weight = weight
         super().set_output_embeddings(new_embeddings)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutputWithPast:
         """As Llama's; the loss has the original's z-loss: its weight times the mean of the largest logit squared."""
-        found = super().forward(input_ids=input_ids, labels=labels, **kwargs)
-        if found.loss is not None and self.config.z_loss_weight:
-            largest = found.logits[:, :-1].float().amax(-1)
-            found.loss = found.loss + self.config.z_loss_weight * largest.square().mean()
-        return found
+        outputs: CausalLMOutputWithPast = super().forward(input_ids=input_ids, labels=labels, **kwargs)
+        if outputs.loss is not None and self.config.z_loss_weight:
+            assert outputs.logits is not None
+            largest = outputs.logits[:, :-1].float().amax(-1)
+            outputs.loss = outputs.loss + self.config.z_loss_weight * largest.square().mean()
+        return outputs
 
 
 def baichuan_7b(old: Mapping[str, Any]) -> Conversion:

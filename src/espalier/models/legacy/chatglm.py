@@ -7,6 +7,8 @@ original's are in every precision. Masks (B, 1, Q, K) of booleans are the origin
 B rows, T tokens, d hidden, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -82,12 +84,13 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        normed = self.input_layernorm(hidden_states)
+        normed: Tensor = self.input_layernorm(hidden_states)
         hidden_states = RESIDUAL * normed + self.attention(
             normed, attention_mask, angles, past_key_values, **kwargs
         )
         normed = self.post_attention_layernorm(hidden_states)
-        return RESIDUAL * normed + self.mlp(normed)
+        inner: Tensor = self.mlp(normed)
+        return RESIDUAL * normed + inner
 
 
 class ChatGLMAttention(FusedAttention):
@@ -102,7 +105,7 @@ class ChatGLMAttention(FusedAttention):
         **kwargs: Any,
     ) -> Tensor:
         mixed = heads_first(self.query_key_value(hidden), 3 * self.head_dim)
-        query, key, value = mixed.split(self.head_dim, dim=-1)
+        query, key, value = torch.split(mixed, self.head_dim, dim=-1)
         query, key = turned(query, angles), turned(key, angles)
         mixed = attend(self, query, key, value, attention_mask, past_key_values, **kwargs)
         out: Tensor = self.dense(mixed.reshape(hidden.shape))

@@ -1,5 +1,7 @@
 """An old checkpoint folder as a model; every tensor is accounted for."""
 
+# PreTrainedModel.eval has no type.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import json
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion
@@ -102,7 +104,9 @@ def load_legacy(
     return model
 
 
-def assembled(conversion: Conversion, state: dict[str, Tensor], where: str, dtype: torch.dtype | None) -> Any:
+def assembled(
+    conversion: Conversion, state: dict[str, Tensor], where: str, dtype: torch.dtype | None
+) -> PreTrainedModel:
     """The model with exactly these tensors in it; each is there and used, or it is the user's error."""
     model_class: Any = conversion.model
     _settle_tying(conversion.config, model_class._tied_weights_keys or {}, state)
@@ -124,8 +128,11 @@ def assembled(conversion: Conversion, state: dict[str, Tensor], where: str, dtyp
                 f"{where}: the checkpoint {problem} {len(names)} tensors ({said}). Its config.json "
                 f"({conversion.config.model_type}) and its weights do not belong together, or a file is missing."
             )
-    model = model_class.from_pretrained(None, config=conversion.config, state_dict=state, dtype=dtype)
-    return model.eval()
+    model: PreTrainedModel = model_class.from_pretrained(
+        None, config=conversion.config, state_dict=state, dtype=dtype
+    )
+    model.eval()
+    return model
 
 
 def _settle_tying(config: Any, tied: Mapping[str, str], state: dict[str, Tensor]) -> None:

@@ -56,7 +56,7 @@ def conversion_of(config: Mapping[str, Any]) -> Conversion:
 
 def native_family(model_type: str) -> Family | None:
     """The family of an architecture of ours; None for those of transformers."""
-    return next((f for f in families() if f.native and f.native.config_class.model_type == model_type), None)
+    return next((f for f in families() if f.native_type == model_type), None)
 
 
 def register(folder: Path) -> None:
@@ -70,11 +70,11 @@ def register(folder: Path) -> None:
     except (OSError, ValueError, AttributeError):
         return  # whoever reads the folder next says what is wrong with it
     family = native_family(str(kind))
-    if family is None or family.native is None:
+    if family is None:
         return
-    config: Any = family.native.config_class
-    AutoConfig.register(config.model_type, config, exist_ok=True)
-    AutoModelForCausalLM.register(config, family.native, exist_ok=True)
+    native: Any = family.native
+    AutoConfig.register(kind, native.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(native.config_class, native, exist_ok=True)
 
 
 def legacy_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

@@ -109,3 +109,9 @@ class Family:
     lora_targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reads_marks: bool = False
     sizes: ReadSizes | None = None
+
+    @property
+    def native_type(self) -> str | None:
+        """The model type of our own class; None without one."""
+        config = None if self.native is None else self.native.config_class
+        return None if config is None else config.model_type

@@ -8,6 +8,8 @@ read off the ids, see `espalier.models.legacy.prefix`.
 B rows, T tokens, d hidden.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -78,7 +80,8 @@ class GLMChineseBlock(GradientCheckpointingLayer):
     ) -> Tensor:
         normed = self.input_layernorm(hidden_states)
         hidden_states = hidden_states + self.attention(normed, attention_mask, past_key_values, **kwargs)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        inner: Tensor = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + inner
 
 
 class GLMChineseAttention(FusedAttention):

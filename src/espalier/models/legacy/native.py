@@ -7,6 +7,8 @@ sizes, its blocks, and how they read (`NativeModel.read`).
 B rows, T tokens, d hidden, H heads, D numbers a head, V vocabulary.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -140,8 +142,9 @@ class NativeModel(Native):
     cache_class: ClassVar[type[DynamicCache]] = DynamicCache
     gradient_checkpointing = False
 
-    @merge_with_config_defaults
-    @capture_outputs
+    # Decorators of transformers, without types.
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -159,7 +162,7 @@ class NativeModel(Native):
         if use_cache and past_key_values is None:
             past_key_values = self.cache_class(config=self.config)
         hidden = self.read(hidden, input_ids, attention_mask, position_ids, past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)  # type: ignore[arg-type]
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
     def read(
         self,
@@ -215,7 +218,7 @@ class NativeForCausalLM(Native, GenerationMixin):
         places = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, places])
         return CausalLMOutputWithPast(
-            loss=None if labels is None else self.loss_of(logits, labels),  # type: ignore[arg-type]
+            loss=None if labels is None else self.loss_of(logits, labels),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

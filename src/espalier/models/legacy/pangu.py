@@ -7,6 +7,8 @@ original adds it to the scores as it is, so that pads are seen).
 B rows, T tokens, d hidden.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -116,7 +118,8 @@ class PanguBlock(GradientCheckpointingLayer):
         normed = self.ln_1(hidden_states)
         asking = normed if asking is None else asking
         hidden_states = hidden_states + self.attn(normed, asking, attention_mask, past_key_values, **kwargs)
-        return hidden_states + self.mlp(self.ln_2(hidden_states))
+        inner: Tensor = self.mlp(self.ln_2(hidden_states))
+        return hidden_states + inner
 
 
 class PanguPreTrainedModel(Native):

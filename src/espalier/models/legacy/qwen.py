@@ -11,6 +11,8 @@ given `position_ids` count, so that the layout of a batch does not change its nu
 B rows, T tokens, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import math
@@ -106,7 +108,7 @@ class QwenModel(Qwen2Model):
             layer.self_attn = QwenAttention(config, i)
         self.post_init()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -122,8 +124,8 @@ class QwenModel(Qwen2Model):
             past_key_values = NotedCache(config=self.config)
         length = given.shape[1]
         alpha = self._alpha(length, attention_mask, position_ids, past_key_values).to(given.device)
-        self.rotary_emb.alpha = alpha  # type: ignore[assignment]
-        return super().forward(
+        self.rotary_emb.alpha = alpha
+        outputs: BaseModelOutputWithPast = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -132,6 +134,7 @@ class QwenModel(Qwen2Model):
             use_cache=use_cache,
             **kwargs,
         )
+        return outputs
 
     def _alpha(self, length: int, mask: Any, position_ids: Tensor | None, cache: Cache | None) -> Tensor:
         """(B or 1, T or 1): what the rotary base grows by, from the length of each prompt."""
@@ -190,7 +193,7 @@ class QwenForCausalLM(Qwen2ForCausalLM):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers', but places are counted with the padding, as the original counts them for logn."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         inputs.pop("position_ids", None)
         return inputs
 

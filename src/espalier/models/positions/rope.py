@@ -231,7 +231,7 @@ def original_length(config: Any) -> int:
         2048,
     )
     if parameters.get("rope_type") == "linear":
-        return round(most / parameters["factor"])
+        return round(int(most) / float(parameters["factor"]))
     return int(most)
 
 

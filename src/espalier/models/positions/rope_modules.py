@@ -8,6 +8,8 @@ and queries by another do not know their distance.
 B rows, T tokens, H heads.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import inspect
@@ -90,7 +92,7 @@ class ByText(nn.Module):
         """As the architecture's own, for positions (B, T)."""
         lengths = self._lengths(position_ids)
         found: Any = None
-        for length in lengths.unique().tolist():
+        for length in torch.unique(lengths).tolist():
             kind = ROPE_INIT_FUNCTIONS[self.rotary.rope_type]
             frequencies, scale = kind(self.rotary.config, x.device, seq_len=int(length))
             self.rotary.inv_freq = frequencies
@@ -170,7 +172,7 @@ class _ScaledBloom(BloomModel):
         factors = slope_factors(slopes, *self.alibi_scaling).repeat(len(attention_mask))
         return (biases * factors[:, None, None]).to(dtype)
 
-    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
         given = input_ids if input_ids is not None else kwargs["inputs_embeds"]
         if kwargs.get("attention_mask") is None:
             past = kwargs.get("past_key_values")
@@ -185,7 +187,7 @@ class _ScaledMpt(MptModel):
     alibi_scaling: tuple[str, float]
 
     def build_mpt_alibi_tensor(self, *args: Any, **kwargs: Any) -> Tensor:
-        biases = super().build_mpt_alibi_tensor(*args, **kwargs)  # (H, 1, T), 0 at the last place
+        biases: Tensor = super().build_mpt_alibi_tensor(*args, **kwargs)  # (H, 1, T), 0 at the last place
         slopes = -biases[:, 0, -2]
         return biases * slope_factors(slopes, *self.alibi_scaling)[:, None, None]
 

@@ -64,8 +64,9 @@ def product(x: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
     with torch.autocast(kind, enabled=False):
         if bits == 8 and _generating(x):
             return _few_rows(x, packed, scale)
-        found: Tensor = _Product.apply(x, packed, scale, bits)
-        return found
+        product_of: Any = _Product.apply  # torch's functions with a backward have no types
+        out: Tensor = product_of(x, packed, scale, bits)
+        return out
 
 
 def _generating(x: Tensor) -> bool:

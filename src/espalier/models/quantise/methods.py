@@ -5,6 +5,8 @@ and ``torchao``. Folders that other tools have made (GPTQ, AWQ, …) are read by
 wants is installed. Calibration texts are optional, and cpm's alone (`calibrated`).
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import importlib.util

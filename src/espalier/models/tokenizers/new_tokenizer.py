@@ -1,5 +1,7 @@
 """Tokenizers that no model folder describes: trained on a user's text, or from a bare vocabulary."""
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Iterable

@@ -331,7 +331,7 @@ def grow_embeddings(lm: nn.Module, tokenizer: Any, pieces: Sequence[Piece]) -> i
     for weight in rows:
         for piece in pieces:
             weight[vocabulary[piece.text]] = weight[list(piece.parts)].float().mean(0).to(weight.dtype)
-    return max(0, most - before)
+    return int(max(0, most - before))
 
 
 def characters_per_token(tokenizer: Any, texts: Sequence[str]) -> float:

@@ -1,6 +1,8 @@
 """What the families' tokenizers are put together from; each is a `PreTrainedTokenizerFast` that saves itself as a plain
 tokenizer.json (PanGu has a class of its own)."""
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

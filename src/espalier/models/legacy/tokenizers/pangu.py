@@ -5,6 +5,8 @@ Spaces and newlines of the text become U+2582 and U+2583 before, and come back a
 sentencepiece's normalisation changes is lost, as in the original: full-width punctuation, tabs.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import re
@@ -91,7 +93,7 @@ class PanguTokenizer(PreTrainedTokenizer):
         return self._pattern[1]
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        return self.pieces.encode(_worded(text), out_type=str)
+        return list(self.pieces.encode(_worded(text), out_type=str))
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Ids of pieces, at one look-up each; what is no piece is ``<unk>``."""

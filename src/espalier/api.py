@@ -108,13 +108,13 @@ def generate(
             )
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, ends)
     seeds = [seed * 1_000_003 + i for i in range(len(ids))]
-    found = sample(model, _probed(model), ids, sampling, copies=copies, seeds=seeds)
+    samples = sample(model, _probed(model), ids, sampling, copies=copies, seeds=seeds)
     return [
         [
             Generation(tokenizer.decode(a.tokens, skip_special_tokens=True), a.tokens, a.logprobs, a.ended)
             for a in answers
         ]
-        for answers in found
+        for answers in samples
     ]
 
 

@@ -64,7 +64,7 @@ def evaluate(
     ):
         if value not in known:
             raise UserError(f"--{name} {value}: wanted {' or '.join(known)}.")
-    found = evaluate_several(
+    results = evaluate_several(
         models,
         [name.strip() for name in tasks.split(",") if name.strip()],
         out=out,
@@ -92,7 +92,7 @@ def evaluate(
     )
     page = write_report(out)
     if as_json:
-        print(json_text(found))
+        print(json_text(results))
     else:
         print(safe(f"Details: {page}"))
 
@@ -101,9 +101,9 @@ def _numbers(shots: str | None) -> list[int | None]:
     if shots is None:
         return [None]
     try:
-        found: list[int | None] = [int(text) for text in shots.split(",")]
+        numbers: list[int | None] = [int(text) for text in shots.split(",")]
     except ValueError:
-        found = []
-    if not found or any(number is None or number < 0 for number in found):
+        numbers = []
+    if not numbers or any(number is None or number < 0 for number in numbers):
         raise UserError(f"--shots {shots}: wanted numbers from 0 on, such as 3 or 0,3.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(numbers))

@@ -61,10 +61,10 @@ def quantize(
     wanted = Quantisation(method, bits, kind, double, group_size)  # type: ignore[arg-type]
     settings(wanted)  # everything that is wrong with it is said before anything is read
     load.check_folder(model, allow_pickle=allow_pickle)
-    held = entry_of(model)
-    if held is not None:
+    entry = entry_of(model)
+    if entry is not None:
         raise UserError(
-            f"{model}: is quantised already ({described(held)}). Name the model that it was made from."
+            f"{model}: is quantised already ({described(entry)}). Name the model that it was made from."
         )
     if calibration is not None and method != "cpm":
         raise UserError(f"--calibration belongs to cpm; {method} rounds without texts. Remove it.")
@@ -122,14 +122,14 @@ def _fitting(lm: Any, rows: list[Any]) -> list[Any]:
     from espalier.models import load
 
     limit = load.context_length(lm)
-    found = [(tokens[:limit], scored[:limit]) for tokens, scored in rows]
-    found = [(tokens, scored) for tokens, scored in found if any(scored)]
-    if not found:
+    readable = [(tokens[:limit], scored[:limit]) for tokens, scored in rows]
+    readable = [(tokens, scored) for tokens, scored in readable if any(scored)]
+    if not readable:
         raise UserError(
             f"no text to measure on has its answer within the {limit} tokens that this model reads. "
             "Name shorter ones with --data, or add --no-measure."
         )
-    return found
+    return readable
 
 
 def _rows(model: str, data: str | None, limit: int) -> list[Any]:
@@ -172,7 +172,7 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
             f"{data}: bare texts, and {model} is an encoder-decoder. Wanted chats or preferences: questions with answers."
         )
     encoder = Encoder(tokenizer, choose_template(tokenizer, "auto"), min(512, limit), "trim")
-    found: list[Any] = []
+    texts: list[Any] = []
     left = limit
     with temporary_folder() as folder:
         reading = Reading(Path(folder), skip_bad=True, max_samples=limit)
@@ -180,13 +180,13 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
         for tree in stored(Choice(stack, order)):
             for tokens, trained in tree.paths():
                 if left > 0:
-                    found.append((list(tokens), [bool(t) for t in trained]))
+                    texts.append((list(tokens), [bool(t) for t in trained]))
                     left -= len(tokens)
             if left <= 0:
                 break
-    if not any(any(trained) for _, trained in found):
+    if not any(any(trained) for _, trained in texts):
         raise UserError(f"{data}: nothing in it is a text that the perplexity could be of.")
-    return found
+    return texts
 
 
 def _bottom(model: str) -> str:
@@ -229,8 +229,8 @@ def _show(facts: dict[str, Any], data: str | None) -> None:
     ) -> None:
         if ratio is None and before and after is not None:
             ratio = after / before
-        said = [format(value, form) if value is not None else "" for value in (before, after)]
-        table.add_row(name, *said, "" if ratio is None else f"{ratio:.3f}")
+        cells = [format(value, form) if value is not None else "" for value in (before, after)]
+        table.add_row(name, *cells, "" if ratio is None else f"{ratio:.3f}")
 
     def mib(value: int | None) -> float | None:
         return None if value is None else value / 2**20

@@ -59,7 +59,7 @@ def extend(
     files.check_new_folder(out)
     load.check_folder(model, allow_pickle=allow_pickle)
     tokenizer = find_tokenizer(model) or load.load_tokenizer(model)
-    held = vocabulary.fast(tokenizer)
+    settings = vocabulary.fast(tokenizer)
     specs, job = parse_specs(list(named)), Job("text")
     with temporary_folder() as folder:
         reading = Reading(Path(folder))
@@ -68,7 +68,7 @@ def extend(
         texts = [record.text for record in records if isinstance(record, Text)]
     apart = texts[HELD_OUT - 1 :: HELD_OUT] or texts
     learned = [t for i, t in enumerate(texts) if i % HELD_OUT != HELD_OUT - 1] or texts
-    way = {"BPE": "bpe", "Unigram": "sentencepiece"}[held["model"]["type"]] if kind == "auto" else kind
+    way = {"BPE": "bpe", "Unigram": "sentencepiece"}[settings["model"]["type"]] if kind == "auto" else kind
     train = vocabulary.joined_pieces if way == "bpe" else vocabulary.sentencepiece_pieces
     before, old_size = vocabulary.characters_per_token(tokenizer, apart), len(tokenizer)
     unknown = vocabulary.unknown_share(tokenizer, apart)

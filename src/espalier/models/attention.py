@@ -35,7 +35,7 @@ mask over the whole row (any device), or not at all."""
 
 
 @dataclass
-class _Announced:
+class _Announcement:
     """The row, or the step of sampling, that the next layers work on."""
 
     pieces: list[Piece]
@@ -45,7 +45,7 @@ class _Announced:
     trunk: Trunk | None = None
 
 
-_announced = _Announced([], None, 0)
+_announced = _Announcement([], None, 0)
 _flex: Any = None
 
 

@@ -98,10 +98,10 @@ def shared_logprobs(
         logits = head(hidden[places[start : start + rows]]).float()
         mine = order[(which[order] >= start) & (which[order] < start + rows)]
         row = which[mine] - start
-        said = logits[row, labels[mine]]
+        of_labels = logits[row, labels[mine]]
         # In place: half the time of logsumexp, which writes the differences elsewhere.
         largest = logits.amax(-1, keepdim=True)
         total = logits.sub_(largest).exp_().sum(-1).log_() + largest[:, 0]
-        logprobs[mine] = said - total[row]
-        greedy[mine] = said == largest[row, 0]
+        logprobs[mine] = of_labels - total[row]
+        greedy[mine] = of_labels == largest[row, 0]
     return logprobs, greedy

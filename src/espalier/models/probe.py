@@ -82,12 +82,12 @@ def _probe(lm: nn.Module, wanted: str, attention: str) -> Traits:
     for method, implementation in methods:
         try:
             lm.set_attn_implementation(implementation)  # type: ignore[operator]
-            found = _logprobs(lm, Traits(method, plain, windows, ""), trees)
+            logprobs = _logprobs(lm, Traits(method, plain, windows, ""), trees)
         except Exception as error:  # whatever a foreign model raises means that it cannot
             failures.append(f"{method}: {type(error).__name__}")
             continue
-        worst = float((found - truth).abs().max())
-        if worst <= TOLERANCE.get(found.dtype if truth.dtype == found.dtype else truth.dtype, 0.1):
+        worst = float((logprobs - truth).abs().max())
+        if worst <= TOLERANCE.get(logprobs.dtype if truth.dtype == logprobs.dtype else truth.dtype, 0.1):
             return Traits(method, plain, windows, f"tree layout ({method}), probe off by {worst:.1e}")
         failures.append(f"{method}: off by {worst:.1e}")
     lm.set_attn_implementation(own)  # type: ignore[operator]

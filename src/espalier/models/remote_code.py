@@ -22,10 +22,10 @@ def wants_code(error: BaseException, folder: Path) -> str | None:
 def _named(folder: Path) -> set[str]:
     file = folder / "config.json"
     try:
-        found = json.loads(file.read_text("utf-8")).get("auto_map", {})
+        auto_map = json.loads(file.read_text("utf-8")).get("auto_map", {})
     except (OSError, ValueError, AttributeError):
         return set()
-    return {str(name) for name in found.values()} if isinstance(found, dict) else set()
+    return {str(name) for name in auto_map.values()} if isinstance(auto_map, dict) else set()
 
 
 def came_with_code(thing: Any) -> bool:

@@ -71,8 +71,8 @@ def _lines(key: str, value: Any) -> list[tuple[str, str]]:
     if value is None:
         return []
     if key == "memory_bytes":
-        said = ", ".join(f"{size / 2**20:,.1f} MiB {kind}" for kind, size in value.items())
-        return [("memory of the weights", said)]
+        sizes = ", ".join(f"{size / 2**20:,.1f} MiB {kind}" for kind, size in value.items())
+        return [("memory of the weights", sizes)]
     if key == "disk_bytes":
         return [("weights on disk", f"{value / 2**20:,.1f} MiB")]
     if key == "parts":

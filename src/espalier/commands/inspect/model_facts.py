@@ -93,8 +93,8 @@ def _inner(lm: Any) -> nn.Module:
 
 def _linear(lm: nn.Module) -> list[str]:
     """Names of the linear layers, by their own names where an adapter sits on them."""
-    found = [name for name in adapters.linear_layers(lm) if ".lora_" not in name]
-    return sorted({name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in found})
+    names = [name for name in adapters.linear_layers(lm) if ".lora_" not in name]
+    return sorted({name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in names})
 
 
 def _skeleton(name: str, *, trust_remote_code: bool) -> nn.Module:
@@ -124,7 +124,7 @@ def _skeleton(name: str, *, trust_remote_code: bool) -> nn.Module:
 
 def _stored_bytes(name: str) -> dict[str, int]:
     """Bytes by type, from the headers of the files."""
-    found: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []:
         with safe_open(file, framework="pt") as held:
             for key in held.keys():  # noqa: SIM118
@@ -134,8 +134,8 @@ def _stored_bytes(name: str) -> dict[str, int]:
                 for size in part.get_shape():
                     numbers *= size
                 width = 1 if kind in ("int8", "uint8") else getattr(torch, kind, torch.float32).itemsize
-                found[kind] += numbers * width
-    return dict(found)
+                sizes[kind] += numbers * width
+    return dict(sizes)
 
 
 def _context(settings: Any) -> dict[str, Any]:
@@ -158,36 +158,36 @@ def _adapter(name: str, lm: nn.Module) -> dict[str, Any]:
         for key in ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora")
         if key in settings
     }
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "base": load_adapted.base_of(name),
         "adapter": {k: v for k, v in shown.items() if v not in (None, False)},
     }
     if adapters.is_adapted(lm):
-        found["trainable_parameters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+        facts["trainable_parameters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     else:
-        found["trainable_parameters"] = sum(_stored_bytes(name).values()) // 4 or None
-    return found
+        facts["trainable_parameters"] = sum(_stored_bytes(name).values()) // 4 or None
+    return facts
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     """Special tokens with their ids, and whose template a chat takes."""
     if tokenizer is None:
         return {"special_tokens": None, "template": None}
-    found = {
+    special = {
         key.removesuffix("_token"): f"{token} = {tokenizer.convert_tokens_to_ids(str(token))}"
         for key, token in tokenizer.special_tokens_map.items()
         if isinstance(token, str)
     }
     return {
         "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens",
-        "special_tokens": found,
+        "special_tokens": special,
         "template": "the tokenizer's own" if tokenizer.chat_template else "simple (it has none of its own)",
     }
 
 
 def _parts(lm: nn.Module) -> dict[str, int]:
     """Numbers by the names of parameters, with a star for every block's number."""
-    found: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
     for key, parameter in lm.named_parameters():
-        found[".".join("*" if part.isdigit() else part for part in key.split("."))] += parameter.numel()
-    return dict(found)
+        numbers[".".join("*" if part.isdigit() else part for part in key.split("."))] += parameter.numel()
+    return dict(numbers)

@@ -89,7 +89,7 @@ def chosen_layers(lm: nn.Module, wanted: Sequence[str]) -> list[str]:
         config: Any = lm.config
         known = _auto(config.model_type)
         wanted = known if known and all(_matching(name, exists) for name in known) else linear_names(lm)
-    found: set[str] = set()
+    chosen: set[str] = set()
     missing = []
     for item in wanted:
         matched = _matching(item, exists)
@@ -97,13 +97,13 @@ def chosen_layers(lm: nn.Module, wanted: Sequence[str]) -> list[str]:
             matched = [name for part in ("q_proj", "k_proj", "v_proj") for name in _matching(part, exists)]
         if not matched:
             missing.append(item)
-        found.update(matched)
+        chosen.update(matched)
     if missing:
         raise UserError(
             f"lora_target: {', '.join(missing)} matches no linear layer. This model has "
             f"{', '.join(linear_names(lm))}; whole paths look like {exists[0]}."
         )
-    return [name for name in exists if name in found]
+    return [name for name in exists if name in chosen]
 
 
 def _auto(model_type: str) -> tuple[str, ...]:

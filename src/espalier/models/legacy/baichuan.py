@@ -61,9 +61,9 @@ class BaichuanConfig(OwnPositions, LlamaConfig):
 def slopes(heads: int) -> Tensor:
     """The slope of each head (H,), float32: a geometric series, filled up with every second one of the next."""
     closest = 2 ** int(math.log2(heads))
-    found = [2 ** (-8 * (i + 1) / closest) for i in range(closest)]
-    found += [2 ** (-4 * (2 * i + 1) / closest) for i in range(heads - closest)]
-    return torch.tensor(found)
+    series = [2 ** (-8 * (i + 1) / closest) for i in range(closest)]
+    series += [2 ** (-4 * (2 * i + 1) / closest) for i in range(heads - closest)]
+    return torch.tensor(series)
 
 
 class ALiBiAttention(LlamaAttention):

@@ -97,10 +97,10 @@ def load_legacy(
     model = assembled(conversion, state, str(folder), dtype)
     model.name_or_path = model.config.name_or_path = str(folder)  # an adapter names its base by it
     if (folder / "generation_config.json").is_file():
-        said = GenerationConfig.from_pretrained(str(folder))
+        generation = GenerationConfig.from_pretrained(str(folder))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(said, name) is not None:
-                setattr(model.generation_config, name, getattr(said, name))
+            if getattr(generation, name) is not None:
+                setattr(model.generation_config, name, getattr(generation, name))
     return model
 
 
@@ -116,16 +116,16 @@ def assembled(
         skeleton = model_class(conversion.config)
     tied = skeleton.all_tied_weights_keys if conversion.config.tie_word_embeddings else {}
     expected = {name: tuple(t.shape) for name, t in skeleton.state_dict().items() if name not in tied}
-    found = {name: tuple(t.shape) for name, t in state.items()}
+    shapes = {name: tuple(t.shape) for name, t in state.items()}
     for problem, names in (
-        ("lacks", sorted(set(expected) - set(found))),
-        ("has, and the architecture has not,", sorted(set(found) - set(expected))),
-        ("has in another shape", sorted(n for n in expected if n in found and expected[n] != found[n])),
+        ("lacks", sorted(set(expected) - set(shapes))),
+        ("has, and the architecture has not,", sorted(set(shapes) - set(expected))),
+        ("has in another shape", sorted(n for n in expected if n in shapes and expected[n] != shapes[n])),
     ):
         if names:
-            said = ", ".join(f"{n} {found.get(n, expected.get(n))}" for n in names[:4])
+            shown = ", ".join(f"{n} {shapes.get(n, expected.get(n))}" for n in names[:4])
             raise UserError(
-                f"{where}: the checkpoint {problem} {len(names)} tensors ({said}). Its config.json "
+                f"{where}: the checkpoint {problem} {len(names)} tensors ({shown}). Its config.json "
                 f"({conversion.config.model_type}) and its weights do not belong together, or a file is missing."
             )
     model: PreTrainedModel = model_class.from_pretrained(

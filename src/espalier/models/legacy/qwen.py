@@ -145,19 +145,19 @@ class QwenModel(Qwen2Model):
         kept = noted(cache, "alpha")
         if isinstance(mask, Tensor) and mask.dim() == 4:
             assert position_ids is not None, "a mask of one's own needs position_ids"
-            found = self._of_trees(position_ids[0].cpu())
-            if kept is not None and not bool((found == kept.cpu()[0, 0]).all()):
+            alpha = self._of_trees(position_ids[0].cpu())
+            if kept is not None and not bool((alpha == kept.cpu()[0, 0]).all()):
                 self._refuse(position_ids)
         elif kept is not None:
-            found = kept
+            alpha = kept
         elif mask is None:
             past = 0 if cache is None else cache.get_seq_length()
-            found = self._grown(torch.tensor([[past + length]]))
+            alpha = self._grown(torch.tensor([[past + length]]))
         else:
-            found = self._grown(mask.bool().sum(1, keepdim=True))
+            alpha = self._grown(mask.bool().sum(1, keepdim=True))
         if not isinstance(cache, Memory):
-            note(cache, alpha=found)
-        return found
+            note(cache, alpha=alpha)
+        return alpha
 
     def _grown(self, lengths: Tensor) -> Tensor:
         steps = (lengths.double() / self.config.seq_length).log2().add(1).ceil()

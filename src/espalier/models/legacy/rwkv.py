@@ -41,9 +41,9 @@ def sizes(folder: Path, *, allow_pickle: bool) -> dict[str, Any]:
     missing = [name for name in wanted if name not in shapes]
     later = [name for name in shapes if name.endswith((".att.ln_x.weight", ".att.time_faaaa"))]
     if missing or later:
-        found = f"no {missing[0]}" if missing else f"{later[0]}, of a later generation"
+        mark = f"no {missing[0]}" if missing else f"{later[0]}, of a later generation"
         raise UserError(
-            f"{folder}: these are not the tensors of RWKV-4 ({found}). A folder without config.json is taken "
+            f"{folder}: these are not the tensors of RWKV-4 ({mark}). A folder without config.json is taken "
             "for RWKV-4's own format; for anything else copy the config.json beside the weights."
         )
     files = [folder] if folder.is_file() else sorted(folder.glob("*.pth"))

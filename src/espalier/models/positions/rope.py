@@ -188,11 +188,11 @@ def _lengthen(config: Any, length: int) -> None:
 def scaling_of(config: Any) -> dict[str, Any] | None:
     """The scaling that a configuration carries, as `set_scaling` takes it; None for none."""
     text = config.get_text_config()
-    found = text.to_dict()
+    settings = text.to_dict()
     for key in ("alibi_scaling", "rope_table"):
-        if found.get(key):
-            return {k: v for k, v in found[key].items() if _told(k, found[key])}
-    parameters = found.get("rope_parameters") or {}
+        if settings.get(key):
+            return {k: v for k, v in settings[key].items() if _told(k, settings[key])}
+    parameters = settings.get("rope_parameters") or {}
     if _nested(parameters):
         parameters = parameters.get("full_attention") or {}
     if parameters.get("rope_type", "default") in ("default", "proportional", "axial"):
@@ -213,20 +213,20 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def original_length(config: Any) -> int:
     """The length that the model was trained at, before any scaling; 2048 where nothing says it."""
     text = config.get_text_config()
-    found = text.to_dict()
+    settings = text.to_dict()
     for key in ("alibi_scaling", "rope_table"):
-        if found.get(key):
-            return int(found[key]["original_max_position_embeddings"])
-    parameters = found.get("rope_parameters") or {}
+        if settings.get(key):
+            return int(settings[key]["original_max_position_embeddings"])
+    parameters = settings.get("rope_parameters") or {}
     if _nested(parameters):
         parameters = parameters.get("full_attention") or {}
     if parameters.get("original_max_position_embeddings"):
         return int(parameters["original_max_position_embeddings"])
     most = next(
         (
-            found[key]
+            settings[key]
             for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-            if found.get(key)
+            if settings.get(key)
         ),
         2048,
     )
@@ -237,9 +237,9 @@ def original_length(config: Any) -> int:
 
 def stated_length(config: Any) -> int | None:
     """The most positions that a model of this configuration is for, its scaling included; None where it says none."""
-    found = config.get_text_config().to_dict()
+    settings = config.get_text_config().to_dict()
     keys = ("max_position_embeddings", "n_positions", "max_seq_len")
-    most = next((found[key] for key in keys if isinstance(found.get(key), int)), None)
+    most = next((settings[key] for key in keys if isinstance(settings.get(key), int)), None)
     scaling = scaling_of(config)
     if most is not None and scaling is not None and scaling["rope_type"] == "dynamic":
         return int(most * scaling["factor"])

@@ -49,8 +49,8 @@ def put_in_place(lm: nn.Module) -> nn.Module:
 
 
 def _kind(rotary: Any) -> str | None:
-    found = rotary.__dict__.get("rope_type")
-    return found if isinstance(found, str) else None
+    kind = rotary.__dict__.get("rope_type")
+    return kind if isinstance(kind, str) else None
 
 
 def changes_with_length(lm: nn.Module) -> bool:
@@ -91,15 +91,15 @@ class ByText(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> Any:
         """As the architecture's own, for positions (B, T)."""
         lengths = self._lengths(position_ids)
-        found: Any = None
+        angles: Any = None
         for length in torch.unique(lengths).tolist():
             kind = ROPE_INIT_FUNCTIONS[self.rotary.rope_type]
             frequencies, scale = kind(self.rotary.config, x.device, seq_len=int(length))
             self.rotary.inv_freq = frequencies
             self.rotary.attention_scaling = scale
-            said = self._turn(self.rotary, x, position_ids)
-            found = said if found is None else _chosen(lengths == length, said, found)
-        return found
+            turned = self._turn(self.rotary, x, position_ids)
+            angles = turned if angles is None else _chosen(lengths == length, turned, angles)
+        return angles
 
     def _lengths(self, positions: Tensor) -> Tensor:
         """(B, T) the length of the text that each token belongs to, as far as it matters."""
@@ -156,8 +156,8 @@ def _scale_slopes(lm: nn.Module, scaling: dict[str, Any]) -> None:
         for plain, scaled in ((BloomModel, _ScaledBloom), (MptModel, _ScaledMpt)):
             if type(module) is plain:
                 module.__class__ = scaled
-                found: Any = module
-                found.alibi_scaling = (scaling["rope_type"], float(scaling["factor"]))
+                model: Any = module
+                model.alibi_scaling = (scaling["rope_type"], float(scaling["factor"]))
 
 
 class _ScaledBloom(BloomModel):

@@ -48,8 +48,8 @@ class CpmQuantizer(HfQuantizer):
 
     @property
     def _config(self) -> CpmConfig:
-        found: Any = self.quantization_config
-        return found  # type: ignore[no-any-return]
+        config: Any = self.quantization_config
+        return config  # type: ignore[no-any-return]
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         config = self._config

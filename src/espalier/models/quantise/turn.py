@@ -83,8 +83,8 @@ def dequantised(lm: nn.Module) -> nn.Module:
             if module.bias is not None:
                 state[prefix + "bias"] = module.bias.detach().float()
             continue
-        held = {**module._parameters, **module._buffers}
-        for key, tensor in held.items():
+        tensors = {**module._parameters, **module._buffers}
+        for key, tensor in tensors.items():
             if tensor is not None and key not in module._non_persistent_buffers_set:
                 state[prefix + key] = tensor.detach()
     made: Any = type(old).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
@@ -118,8 +118,8 @@ def weight_of(module: Any) -> Tensor:
     if _is_bnb(module):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-        found: Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
-        return found.detach().float()
+        weight: Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+        return weight.detach().float()
     if type(module.weight).__module__.startswith("torchao."):
         plain: Tensor = module.weight.dequantize()
         return plain.detach().float()

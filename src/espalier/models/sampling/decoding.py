@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.attention import attention_mask, decoding_mask
-from espalier.models.encoder_decoder import Answering, is_encoder_decoder
+from espalier.models.encoder_decoder import AnswerDecoder, is_encoder_decoder
 from espalier.models.forward import Traits, tapped
 from espalier.models.memory import Memory
 from espalier.models.positions.rope_modules import answering, changes_with_length
@@ -56,7 +56,7 @@ def make_decoder(
     windows = [w for w in traits.windows.values() if w is not None]
     longest = max(map(len, prompts)) + room
     if is_encoder_decoder(lm):
-        return Answering(lm, prompts, copies)
+        return AnswerDecoder(lm, prompts, copies)
     if is_recurrent(lm):
         return Recurrent(lm, prompts, copies)
     virtual = virtual_tokens(lm)
@@ -88,17 +88,17 @@ class ByMemory:
         self.memory = Memory(layers, [len(p) for p in prompts], copies, room, self.dtype, self.device)
 
     def prompt_logits(self) -> Tensor:
-        found, start = [], 0
+        logits, start = [], 0
         while start < len(self.prompts):
             end, size = start + 1, len(self.prompts[start])
             while end < len(self.prompts) and (
                 self.device.type != "cpu" or size + len(self.prompts[end]) <= READ
             ):
                 size, end = size + len(self.prompts[end]), end + 1
-            found.append(self._read(start, end))
+            logits.append(self._read(start, end))
             start = end
         self.memory.step = 0
-        return torch.cat(found).repeat_interleave(self.copies, 0)
+        return torch.cat(logits).repeat_interleave(self.copies, 0)
 
     def _read(self, start: int, end: int) -> Tensor:
         batch = lay_out_tree([Tree.from_path(p, [False] * len(p)) for p in self.prompts[start:end]])
@@ -172,8 +172,8 @@ class ByHand(ByMemory):
         # Rotary positions turn (a, b) into (a cos - b sin, b cos + a sin); `sin` has its sign already.
         turned = torch.addcmul(turned * cos, turned.roll(turned.shape[-1] // 2, -1), sin)
         query, key = torch.split(turned.to(self.dtype), [query.shape[1], key.shape[1]], 1)
-        held = self.memory.update(key[:, :, None], value[:, :, None], index)
-        out = self.memory.attend(query[:, :, None], held[0], held[1], attention.scaling)
+        stored = self.memory.update(key[:, :, None], value[:, :, None], index)
+        out = self.memory.attend(query[:, :, None], stored[0], stored[1], attention.scaling)
         hidden = hidden + attention.o_proj(out.reshape(len(hidden), -1))
         inner: Tensor = block.mlp(block.post_attention_layernorm(hidden))
         return hidden + inner

@@ -103,14 +103,14 @@ def _completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 def end_tokens(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids at which an answer ends: the tokenizer's end token, the model's own, and ``<|im_end|>``."""
-    found: set[int] = set()
+    ends: set[int] = set()
     config: Any = getattr(lm, "generation_config", None)
     for value in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
-        found.update([value] if isinstance(value, int) else value or [])
+        ends.update([value] if isinstance(value, int) else value or [])
     turn_end = tokenizer.get_vocab().get("<|im_end|>")
     if turn_end is not None:
-        found.add(turn_end)
-    return sorted(found)
+        ends.add(turn_end)
+    return sorted(ends)
 
 
 def fit_vocabulary(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:

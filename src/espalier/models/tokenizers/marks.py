@@ -65,15 +65,15 @@ def config_of_encoder_decoder(source: str | Mapping[str, Any]) -> dict[str, Any]
     if not isinstance(source, str):
         kind = str(source.get("model_type"))
         # What is said may be wrong; that is for whoever makes the model to say.
-        found = {**CONFIG_MAPPING[kind]().to_dict(), **source} if kind in CONFIG_MAPPING else {}
+        config = {**CONFIG_MAPPING[kind]().to_dict(), **source} if kind in CONFIG_MAPPING else {}
     elif Path(source).exists() and not (Path(source) / "config.json").is_file():
         return None
     else:
         try:
-            found, _ = PreTrainedConfig.get_config_dict(source)
+            config, _ = PreTrainedConfig.get_config_dict(source)
         except OSError:  # a tokenizer alone, or what the model's own loading will complain of
             return None
-    return found if found.get("is_encoder_decoder") else None
+    return config if config.get("is_encoder_decoder") else None
 
 
 def around_prompt(lm: nn.Module, tokenizer: Any) -> tuple[str, str]:

@@ -33,9 +33,9 @@ def bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = decoders.ByteLevel()
     else:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise UserError(
-            f"{folder}: no tokenizer here (found {found}). "
+            f"{folder}: no tokenizer here (found {names}). "
             "Wanted tokenizer.json, tokenizer_config.json, or vocab.json with merges.txt."
         )
     known = made.get_vocab()

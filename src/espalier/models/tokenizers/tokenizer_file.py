@@ -164,11 +164,11 @@ def _file(name: str, file: str) -> Path | None:
     folder = Path(name)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
-    found: Any = cached_file(
+    path: Any = cached_file(
         name,
         file,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)

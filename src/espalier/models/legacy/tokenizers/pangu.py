@@ -76,13 +76,13 @@ class PanguTokenizer(PreTrainedTokenizer):
         """The pieces of a text, found several times faster than by the walk through it that this replaces."""
         if kwargs.pop("split_special_tokens", self.split_special_tokens):
             return self._tokenize(text)
-        found: list[str] = []
+        pieces: list[str] = []
         for part in self._special().split(text):
             if part in self._added_tokens_encoder:
-                found.append(part)
+                pieces.append(part)
             elif part:
-                found += self._tokenize(part)
-        return found
+                pieces += self._tokenize(part)
+        return pieces
 
     def _special(self) -> re.Pattern[str]:
         """Added tokens, the longest first, as a group, so that a split keeps them."""

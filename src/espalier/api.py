@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import nn
 
 from espalier.data.encode.encoding import leading
 from espalier.errors import UserError
 from espalier.exam.answers.choose import Asked, Chooser
 from espalier.exam.task import Candidate
-from espalier.models import load, load_adapted
+from espalier.models import load
 from espalier.models.forward import Traits, TreeModel
+from espalier.models.open import open_model
 from espalier.models.probe import probe
-from espalier.models.quantise.turn import is_quantised
 from espalier.models.sampling.generate import Sampling, sample
 from espalier.models.tokenizers.marks import around_prompt, marked
 
@@ -40,26 +38,26 @@ def load_model(
     *,
     dtype: str = "float32",
     device: str = "auto",
+    trust_remote_code: bool = False,
     allow_pickle: bool = False,
     rope_scaling: load.Scaling | None = None,
 ) -> tuple[nn.Module, Any]:
     """A model in the Hugging Face calling convention, and its tokenizer (None where the folder has none).
 
     Args:
-            path: a folder or a hub id. An adapter's folder is merged into its base; virtual tokens stay on top of it, and
+        path: a folder or a hub id. An adapter's folder is merged into its base; virtual tokens stay on top of it, and
             PEFT's conventions hold then: ``logits`` of prompt tuning begin with those of the virtual tokens.
-        dtype: float32, bfloat16 or float16; a quantised folder stays as it was saved.
-            device: such as "cuda:0"; "auto" is the first GPU, else the CPU.
-        allow_pickle: read weights in .bin files too, through torch's safe loader (tensors only).
-        rope_scaling: for texts longer than the model was trained at, such as ``"yarn:4"``; see `models.rope`.
+        dtype, device, trust_remote_code, allow_pickle, rope_scaling: as in `models.open.open_model`.
     """
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    lm = load_adapted.load_with_adapter(path, allow_pickle=allow_pickle, rope_scaling=rope_scaling).eval()
-    # What is stored in few bits has no dtype to change, and what it multiplies comes as it is.
-    lm = lm.to(place) if is_quantised(lm) else lm.to(place, getattr(torch, dtype))
-    if Path(path).exists() and not load.has_tokenizer(Path(path)):
-        return lm, None
-    return lm, load.load_tokenizer(path)
+    opened = open_model(
+        path,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        rope_scaling=rope_scaling,
+    )
+    return opened.lm, opened.tokenizer
 
 
 def score(
@@ -110,13 +108,13 @@ def generate(
             )
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, ends)
     seeds = [seed * 1_000_003 + i for i in range(len(ids))]
-    found = sample(model, _probed(model), ids, sampling, copies=copies, seeds=seeds)
+    samples = sample(model, _probed(model), ids, sampling, copies=copies, seeds=seeds)
     return [
         [
             Generation(tokenizer.decode(a.tokens, skip_special_tokens=True), a.tokens, a.logprobs, a.ended)
             for a in answers
         ]
-        for answers in found
+        for answers in samples
     ]
 
 

@@ -127,18 +127,21 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 0.9,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     rope_scaling: Annotated[str | None, typer.Option(help="For longer texts, such as yarn:4.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
     """Talk to a model in the terminal."""
+    from espalier.models.open import open_model
     from espalier.serve.terminal import chat as talk
 
-    talk(
-        model,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        system=system,
-        rope_scaling=rope_scaling,
+    opened = open_model(
+        model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, rope_scaling=rope_scaling
     )
+    talk(opened, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=system)
 
 
 @app.command()

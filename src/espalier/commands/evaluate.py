@@ -38,6 +38,12 @@ def evaluate(
         str, typer.Option(help="In a template: examples as turns, or in one message.")
     ] = "turns",
     seed: Annotated[int, typer.Option(help="Of the choice of examples.")] = 42,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
     lm_eval_files: Annotated[
         bool, typer.Option("--lm-eval-files", help="Write results in the form of lm_eval's files, too.")
     ] = False,
@@ -58,7 +64,7 @@ def evaluate(
     ):
         if value not in known:
             raise UserError(f"--{name} {value}: wanted {' or '.join(known)}.")
-    found = evaluate_several(
+    results = evaluate_several(
         models,
         [name.strip() for name in tasks.split(",") if name.strip()],
         out=out,
@@ -77,6 +83,8 @@ def evaluate(
             layout,
             None if template == "none" else template,
             shots_as,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
             rope_scaling=rope_scaling,
             lm_eval_files=lm_eval_files,
             quiet=as_json,
@@ -84,7 +92,7 @@ def evaluate(
     )
     page = write_report(out)
     if as_json:
-        print(json_text(found))
+        print(json_text(results))
     else:
         print(safe(f"Details: {page}"))
 
@@ -93,9 +101,9 @@ def _numbers(shots: str | None) -> list[int | None]:
     if shots is None:
         return [None]
     try:
-        found: list[int | None] = [int(text) for text in shots.split(",")]
+        numbers: list[int | None] = [int(text) for text in shots.split(",")]
     except ValueError:
-        found = []
-    if not found or any(number is None or number < 0 for number in found):
+        numbers = []
+    if not numbers or any(number is None or number < 0 for number in numbers):
         raise UserError(f"--shots {shots}: wanted numbers from 0 on, such as 3 or 0,3.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(numbers))

@@ -22,8 +22,8 @@ def export(
     """A model of the Llama family as one GGUF file, for llama.cpp and what is built on it."""
     from espalier.disk.temporary import remove_left
     from espalier.disk.writing import write_whole, writing_to
-    from espalier.models import load, load_adapted
     from espalier.models.gguf.file import TYPES, check_installed, write_gguf
+    from espalier.models.open import open_model
     from espalier.models.quantise.turn import dequantised
 
     if kind not in TYPES:
@@ -33,12 +33,12 @@ def export(
     if out.exists():
         raise UserError(f"{out}: exists. Choose another name.")
     check_installed()
-    lm = dequantised(load_adapted.load_with_adapter(model, allow_pickle=allow_pickle))
-    tokenizer = load.load_tokenizer(model)
-    held: dict[str, int] = {}
+    opened = open_model(model, device="cpu", allow_pickle=allow_pickle)
+    lm, tokenizer = dequantised(opened.lm), opened.required_tokenizer
+    size_of: dict[str, int] = {}
     with writing_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_left(out.parent, out.name)
-    write_whole(out, lambda temporary: held.update(write_gguf(lm, tokenizer, temporary, kind)))
-    sizes = ", ".join(f"{size / 2**20:,.1f} MiB {name}" for name, size in held.items())
+    write_whole(out, lambda temporary: size_of.update(write_gguf(lm, tokenizer, temporary, kind)))
+    sizes = ", ".join(f"{size / 2**20:,.1f} MiB {name}" for name, size in size_of.items())
     print(safe(f"written: {out} ({sizes})"))

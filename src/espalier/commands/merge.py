@@ -29,9 +29,8 @@ def merge(
     """Adapters and their base model as one plain model folder."""
     from espalier.engine import files
     from espalier.models import load
-    from espalier.models.forward import TreeModel
     from espalier.models.merging import merged_stack, stack_of
-    from espalier.models.probe import probe
+    from espalier.models.open import OpenModel
     from espalier.models.saved import read_scalar_head, save_model
 
     if len(paths) < 2:
@@ -45,6 +44,7 @@ def merge(
     lm = merged_stack(stack, allow_pickle=allow_pickle)
     with_tokenizer = [name for name in stack.adapters if load.has_tokenizer(Path(name))]
     tokenizer = load.load_tokenizer(with_tokenizer[-1] if with_tokenizer else stack.base)
+    merged = OpenModel(stack.adapters[-1], lm, tokenizer, read_scalar_head(stack.adapters[-1]))
     with files.new_folder(out) as folder:
-        save_model(folder, TreeModel(lm, probe(lm), read_scalar_head(stack.adapters[-1])), tokenizer)
+        save_model(folder, merged.tree_model(), tokenizer)
     print(safe(f"written: {out} ({' + '.join([stack.base, *stack.adapters])})"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,10 +61,10 @@ def quantize(
     wanted = Quantisation(method, bits, kind, double, group_size)  # type: ignore[arg-type]
     settings(wanted)  # everything that is wrong with it is said before anything is read
     load.check_folder(model, allow_pickle=allow_pickle)
-    held = entry_of(model)
-    if held is not None:
+    entry = entry_of(model)
+    if entry is not None:
         raise UserError(
-            f"{model}: is quantised already ({described(held)}). Name the model that it was made from."
+            f"{model}: is quantised already ({described(entry)}). Name the model that it was made from."
         )
     if calibration is not None and method != "cpm":
         raise UserError(f"--calibration belongs to cpm; {method} rounds without texts. Remove it.")
@@ -81,47 +81,39 @@ def quantize(
 
 def _write(model: str, out: Path, wanted: Any, texts: list[Any], *, allow_pickle: bool) -> dict[str, Any]:
     from espalier.engine import files
-    from espalier.models import load, load_adapted
-    from espalier.models.forward import TreeModel
-    from espalier.models.probe import probe
+    from espalier.models.open import open_model
     from espalier.models.quantise.calibrated import calibrate
     from espalier.models.quantise.sizes import disk_bytes, held_bytes
     from espalier.models.quantise.turn import quantised
-    from espalier.models.saved import read_scalar_head, save_model
+    from espalier.models.saved import save_model
 
+    at_once = None if texts else wanted
+    opened = open_model(model, device="cpu", allow_pickle=allow_pickle, quantisation=at_once)
     if texts:
-        plain = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle).eval()
-        lm = quantised(plain, wanted)
-        calibrate(plain, lm, [tokens for tokens, _ in _fitting(plain, texts)])
-        del plain
-    else:
-        lm = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle, quantisation=wanted)
-    tokenizer = load.load_tokenizer(model) if _has_tokenizer(model) else None
-    traits = probe(lm)
+        small = quantised(opened.lm, wanted)
+        calibrate(opened.lm, small, [tokens for tokens, _ in _fitting(opened.lm, texts)])
+        opened = replace(opened, lm=small)
+    tree_model = opened.tree_model()
     with files.new_folder(out) as folder:
-        save_model(folder, TreeModel(lm, traits, read_scalar_head(model)), tokenizer)
+        save_model(folder, tree_model, opened.tokenizer)
     return {
         "model": model,
         "out": str(out),
         "quantisation": str(wanted) + (", calibrated" if texts else ""),
-        "layout": traits.reason,
+        "layout": tree_model.traits.reason,
         "disk_bytes": disk_bytes(model),
         "disk_bytes_after": disk_bytes(out),
-        "memory_bytes_after": held_bytes(lm),
+        "memory_bytes_after": held_bytes(opened.lm),
     }
 
 
 def _measured(model: str, out: Path, rows: list[Any], *, allow_pickle: bool) -> dict[str, Any]:
     """The folder as it was written, against the model."""
-    import torch
-
-    from espalier.models import load, load_adapted
     from espalier.models.measure import compare
+    from espalier.models.open import open_model
     from espalier.models.quantise.sizes import held_bytes
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    plain = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle).to(device).eval()
-    small = load.load_lm(str(out)).to(device).eval()
+    plain, small = open_model(model, allow_pickle=allow_pickle).lm, open_model(str(out)).lm
     return {"memory_bytes": held_bytes(plain), **asdict(compare(plain, small, _fitting(plain, rows)))}
 
 
@@ -130,29 +122,24 @@ def _fitting(lm: Any, rows: list[Any]) -> list[Any]:
     from espalier.models import load
 
     limit = load.context_length(lm)
-    found = [(tokens[:limit], scored[:limit]) for tokens, scored in rows]
-    found = [(tokens, scored) for tokens, scored in found if any(scored)]
-    if not found:
+    readable = [(tokens[:limit], scored[:limit]) for tokens, scored in rows]
+    readable = [(tokens, scored) for tokens, scored in readable if any(scored)]
+    if not readable:
         raise UserError(
             f"no text to measure on has its answer within the {limit} tokens that this model reads. "
             "Name shorter ones with --data, or add --no-measure."
         )
-    return found
-
-
-def _has_tokenizer(model: str) -> bool:
-    from espalier.models import load
-
-    return not Path(model).is_dir() or load.has_tokenizer(Path(model))
+    return readable
 
 
 def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     """Token ids and which of them count: trained ones of records, all of our own sentences."""
-    from espalier.models import load
+    from espalier.models.open import find_tokenizer
     from espalier.models.tokenizers import marks
 
+    tokenizer = find_tokenizer(model)
     two_stacks = marks.config_of_encoder_decoder(_bottom(model))
-    if not _has_tokenizer(model):
+    if tokenizer is None:
         if data is not None:
             raise UserError(f"{model}: has no tokenizer to read --data with. Copy its files into the folder.")
         if two_stacks is not None:
@@ -161,7 +148,6 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
                 "Copy its files into the folder, or add --no-measure."
             )
         return [(list(range(3, 67)), [True] * 64)]
-    tokenizer = load.load_tokenizer(model)
     if data is None and two_stacks is not None:
         return [_halves(tokenizer, text) for text in TEXT]
     if data is None:
@@ -186,7 +172,7 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
             f"{data}: bare texts, and {model} is an encoder-decoder. Wanted chats or preferences: questions with answers."
         )
     encoder = Encoder(tokenizer, choose_template(tokenizer, "auto"), min(512, limit), "trim")
-    found: list[Any] = []
+    texts: list[Any] = []
     left = limit
     with temporary_folder() as folder:
         reading = Reading(Path(folder), skip_bad=True, max_samples=limit)
@@ -194,13 +180,13 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
         for tree in stored(Choice(stack, order)):
             for tokens, trained in tree.paths():
                 if left > 0:
-                    found.append((list(tokens), [bool(t) for t in trained]))
+                    texts.append((list(tokens), [bool(t) for t in trained]))
                     left -= len(tokens)
             if left <= 0:
                 break
-    if not any(any(trained) for _, trained in found):
+    if not any(any(trained) for _, trained in texts):
         raise UserError(f"{data}: nothing in it is a text that the perplexity could be of.")
-    return found
+    return texts
 
 
 def _bottom(model: str) -> str:
@@ -243,8 +229,8 @@ def _show(facts: dict[str, Any], data: str | None) -> None:
     ) -> None:
         if ratio is None and before and after is not None:
             ratio = after / before
-        said = [format(value, form) if value is not None else "" for value in (before, after)]
-        table.add_row(name, *said, "" if ratio is None else f"{ratio:.3f}")
+        cells = [format(value, form) if value is not None else "" for value in (before, after)]
+        table.add_row(name, *cells, "" if ratio is None else f"{ratio:.3f}")
 
     def mib(value: int | None) -> float | None:
         return None if value is None else value / 2**20

@@ -46,10 +46,9 @@ def extend(
     from espalier.data.store.stack import Choice
     from espalier.disk.temporary import temporary_folder
     from espalier.engine import files
-    from espalier.models import load, load_adapted
-    from espalier.models.forward import TreeModel
-    from espalier.models.probe import probe
-    from espalier.models.saved import read_scalar_head, save_model
+    from espalier.models import load
+    from espalier.models.open import find_tokenizer, open_model
+    from espalier.models.saved import save_model
     from espalier.models.tokenizers import vocabulary
 
     if kind not in ("auto", "bpe", "sentencepiece"):
@@ -59,8 +58,8 @@ def extend(
         raise UserError("--text is missing: name the files to learn pieces from.")
     files.check_new_folder(out)
     load.check_folder(model, allow_pickle=allow_pickle)
-    tokenizer = load.load_tokenizer(model)
-    held = vocabulary.fast(tokenizer)
+    tokenizer = find_tokenizer(model) or load.load_tokenizer(model)
+    settings = vocabulary.fast(tokenizer)
     specs, job = parse_specs(list(named)), Job("text")
     with temporary_folder() as folder:
         reading = Reading(Path(folder))
@@ -69,19 +68,19 @@ def extend(
         texts = [record.text for record in records if isinstance(record, Text)]
     apart = texts[HELD_OUT - 1 :: HELD_OUT] or texts
     learned = [t for i, t in enumerate(texts) if i % HELD_OUT != HELD_OUT - 1] or texts
-    way = {"BPE": "bpe", "Unigram": "sentencepiece"}[held["model"]["type"]] if kind == "auto" else kind
+    way = {"BPE": "bpe", "Unigram": "sentencepiece"}[settings["model"]["type"]] if kind == "auto" else kind
     train = vocabulary.joined_pieces if way == "bpe" else vocabulary.sentencepiece_pieces
-    cut = load.load_tokenizer(model)  # as it was
     before, old_size = vocabulary.characters_per_token(tokenizer, apart), len(tokenizer)
     unknown = vocabulary.unknown_share(tokenizer, apart)
     pieces = vocabulary.extended(tokenizer, train(tokenizer, learned, size))
     if not pieces:
         raise UserError("nothing in this text is worth a piece of its own. Give more text.")
-    lm = load_adapted.load_with_adapter(model, allow_pickle=allow_pickle)
-    load.fit_vocabulary(lm, cut)  # rows for what the old tokenizer knows and the model does not
-    rows = vocabulary.grow_embeddings(lm, tokenizer, pieces)
+    whole = open_model(model, device="cpu", allow_pickle=allow_pickle)
+    # Rows for what the tokenizer as it was knows and the model does not.
+    load.fit_vocabulary(whole.lm, whole.required_tokenizer)
+    rows = vocabulary.grow_embeddings(whole.lm, tokenizer, pieces)
     with files.new_folder(out) as folder:
-        save_model(folder, TreeModel(lm, probe(lm), read_scalar_head(model)), tokenizer)
+        save_model(folder, whole.tree_model(), tokenizer)
     grown = load.load_tokenizer(str(out))
     after = vocabulary.characters_per_token(grown, apart)
     shown = "  ".join(str(grown.decode([grown.get_vocab()[piece.text]])).strip() for piece in pieces[:12])

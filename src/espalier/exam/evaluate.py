@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from espalier.data.encode.templates import choose_template
@@ -27,12 +26,11 @@ from espalier.exam.run import Examiner, settings_hash
 from espalier.exam.task import Task
 from espalier.exam.tasks import Settings
 from espalier.exam.tasks.shots import Asker, ShotsAs
-from espalier.models import load, load_adapted
+from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.identity import file_identity, model_identity
+from espalier.models.open import open_model
 from espalier.models.positions.rope import scaling_of
-from espalier.models.probe import probe
-from espalier.models.saved import read_scalar_head
 from espalier.models.tokenizers.marks import around_prompt
 from espalier.screen import Screen
 
@@ -46,6 +44,7 @@ class Asking:
         template: ask in a chat template (auto or a name); None: plain text.
         shots_as: with a template, solved examples as turns or in one message.
         trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read weights in .bin files, through torch's safe loader.
         rope_scaling: of its positions, such as ``yarn:4``; None: what the model's folder says.
         lm_eval_files: write results in the form of lm_eval's files, too.
         quiet: no progress and no table.
@@ -55,6 +54,7 @@ class Asking:
     template: str | None = None
     shots_as: ShotsAs = "turns"
     trust_remote_code: bool = False
+    allow_pickle: bool = False
     rope_scaling: str | None = None
     lm_eval_files: bool = False
     quiet: bool = False
@@ -87,20 +87,20 @@ def evaluate(
         Stopped: a signal came; what is done is kept.
     """
     keep_freed_memory()
-    load.check_folder(model_name_or_path)
+    load.check_folder(model_name_or_path, allow_pickle=asking.allow_pickle)
     planned = plan(tasks, shots, settings or Settings(Path()))
     with owned(out / ".lock", out, "choose another --out"):
         return _examined(model_name_or_path, planned, out, asking)
 
 
 def _examined(model_name_or_path: str, planned: Planned, out: Path, asking: Asking) -> dict[str, Any]:
-    lm = load_adapted.load_with_adapter(
-        model_name_or_path, trust_remote_code=asking.trust_remote_code, rope_scaling=asking.rope_scaling
+    opened = open_model(
+        model_name_or_path,
+        trust_remote_code=asking.trust_remote_code,
+        allow_pickle=asking.allow_pickle,
+        rope_scaling=asking.rope_scaling,
     )
-    tokenizer = load.load_tokenizer(model_name_or_path, trust_remote_code=asking.trust_remote_code)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    traits = probe(lm.to(device), wanted=asking.layout)
-    model = TreeModel(lm, traits, read_scalar_head(model_name_or_path)).to(device).eval()
+    model, tokenizer = opened.tree_model(asking.layout), opened.required_tokenizer
     return examine_all(model, tokenizer, planned, out, name=model_name_or_path, asking=asking)
 
 

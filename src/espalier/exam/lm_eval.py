@@ -25,9 +25,9 @@ from espalier.errors import UserError
 from espalier.exam.answers.encode import Encoded
 from espalier.exam.answers.scorer import Cost, Scorer
 from espalier.exam.answers.write import Writer
-from espalier.models import load, load_adapted
+from espalier.models import load
 from espalier.models.forward import TreeModel
-from espalier.models.probe import probe
+from espalier.models.open import open_model
 from espalier.models.tokenizers.marks import around_prompt, marked
 from espalier.rendering import rendered
 from espalier.trees.tree import agreement
@@ -49,6 +49,7 @@ class EspalierLM(TemplateLM):
         max_length: the longest context; None: the model's.
         device: such as cuda:0; None: the first GPU; the CPU where there is none.
         trust_remote_code: run Python code that comes with the model.
+        allow_pickle: read weights in .bin files, through torch's safe loader.
         batch_size, max_batch_size: accepted and ignored: rows are packed to a token budget.
     """
 
@@ -61,20 +62,27 @@ class EspalierLM(TemplateLM):
         max_length: int | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
+        allow_pickle: bool = False,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str):
             keep_freed_memory()
-            name = tokenizer if isinstance(tokenizer, str) else pretrained
-            tokenizer = load.load_tokenizer(name, trust_remote_code=trust_remote_code)
-            lm = load_adapted.load_with_adapter(pretrained, trust_remote_code=trust_remote_code)
-            place = device or "cuda"
-            if place.startswith("cuda") and not torch.cuda.is_available():
-                place = "cpu"  # lm_eval's command says cuda:0 unless told otherwise
-            lm = lm.to(place, getattr(torch, dtype)).eval()
-            pretrained = TreeModel(lm, probe(lm, wanted=layout)).eval()
+            if device is None or (device.startswith("cuda") and not torch.cuda.is_available()):
+                device = "auto"  # lm_eval's command says cuda:0 unless told otherwise
+            opened = open_model(
+                pretrained,
+                device=device,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                allow_pickle=allow_pickle,
+            )
+            if isinstance(tokenizer, str):
+                tokenizer = load.load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
+            else:
+                tokenizer = opened.required_tokenizer
+            pretrained = opened.tree_model(layout)
         if tokenizer is None:
             raise UserError("a model in memory needs its tokenizer: EspalierLM(model, tokenizer).")
         self.model, self.tokenizer = pretrained, tokenizer

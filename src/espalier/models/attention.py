@@ -35,7 +35,7 @@ mask over the whole row (any device), or not at all."""
 
 
 @dataclass
-class _Announced:
+class _Announcement:
     """The row, or the step of sampling, that the next layers work on."""
 
     pieces: list[Piece]
@@ -45,7 +45,7 @@ class _Announced:
     trunk: Trunk | None = None
 
 
-_announced = _Announced([], None, 0)
+_announced = _Announcement([], None, 0)
 _flex: Any = None
 
 
@@ -162,7 +162,8 @@ def _flex_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
 
         # Uncompiled it makes the whole score matrix: right, and only of use where there is no compiler.
         _flex = torch.compile(flex_attention, dynamic=True) if query.is_cuda else flex_attention
-    return _flex(query, key, value, block_mask=_announced.blocks, scale=scale, enable_gqa=True)
+    out: Tensor = _flex(query, key, value, block_mask=_announced.blocks, scale=scale, enable_gqa=True)
+    return out
 
 
 AttentionInterface.register(NAME, espalier_attention)

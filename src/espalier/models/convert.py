@@ -37,4 +37,5 @@ def convert_folder(folder: Path, out: Path, *, allow_pickle: bool = False) -> nn
     model.save_pretrained(str(out), safe_serialization=True)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(out))
-    return model
+    plain: nn.Module = model
+    return plain

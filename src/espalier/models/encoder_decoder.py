@@ -74,7 +74,7 @@ def _rows(lm: Any, run: Any, ids: Tensor, attention_mask: Tensor | None) -> Any:
     at = start[:, None] + steps
     answered = at < lengths[:, None]
     at = at.clamp(max=ids.shape[1] - 1)
-    said = torch.where(answered, ids.gather(1, at), _pad(lm.config))
+    answers = torch.where(answered, ids.gather(1, at), _pad(lm.config))
     flat = (torch.arange(len(ids), device=ids.device)[:, None] * ids.shape[1] + at)[answered]
 
     def spread(_head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -87,7 +87,7 @@ def _rows(lm: Any, run: Any, ids: Tensor, attention_mask: Tensor | None) -> Any:
         return run(
             encoder_outputs=BaseModelOutput(last_hidden_state=hidden[whose]),
             attention_mask=mask[whose],
-            decoder_input_ids=said,
+            decoder_input_ids=answers,
             use_cache=False,
         )
     finally:
@@ -106,14 +106,14 @@ def borders(config: Any, ids: Tensor, real: Tensor) -> Tensor:
         UserError: a row that has none.
     """
     end, start = _ends(config, ids), config.decoder_start_token_id
-    found = torch.zeros_like(real)
-    found[:, 1:] = end[:, :-1] & (ids[:, 1:] == start) & real[:, 1:]
-    if not bool(found.any(1).all()):
+    begins = torch.zeros_like(real)
+    begins[:, 1:] = end[:, :-1] & (ids[:, 1:] == start) & real[:, 1:]
+    if not bool(begins.any(1).all()):
         raise UserError(
             f"{config.model_type}: a text without an answer's beginning. An encoder-decoder learns and is asked in "
             "questions with answers (sft, reward, dpo, ppo, grpo; `template: auto`), not in bare texts."
         )
-    return found.int().argmax(1)
+    return begins.int().argmax(1)
 
 
 def _check_length(config: Any, length: int) -> None:
@@ -135,7 +135,7 @@ def _pad(config: Any) -> int:
     return int(config.pad_token_id or 0)
 
 
-class Answering:
+class AnswerDecoder:
     """Sampling: each prompt is read by the encoder once for all its copies; see `decoding.Decoder`.
 
     Rows whose answers begin with as many given tokens go together, since a cache has one length.
@@ -179,7 +179,11 @@ class _Group:
     """Rows that go on from equally many tokens."""
 
     def __init__(
-        self, answering: Answering, split: list[tuple[list[int], list[int]]], members: list[int], copies: int
+        self,
+        answering: AnswerDecoder,
+        split: list[tuple[list[int], list[int]]],
+        members: list[int],
+        copies: int,
     ) -> None:
         self.lm, device = answering.lm, answering.device
         width = max(len(split[i][0]) for i in members)
@@ -188,8 +192,8 @@ class _Group:
         for row, i in enumerate(members):
             asked[row, : len(split[i][0])] = torch.tensor(split[i][0])
             mask[row, : len(split[i][0])] = 1
-        found = self.lm.get_encoder()(input_ids=asked.to(device), attention_mask=mask.to(device))
-        self.hidden = found.last_hidden_state.repeat_interleave(copies, 0)
+        encoded = self.lm.get_encoder()(input_ids=asked.to(device), attention_mask=mask.to(device))
+        self.hidden = encoded.last_hidden_state.repeat_interleave(copies, 0)
         self.mask = mask.to(device).repeat_interleave(copies, 0)
         given = torch.tensor([split[i][1] for i in members])
         self.given = given.to(device).repeat_interleave(copies, 0)
@@ -205,7 +209,8 @@ class _Group:
             past_key_values=self.cache,
             use_cache=True,
         )
-        return out.logits[:, -1]
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
     def keep(self, place: dict[int, int]) -> None:
         stay = torch.tensor([int(row) in place for row in self.rows], device=self.rows.device)

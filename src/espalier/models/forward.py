@@ -132,16 +132,16 @@ class TreeModel(nn.Module):
         if want.logprobs and len(batch.labels):
             if through_model:
                 logits = logits.flatten(0, -2)
-                found = label_logprobs(logits, batch.labels, want.temperature, want.entropy)
+                of_labels = label_logprobs(logits, batch.labels, want.temperature, want.entropy)
                 greedy = logits.argmax(-1) == batch.labels if want.greedy else None
             elif not torch.is_grad_enabled() and not want.entropy and want.temperature == 1.0:
-                said, greedy = shared_logprobs(head, hidden, batch.read_at, batch.labels)
-                found = said, None
+                label_logprob, greedy = shared_logprobs(head, hidden, batch.read_at, batch.labels)
+                of_labels = label_logprob, None
             else:
                 at = hidden[batch.read_at]
-                found = chunked_logprobs(head, at, batch.labels, want.temperature, want.entropy)
-            logprobs = batch.grid(found[0])
-            entropy = None if found[1] is None else batch.grid(found[1])
+                of_labels = chunked_logprobs(head, at, batch.labels, want.temperature, want.entropy)
+            logprobs = batch.grid(of_labels[0])
+            entropy = None if of_labels[1] is None else batch.grid(of_labels[1])
             greedy = batch.grid(greedy.float()) if want.greedy and greedy is not None else None
         elif want.logprobs:
             logprobs = hidden.new_zeros(batch.shape)

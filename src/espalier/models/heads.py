@@ -69,7 +69,7 @@ def chunked_logprobs(
         return part(hidden, labels)
     parts = [
         checkpoint(part, h, t, use_reentrant=False) if torch.is_grad_enabled() else part(h, t)
-        for h, t in zip(hidden.split(rows), labels.split(rows), strict=True)
+        for h, t in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
     ]
     entropies = [e for _, e in parts if e is not None]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if entropies else None
@@ -88,7 +88,7 @@ def shared_logprobs(
         hidden: (rows, d).
         read_at, labels: (N,) int64.
     """
-    places, which = read_at.unique(return_inverse=True)
+    places, which = torch.unique(read_at, return_inverse=True)
     order = which.argsort(stable=True)
     weight = getattr(head, "weight", None)
     rows = max(1, SMALL_CHUNK // max(1, weight.shape[0] if isinstance(weight, Tensor) else 1))
@@ -98,10 +98,10 @@ def shared_logprobs(
         logits = head(hidden[places[start : start + rows]]).float()
         mine = order[(which[order] >= start) & (which[order] < start + rows)]
         row = which[mine] - start
-        said = logits[row, labels[mine]]
+        of_labels = logits[row, labels[mine]]
         # In place: half the time of logsumexp, which writes the differences elsewhere.
         largest = logits.amax(-1, keepdim=True)
         total = logits.sub_(largest).exp_().sum(-1).log_() + largest[:, 0]
-        logprobs[mine] = said - total[row]
-        greedy[mine] = said == largest[row, 0]
+        logprobs[mine] = of_labels - total[row]
+        greedy[mine] = of_labels == largest[row, 0]
     return logprobs, greedy

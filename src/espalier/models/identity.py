@@ -26,11 +26,11 @@ def model_identity(name: str) -> dict[str, str]:
 
     Of a hub id the commit that is in use; {} where that cannot be known.
     """
-    found: dict[str, str] = {}
+    identities: dict[str, str] = {}
     prefix, seen = "", set[str]()
     while name not in seen:
         seen.add(name)
-        found |= {prefix + file: said for file, said in _files(name, (*_WEIGHTS, *_OTHERS)).items()}
+        identities |= {prefix + file: said for file, said in _files(name, (*_WEIGHTS, *_OTHERS)).items()}
         try:
             base = json.loads((Path(name) / _ADAPTER).read_text("utf-8"))["base_model_name_or_path"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -38,14 +38,16 @@ def model_identity(name: str) -> dict[str, str]:
         name, prefix = str(base or ""), prefix + "base/"
         if not base:
             break
-    return found
+    return identities
 
 
 def tokenizer_identity(name: str) -> dict[str, str]:
     """The same of what a tokenizer is read from: all but the weights."""
-    found = _files(name, _OTHERS)
+    identities = _files(name, _OTHERS)
     return {
-        file: said for file, said in found.items() if file != "generation_config.json" and "index" not in file
+        file: said
+        for file, said in identities.items()
+        if file != "generation_config.json" and "index" not in file
     }
 
 

@@ -27,7 +27,7 @@ from espalier.errors import UserError
 from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import takes_rows
 from espalier.models.legacy import checkpoint
-from espalier.models.legacy.registration import register
+from espalier.models.legacy.families import register
 from espalier.models.legacy.weights import not_safe, refusal
 from espalier.models.new_config import refusal as refusal_of_sizes
 from espalier.models.new_config import settled, try_out
@@ -204,8 +204,8 @@ def check_folder(name: str, *, allow_pickle: bool = False) -> None:
     if (folder / "adapter_config.json").is_file():
         return
     if not (folder / "config.json").is_file() and checkpoint.config_of(folder) is None:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise UserError(f"{name}: no config.json here (found {found}). Wanted a Hugging Face model folder.")
+        names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise UserError(f"{name}: no config.json here (found {names}). Wanted a Hugging Face model folder.")
     if not any(folder.glob("*.safetensors")):
         pickles = [folder] if folder.is_file() else [*folder.glob("*.bin"), *folder.glob("*.pt*")]
         if pickles and allow_pickle:

@@ -108,8 +108,10 @@ def _windows(
     at = torch.tensor([i for i in range(1, len(tokens)) if scored[i]], dtype=torch.int64, device=device)
     if not len(at):
         return []
-    found, other = plain(input_ids=ids).logits[0], small(input_ids=ids).logits[0]
-    return [(found[part - 1].float(), other[part - 1].float(), ids[0, part]) for part in at.split(256)]
+    logits, other = plain(input_ids=ids).logits[0], small(input_ids=ids).logits[0]
+    return [
+        (logits[part - 1].float(), other[part - 1].float(), ids[0, part]) for part in torch.split(at, 256)
+    ]
 
 
 Work = Callable[[], float]

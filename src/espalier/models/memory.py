@@ -9,6 +9,8 @@ P prompts, C copies of each, B rows (P * C until some are dropped), K key heads,
 L tokens of the longest prompt of a group, M new tokens at most, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -34,11 +36,11 @@ def alike(lengths: Sequence[int], call: int) -> list[tuple[int, int]]:
         (0.0, 0)
     ]  # of the first n prompts: the cost, where the last group starts
     for end in range(1, len(lengths) + 1):
-        longest, found = 0, (float("inf"), 0)
+        longest, cheapest = 0, (float("inf"), 0)
         for start in range(end - 1, -1, -1):
             longest = max(longest, lengths[start])
-            found = min(found, (best[start][0] + longest * (end - start) + call, start))
-        best.append(found)
+            cheapest = min(cheapest, (best[start][0] + longest * (end - start) + call, start))
+        best.append(cheapest)
     groups, end = [], len(lengths)
     while end:
         start = best[end][1]
@@ -98,8 +100,8 @@ class Memory(Cache):
         self.groups = []
         for start, end in alike(self.lengths, CALL.get(device.type, CALL["cuda"])):
             longest = max(self.lengths[start:end])
-            held = torch.tensor(self.lengths[start:end], device=device)[:, None]
-            padding = torch.arange(longest, device=device)[None] >= held
+            tokens = torch.tensor(self.lengths[start:end], device=device)[:, None]
+            padding = torch.arange(longest, device=device)[None] >= tokens
             mask = torch.zeros(padding.shape, dtype=dtype, device=device)
             mask = mask.masked_fill_(padding, torch.finfo(dtype).min)[:, None, None]
             none = torch.empty(0, dtype=torch.int64)
@@ -257,12 +259,12 @@ class _Layer(CacheLayerMixin):
     def keep(self, lasting: list[list[int]], rows: Tensor) -> None:
         """`lasting`: of each group, the places of the prompts that stay; `rows` (B',) of the answers."""
         for name in ("prompt_keys", "prompt_values"):
-            held = [
+            stores = [
                 store if len(last) == len(store) else store[last]
                 for store, last in zip(getattr(self, name), lasting, strict=True)
                 if last
             ]
-            setattr(self, name, held)
+            setattr(self, name, stores)
         if self.answer_keys is not None and self.answer_values is not None:
             used = self.memory.step
             for name in ("answer_keys", "answer_values"):
@@ -289,7 +291,8 @@ def attention_over(
 ) -> tuple[Tensor, Tensor]:
     """Attention without causality, with the log-sum-exp of the scores: (..., Q, D) and float32 (..., Q)."""
     if query.device.type == "cpu":
-        return _flash(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
+        out, lse = _flash(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
+        return out, lse
     scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
     if mask is not None:
         scores = scores + mask

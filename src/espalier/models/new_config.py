@@ -49,7 +49,7 @@ def settled(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     _divisible(names, made, known, heads_key, heads, shown)
     with suppress(Exception):  # a default may follow the heads by itself, as Llama's key heads do
         known = made_of(**{heads_key: heads}).to_dict()
-    found = dict(given)
+    settings = dict(given)
     for key in _KEY_HEADS:
         count = made.get(key, known.get(key))
         if not isinstance(count, int) or heads % count == 0:
@@ -59,7 +59,7 @@ def settled(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
                 f"model_config: {heads_key} ({heads}{_whence(heads_key, made)}) is not divisible by {key} ({count}). "
                 f"Set both so that it is, such as {key}: {heads}."
             )
-        found[key] = heads
+        settings[key] = heads
         _say(f"{key} is {heads}, as {heads_key} says; the default of {kind}, {count}, does not divide it")
     width = known.get("rotary_dim")
     hidden = made.get(names.get("hidden_size", "hidden_size"))
@@ -69,9 +69,9 @@ def settled(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
         and "rotary_dim" not in made
         and width > hidden // heads
     ):
-        found["rotary_dim"] = hidden // heads
+        settings["rotary_dim"] = hidden // heads
         _say(f"rotary_dim is {hidden // heads}, a head's width; the default of {kind}, {width}, is more")
-    return found
+    return settings
 
 
 def _divisible(
@@ -104,10 +104,10 @@ def _say(text: str) -> None:
 def refusal(kind: str, given: Mapping[str, Any], error: BaseException) -> UserError:
     """One message for whatever a class of transformers finds wrong with sizes, often deep inside a layer."""
     sizes = {k: v for k, v in given.items() if any(part in k for part in _SIZES)}
-    said = ", ".join(f"{key} {value}" for key, value in sizes.items()) or "none, so its defaults"
+    shown = ", ".join(f"{key} {value}" for key, value in sizes.items()) or "none, so its defaults"
     why = " ".join(str(error).split())[:200] or first_line(error)
     return UserError(
-        f"model_config: no {kind} can compute with these sizes ({why}). Given: {said}. hidden_size is to be divisible "
+        f"model_config: no {kind} can compute with these sizes ({why}). Given: {shown}. hidden_size is to be divisible "
         "by num_attention_heads, that by num_key_value_heads, and what is left out is this architecture's default."
     )
 

@@ -15,7 +15,7 @@ from torch import nn
 from espalier.errors import UserError
 from espalier.models.attention import NAME, Method
 from espalier.models.encoder_decoder import is_encoder_decoder
-from espalier.models.forward import Traits, TreeModel, Want
+from espalier.models.forward import Outputs, Traits, TreeModel, Want
 from espalier.models.quiet import first_line
 from espalier.models.tokenizers.marks import needs_marks
 from espalier.trees.layout import lay_out_padded, lay_out_tree
@@ -82,12 +82,12 @@ def _probe(lm: nn.Module, wanted: str, attention: str) -> Traits:
     for method, implementation in methods:
         try:
             lm.set_attn_implementation(implementation)  # type: ignore[operator]
-            found = _logprobs(lm, Traits(method, plain, windows, ""), trees)
+            logprobs = _logprobs(lm, Traits(method, plain, windows, ""), trees)
         except Exception as error:  # whatever a foreign model raises means that it cannot
             failures.append(f"{method}: {type(error).__name__}")
             continue
-        worst = float((found - truth).abs().max())
-        if worst <= TOLERANCE.get(found.dtype if truth.dtype == found.dtype else truth.dtype, 0.1):
+        worst = float((logprobs - truth).abs().max())
+        if worst <= TOLERANCE.get(logprobs.dtype if truth.dtype == logprobs.dtype else truth.dtype, 0.1):
             return Traits(method, plain, windows, f"tree layout ({method}), probe off by {worst:.1e}")
         failures.append(f"{method}: off by {worst:.1e}")
     lm.set_attn_implementation(own)  # type: ignore[operator]
@@ -139,9 +139,10 @@ def _tiny_trees(config: Any) -> list[Tree]:
 
 def _logprobs(lm: nn.Module, traits: Traits, trees: list[Tree]) -> torch.Tensor:
     batch = (lay_out_padded if traits.method == "padded" else lay_out_tree)(trees)
-    outputs = TreeModel(lm, traits)(batch.to(next(lm.parameters()).device), Want())
+    outputs: Outputs = TreeModel(lm, traits)(batch.to(next(lm.parameters()).device), Want())
     assert outputs.logprobs is not None
-    return outputs.logprobs.to(torch.promote_types(next(lm.parameters()).dtype, torch.bfloat16))
+    dtype: torch.dtype = torch.promote_types(next(lm.parameters()).dtype, torch.bfloat16)
+    return outputs.logprobs.to(dtype)
 
 
 def _head_is_plain(lm: nn.Module) -> bool:

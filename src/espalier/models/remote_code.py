@@ -14,17 +14,18 @@ def wants_code(error: BaseException, folder: Path) -> str | None:
     names = ", ".join(sorted(_named(folder))) or "see its config.json"
     return (
         f"{folder}: this model needs Python code that comes with it ({names}), and such code can do anything on "
-        "this machine. Read it; if you trust it, set `trust_remote_code: true`."
+        "this machine. Read it; if you trust it, set `trust_remote_code: true` (chat, evaluate and inspect: "
+        "--trust-remote-code)."
     )
 
 
 def _named(folder: Path) -> set[str]:
     file = folder / "config.json"
     try:
-        found = json.loads(file.read_text("utf-8")).get("auto_map", {})
+        auto_map = json.loads(file.read_text("utf-8")).get("auto_map", {})
     except (OSError, ValueError, AttributeError):
         return set()
-    return {str(name) for name in found.values()} if isinstance(found, dict) else set()
+    return {str(name) for name in auto_map.values()} if isinstance(auto_map, dict) else set()
 
 
 def came_with_code(thing: Any) -> bool:

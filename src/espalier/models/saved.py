@@ -88,8 +88,9 @@ def read_scalar_head(name: str) -> ScalarHead | None:
 def _classifier(lm: Any) -> type | None:
     if lm.config.is_encoder_decoder:
         return None  # transformers' reads another token and has another head
-    found: Any = AutoModelForSequenceClassification._model_mapping.get(type(lm.config), None)
-    return found
+    classes: Any = AutoModelForSequenceClassification._model_mapping
+    kind: type | None = classes.get(type(lm.config), None)
+    return kind
 
 
 def _save_classifier(folder: Path, lm: Any, state: dict[str, Tensor], head: Tensor) -> None:

@@ -7,6 +7,8 @@ softmax over both. Without gradients.
 P tokens of the trunk, T of a row, H query heads, K key heads, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from typing import Any

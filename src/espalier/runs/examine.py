@@ -28,6 +28,7 @@ class ExamOptions(Options):
     layout: Literal["auto", "tree", "padded"] = option("auto", "How questions become rows.")
     template: str | None = option(None, "Ask in a chat template (auto, tokenizer, simple); null: plain text.")
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    allow_pickle: bool = option(False, "Read weights in .bin files, through torch's safe loader.")
 
     def problems(self) -> list[str]:
         found = []
@@ -59,5 +60,10 @@ def run_exam(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...]]
             negatives=exam.negatives,
         ),
         shots=(exam.shots,),
-        asking=Asking(exam.layout, exam.template, trust_remote_code=exam.trust_remote_code),
+        asking=Asking(
+            exam.layout,
+            exam.template,
+            trust_remote_code=exam.trust_remote_code,
+            allow_pickle=exam.allow_pickle,
+        ),
     )

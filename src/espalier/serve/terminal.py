@@ -5,12 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 
-import torch
-
 from espalier.engine.signals import Ended
-from espalier.models import load, load_adapted
-from espalier.models.forward import TreeModel
-from espalier.models.probe import probe
+from espalier.models import load
+from espalier.models.open import OpenModel
 from espalier.models.sampling.generate import Sampling
 from espalier.screen import Screen
 from espalier.serve.session import Session
@@ -19,32 +16,29 @@ HELP = "/clear forgets the conversation Â· /system TEXT sets the system prompt Â
 
 
 def chat(
-    model_path: str,
+    opened: OpenModel,
     *,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
     system: str | None,
-    rope_scaling: str | None = None,
 ) -> None:
-    """Talk to the model of a folder until /exit or the end of the input; reads a pipe as well.
+    """Talk to a model until /exit or the end of the input; reads a pipe as well.
 
     Raises:
-        UserError: no model there.
+        UserError: the model has no tokenizer.
     """
     console = Screen()
-    lm = load_adapted.load_with_adapter(model_path, rope_scaling=rope_scaling)
-    lm = lm.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load.load_tokenizer(model_path)
-    model = TreeModel(lm, probe(lm)).eval()
-    context = load.context_length(lm)
+    model = opened.tree_model()
+    context = load.context_length(opened.lm)
     room = min(max_new_tokens, max(1, context // 2))
     if room < max_new_tokens:
         console.say(f"answers of at most {room} tokens: the model's context is {context}", "dim")
-    session = Session(model, tokenizer, Sampling(room, temperature, top_p), context - room, system)
+    sampling = Sampling(room, temperature, top_p)
+    session = Session(model, opened.required_tokenizer, sampling, context - room, system)
     by_hand = sys.stdin.isatty()
     if by_hand:
-        console.say(f"{model_path}: {model.traits.reason}\n{HELP}", "dim")
+        console.say(f"{opened.name}: {model.traits.reason}\n{HELP}", "dim")
     while True:
         try:
             line = input("> " if by_hand else "")

@@ -25,6 +25,12 @@ def inspect(
     with_probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="For models: load the weights and find the layout.")
     ] = True,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="For models: read .bin files, through torch's safe loader.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="For models: run Python code that comes with it.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with the same, in colour.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -42,4 +48,6 @@ def inspect(
         as_json=as_json,
         html=html,
         with_probe=with_probe,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
     )

@@ -18,6 +18,8 @@ def inspect(
     as_json: bool = False,
     html: Path | None = None,
     with_probe: bool = True,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> None:
     """Find out what it is and show it.
 
@@ -26,6 +28,7 @@ def inspect(
         question: how to look at data; of a config only how many records to show.
         html: a page to write beside what is printed; not for models.
         with_probe: of a model, whether its weights are loaded to find its layout.
+        trust_remote_code, allow_pickle: of a model, as in `models.open.open_model`.
 
     Raises:
         UserError: it is none of these, or the data has errors that a run would stop at.
@@ -36,7 +39,13 @@ def inspect(
     elif (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         if html is not None:
             raise UserError("--html is for data and configs; a model is shown as a table, or with --json.")
-        show_model(what, as_json=as_json, with_probe=with_probe)
+        show_model(
+            what,
+            as_json=as_json,
+            with_probe=with_probe,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
     elif path.name.lower().endswith(SUFFIXES) or path.is_dir() or "*" in what:
         show_data(what, question, as_json=as_json, html=html)
     else:

@@ -13,18 +13,28 @@ from espalier.commands.inspect.modules import Node
 from espalier.screen import Screen, json_text
 
 
-def show_model(name: str, *, as_json: bool, with_probe: bool = True) -> None:
+def show_model(
+    name: str,
+    *,
+    as_json: bool,
+    with_probe: bool = True,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> None:
     """Print what the model is.
 
     Args:
         name: a model's or an adapter's folder.
         as_json: print JSON in place of tables.
         with_probe: load the weights and find out how the model takes trees; else only files' headers are read.
+        trust_remote_code, allow_pickle: as in `models.open.open_model`.
 
     Raises:
         UserError: the folder cannot be read as a model.
     """
-    facts, root = facts_of(name, with_probe=with_probe)
+    facts, root = facts_of(
+        name, with_probe=with_probe, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
     if as_json:
         print(json_text({**facts, "modules": root.as_dict()}))
         return
@@ -61,8 +71,8 @@ def _lines(key: str, value: Any) -> list[tuple[str, str]]:
     if value is None:
         return []
     if key == "memory_bytes":
-        said = ", ".join(f"{size / 2**20:,.1f} MiB {kind}" for kind, size in value.items())
-        return [("memory of the weights", said)]
+        sizes = ", ".join(f"{size / 2**20:,.1f} MiB {kind}" for kind, size in value.items())
+        return [("memory of the weights", sizes)]
     if key == "disk_bytes":
         return [("weights on disk", f"{value / 2**20:,.1f} MiB")]
     if key == "parts":

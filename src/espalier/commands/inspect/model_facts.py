@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from espalier.commands.inspect.modules import Node, module_tree
 from espalier.errors import UserError
-from espalier.models import load, load_adapted
+from espalier.models import load_adapted
 from espalier.models.adapters import adapter as adapters
 from espalier.models.legacy import checkpoint
-from espalier.models.legacy.families import conversion_of
-from espalier.models.legacy.registration import register
+from espalier.models.legacy.families import conversion_of, register
+from espalier.models.open import find_tokenizer, open_model
 from espalier.models.probe import probe
 from espalier.models.quantise.methods import check_readable, described, entry_of
 from espalier.models.quantise.sizes import disk_bytes, held_bytes
@@ -34,20 +34,21 @@ _TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
           "I32": "int32", "I64": "int64"}  # fmt: skip
 
 
-def facts_of(name: str, *, with_probe: bool) -> tuple[dict[str, Any], Node]:
+def facts_of(
+    name: str, *, with_probe: bool, trust_remote_code: bool, allow_pickle: bool
+) -> tuple[dict[str, Any], Node]:
     """Facts by name, and the modules.
 
     Raises:
         UserError: the folder cannot be read as a model.
     """
     is_adapter = (Path(name) / "adapter_config.json").is_file()
-    lm = (
-        _loaded(name, is_adapter)
-        if with_probe
-        else _skeleton(load_adapted.base_of(name) if is_adapter else name)
-    )
-    settings: Any = lm.config
     base = load_adapted.base_of(name) if is_adapter else name
+    if with_probe:
+        lm = _whole(name, base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    else:
+        lm = _skeleton(base, trust_remote_code=trust_remote_code)
+    settings: Any = lm.config
     entry = entry_of(base)
     facts: dict[str, Any] = {
         "architecture": type(_inner(lm)).__name__,
@@ -60,7 +61,7 @@ def facts_of(name: str, *, with_probe: bool) -> tuple[dict[str, Any], Node]:
         "vocab_size": settings.get_text_config().vocab_size,
         "tied_embeddings": bool(settings.get_text_config().tie_word_embeddings),
         **(_adapter(name, lm) if is_adapter else {}),
-        **_tokenizer(name, base),
+        **_tokenizer(find_tokenizer(name, trust_remote_code=trust_remote_code)),
         "scalar_head": read_scalar_head(name) is not None,
         "linear_layers": _linear(_inner(lm)),
     }
@@ -74,14 +75,16 @@ def facts_of(name: str, *, with_probe: bool) -> tuple[dict[str, Any], Node]:
     return facts, module_tree(lm)
 
 
-def _loaded(name: str, is_adapter: bool) -> nn.Module:
+def _whole(name: str, base: str, *, trust_remote_code: bool, allow_pickle: bool) -> nn.Module:
     """With the adapter on top and not merged, so that it can be seen."""
-    if not is_adapter:
-        return load.load_lm(name)
-    base = load_adapted.load_with_adapter(
-        load_adapted.base_of(name), rope_scaling=adapters.trained_scaling(name)
-    )
-    return adapters.load_adapter(base, name, trainable=True)
+    lm = open_model(
+        base,
+        device="cpu",
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        rope_scaling=None if name == base else adapters.trained_scaling(name),
+    ).lm
+    return lm if name == base else adapters.load_adapter(lm, name, trainable=True)
 
 
 def _inner(lm: Any) -> nn.Module:
@@ -90,15 +93,15 @@ def _inner(lm: Any) -> nn.Module:
 
 def _linear(lm: nn.Module) -> list[str]:
     """Names of the linear layers, by their own names where an adapter sits on them."""
-    found = [name for name in adapters.linear_layers(lm) if ".lora_" not in name]
-    return sorted({name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in found})
+    names = [name for name in adapters.linear_layers(lm) if ".lora_" not in name]
+    return sorted({name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in names})
 
 
-def _skeleton(name: str) -> nn.Module:
+def _skeleton(name: str, *, trust_remote_code: bool) -> nn.Module:
     """The architecture that the files name, without its numbers."""
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
-        return _skeleton(load_adapted.base_of(name))
+        return _skeleton(load_adapted.base_of(name), trust_remote_code=trust_remote_code)
     check_readable(name)
     old = checkpoint.config_of(folder)
     try:
@@ -108,10 +111,10 @@ def _skeleton(name: str) -> nn.Module:
             with torch.device("meta"):
                 return kind(made.config)  # type: ignore[no-any-return]
         register(folder)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
-            return auto.from_config(config)  # type: ignore[no-any-return]
+            return auto.from_config(config, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         if code := wants_code(error, Path(name)):
             raise UserError(code) from error
@@ -121,7 +124,7 @@ def _skeleton(name: str) -> nn.Module:
 
 def _stored_bytes(name: str) -> dict[str, int]:
     """Bytes by type, from the headers of the files."""
-    found: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []:
         with safe_open(file, framework="pt") as held:
             for key in held.keys():  # noqa: SIM118
@@ -131,8 +134,8 @@ def _stored_bytes(name: str) -> dict[str, int]:
                 for size in part.get_shape():
                     numbers *= size
                 width = 1 if kind in ("int8", "uint8") else getattr(torch, kind, torch.float32).itemsize
-                found[kind] += numbers * width
-    return dict(found)
+                sizes[kind] += numbers * width
+    return dict(sizes)
 
 
 def _context(settings: Any) -> dict[str, Any]:
@@ -155,38 +158,36 @@ def _adapter(name: str, lm: nn.Module) -> dict[str, Any]:
         for key in ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora")
         if key in settings
     }
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "base": load_adapted.base_of(name),
         "adapter": {k: v for k, v in shown.items() if v not in (None, False)},
     }
     if adapters.is_adapted(lm):
-        found["trainable_parameters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
+        facts["trainable_parameters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     else:
-        found["trainable_parameters"] = sum(_stored_bytes(name).values()) // 4 or None
-    return found
+        facts["trainable_parameters"] = sum(_stored_bytes(name).values()) // 4 or None
+    return facts
 
 
-def _tokenizer(name: str, base: str) -> dict[str, Any]:
+def _tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     """Special tokens with their ids, and whose template a chat takes."""
-    where = next((n for n in (name, base) if not Path(n).is_dir() or load.has_tokenizer(Path(n))), None)
-    if where is None:
+    if tokenizer is None:
         return {"special_tokens": None, "template": None}
-    tokenizer = load.load_tokenizer(where)
-    found = {
+    special = {
         key.removesuffix("_token"): f"{token} = {tokenizer.convert_tokens_to_ids(str(token))}"
         for key, token in tokenizer.special_tokens_map.items()
         if isinstance(token, str)
     }
     return {
         "tokenizer": f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens",
-        "special_tokens": found,
+        "special_tokens": special,
         "template": "the tokenizer's own" if tokenizer.chat_template else "simple (it has none of its own)",
     }
 
 
 def _parts(lm: nn.Module) -> dict[str, int]:
     """Numbers by the names of parameters, with a star for every block's number."""
-    found: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
     for key, parameter in lm.named_parameters():
-        found[".".join("*" if part.isdigit() else part for part in key.split("."))] += parameter.numel()
-    return dict(found)
+        numbers[".".join("*" if part.isdigit() else part for part in key.split("."))] += parameter.numel()
+    return dict(numbers)

@@ -41,16 +41,16 @@ class Node:
         return self.kind, tuple(self.tensors), self.trainable, below
 
     def as_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"name": self.name, "kind": self.kind, "parameters": self.total}
+        facts: dict[str, Any] = {"name": self.name, "kind": self.kind, "parameters": self.total}
         if self.trainable:
-            found["trainable"] = self.trainable
+            facts["trainable"] = self.trainable
         if self.copies > 1:
-            found["copies"] = self.copies
+            facts["copies"] = self.copies
         if self.tensors:
-            found["tensors"] = dict(self.tensors)
+            facts["tensors"] = dict(self.tensors)
         if self.children:
-            found["children"] = [child.as_dict() for child in self.children]
-        return found
+            facts["children"] = [child.as_dict() for child in self.children]
+        return facts
 
 
 def module_tree(module: nn.Module, name: str = "model", seen: set[int] | None = None) -> Node:
@@ -92,17 +92,17 @@ def _own(module: nn.Module, seen: set[int]) -> tuple[list[tuple[str, str]], int,
 
 def _together(children: list[Node]) -> list[Node]:
     """Neighbours with numbers for names that are alike, as one node each run."""
-    found: list[Node] = []
+    nodes: list[Node] = []
     for child in children:
-        last = found[-1] if found else None
+        last = nodes[-1] if nodes else None
         if last is not None and child.name.isdigit() and last.name[0].isdigit() and _alike(last, child):
             last.name = f"{last.name.split('-')[0]}-{child.name}"
             last.copies += 1
             last.total += child.total
             last.trainable += child.trainable
         else:
-            found.append(child)
-    return found
+            nodes.append(child)
+    return nodes
 
 
 def _alike(run: Node, other: Node) -> bool:

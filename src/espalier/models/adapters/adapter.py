@@ -66,7 +66,7 @@ def read_settings(folder: str) -> dict[str, Any]:
     file = Path(folder) / "adapter_config.json"
     if not file.is_file():
         raise UserError(f"{folder}: no adapter_config.json here. Wanted a folder that PEFT has saved.")
-    settings = json.loads(file.read_text("utf-8"))
+    settings: dict[str, Any] = json.loads(file.read_text("utf-8"))
     if settings.get("peft_type") not in KINDS:
         raise UserError(
             f"{file}: an adapter of type {settings.get('peft_type')}; known are {', '.join(KINDS.values())}."
@@ -101,7 +101,7 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
             # PEFT takes AdaLoRA's ranks for LoRA's patterns of ranks, and warns that they are none
             warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
             warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
-            made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)  # type: ignore[arg-type]
+            made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)
     except pickle.UnpicklingError as error:
         raise UserError(not_safe(folder, error)) from error
     except (RuntimeError, ValueError, KeyError) as error:
@@ -130,11 +130,12 @@ def trained_on(lm: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
         made: Any = get_peft_model(
-            lm.base_model,  # type: ignore[arg-type]
+            lm.base_model,
             kind(**{name: getattr(old, name) for name in same}, task_type="CAUSAL_LM"),
         )
     made.prompt_encoder[made.active_adapter].embedding.weight.copy_(encoder.embedding.weight)
-    return made
+    model: nn.Module = made
+    return model
 
 
 def _grow(lm: nn.Module, folder: Path) -> None:
@@ -176,7 +177,7 @@ def merged(lm: nn.Module) -> nn.Module:
     settings: Any = lm.active_peft_config
     # An adapter that was told to keep them tied changes both, and PEFT merges both.
     untied = not vars(settings).get("ensure_weight_tying") and untie(lm)
-    plain: nn.Module = lm.merge_and_unload()  # type: ignore[operator]
+    plain: nn.Module = lm.merge_and_unload()
     if untied:
         tie_again(plain)
     return plain

@@ -93,15 +93,15 @@ def train_only(
 
 
 def _matched(key: str, wanted: Sequence[str], names: Sequence[str]) -> list[str]:
-    found = []
+    matched = []
     for item in wanted:
         plain = [n for n in names if f".{item}." in f".{n}."]
         here = plain or [n for n in names if _fits(key, item, n)]
         if not here:
             parts = sorted({part for n in names for part in n.split(".") if not part.isdigit()})
             raise UserError(f"{key}: {item} matches no parameter. Parts that exist: {', '.join(parts)}.")
-        found += here
-    return found
+        matched += here
+    return matched
 
 
 def _fits(key: str, pattern: str, name: str) -> bool:

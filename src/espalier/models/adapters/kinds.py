@@ -33,17 +33,11 @@ from espalier.models.adapters.targets import (
     shortest,
 )
 from espalier.models.encoder_decoder import is_encoder_decoder
+from espalier.models.legacy.families import native_family
 from espalier.models.positions.rope_modules import changes_with_length
 
 PEFT_AND_TRANSFORMERS = ".*is_gradient_checkpointing.* is deprecated"
 """PEFT asks for a property that transformers has renamed; nothing that a user could do anything about."""
-
-_PREFIX_LM = "it finds the end of its prompt by marks among the ids, and virtual tokens have none"
-BY_THEIR_IDS = {
-    "espalier_glm": _PREFIX_LM,
-    "espalier_chatglm": _PREFIX_LM,
-    "rwkv": "it has a state in the place of keys and values",
-}
 
 
 def add_lora(
@@ -161,7 +155,11 @@ def check_virtual(lm: nn.Module, kind: str) -> None:
         UserError: it finds its prompt by the ids that it reads, or has a state in the place of keys and values.
     """
     config: Any = lm.config
-    why = _PREFIX_LM if is_encoder_decoder(lm) else BY_THEIR_IDS.get(config.model_type)
+    family, why = native_family(config.model_type), None
+    if is_encoder_decoder(lm) or (family is not None and family.reads_marks):
+        why = "it finds the end of its prompt by marks among the ids, and virtual tokens have none"
+    elif config.model_type == "rwkv":
+        why = "it has a state in the place of keys and values"
     if why is not None:
         raise UserError(
             f"finetuning_type: {kind} is not possible with {config.model_type}: {why}. Use lora, or ia3."
@@ -187,7 +185,7 @@ def add_prompt(lm: nn.Module, *, tokens: int, text: Sequence[int] | None) -> nn.
     """
     settings = PromptTuningConfig(num_virtual_tokens=tokens, task_type="CAUSAL_LM")
     start = _embedded(lm, _start(lm, tokens, text))
-    made: Any = _made(lm, settings)
+    made = _made(lm, settings)
     _begin(made, start)
     return made
 
@@ -227,8 +225,9 @@ def add_prefix(
         encoder_hidden_size=hidden_size,
         task_type="CAUSAL_LM",
     )
-    made: Any = _made(lm, settings)
-    if made.active_peft_config.token_dim != heads * size:
+    made = _made(lm, settings)
+    config: Any = made.active_peft_config
+    if config.token_dim != heads * size:
         raise UserError(
             f"finetuning_type: prefix is not possible with {type(lm).__name__}: its keys hold more than its heads "
             "(positions, for ALiBi). Use lora, ia3, or prompt."
@@ -241,7 +240,7 @@ def add_prefix(
 def _made(lm: nn.Module, settings: PeftConfig) -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
-        return get_peft_model(lm, settings)  # type: ignore[arg-type]
+        return get_peft_model(lm, settings)
 
 
 def _targets(lm: nn.Module, target: Sequence[str] | None) -> list[str]:
@@ -268,7 +267,8 @@ def _start(lm: nn.Module, tokens: int, text: Sequence[int] | None) -> Tensor:
 
 @torch.no_grad()
 def _embedded(lm: nn.Module, ids: Tensor) -> Tensor:
-    return lm.get_input_embeddings()(ids)[0]  # type: ignore[operator]
+    rows: Tensor = lm.get_input_embeddings()(ids)[0]  # type: ignore[operator]
+    return rows
 
 
 @torch.no_grad()

@@ -34,12 +34,12 @@ def orthogonality(lm: PeftModel) -> Tensor:
     the paper, with the norm not squared, as PEFT and the authors' code have it).
     """
     settings: Any = lm.active_peft_config
-    found = []
+    norms = []
     for name, parameter in lm.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
             square = parameter @ parameter.T if ".lora_A." in name else parameter.T @ parameter
-            found.append(torch.linalg.norm(square - torch.eye(len(square), device=square.device)))
-    return settings.orth_reg_weight * torch.stack(found).mean()
+            norms.append(torch.linalg.norm(square - torch.eye(len(square), device=square.device)))
+    return float(settings.orth_reg_weight) * torch.stack(norms).mean()
 
 
 class RankAllocation(nn.Module):

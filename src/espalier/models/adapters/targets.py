@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from espalier.errors import UserError
+from espalier.models.legacy.families import families
 
 QUERY_VALUE = ("q_proj", "v_proj")
 FUSED = ("query_key_value",)
@@ -27,11 +28,11 @@ AUTO: dict[str, tuple[str, ...]] = {
                 "starcoder2",
                 "internlm3",
             ),
-            *("glm", "glm4", "opt", "gptj", "espalier_qwen", "espalier_baichuan", "espalier_pangu"),
+            *("glm", "glm4", "opt", "gptj"),
         ),
         QUERY_VALUE,
     ),
-    **dict.fromkeys(("bloom", "falcon", "gpt_neox", "espalier_chatglm", "espalier_glm"), FUSED),
+    **dict.fromkeys(("bloom", "falcon", "gpt_neox"), FUSED),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     "codegen": ("qkv_proj",),
     "phi3": ("qkv_proj",),
@@ -40,12 +41,10 @@ AUTO: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("bart", "mbart", "pegasus"), QUERY_VALUE),
     "ctrl": ("Wq", "Wv"),
     "rwkv": ("key", "value", "receptance"),
-    # models that bring their own code
-    "baichuan": ("W_pack",),
-    "chatglm": FUSED,
-    "qwen": ("c_attn",),
 }
-"""`lora_target: auto`: the layers that make queries and values (Hu et al. 2021, table 5), by model type."""
+"""`lora_target: auto`: the layers that make queries and values (Hu et al. 2021, table 5), by model type of transformers.
+
+Old families have theirs in `Family.lora_targets`."""
 
 ONCE_FUSED = ("W_pack", "query_key_value", "c_attn", "qkv_proj", "Wqkv")
 """Names of a projection to queries, keys and values in one, which some conversions have cut in three."""
@@ -88,9 +87,9 @@ def chosen_layers(lm: nn.Module, wanted: Sequence[str]) -> list[str]:
         return exists
     if list(wanted) == ["auto"]:
         config: Any = lm.config
-        known = AUTO.get(config.model_type, ())
+        known = _auto(config.model_type)
         wanted = known if known and all(_matching(name, exists) for name in known) else linear_names(lm)
-    found: set[str] = set()
+    chosen: set[str] = set()
     missing = []
     for item in wanted:
         matched = _matching(item, exists)
@@ -98,13 +97,19 @@ def chosen_layers(lm: nn.Module, wanted: Sequence[str]) -> list[str]:
             matched = [name for part in ("q_proj", "k_proj", "v_proj") for name in _matching(part, exists)]
         if not matched:
             missing.append(item)
-        found.update(matched)
+        chosen.update(matched)
     if missing:
         raise UserError(
             f"lora_target: {', '.join(missing)} matches no linear layer. This model has "
             f"{', '.join(linear_names(lm))}; whole paths look like {exists[0]}."
         )
-    return [name for name in exists if name in found]
+    return [name for name in exists if name in chosen]
+
+
+def _auto(model_type: str) -> tuple[str, ...]:
+    """What suits the family; () where nothing is known."""
+    own = [family.lora_targets for family in families() if model_type in family.lora_targets]
+    return own[0][model_type] if own else AUTO.get(model_type, ())
 
 
 def _matching(item: str, names: Sequence[str]) -> list[str]:

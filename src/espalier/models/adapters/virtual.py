@@ -8,6 +8,8 @@ same few lines of the forward. PEFT's own forward knows neither trees nor where 
 R rows, n virtual tokens, d hidden, K key heads, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -50,23 +50,23 @@ def write_gguf(lm: nn.Module, tokenizer: Any, file: Path, kind: str) -> dict[str
 
     config: Any = lm.config
     arch = architecture_of(lm)
-    rows = int(lm.get_input_embeddings().weight.shape[0])  # type: ignore[operator, index]
+    rows = int(lm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     vocabulary = vocabulary_of(tokenizer, rows)
     writer: Any = gguf.GGUFWriter(str(file), gguf.MODEL_ARCH_NAMES[arch])
     _write_sizes(writer, config, arch, rows, kind)
     _write_tokenizer(writer, vocabulary, tokenizer)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    held = dict.fromkeys(("F32", "F16", "Q8_0"), 0)
+    bytes_of = dict.fromkeys(("F32", "F16", "Q8_0"), 0)
     for name, tensor in _tensors(lm, names, arch).items():
         number = _type_of(tensor, kind)
         data = gguf.quants.quantize(tensor.numpy(), gguf.GGMLQuantizationType[number])
         writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType[number])
-        held[number] += data.nbytes
+        bytes_of[number] += data.nbytes
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {number.lower(): size for number, size in held.items() if size}
+    return {number.lower(): size for number, size in bytes_of.items() if size}
 
 
 def check_installed() -> None:
@@ -111,8 +111,8 @@ def architecture_of(lm: nn.Module) -> Any:
 
 
 def _settings(lm: Any) -> dict[str, Any]:
-    found: dict[str, Any] = lm.config.to_dict()
-    return found
+    settings: dict[str, Any] = lm.config.to_dict()
+    return settings
 
 
 def _write_sizes(writer: Any, config: Any, arch: Any, rows: int, kind: str) -> None:
@@ -189,7 +189,7 @@ def _tensors(lm: nn.Module, names: Any, arch: Any) -> dict[str, Tensor]:
     config: Any = lm.config
     inputs: Any = lm.get_input_embeddings()  # type: ignore[operator]
     head: Any = lm.get_output_embeddings()  # type: ignore[operator]
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in lm.state_dict().items():
         if name == "lm_head.weight" and head.weight is inputs.weight:
             continue
@@ -201,11 +201,11 @@ def _tensors(lm: nn.Module, names: Any, arch: Any) -> dict[str, Tensor]:
             tensor = _in_pairs(tensor, config.num_attention_heads)
         elif arch == gguf.MODEL_ARCH.LLAMA and ".self_attn.k_proj." in name:
             tensor = _in_pairs(tensor, config.num_key_value_heads)
-        found[new] = tensor
+        tensors[new] = tensor
     factors = _llama3_factors(config)
     if factors is not None:
-        found["rope_freqs.weight"] = factors
-    return found
+        tensors["rope_freqs.weight"] = factors
+    return tensors
 
 
 def _in_pairs(tensor: Tensor, heads: int) -> Tensor:

@@ -60,8 +60,8 @@ def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
         )
     if len(tokenizer) > rows:
         raise UserError(f"The tokenizer has {len(tokenizer)} tokens and the model {rows} rows of embeddings.")
-    said = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = said["model"]
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = settings["model"]
     if model["type"] != "BPE":
         raise UserError(
             f"A tokenizer of type {model['type']} cannot be written; byte-level and sentencepiece BPE can."
@@ -70,19 +70,19 @@ def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
     kinds = [UNUSED] * rows
     for piece, i in model["vocab"].items():
         pieces[i], kinds[i] = piece, NORMAL
-    for token in said["added_tokens"]:
+    for token in settings["added_tokens"]:
         pieces[token["id"]] = token["content"]
         kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    cut = _byte_level_cut(said["pre_tokenizer"])
+    cut = _byte_level_cut(settings["pre_tokenizer"])
     if cut is not None:
-        _check_normalizer(said["normalizer"], ("NFC",))
+        _check_normalizer(settings["normalizer"], ("NFC",))
         return Vocabulary("gpt2", cut, pieces, kinds, merges, [], False)
-    prefix = _space_prefix(said["normalizer"], said["pre_tokenizer"])
+    prefix = _space_prefix(settings["normalizer"], settings["pre_tokenizer"])
     if prefix is None or not model["byte_fallback"]:
         raise UserError(
             "This tokenizer cuts text in a way that llama.cpp has no name for, so a GGUF file with it would give other "
-            f"ids. Known are GPT-2's, Qwen2's and Llama 3's way, and sentencepiece. Found: {said['pre_tokenizer']}"
+            f"ids. Known are GPT-2's, Qwen2's and Llama 3's way, and sentencepiece. Found: {settings['pre_tokenizer']}"
         )
     for i, piece in enumerate(pieces):
         if kinds[i] == NORMAL and len(piece) == 6 and piece.startswith("<0x"):

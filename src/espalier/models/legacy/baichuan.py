@@ -4,36 +4,43 @@ ALiBi (Press et al. 2022) adds ``slope * (k - q)`` to the score of key k for que
 in a softmax over keys, and that is two further numbers in each key and query: so every attention
 implementation, cache and tree layout computes it without a mask of its own.
 
-Baichuan-7B is plain Llama (`llama_like`), and so is Baichuan2-7B once the rows of its head are normalised;
+Baichuan-7B is plain Llama, and so is Baichuan2-7B once the rows of its head are normalised;
 the module here serves it where the original trains with a z-loss or ties the embeddings.
 
 B rows, T tokens, H heads, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
 
 from espalier.models.legacy.conversion import Conversion, Named
+from espalier.models.legacy.family import Family, VocabularyFiles
 from espalier.models.legacy.llama_like import llama_settings, place_packed
-from espalier.models.legacy.native import attend, heads_first
+from espalier.models.legacy.native import attend, projected
 from espalier.models.legacy.prefix import additive
+from espalier.models.legacy.tokenizers.build import llama_pieces
+from espalier.models.legacy.tokenizers.sentencepiece_file import read_model
+from espalier.models.positions.own import OwnPositions
 from espalier.models.positions.rope_modules import slope_factors
 
 BLOCK = 256
 """A position is ``BLOCK * a + b``, so that both numbers are exact in bfloat16 up to 65,536 tokens."""
 
 
-class BaichuanConfig(LlamaConfig):
+class BaichuanConfig(OwnPositions, LlamaConfig):
     """Llama's, and: `alibi` for ALiBi (else rotary), `norm_head`, and `z_loss_weight` of the original loss.
 
     `alibi_scaling`: rope_type and factor of `espalier.models.positions.rope`, for texts longer than it was trained at.
@@ -46,13 +53,17 @@ class BaichuanConfig(LlamaConfig):
     z_loss_weight: float = 0.0
     alibi_scaling: dict[str, Any] | None = None
 
+    @property
+    def has_slopes(self) -> bool:  # type: ignore[override]
+        return self.alibi
+
 
 def slopes(heads: int) -> Tensor:
     """The slope of each head (H,), float32: a geometric series, filled up with every second one of the next."""
     closest = 2 ** int(math.log2(heads))
-    found = [2 ** (-8 * (i + 1) / closest) for i in range(closest)]
-    found += [2 ** (-4 * (2 * i + 1) / closest) for i in range(heads - closest)]
-    return torch.tensor(found)
+    series = [2 ** (-8 * (i + 1) / closest) for i in range(closest)]
+    series += [2 ** (-4 * (2 * i + 1) / closest) for i in range(heads - closest)]
+    return torch.tensor(series)
 
 
 class ALiBiAttention(LlamaAttention):
@@ -68,12 +79,10 @@ class ALiBiAttention(LlamaAttention):
         position_ids: Tensor,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        query = heads_first(self.q_proj(hidden_states), self.head_dim)
-        key = heads_first(self.k_proj(hidden_states), self.head_dim)
-        value = heads_first(self.v_proj(hidden_states), self.head_dim)
+        query, key, value = projected(self, hidden_states)
         size, wide = self.head_dim, -(-(self.head_dim + 2) // 8) * 8  # kernels want multiples of 8
         steep = slopes(query.shape[1]).to(query.device)
-        scaled: Any = self.config.alibi_scaling  # type: ignore[attr-defined]
+        scaled: Any = self.config.alibi_scaling
         if scaled:
             steep = steep * slope_factors(steep, scaled["rope_type"], scaled["factor"])
         slope = (steep / self.scaling)[None, :, None, None]
@@ -83,10 +92,8 @@ class ALiBiAttention(LlamaAttention):
         query = _widened(query, asked, wide)
         key = _widened(key, placed, wide)
         value = nn.functional.pad(value, (0, wide - size))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        found = attend(self, query, key, value, attention_mask, self.scaling, **kwargs)[..., :size]
-        return self.o_proj(found.reshape(*hidden_states.shape[:-1], -1)), None
+        mixed = attend(self, query, key, value, attention_mask, past_key_values, **kwargs)[..., :size]
+        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
 
 
 def _widened(x: Tensor, columns: Tensor, wide: int) -> Tensor:
@@ -112,11 +119,13 @@ class BaichuanModel(LlamaModel):
                 layer.self_attn = ALiBiAttention(config, i)
             self.post_init()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPast:
         """As Llama's; a mask (B, T) may name segments 1, 2, 3, ... that do not see each other (0: padding)."""
-        return super().forward(input_ids, _by_segment(input_ids, attention_mask, self.dtype), **kwargs)
+        mask = _by_segment(input_ids, attention_mask, self.dtype)
+        outputs: BaseModelOutputWithPast = super().forward(input_ids, mask, **kwargs)
+        return outputs
 
 
 def _by_segment(input_ids: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -149,15 +158,21 @@ class BaichuanForCausalLM(LlamaForCausalLM):
             new_embeddings.weight = weight
         super().set_output_embeddings(new_embeddings)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_ids: Tensor | None = None, labels: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutputWithPast:
         """As Llama's; the loss has the original's z-loss: its weight times the mean of the largest logit squared."""
-        found = super().forward(input_ids=input_ids, labels=labels, **kwargs)
-        if found.loss is not None and self.config.z_loss_weight:
-            largest = found.logits[:, :-1].float().amax(-1)
-            found.loss = found.loss + self.config.z_loss_weight * largest.square().mean()
-        return found
+        outputs: CausalLMOutputWithPast = super().forward(input_ids=input_ids, labels=labels, **kwargs)
+        if outputs.loss is not None and self.config.z_loss_weight:
+            assert outputs.logits is not None
+            largest = outputs.logits[:, :-1].float().amax(-1)
+            outputs.loss = outputs.loss + self.config.z_loss_weight * largest.square().mean()
+        return outputs
+
+
+def baichuan_7b(old: Mapping[str, Any]) -> Conversion:
+    """Baichuan-7B: Llama with query, key and value stacked in one matrix."""
+    return Conversion(LlamaConfig(**llama_settings(old)), LlamaForCausalLM, place_packed)
 
 
 def baichuan_alibi(old: Mapping[str, Any]) -> Conversion:
@@ -193,3 +208,59 @@ def _native(old: Mapping[str, Any], *, alibi: bool, norm_head: bool) -> Conversi
         "z_loss_weight": float(old.get("z_loss_weight") or 0.0),
     }
     return Conversion(BaichuanConfig(**settings), BaichuanForCausalLM, place_packed)
+
+
+def template(user: str, assistant: str) -> str:
+    """Turns between two reserved tokens, which have other names in each generation; answers end with ``</s>``."""
+    return (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}</s>"
+        f"{{% elif m['role'] == 'user' %}}{user}{{{{ m['content'] }}}}{assistant}"
+        "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    )
+
+
+def tokenizer(files: VocabularyFiles) -> PreTrainedTokenizerFast | None:
+    """Sentencepiece, with a bos token in front where the configuration says so."""
+    own = files.tokenizer_class.lower().startswith("baichuan") or files.model_type == "baichuan"
+    if not own or not files.named("tokenizer.model"):
+        return None
+    file = files.folder / "tokenizer.model"
+    pieces = read_model(file).pieces
+    turns = template(pieces[195][0], pieces[196][0]) if len(pieces) > 196 else None
+    return llama_pieces(file, files.settings, turns, begins=False)
+
+
+def _second(config: Mapping[str, Any]) -> bool:
+    """Whether it is Baichuan2, whose head is normalised: the weights do not show it, and these are its marks."""
+    return (
+        "z_loss_weight" in config
+        or config.get("vocab_size") == 125696
+        or config.get("tokenizer_class") == "BaichuanTokenizer"
+    )
+
+
+def _is_7b(config: Mapping[str, Any]) -> bool:
+    """Whether it has rotary positions, whose number it says."""
+    return "max_position_embeddings" in config
+
+
+_family = partial(
+    Family,
+    model_types=("baichuan",),
+    tokenizer=tokenizer,
+    native=BaichuanForCausalLM,
+    lora_targets={"espalier_baichuan": ("q_proj", "v_proj"), "baichuan": ("W_pack",)},
+)
+FAMILIES = (
+    _family(
+        name="baichuan_7b",
+        convert=baichuan_7b,
+        owns=lambda config: (
+            "BaiChuanForCausalLM" in (config.get("architectures") or [])
+            or (_is_7b(config) and not _second(config))
+        ),
+    ),
+    _family(name="baichuan2_7b", convert=baichuan2_rotary, owns=_is_7b),
+    _family(name="baichuan2_13b", convert=baichuan2_alibi, owns=_second),
+    _family(name="baichuan_13b", convert=baichuan_alibi),
+)

@@ -7,6 +7,8 @@ original's are in every precision. Masks (B, 1, Q, K) of booleans are the origin
 B rows, T tokens, d hidden, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,19 +16,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig
-from transformers.activations import ACT2FN
+from transformers import PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import rotate_half
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken, token_ids
-from espalier.models.legacy.native import Native, attend, heads_first, kept
+from espalier.models.legacy.family import Family, VocabularyFiles
+from espalier.models.legacy.native import (
+    FusedAttention,
+    Native,
+    NativeConfig,
+    NativeForCausalLM,
+    NativeMLP,
+    NativeModel,
+    attend,
+    heads_first,
+)
 from espalier.models.legacy.notes import NotedCache
 from espalier.models.legacy.prefix_generation import PrefixGeneration, positions_and_mask
+from espalier.models.legacy.tokenizers.build import ASKED_AND_ANSWERED, ids_within, put_around, wrapped
+from espalier.models.legacy.tokenizers.sentencepiece_file import CONTROL, read_model
+from espalier.models.legacy.tokenizers.sentencepiece_model import fast_tokenizer
 
 RESIDUAL = (2 * 28) ** 0.5
 """Factor of the residual: sqrt(2 * 28) in the original, whatever the number of layers."""
@@ -34,11 +45,14 @@ RESIDUAL = (2 * 28) ** 0.5
 Angles = tuple[Tensor, Tensor]
 
 
-class ChatGLMConfig(PreTrainedConfig):
+class ChatGLMConfig(NativeConfig):
     """Sizes and special ids of a ChatGLM-6B; `bos_token_id` is ``<sop>`` and `eos_token_id` ``<eop>``."""
 
     model_type = "espalier_chatglm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    unscalable = (
+        "ChatGLM-6B has two channels of positions, of which the second counts from its answer's beginning; no scaling "
+        "of these is known. Remove it, or take ChatGLM2."
+    )
 
     vocab_size: int = 130528
     hidden_size: int = 4096
@@ -46,15 +60,11 @@ class ChatGLMConfig(PreTrainedConfig):
     num_hidden_layers: int = 28
     num_attention_heads: int = 32
     max_position_embeddings: int = 2048
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    use_cache: bool = True
     bos_token_id: int | None = 130004
     eos_token_id: int | list[int] | None = 130005
     pad_token_id: int | None = 3
     mask_token_id: int = 130000
     gmask_token_id: int = 130001
-    tie_word_embeddings: bool = True
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
@@ -64,7 +74,7 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         self.input_layernorm = nn.LayerNorm(size, eps=eps)
         self.attention = ChatGLMAttention(config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(size, eps=eps)
-        self.mlp = ChatGLMMLP(config)
+        self.mlp = NativeMLP(size, config.intermediate_size, "gelu_new")
 
     def forward(
         self,
@@ -74,25 +84,17 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        normed = self.input_layernorm(hidden_states)
+        normed: Tensor = self.input_layernorm(hidden_states)
         hidden_states = RESIDUAL * normed + self.attention(
             normed, attention_mask, angles, past_key_values, **kwargs
         )
         normed = self.post_attention_layernorm(hidden_states)
-        return RESIDUAL * normed + self.mlp(normed)
+        inner: Tensor = self.mlp(normed)
+        return RESIDUAL * normed + inner
 
 
-class ChatGLMAttention(nn.Module):
+class ChatGLMAttention(FusedAttention):
     """Rows of `query_key_value` stand as query, key, value of the first head, then of the second, and so on."""
-
-    def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config, self.layer_idx = config, layer_idx
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.num_key_value_groups, self.is_causal = 1, True
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -103,23 +105,11 @@ class ChatGLMAttention(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         mixed = heads_first(self.query_key_value(hidden), 3 * self.head_dim)
-        query, key, value = mixed.split(self.head_dim, dim=-1)
+        query, key, value = torch.split(mixed, self.head_dim, dim=-1)
         query, key = turned(query, angles), turned(key, angles)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        found = attend(self, query, key, value, attention_mask, self.scaling, **kwargs)
-        return self.dense(found.reshape(hidden.shape))
-
-
-class ChatGLMMLP(nn.Module):
-    def __init__(self, config: ChatGLMConfig) -> None:
-        super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.act = ACT2FN["gelu_new"]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.dense_4h_to_h(self.act(self.dense_h_to_4h(hidden)))
+        mixed = attend(self, query, key, value, attention_mask, past_key_values, **kwargs)
+        out: Tensor = self.dense(mixed.reshape(hidden.shape))
+        return out
 
 
 def angles_of(positions: Tensor, size: int, dtype: torch.dtype) -> Angles:
@@ -145,32 +135,25 @@ class ChatGLMPreTrainedModel(Native):
     _can_record_outputs = {"hidden_states": ChatGLMBlock}
 
 
-class ChatGLMModel(ChatGLMPreTrainedModel):
+class ChatGLMModel(ChatGLMPreTrainedModel, NativeModel):
+    cache_class = NotedCache
+
     def __init__(self, config: ChatGLMConfig) -> None:
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(ChatGLMBlock(config, i) for i in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
+    def read(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
-        hidden: Tensor = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = NotedCache(config=self.config)
+    ) -> Tensor:
         positions, mask = positions_and_mask(
             input_ids,
             hidden,
@@ -182,64 +165,23 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             masks_are_of_the_hidden=True,
         )
         size = self.config.hidden_size // self.config.num_attention_heads // 2
-        angles = (
-            angles_of(positions[:, 0], size, hidden.dtype),
-            angles_of(positions[:, 1], size, hidden.dtype),
-        )
+        angles = tuple(angles_of(channel, size, hidden.dtype) for channel in positions.unbind(1))
         for layer in self.layers:
             hidden = layer(hidden, mask, angles, past_key_values=past_key_values, **kwargs)
-        hidden = self.final_layernorm(hidden)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)  # type: ignore[arg-type]
+        normed: Tensor = self.final_layernorm(hidden)
+        return normed
 
 
-class ChatGLMForCausalLM(ChatGLMPreTrainedModel, PrefixGeneration, GenerationMixin):
-    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+class ChatGLMForCausalLM(ChatGLMPreTrainedModel, PrefixGeneration, NativeForCausalLM):
+    model_class = ChatGLMModel
     masks_are_of_the_hidden = True
-
-    def __init__(self, config: ChatGLMConfig) -> None:
-        super().__init__(config)
-        self.transformer = ChatGLMModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V), and the loss of `labels` (B, T), shifted, where -100 counts nothing."""
-        found = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits = self.lm_head(kept(found.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=found.past_key_values,
-            hidden_states=found.hidden_states,
-        )
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
 
 
 def chatglm(old: Mapping[str, Any]) -> Conversion:
     """ChatGLM-6B keeps its names; files from before April 2023 had 20,000 ids of images in front of the text's."""
     refuse(old, {"position_encoding_2d": True, "pre_seq_len": None, "quantization_bit": 0})
-    first = 20000 if int(needed(old, "vocab_size")) == 150528 else 0
+    first = IMAGES if int(needed(old, "vocab_size")) == 150528 else 0
     settings = {
         **taken(old, "vocab_size", "hidden_size", "num_attention_heads"),
         **token_ids(old, bos_token_id=130004 + first, eos_token_id=130005 + first, pad_token_id=3 + first),
@@ -255,3 +197,51 @@ def chatglm(old: Mapping[str, Any]) -> Conversion:
         return [] if name.endswith("rotary_emb.inv_freq") else [(name, tensor)]
 
     return Conversion(ChatGLMConfig(**settings), ChatGLMForCausalLM, place)
+
+
+IMAGES = 20000
+"""Ids of images that stood before the text's in files from before April 2023."""
+TEMPLATE = (
+    ASKED_AND_ANSWERED + "{% set round = namespace(n=0) %}{% for m in asked %}"
+    "{% if m['role'] == 'assistant' %}{{ m['content'] }}\n"
+    "{% elif asked | length == 1 %}{{ m['content'] }}"
+    "{% elif m['role'] == 'user' %}[Round {{ round.n }}]\n问：{{ m['content'] }}\n答："
+    "{% set round.n = round.n + 1 %}{% else %}{{ m['content'] }}\n{% endif %}{% endfor %}"
+    "{% if answered %}[gMASK]<sop>{{ messages[-1]['content'] }}<eop>"
+    "{% elif add_generation_prompt %}[gMASK]<sop>{% endif %}"
+)
+"""``问题[gMASK]<sop>回答<eop>``; with a history, rounds from 0 on."""
+
+
+def tokenizer(files: VocabularyFiles) -> PreTrainedTokenizerFast | None:
+    """A ``[gMASK] <sop>``, or A ``[gMASK] <sop>`` B ``<eop>``; newlines, tabs and runs of spaces have pieces."""
+    if not files.named("ice_text.model"):
+        return None
+    early = files.config.get("vocab_size") == 150528 or files.settings.get("num_image_tokens") == IMAGES
+    model = read_model(files.folder / "ice_text.model")
+    model.pieces[:0] = [(f"<image_{i}>", 0.0, CONTROL) for i in range(IMAGES if early else 0)]
+    names = ["<unk>", "<pad>", "</s>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"]
+    special = ids_within(model, names)
+    written = [("\n", "<n>"), ("\t", "<|tab|>")]
+    written += [(" " * k, f"<|blank_{k}|>") for k in range(80, 1, -1)]
+    known = {text for text, _, _ in model.pieces}
+    made = fast_tokenizer(
+        model, special=special, written=[(t, piece) for t, piece in written if piece in known]
+    )
+    put_around(made, "$A [gMASK] <sop>", "$A [gMASK] <sop> $B:0 <eop>", ["[gMASK]", "<sop>", "<eop>"])
+    ends = {"bos_token": "<sop>", "eos_token": "<eop>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return wrapped(made, **ends, mask_token="[MASK]", padding_side="left", chat_template=TEMPLATE)
+
+
+FAMILIES = (
+    Family(
+        name="chatglm",
+        model_types=("chatglm",),
+        convert=chatglm,
+        owns=lambda config: "position_encoding_2d" in config or "inner_hidden_size" in config,
+        tokenizer=tokenizer,
+        native=ChatGLMForCausalLM,
+        lora_targets=dict.fromkeys(("espalier_chatglm", "chatglm"), ("query_key_value",)),
+        reads_marks=True,
+    ),
+)

@@ -1,5 +1,7 @@
 """An old checkpoint folder as a model; every tensor is accounted for."""
 
+# PreTrainedModel.eval has no type.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import json
@@ -10,11 +12,11 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion
-from espalier.models.legacy.families import conversion_of, family_of
+from espalier.models.legacy.families import families, family_of
 from espalier.models.legacy.weights import read_tensors
 
 
@@ -24,15 +26,20 @@ def config_of(folder: Path) -> dict[str, Any] | None:
     A .pth file, or a folder with one and without config.json, is taken for RWKV's own format.
     """
     if folder.suffix == ".pth" and folder.is_file():
-        return {"model_type": "rwkv_original"}
+        return _without_config()
     file = folder / "config.json"
     if not file.is_file():
-        return {"model_type": "rwkv_original"} if [*folder.glob("*.pth")] else None
+        return _without_config() if [*folder.glob("*.pth")] else None
     try:
         config = json.loads(file.read_text("utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}).") from error
     return config if isinstance(config, dict) and family_of(config) is not None else None
+
+
+def _without_config() -> dict[str, Any]:
+    """What stands for the config.json of a bare .pth file."""
+    return {"model_type": next(family.model_types[0] for family in families() if family.sizes)}
 
 
 def fetched(name: str, *, allow_pickle: bool = False, weights: bool = True) -> Path | None:
@@ -76,11 +83,11 @@ def load_legacy(
     Raises:
         UserError: an option that cannot be converted, or tensors that are missing, left over or misshapen.
     """
-    if family_of(config) == "rwkv_original":
-        from espalier.models.legacy.rwkv import sizes
-
-        config = sizes(folder, allow_pickle=allow_pickle)
-    conversion = conversion_of(config)
+    family = family_of(config)
+    assert family is not None
+    if family.sizes is not None:
+        config = family.sizes(folder, allow_pickle=allow_pickle)
+    conversion = family.convert(config)
     if prepare is not None:
         prepare(conversion.config)
     state: dict[str, Tensor] = {}
@@ -90,14 +97,16 @@ def load_legacy(
     model = assembled(conversion, state, str(folder), dtype)
     model.name_or_path = model.config.name_or_path = str(folder)  # an adapter names its base by it
     if (folder / "generation_config.json").is_file():
-        said = GenerationConfig.from_pretrained(str(folder))
+        generation = GenerationConfig.from_pretrained(str(folder))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(said, name) is not None:
-                setattr(model.generation_config, name, getattr(said, name))
+            if getattr(generation, name) is not None:
+                setattr(model.generation_config, name, getattr(generation, name))
     return model
 
 
-def assembled(conversion: Conversion, state: dict[str, Tensor], where: str, dtype: torch.dtype | None) -> Any:
+def assembled(
+    conversion: Conversion, state: dict[str, Tensor], where: str, dtype: torch.dtype | None
+) -> PreTrainedModel:
     """The model with exactly these tensors in it; each is there and used, or it is the user's error."""
     model_class: Any = conversion.model
     _settle_tying(conversion.config, model_class._tied_weights_keys or {}, state)
@@ -107,20 +116,23 @@ def assembled(conversion: Conversion, state: dict[str, Tensor], where: str, dtyp
         skeleton = model_class(conversion.config)
     tied = skeleton.all_tied_weights_keys if conversion.config.tie_word_embeddings else {}
     expected = {name: tuple(t.shape) for name, t in skeleton.state_dict().items() if name not in tied}
-    found = {name: tuple(t.shape) for name, t in state.items()}
+    shapes = {name: tuple(t.shape) for name, t in state.items()}
     for problem, names in (
-        ("lacks", sorted(set(expected) - set(found))),
-        ("has, and the architecture has not,", sorted(set(found) - set(expected))),
-        ("has in another shape", sorted(n for n in expected if n in found and expected[n] != found[n])),
+        ("lacks", sorted(set(expected) - set(shapes))),
+        ("has, and the architecture has not,", sorted(set(shapes) - set(expected))),
+        ("has in another shape", sorted(n for n in expected if n in shapes and expected[n] != shapes[n])),
     ):
         if names:
-            said = ", ".join(f"{n} {found.get(n, expected.get(n))}" for n in names[:4])
+            shown = ", ".join(f"{n} {shapes.get(n, expected.get(n))}" for n in names[:4])
             raise UserError(
-                f"{where}: the checkpoint {problem} {len(names)} tensors ({said}). Its config.json "
+                f"{where}: the checkpoint {problem} {len(names)} tensors ({shown}). Its config.json "
                 f"({conversion.config.model_type}) and its weights do not belong together, or a file is missing."
             )
-    model = model_class.from_pretrained(None, config=conversion.config, state_dict=state, dtype=dtype)
-    return model.eval()
+    model: PreTrainedModel = model_class.from_pretrained(
+        None, config=conversion.config, state_dict=state, dtype=dtype
+    )
+    model.eval()
+    return model
 
 
 def _settle_tying(config: Any, tied: Mapping[str, str], state: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from espalier.errors import UserError
@@ -86,4 +87,4 @@ def refuse(old: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 def thirds(tensor: Tensor, *sizes: int) -> tuple[Tensor, ...]:
     """Stacked rows (of a weight or a bias) cut into parts, each in memory of its own."""
     assert tensor.shape[0] == sum(sizes), f"{tuple(tensor.shape)} is not {' + '.join(map(str, sizes))} rows"
-    return tuple(part.contiguous() for part in tensor.split(sizes))
+    return tuple(part.contiguous() for part in torch.split(tensor, list(sizes)))

@@ -1,72 +1,92 @@
-"""Which old family a config.json belongs to, and who converts it."""
+"""All old families, and questions to them: whose is this config.json, and whose is this architecture of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
 from espalier.models.legacy.conversion import Conversion
+from espalier.models.legacy.family import Family, VocabularyFiles
+
+NAMES = (
+    "pangu",
+    "glm",
+    "chatglm",
+    "qwen",
+    "chatglm2",
+    "internlm",
+    "baichuan",
+    "aquila",
+    "moss",
+    "xverse",
+    "rwkv",
+)
+"""Modules of this folder with `FAMILIES`, in the order in which they are asked."""
 
 
-def family_of(config: Mapping[str, Any]) -> str | None:
+@cache
+def families() -> tuple[Family, ...]:
+    """Every family, in the order in which they are asked."""
+    modules = (import_module(f"espalier.models.legacy.{name}") for name in NAMES)
+    return tuple(family for module in modules for family in module.FAMILIES)
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
     """The family whose original code wrote this config.json; None where transformers reads it itself.
 
     Args:
         config: a config.json, as read.
     """
     kind = str(config.get("model_type", "")).lower()
-    if kind in ("gpt_pangu", "pangu"):
-        return "pangu"
-    if kind == "glm":
-        old = {"block_position_encoding", "max_sequence_length"} & set(config)
-        return "glm" if old else None
-    if kind == "chatglm":
-        old = {"position_encoding_2d", "inner_hidden_size"} & set(config)
-        return "chatglm" if old else "chatglm2"
-    if kind == "baichuan":
-        return _baichuan(config)
-    if kind in ("qwen", "internlm", "moss", "xverse", "aquila", "rwkv_original"):
-        return kind
-    return None
-
-
-def _baichuan(config: Mapping[str, Any]) -> str:
-    if "BaiChuanForCausalLM" in (config.get("architectures") or []):
-        return "baichuan_7b"
-    # The weights do not show whether the head is normalised; these are the marks of the second generation.
-    second = (
-        "z_loss_weight" in config
-        or config.get("vocab_size") == 125696
-        or config.get("tokenizer_class") == "BaichuanTokenizer"
-    )
-    if "max_position_embeddings" in config:
-        return "baichuan2_7b" if second else "baichuan_7b"
-    return "baichuan2_13b" if second else "baichuan_13b"
+    return next((f for f in families() if kind in f.model_types and f.owns(config)), None)
 
 
 def conversion_of(config: Mapping[str, Any]) -> Conversion:
     """How to convert the checkpoint of this config.json, whose `family_of` is not None."""
     family = family_of(config)
     assert family is not None
-    return _converters()[family](config)
+    return family.convert(config)
 
 
-def _converters() -> dict[str, Callable[[Mapping[str, Any]], Conversion]]:
-    from espalier.models.legacy import baichuan, chatglm, glm, llama_like, others, pangu, qwen, rwkv
+def native_family(model_type: str) -> Family | None:
+    """The family of an architecture of ours; None for those of transformers."""
+    return next((f for f in families() if f.native_type == model_type), None)
 
-    return {
-        "aquila": llama_like.llama_like,
-        "internlm": llama_like.llama_like,
-        "xverse": llama_like.llama_like,
-        "baichuan_7b": llama_like.baichuan_7b,
-        "chatglm2": others.chatglm2,
-        "moss": others.moss,
-        "baichuan_13b": baichuan.baichuan_alibi,
-        "baichuan2_7b": baichuan.baichuan2_rotary,
-        "baichuan2_13b": baichuan.baichuan2_alibi,
-        "pangu": pangu.pangu,
-        "qwen": qwen.qwen,
-        "rwkv_original": rwkv.rwkv,
-        "chatglm": chatglm.chatglm,
-        "glm": glm.glm,
-    }
+
+def register(folder: Path) -> None:
+    """Make the architecture of this folder's config.json known to transformers' Auto classes, where it is ours.
+
+    A folder that `espalier convert` has written carries a model type with a prefix of ours, because some of the old
+    names mean other models today ("glm"). No code lies in the folder.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return  # whoever reads the folder next says what is wrong with it
+    family = native_family(str(kind))
+    if family is None:
+        return
+    native: Any = family.native
+    AutoConfig.register(kind, native.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(native.config_class, native, exist_ok=True)
+
+
+def legacy_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder with the original files of an old family; None for any other folder.
+
+    Folders that transformers reads by itself (a tokenizer.json, Llama's classes, ...) are left alone.
+
+    Raises:
+        UserError: the vocabulary file is broken, or a library for it is missing.
+    """
+    if (folder / "tokenizer.json").is_file() or not folder.is_dir():
+        return None
+    files = VocabularyFiles.of(folder)
+    made = (family.tokenizer(files) for family in families())
+    return next((tokenizer for tokenizer in made if tokenizer is not None), None)

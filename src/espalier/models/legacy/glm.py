@@ -8,6 +8,8 @@ read off the ids, see `espalier.models.legacy.prefix`.
 B rows, T tokens, d hidden.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -15,25 +17,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig
-from transformers.activations import ACT2FN
+from transformers import PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken
-from espalier.models.legacy.native import Native, attend, heads_first, kept
+from espalier.models.legacy.family import Family, VocabularyFiles
+from espalier.models.legacy.native import (
+    FusedAttention,
+    Native,
+    NativeConfig,
+    NativeForCausalLM,
+    NativeMLP,
+    NativeModel,
+    attend,
+    heads_first,
+)
 from espalier.models.legacy.notes import NotedCache
 from espalier.models.legacy.prefix_generation import PrefixGeneration, positions_and_mask
+from espalier.models.legacy.tokenizers.build import ASKED_AND_ANSWERED, ids_behind, put_around, wrapped
+from espalier.models.legacy.tokenizers.sentencepiece_file import read_model
+from espalier.models.legacy.tokenizers.sentencepiece_model import fast_tokenizer
+from espalier.models.positions.own import learned
 
 
-class GLMChineseConfig(PreTrainedConfig):
+class GLMChineseConfig(NativeConfig):
     """Sizes and special ids of a GLM; `blank_token_ids` are [MASK], [sMASK] and [gMASK]."""
 
     model_type = "espalier_glm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    unscalable = learned(model_type)
 
     vocab_size: int = 50048
     hidden_size: int = 1024
@@ -41,15 +53,11 @@ class GLMChineseConfig(PreTrainedConfig):
     num_attention_heads: int = 16
     max_position_embeddings: int = 1024
     block_position_encoding: bool = True
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    use_cache: bool = True
     bos_token_id: int | None = 50006
     eos_token_id: int | list[int] | None = 50007
     pad_token_id: int | None = 50000
     cls_token_id: int = 50002
     blank_token_ids: list[int] | tuple[int, ...] = (50003, 50008, 50009)
-    tie_word_embeddings: bool = True
 
 
 class GLMChineseBlock(GradientCheckpointingLayer):
@@ -61,7 +69,7 @@ class GLMChineseBlock(GradientCheckpointingLayer):
         self.input_layernorm = nn.LayerNorm(size, eps=eps)
         self.attention = GLMChineseAttention(config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(size, eps=eps)
-        self.mlp = GLMChineseMLP(size)
+        self.mlp = NativeMLP(size, 4 * size, "gelu")
 
     def forward(
         self,
@@ -72,18 +80,12 @@ class GLMChineseBlock(GradientCheckpointingLayer):
     ) -> Tensor:
         normed = self.input_layernorm(hidden_states)
         hidden_states = hidden_states + self.attention(normed, attention_mask, past_key_values, **kwargs)
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        inner: Tensor = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + inner
 
 
-class GLMChineseAttention(nn.Module):
-    def __init__(self, config: GLMChineseConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config, self.layer_idx = config, layer_idx
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.num_key_value_groups, self.is_causal = 1, True
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+class GLMChineseAttention(FusedAttention):
+    """Rows of `query_key_value` stand as all queries, all keys, all values."""
 
     def forward(
         self, hidden: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
@@ -91,21 +93,9 @@ class GLMChineseAttention(nn.Module):
         query, key, value = (
             heads_first(x, self.head_dim) for x in self.query_key_value(hidden).chunk(3, dim=-1)
         )
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        found = attend(self, query, key, value, attention_mask, self.scaling, **kwargs)
-        return self.dense(found.reshape(hidden.shape))
-
-
-class GLMChineseMLP(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.dense_h_to_4h = nn.Linear(size, 4 * size)
-        self.dense_4h_to_h = nn.Linear(4 * size, size)
-        self.act = ACT2FN["gelu"]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.dense_4h_to_h(self.act(self.dense_h_to_4h(hidden)))
+        mixed = attend(self, query, key, value, attention_mask, past_key_values, **kwargs)
+        out: Tensor = self.dense(mixed.reshape(hidden.shape))
+        return out
 
 
 class GLMChinesePreTrainedModel(Native):
@@ -116,7 +106,9 @@ class GLMChinesePreTrainedModel(Native):
     _can_record_outputs = {"hidden_states": GLMChineseBlock}
 
 
-class GLMChineseModel(GLMChinesePreTrainedModel):
+class GLMChineseModel(GLMChinesePreTrainedModel, NativeModel):
+    cache_class = NotedCache
+
     def __init__(self, config: GLMChineseConfig) -> None:
         super().__init__(config)
         size, rows = config.hidden_size, config.max_position_embeddings
@@ -128,32 +120,23 @@ class GLMChineseModel(GLMChinesePreTrainedModel):
             self.position_embeddings = nn.Embedding(rows, size)
         self.layers = nn.ModuleList(GLMChineseBlock(config, i) for i in range(config.num_hidden_layers))
         self.final_layernorm = nn.LayerNorm(size, eps=config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
+    def read(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
-        hidden: Tensor = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = NotedCache(config=self.config)
+    ) -> Tensor:
+        if attention_mask is not None and attention_mask.dim() == 3:
+            attention_mask = attention_mask[:, None]
         positions, mask = positions_and_mask(
             input_ids,
             hidden,
-            attention_mask
-            if attention_mask is None or attention_mask.dim() != 3
-            else attention_mask[:, None],
+            attention_mask,
             position_ids,
             past_key_values,
             sop=int(self.config.bos_token_id or -1),
@@ -167,8 +150,8 @@ class GLMChineseModel(GLMChinesePreTrainedModel):
             hidden = hidden + self.position_embeddings(self._counted(hidden, position_ids, past_key_values))
         for layer in self.layers:
             hidden = layer(hidden, mask, past_key_values=past_key_values, **kwargs)
-        hidden = self.final_layernorm(hidden)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)  # type: ignore[arg-type]
+        normed: Tensor = self.final_layernorm(hidden)
+        return normed
 
     @staticmethod
     def _counted(hidden: Tensor, position_ids: Tensor | None, cache: Cache | None) -> Tensor:
@@ -179,54 +162,16 @@ class GLMChineseModel(GLMChinesePreTrainedModel):
         return torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
 
 
-class GLMChineseForCausalLM(GLMChinesePreTrainedModel, PrefixGeneration, GenerationMixin):
+class GLMChineseForCausalLM(GLMChinesePreTrainedModel, PrefixGeneration, NativeForCausalLM):
     """GLM with its output layer, which is always the embedding."""
 
+    model_class = GLMChineseModel
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
 
-    def __init__(self, config: GLMChineseConfig) -> None:
-        super().__init__(config)
-        self.transformer = GLMChineseModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V), and the loss of `labels` (B, T) as the original has it.
-
-        Label i is what logit i should say (no shift); -100 and the padding id count nothing.
-        """
-        found = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits = self.lm_head(kept(found.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            if self.config.pad_token_id is not None:
-                labels = labels.masked_fill(labels == self.config.pad_token_id, -100)
-            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=found.past_key_values,
-            hidden_states=found.hidden_states,
-        )
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """As the original has it: label i is what logit i should say (no shift); -100 and padding count nothing."""
+        labels = self._without_padding(labels)
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
 
 def glm(old: Mapping[str, Any]) -> Conversion:
@@ -251,3 +196,52 @@ def glm(old: Mapping[str, Any]) -> Conversion:
         return [(name, tensor)]
 
     return Conversion(GLMChineseConfig(**settings), GLMChineseForCausalLM, place)
+
+
+SPECIAL = (
+    *("<|endoftext|>", "[SEP]", "[CLS]", "[MASK]", "[UNUSED1]", "[UNUSED2]"),
+    *("<|startofpiece|>", "<|endofpiece|>", "[sMASK]", "[gMASK]"),
+)
+"""What stands behind the pieces, in this order."""
+TEMPLATE = (
+    ASKED_AND_ANSWERED + "{% set prompt = asked | map(attribute='content') | join('\n') %}"
+    "[CLS]{{ prompt }}{% if not ('[MASK]' in prompt or '[sMASK]' in prompt or '[gMASK]' in prompt) %}[gMASK]"
+    "{% endif %}<|endoftext|>{% if answered %}<|startofpiece|>{{ messages[-1]['content'] }}<|endofpiece|>"
+    "{% elif add_generation_prompt %}<|startofpiece|>{% endif %}"
+)
+"""``[CLS]问题[gMASK]<|endoftext|><|startofpiece|>回答<|endofpiece|>``; a blank of the user's own is kept."""
+
+
+def tokenizer(files: VocabularyFiles) -> PreTrainedTokenizerFast | None:
+    """``[CLS]`` A ``<|endoftext|>``; truncated at the left, as the original."""
+    if not files.named("cog-pretrain.model"):
+        return None
+    model = read_model(files.folder / "cog-pretrain.model")
+    made = fast_tokenizer(model, special=ids_behind(model, SPECIAL))
+    single, names = "[CLS] $A <|endoftext|>", ["[CLS]", "[SEP]", "<|endoftext|>"]
+    put_around(made, single, "[CLS] $A [SEP] $B:0 <|endoftext|>", names)
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"}
+    return wrapped(
+        made,
+        **ends,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        truncation_side="left",
+        chat_template=TEMPLATE,
+    )
+
+
+FAMILIES = (
+    Family(
+        name="glm",
+        model_types=("glm",),
+        convert=glm,
+        # transformers' own GLM has the same model type
+        owns=lambda config: "block_position_encoding" in config or "max_sequence_length" in config,
+        tokenizer=tokenizer,
+        native=GLMChineseForCausalLM,
+        lora_targets={"espalier_glm": ("query_key_value",)},
+        reads_marks=True,
+    ),
+)

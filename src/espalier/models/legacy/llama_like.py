@@ -1,7 +1,4 @@
-"""Checkpoints whose code is Llama's under another name: Aquila, InternLM, XVERSE, and Baichuan-7B.
-
-InternLM's `rotary` key (newer files) is taken as its code is remembered, and was not compared with it.
-"""
+"""What families share whose code is Llama's under another name: its configuration, and its tensors."""
 
 from __future__ import annotations
 
@@ -30,17 +27,17 @@ SIZES = (
 )
 
 
-def llama_like(old: Mapping[str, Any]) -> Conversion:
-    """Aquila, XVERSE, InternLM: Llama's names already."""
+def llama_like(old: Mapping[str, Any], *, biased: bool = False) -> Conversion:
+    """A family with Llama's names.
+
+    Args:
+        old: its config.json.
+        biased: whether attention has biases where the configuration does not say so.
+    """
     refuse(old, {"quantization_bit": 0})
-    bias = bool(old.get("bias", old.get("model_type") == "internlm"))
-    settings = llama_settings(old) | {"attention_bias": bool(old.get("attention_bias", False)) or bias}
+    bias = bool(old.get("attention_bias", False)) or bool(old.get("bias", biased))
+    settings = llama_settings(old) | {"attention_bias": bias}
     return Conversion(LlamaConfig(**settings), LlamaForCausalLM, place_llama)
-
-
-def baichuan_7b(old: Mapping[str, Any]) -> Conversion:
-    """Baichuan-7B: Llama with query, key and value stacked in one matrix."""
-    return Conversion(LlamaConfig(**llama_settings(old)), LlamaForCausalLM, place_packed)
 
 
 def llama_settings(old: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ original adds it to the scores as it is, so that pads are seen).
 B rows, T tokens, d hidden.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,24 +16,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from espalier.models.legacy.conversion import Conversion, Named, needed, taken, token_ids
-from espalier.models.legacy.native import Native, attend, heads_first, kept
+from espalier.models.legacy.family import Family, VocabularyFiles
+from espalier.models.legacy.native import (
+    Native,
+    NativeAttention,
+    NativeConfig,
+    NativeForCausalLM,
+    NativeModel,
+    attend,
+    heads_first,
+)
+from espalier.models.legacy.tokenizers.pangu import FILE, PanguTokenizer
+from espalier.models.positions.own import learned
 
 
-class PanguConfig(PreTrainedConfig):
+class PanguConfig(NativeConfig):
     """Sizes of a PanGu-alpha model; `intermediate_size` None is 4 * hidden_size."""
 
     model_type = "espalier_pangu"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    unscalable = learned(model_type)
 
     vocab_size: int = 40000
     hidden_size: int = 2560
@@ -40,25 +50,19 @@ class PanguConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     max_position_embeddings: int = 1024
     activation_function: str = "gelu"
-    layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
-    initializer_range: float = 0.02
-    use_cache: bool = True
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 9
     pad_token_id: int | None = 6
-    tie_word_embeddings: bool = True
 
 
-class PanguAttention(nn.Module):
+class PanguAttention(NativeAttention):
     """Queries may come from elsewhere than keys and values."""
 
     def __init__(self, config: PanguConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config, self.layer_idx = config, layer_idx
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
-        self.num_key_value_groups, self.is_causal = 1, True
+        super().__init__(config, layer_idx)
+        if not config.scale_attn_weights:
+            self.scaling = 1.0
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -75,10 +79,9 @@ class PanguAttention(nn.Module):
         query = heads_first(self.q_proj(asking), self.head_dim)
         key = heads_first(self.k_proj(hidden), self.head_dim)
         value = heads_first(self.v_proj(hidden), self.head_dim)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        found = attend(self, query, key, value, attention_mask, self.scaling, **kwargs)
-        return self.c_proj(found.reshape(hidden.shape))
+        mixed = attend(self, query, key, value, attention_mask, past_key_values, **kwargs)
+        out: Tensor = self.c_proj(mixed.reshape(hidden.shape))
+        return out
 
 
 class PanguMLP(nn.Module):
@@ -90,7 +93,8 @@ class PanguMLP(nn.Module):
         self.act = ACT2FN[config.activation_function]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.c_proj(self.act(self.c_fc(hidden)))
+        out: Tensor = self.c_proj(self.act(self.c_fc(hidden)))
+        return out
 
 
 class PanguBlock(GradientCheckpointingLayer):
@@ -114,7 +118,8 @@ class PanguBlock(GradientCheckpointingLayer):
         normed = self.ln_1(hidden_states)
         asking = normed if asking is None else asking
         hidden_states = hidden_states + self.attn(normed, asking, attention_mask, past_key_values, **kwargs)
-        return hidden_states + self.mlp(self.ln_2(hidden_states))
+        inner: Tensor = self.mlp(self.ln_2(hidden_states))
+        return hidden_states + inner
 
 
 class PanguPreTrainedModel(Native):
@@ -125,7 +130,7 @@ class PanguPreTrainedModel(Native):
     _can_record_outputs = {"hidden_states": PanguBlock}
 
 
-class PanguModel(PanguPreTrainedModel):
+class PanguModel(PanguPreTrainedModel, NativeModel):
     def __init__(self, config: PanguConfig) -> None:
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -133,27 +138,18 @@ class PanguModel(PanguPreTrainedModel):
         self.wqe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.h = nn.ModuleList(PanguBlock(config, i) for i in range(config.num_hidden_layers))
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
+    def read(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
         token_type_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("exactly one of input_ids and inputs_embeds is wanted")
-        hidden: Tensor = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+    ) -> Tensor:
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
@@ -171,55 +167,17 @@ class PanguModel(PanguPreTrainedModel):
             hidden = block(hidden, None, mask, past_key_values=past_key_values, **kwargs)
         hidden = self.ln_f(hidden)
         asking = self.wqe(position_ids).expand_as(hidden)
-        hidden = self.h[-1](hidden, asking, mask, past_key_values=past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)  # type: ignore[arg-type]
+        out: Tensor = self.h[-1](hidden, asking, mask, past_key_values=past_key_values, **kwargs)
+        return out
 
 
-class PanguForCausalLM(PanguPreTrainedModel, GenerationMixin):
+class PanguForCausalLM(PanguPreTrainedModel, NativeForCausalLM):
+    model_class = PanguModel
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
 
-    def __init__(self, config: PanguConfig) -> None:
-        super().__init__(config)
-        self.transformer = PanguModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V), and the loss of `labels` (B, T), where -100 and the padding id count nothing."""
-        found = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        logits = self.lm_head(kept(found.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            if self.config.pad_token_id is not None:
-                labels = labels.masked_fill(labels == self.config.pad_token_id, -100)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=found.past_key_values,
-            hidden_states=found.hidden_states,
-        )
+    def loss_of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Shifted, where padding counts nothing either."""
+        return super().loss_of(logits, self._without_padding(labels))
 
 
 def pangu(old: Mapping[str, Any]) -> Conversion:
@@ -236,3 +194,29 @@ def pangu(old: Mapping[str, Any]) -> Conversion:
         return [] if name.endswith((".attn.bias", ".attn.masked_bias")) else [(name, tensor)]
 
     return Conversion(PanguConfig(**settings), PanguForCausalLM, place)
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}<eot>{% else %}<sep>{% endif %}{% endfor %}"
+)
+"""``问题<sep>回答<eot>``, below the tokenizer's own ``<s>``."""
+
+
+def tokenizer(files: VocabularyFiles) -> PreTrainedTokenizerBase | None:
+    """A class of its own, which cuts words first."""
+    if not files.named(FILE):
+        return None
+    return PanguTokenizer(str(files.folder / FILE), chat_template=TEMPLATE)
+
+
+FAMILIES = (
+    Family(
+        name="pangu",
+        model_types=("gpt_pangu", "pangu"),
+        convert=pangu,
+        tokenizer=tokenizer,
+        native=PanguForCausalLM,
+        lora_targets={"espalier_pangu": ("q_proj", "v_proj")},
+    ),
+)

@@ -61,12 +61,12 @@ def find_prefix(ids: Tensor, real: Tensor, sop: int, blanks: Sequence[Sequence[i
     count = real.long().cumsum(1) - 1
     # A prompt without a blank is filled at its end.
     blank = torch.where(inside, count, 0).amax(1)
-    found = torch.zeros_like(start, dtype=torch.bool)
+    has_blank = torch.zeros_like(start, dtype=torch.bool)
     for group in blanks:
         here = torch.isin(ids, torch.tensor(list(group), device=ids.device)) & inside
         first = torch.where(here, count, NEVER).amin(1)
-        take = here.any(1) & ~found
-        blank, found = torch.where(take, first, blank), found | take
+        take = here.any(1) & ~has_blank
+        blank, has_blank = torch.where(take, first, blank), has_blank | take
     return Prefix(start, blank)
 
 

@@ -131,9 +131,9 @@ class PrefixGeneration(GenerationMixin):
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         positions = model_kwargs.get("position_ids")
-        found = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         # Transformers counts both channels on; `continued` knows which one counts.
-        return found if positions is None else found | {"position_ids": positions}
+        return updated if positions is None else updated | {"position_ids": positions}
 
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, position_ids: Tensor | None = None, **kwargs: Any
@@ -166,8 +166,8 @@ def grown(visible: Tensor, length: int) -> Tensor:
     missing = length - size
     if missing <= 0:
         return visible
-    found = visible.new_zeros((*visible.shape[:2], length, length))
-    found[..., :size, :size] = visible
-    found[..., size:, :size] = visible[..., -1:, :]
-    found[..., size:, size:] = torch.ones_like(found[..., size:, size:]).tril()
-    return found
+    larger = visible.new_zeros((*visible.shape[:2], length, length))
+    larger[..., :size, :size] = visible
+    larger[..., size:, :size] = visible[..., -1:, :]
+    larger[..., size:, size:] = torch.ones_like(larger[..., size:, size:]).tril()
+    return larger

@@ -11,6 +11,8 @@ given `position_ids` count, so that the layout of a batch does not change its nu
 B rows, T tokens, D numbers a head.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import math
@@ -19,26 +21,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model, apply_rotary_pos_emb
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken, thirds, token_ids
-from espalier.models.legacy.native import attend, heads_first
+from espalier.models.legacy.family import Family, VocabularyFiles
+from espalier.models.legacy.native import attend, projected
 from espalier.models.legacy.notes import NotedCache, note, noted
+from espalier.models.legacy.tokenizers import tiktoken_model
+from espalier.models.legacy.tokenizers.build import wrapped
 from espalier.models.memory import Memory
+from espalier.models.positions.own import OwnPositions
 
 
-class QwenConfig(Qwen2Config):
+class QwenConfig(OwnPositions, Qwen2Config):
     """Qwen2's, and: `seq_length` of training, `use_dynamic_ntk`, `use_logn_attn`."""
 
     model_type = "espalier_qwen"
+    grows_by_itself = "a Qwen of the first generation, which grows its base by itself (dynamic NTK)"
 
     seq_length: int = 8192
     use_dynamic_ntk: bool = True
     use_logn_attn: bool = True
+
+    def grow(self) -> None:
+        self.use_dynamic_ntk = True
 
 
 class QwenRotary(nn.Module):
@@ -78,17 +88,13 @@ class QwenAttention(Qwen2Attention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        query = heads_first(self.q_proj(hidden_states), self.head_dim)
-        key = heads_first(self.k_proj(hidden_states), self.head_dim)
-        value = heads_first(self.v_proj(hidden_states), self.head_dim)
+        query, key, value = projected(self, hidden_states)
         cos, sin, factor = position_embeddings
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
         if factor is not None:
             query = query * factor
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        found = attend(self, query, key, value, attention_mask, self.scaling, **kwargs)
-        return self.o_proj(found.reshape(*hidden_states.shape[:-1], -1)), None
+        mixed = attend(self, query, key, value, attention_mask, past_key_values, **kwargs)
+        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), None
 
 
 class QwenModel(Qwen2Model):
@@ -102,7 +108,7 @@ class QwenModel(Qwen2Model):
             layer.self_attn = QwenAttention(config, i)
         self.post_init()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -118,8 +124,8 @@ class QwenModel(Qwen2Model):
             past_key_values = NotedCache(config=self.config)
         length = given.shape[1]
         alpha = self._alpha(length, attention_mask, position_ids, past_key_values).to(given.device)
-        self.rotary_emb.alpha = alpha  # type: ignore[assignment]
-        return super().forward(
+        self.rotary_emb.alpha = alpha
+        outputs: BaseModelOutputWithPast = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -128,6 +134,7 @@ class QwenModel(Qwen2Model):
             use_cache=use_cache,
             **kwargs,
         )
+        return outputs
 
     def _alpha(self, length: int, mask: Any, position_ids: Tensor | None, cache: Cache | None) -> Tensor:
         """(B or 1, T or 1): what the rotary base grows by, from the length of each prompt."""
@@ -138,19 +145,19 @@ class QwenModel(Qwen2Model):
         kept = noted(cache, "alpha")
         if isinstance(mask, Tensor) and mask.dim() == 4:
             assert position_ids is not None, "a mask of one's own needs position_ids"
-            found = self._of_trees(position_ids[0].cpu())
-            if kept is not None and not bool((found == kept.cpu()[0, 0]).all()):
+            alpha = self._of_trees(position_ids[0].cpu())
+            if kept is not None and not bool((alpha == kept.cpu()[0, 0]).all()):
                 self._refuse(position_ids)
         elif kept is not None:
-            found = kept
+            alpha = kept
         elif mask is None:
             past = 0 if cache is None else cache.get_seq_length()
-            found = self._grown(torch.tensor([[past + length]]))
+            alpha = self._grown(torch.tensor([[past + length]]))
         else:
-            found = self._grown(mask.bool().sum(1, keepdim=True))
+            alpha = self._grown(mask.bool().sum(1, keepdim=True))
         if not isinstance(cache, Memory):
-            note(cache, alpha=found)
-        return found
+            note(cache, alpha=alpha)
+        return alpha
 
     def _grown(self, lengths: Tensor) -> Tensor:
         steps = (lengths.double() / self.config.seq_length).log2().add(1).ceil()
@@ -186,7 +193,7 @@ class QwenForCausalLM(Qwen2ForCausalLM):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As transformers', but places are counted with the padding, as the original counts them for logn."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         inputs.pop("position_ids", None)
         return inputs
 
@@ -244,3 +251,35 @@ def qwen(old: Mapping[str, Any]) -> Conversion:
         return Conversion(Qwen2Config(**settings), Qwen2ForCausalLM, place)
     length = int(needed(old, "seq_length"))
     return Conversion(QwenConfig(**settings, **switches, seq_length=length), QwenForCausalLM, place)
+
+
+TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML, with the system turn that the original puts first."""
+
+
+def tokenizer(files: VocabularyFiles) -> PreTrainedTokenizerFast | None:
+    """Qwen of the first generation; its text is not put between any marks."""
+    if not files.named("qwen.tiktoken"):
+        return None
+    ranks = tiktoken_model.read_ranks(files.folder / "qwen.tiktoken")
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))]
+    special = {name: len(ranks) + i for i, name in enumerate(names)}
+    made = tiktoken_model.fast_tokenizer(ranks, pattern=tiktoken_model.QWEN, special=special, compose=True)
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    return wrapped(made, **ends, chat_template=TEMPLATE)
+
+
+FAMILIES = (
+    Family(
+        name="qwen",
+        model_types=("qwen",),
+        convert=qwen,
+        tokenizer=tokenizer,
+        native=QwenForCausalLM,
+        lora_targets={"espalier_qwen": ("q_proj", "v_proj"), "qwen": ("c_attn",)},
+    ),
+)

@@ -16,6 +16,7 @@ from transformers import RwkvConfig, RwkvForCausalLM
 
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion, Named
+from espalier.models.legacy.family import Family
 from espalier.models.legacy.weights import read_tensors
 
 _NAMES = {
@@ -40,9 +41,9 @@ def sizes(folder: Path, *, allow_pickle: bool) -> dict[str, Any]:
     missing = [name for name in wanted if name not in shapes]
     later = [name for name in shapes if name.endswith((".att.ln_x.weight", ".att.time_faaaa"))]
     if missing or later:
-        found = f"no {missing[0]}" if missing else f"{later[0]}, of a later generation"
+        mark = f"no {missing[0]}" if missing else f"{later[0]}, of a later generation"
         raise UserError(
-            f"{folder}: these are not the tensors of RWKV-4 ({found}). A folder without config.json is taken "
+            f"{folder}: these are not the tensors of RWKV-4 ({mark}). A folder without config.json is taken "
             "for RWKV-4's own format; for anything else copy the config.json beside the weights."
         )
     files = [folder] if folder.is_file() else sorted(folder.glob("*.pth"))
@@ -73,3 +74,6 @@ def rwkv(old: Mapping[str, Any]) -> Conversion:
     # Transformers halves weights in evaluation, for fp16 alone, and would save them so.
     config = RwkvConfig(**settings, rescale_every=0, tie_word_embeddings=False)
     return Conversion(config, RwkvForCausalLM, place)
+
+
+FAMILIES = (Family(name="rwkv_original", model_types=("rwkv_original",), convert=rwkv, sizes=sizes),)

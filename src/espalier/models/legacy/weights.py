@@ -51,8 +51,8 @@ def weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
 def refusal(file: Path) -> str:
     """What to tell someone whose weights are pickles."""
     return (
-        f"{file}: the weights are pickles, which can run code when they are read. Set `allow_pickle: true` "
-        "to read them through torch's safe loader (tensors only), or convert them to safetensors once: "
+        f"{file}: the weights are pickles, which can run code when they are read. Set `allow_pickle: true`, on the "
+        "command line --allow-pickle, to read them through torch's safe loader (tensors only), or convert them to safetensors once: "
         "espalier convert IN OUT --allow-pickle."
     )
 

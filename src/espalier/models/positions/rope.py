@@ -16,19 +16,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from espalier.errors import Notice, UserError
+from espalier.models.positions.own import OwnPositions, learned
 
 ROTARY = ("linear", "dynamic", "yarn", "llama3")
 ALIBI = ("linear", "ntk_alibi")
 TABLES = ("codegen", "gptj")
 """Architectures whose layers hold a table of sines, made from no setting at all."""
 
-LEARNED = {
-    "espalier_pangu": "learned",
-    "espalier_glm": "learned",
-    "gpt2": "learned",
-    "opt": "learned",
-    "rwkv": "no",
+UNSCALABLE = {
+    "gpt2": learned("gpt2"),
+    "opt": learned("opt"),
+    "rwkv": "rwkv has no positions, which no scaling makes longer. Remove it.",
 }
+"""Architectures of transformers that no scaling makes longer, and why."""
 EXTRA = {
     "linear": (),
     "dynamic": (),
@@ -45,8 +45,10 @@ class ServingDiffers(Notice):
 
 def has_alibi(config: Any) -> bool:
     """Whether a model of this configuration knows distances by ALiBi's slopes."""
+    if isinstance(config, OwnPositions):
+        return config.has_slopes
     kind = config.model_type
-    return kind in ("bloom", "mpt") or (kind in ("falcon", "espalier_baichuan") and bool(config.alibi))
+    return kind in ("bloom", "mpt") or (kind == "falcon" and bool(config.alibi))
 
 
 def set_scaling(config: Any, wanted: str | Mapping[str, Any], *, length: int | None = None) -> None:
@@ -63,15 +65,10 @@ def set_scaling(config: Any, wanted: str | Mapping[str, Any], *, length: int | N
     """
     text = config.get_text_config()
     kind = text.model_type
-    if kind in LEARNED:
-        raise UserError(
-            f"rope_scaling: {kind} has {LEARNED[kind]} positions, which no scaling makes longer. Remove it."
-        )
-    if kind == "espalier_chatglm":
-        raise UserError(
-            "rope_scaling: ChatGLM-6B has two channels of positions, of which the second counts from its answer's "
-            "beginning; no scaling of these is known. Remove it, or take ChatGLM2."
-        )
+    own = text if isinstance(text, OwnPositions) else None
+    unscalable = UNSCALABLE.get(kind) if own is None else own.unscalable
+    if unscalable:
+        raise UserError(f"rope_scaling: {unscalable}")
     settings, original = _read(wanted, text, length)
     name = settings["rope_type"]
     known = ALIBI if has_alibi(text) else ROTARY
@@ -93,13 +90,13 @@ def set_scaling(config: Any, wanted: str | Mapping[str, Any], *, length: int | N
                 "rope_scaling: transformers makes Falcon's ALiBi slopes where nothing can reach them. Remove it."
             )
         text.alibi_scaling = {**settings, "original_max_position_embeddings": original}
-    elif kind == "espalier_qwen":
+    elif own is not None and own.grows_by_itself:
         if name != "dynamic":
             raise UserError(
-                f"rope_scaling: {name} is not for a Qwen of the first generation, which grows its base by itself "
-                "(dynamic NTK). Set rope_scaling: dynamic to turn that on, or remove it."
+                f"rope_scaling: {name} is not for {own.grows_by_itself}. Set rope_scaling: dynamic to turn that on, "
+                "or remove it."
             )
-        text.use_dynamic_ntk = True
+        own.grow()
     elif kind in TABLES:
         if name == "dynamic":
             raise UserError(f"rope_scaling: dynamic is not for {kind}, whose tables are made once. Use yarn.")
@@ -191,11 +188,11 @@ def _lengthen(config: Any, length: int) -> None:
 def scaling_of(config: Any) -> dict[str, Any] | None:
     """The scaling that a configuration carries, as `set_scaling` takes it; None for none."""
     text = config.get_text_config()
-    found = text.to_dict()
+    settings = text.to_dict()
     for key in ("alibi_scaling", "rope_table"):
-        if found.get(key):
-            return {k: v for k, v in found[key].items() if _told(k, found[key])}
-    parameters = found.get("rope_parameters") or {}
+        if settings.get(key):
+            return {k: v for k, v in settings[key].items() if _told(k, settings[key])}
+    parameters = settings.get("rope_parameters") or {}
     if _nested(parameters):
         parameters = parameters.get("full_attention") or {}
     if parameters.get("rope_type", "default") in ("default", "proportional", "axial"):
@@ -216,33 +213,33 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 def original_length(config: Any) -> int:
     """The length that the model was trained at, before any scaling; 2048 where nothing says it."""
     text = config.get_text_config()
-    found = text.to_dict()
+    settings = text.to_dict()
     for key in ("alibi_scaling", "rope_table"):
-        if found.get(key):
-            return int(found[key]["original_max_position_embeddings"])
-    parameters = found.get("rope_parameters") or {}
+        if settings.get(key):
+            return int(settings[key]["original_max_position_embeddings"])
+    parameters = settings.get("rope_parameters") or {}
     if _nested(parameters):
         parameters = parameters.get("full_attention") or {}
     if parameters.get("original_max_position_embeddings"):
         return int(parameters["original_max_position_embeddings"])
     most = next(
         (
-            found[key]
+            settings[key]
             for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-            if found.get(key)
+            if settings.get(key)
         ),
         2048,
     )
     if parameters.get("rope_type") == "linear":
-        return round(most / parameters["factor"])
+        return round(int(most) / float(parameters["factor"]))
     return int(most)
 
 
 def stated_length(config: Any) -> int | None:
     """The most positions that a model of this configuration is for, its scaling included; None where it says none."""
-    found = config.get_text_config().to_dict()
+    settings = config.get_text_config().to_dict()
     keys = ("max_position_embeddings", "n_positions", "max_seq_len")
-    most = next((found[key] for key in keys if isinstance(found.get(key), int)), None)
+    most = next((settings[key] for key in keys if isinstance(settings.get(key), int)), None)
     scaling = scaling_of(config)
     if most is not None and scaling is not None and scaling["rope_type"] == "dynamic":
         return int(most * scaling["factor"])

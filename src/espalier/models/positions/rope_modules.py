@@ -8,6 +8,8 @@ and queries by another do not know their distance.
 B rows, T tokens, H heads.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import inspect
@@ -47,8 +49,8 @@ def put_in_place(lm: nn.Module) -> nn.Module:
 
 
 def _kind(rotary: Any) -> str | None:
-    found = rotary.__dict__.get("rope_type")
-    return found if isinstance(found, str) else None
+    kind = rotary.__dict__.get("rope_type")
+    return kind if isinstance(kind, str) else None
 
 
 def changes_with_length(lm: nn.Module) -> bool:
@@ -89,15 +91,15 @@ class ByText(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> Any:
         """As the architecture's own, for positions (B, T)."""
         lengths = self._lengths(position_ids)
-        found: Any = None
-        for length in lengths.unique().tolist():
+        angles: Any = None
+        for length in torch.unique(lengths).tolist():
             kind = ROPE_INIT_FUNCTIONS[self.rotary.rope_type]
             frequencies, scale = kind(self.rotary.config, x.device, seq_len=int(length))
             self.rotary.inv_freq = frequencies
             self.rotary.attention_scaling = scale
-            said = self._turn(self.rotary, x, position_ids)
-            found = said if found is None else _chosen(lengths == length, said, found)
-        return found
+            turned = self._turn(self.rotary, x, position_ids)
+            angles = turned if angles is None else _chosen(lengths == length, turned, angles)
+        return angles
 
     def _lengths(self, positions: Tensor) -> Tensor:
         """(B, T) the length of the text that each token belongs to, as far as it matters."""
@@ -154,8 +156,8 @@ def _scale_slopes(lm: nn.Module, scaling: dict[str, Any]) -> None:
         for plain, scaled in ((BloomModel, _ScaledBloom), (MptModel, _ScaledMpt)):
             if type(module) is plain:
                 module.__class__ = scaled
-                found: Any = module
-                found.alibi_scaling = (scaling["rope_type"], float(scaling["factor"]))
+                model: Any = module
+                model.alibi_scaling = (scaling["rope_type"], float(scaling["factor"]))
 
 
 class _ScaledBloom(BloomModel):
@@ -170,7 +172,7 @@ class _ScaledBloom(BloomModel):
         factors = slope_factors(slopes, *self.alibi_scaling).repeat(len(attention_mask))
         return (biases * factors[:, None, None]).to(dtype)
 
-    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
         given = input_ids if input_ids is not None else kwargs["inputs_embeds"]
         if kwargs.get("attention_mask") is None:
             past = kwargs.get("past_key_values")
@@ -185,7 +187,7 @@ class _ScaledMpt(MptModel):
     alibi_scaling: tuple[str, float]
 
     def build_mpt_alibi_tensor(self, *args: Any, **kwargs: Any) -> Tensor:
-        biases = super().build_mpt_alibi_tensor(*args, **kwargs)  # (H, 1, T), 0 at the last place
+        biases: Tensor = super().build_mpt_alibi_tensor(*args, **kwargs)  # (H, 1, T), 0 at the last place
         slopes = -biases[:, 0, -2]
         return biases * slope_factors(slopes, *self.alibi_scaling)[:, None, None]
 

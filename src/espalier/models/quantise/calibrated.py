@@ -55,12 +55,12 @@ def calibrate(plain: nn.Module, small: nn.Module, texts: Sequence[Sequence[int]]
 
 def _second_moments(lm: nn.Module, names: Sequence[str], texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """``sum x x^T`` (K, K) over the inputs of these layers."""
-    found: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].flatten(0, -2).float()
-            found[name] = found.get(name, 0) + x.t() @ x
+            sums[name] = sums.get(name, 0) + x.t() @ x
 
         return hook
 
@@ -74,8 +74,8 @@ def _second_moments(lm: nn.Module, names: Sequence[str], texts: Sequence[Sequenc
             handle.remove()
     for name in names:  # a layer that no text has reached
         layer: Any = lm.get_submodule(name)
-        found.setdefault(name, torch.eye(layer.nx if isinstance(layer, Conv1D) else layer.in_features))
-    return found
+        sums.setdefault(name, torch.eye(layer.nx if isinstance(layer, Conv1D) else layer.in_features))
+    return sums
 
 
 def rounded(weight: Tensor, scale: Tensor, moment: Tensor, bits: int) -> Tensor:

@@ -64,8 +64,9 @@ def product(x: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
     with torch.autocast(kind, enabled=False):
         if bits == 8 and _generating(x):
             return _few_rows(x, packed, scale)
-        found: Tensor = _Product.apply(x, packed, scale, bits)
-        return found
+        product_of: Any = _Product.apply  # torch's functions with a backward have no types
+        out: Tensor = product_of(x, packed, scale, bits)
+        return out
 
 
 def _generating(x: Tensor) -> bool:
@@ -104,12 +105,12 @@ class _Product(torch.autograd.Function):
         grad = grads[0]
         rows = grad.reshape(-1, grad.shape[-1]) * scale.to(grad.dtype)
         width = packed.shape[1] * (2 if ctx.bits == 4 else 1)
-        found = rows.new_zeros(len(rows), width)
+        values = rows.new_zeros(len(rows), width)
         for start, tile in _tiles(packed, ctx.bits, grad.dtype):
-            found.addmm_(rows[:, start : start + len(tile)], tile)
+            values.addmm_(rows[:, start : start + len(tile)], tile)
         if ctx.bits == 4:
-            found = found.view(len(rows), 2, -1).transpose(1, 2).flatten(1)[:, : ctx.columns]
-        return found.reshape(*grad.shape[:-1], ctx.columns), None, None, None
+            values = values.view(len(rows), 2, -1).transpose(1, 2).flatten(1)[:, : ctx.columns]
+        return values.reshape(*grad.shape[:-1], ctx.columns), None, None, None
 
 
 def _halves(rows: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class CpmLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) to (…, out_features)."""
-        found = product(x, self.get_buffer("packed"), self.get_buffer("scale"), self.bits)
-        return found if self.bias is None else found + self.bias.to(found.dtype)
+        out = product(x, self.get_buffer("packed"), self.get_buffer("scale"), self.bits)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def dequantised(self) -> nn.Linear:
         """A plain float32 layer with the weights that this one stands for."""

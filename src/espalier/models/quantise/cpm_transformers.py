@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from espalier.models.quantise.cpm_linear import CpmLinear
@@ -43,12 +43,13 @@ class CpmQuantizer(HfQuantizer):
 
     @property
     def quantized_element_size(self) -> float:
-        return self.quantization_config.bits / 8  # type: ignore[attr-defined]
+        config: Any = self.quantization_config
+        return float(config.bits / 8)
 
     @property
     def _config(self) -> CpmConfig:
-        found: Any = self.quantization_config
-        return found  # type: ignore[no-any-return]
+        config: Any = self.quantization_config
+        return config  # type: ignore[no-any-return]
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         config = self._config

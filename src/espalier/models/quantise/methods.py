@@ -5,6 +5,8 @@ and ``torchao``. Folders that other tools have made (GPTQ, AWQ, …) are read by
 wants is installed. Calibration texts are optional, and cpm's alone (`calibrated`).
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import importlib.util
@@ -57,10 +59,10 @@ class Quantisation:
     group_size: int | None = None
 
     def __str__(self) -> str:
-        said = f"{self.method}, {self.bits} bits"
+        text = f"{self.method}, {self.bits} bits"
         if self.method == "bnb" and self.bits == 4:
-            said += f" ({self.kind}{', double quantisation' if self.double else ''})"
-        return said
+            text += f" ({self.kind}{', double quantisation' if self.double else ''})"
+        return text
 
 
 def problem(wanted: Quantisation) -> str | None:
@@ -85,9 +87,9 @@ def settings(wanted: Quantisation) -> Any:
     Raises:
         UserError: something the method cannot do, or whose library is not installed.
     """
-    said = problem(wanted)
-    if said is not None:
-        raise UserError(said[0].upper() + said[1:])
+    reason = problem(wanted)
+    if reason is not None:
+        raise UserError(reason[0].upper() + reason[1:])
     if wanted.method == "cpm":
         from espalier.models.quantise.cpm_transformers import CpmConfig
 

@@ -18,7 +18,7 @@ def held_bytes(lm: nn.Module) -> Sizes:
 
     Scales and other tables of quantised layers count under their own type; what is packed two a byte is int4.
     """
-    found: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     seen: set[int] = set()
     for module in lm.modules():
         packed = 4 if isinstance(module, CpmLinear) and module.bits == 4 else 8
@@ -27,8 +27,8 @@ def held_bytes(lm: nn.Module) -> Sizes:
                 continue
             seen.add(id(tensor))
             for kind, size in _parts(tensor, packed):
-                found[kind] += size
-    return dict(found)
+                sizes[kind] += size
+    return dict(sizes)
 
 
 def _parts(tensor: Tensor, packed: int) -> list[tuple[str, int]]:
@@ -52,9 +52,9 @@ def disk_bytes(folder: str | Path) -> int | None:
     """What the weights of a folder take on disk; None where it is no folder on this machine."""
     place = Path(folder)
     kinds = ("*.safetensors", "*.bin", "*.pth")
-    found = [file for kind in kinds for file in place.glob(kind)] if place.is_dir() else []
+    files = [file for kind in kinds for file in place.glob(kind)] if place.is_dir() else []
     for kind in kinds:
-        of_kind = [file for file in found if file.match(kind)]
+        of_kind = [file for file in files if file.match(kind)]
         if of_kind:
             return sum(file.stat().st_size for file in of_kind)
     return None

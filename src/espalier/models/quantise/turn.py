@@ -38,7 +38,8 @@ def quantised(lm: nn.Module, wanted: Quantisation) -> nn.Module:
         quantization_config=settings(wanted),
     )
     check_quantised(made, wanted)
-    return _named_like(never_packed(made), old).eval()
+    small: nn.Module = _named_like(never_packed(made), old)
+    return small.eval()
 
 
 def check_quantised(lm: nn.Module, wanted: Quantisation) -> None:
@@ -82,12 +83,13 @@ def dequantised(lm: nn.Module) -> nn.Module:
             if module.bias is not None:
                 state[prefix + "bias"] = module.bias.detach().float()
             continue
-        held = {**module._parameters, **module._buffers}
-        for key, tensor in held.items():
+        tensors = {**module._parameters, **module._buffers}
+        for key, tensor in tensors.items():
             if tensor is not None and key not in module._non_persistent_buffers_set:
                 state[prefix + key] = tensor.detach()
     made: Any = type(old).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
-    return _named_like(made, old).train(old.training)
+    plain: nn.Module = _named_like(made, old)
+    return plain.train(old.training)
 
 
 def _named_like(made: Any, old: Any) -> Any:
@@ -116,10 +118,11 @@ def weight_of(module: Any) -> Tensor:
     if _is_bnb(module):
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-        found: Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
-        return found.detach().float()
+        weight: Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+        return weight.detach().float()
     if type(module.weight).__module__.startswith("torchao."):
-        return module.weight.dequantize().detach().float()
+        plain: Tensor = module.weight.dequantize()
+        return plain.detach().float()
     raise UserError(f"Weights of {type(module).__name__} cannot be turned back into floats.")
 
 
@@ -142,7 +145,7 @@ def number_of_weights(module: nn.Module) -> int:
     for part in module.modules():
         if isinstance(part, CpmLinear):
             total += part.in_features * part.out_features
-        elif _is_bnb(part) and part.weight.dtype == torch.uint8:  # type: ignore[union-attr]
+        elif _is_bnb(part) and part.weight.dtype == torch.uint8:
             weight: Any = part.weight
             total += part.in_features * part.out_features - weight.numel()  # type: ignore[operator]
     return total

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.attention import attention_mask, decoding_mask
-from espalier.models.encoder_decoder import Answering, is_encoder_decoder
+from espalier.models.encoder_decoder import AnswerDecoder, is_encoder_decoder
 from espalier.models.forward import Traits, tapped
 from espalier.models.memory import Memory
 from espalier.models.positions.rope_modules import answering, changes_with_length
@@ -56,7 +56,7 @@ def make_decoder(
     windows = [w for w in traits.windows.values() if w is not None]
     longest = max(map(len, prompts)) + room
     if is_encoder_decoder(lm):
-        return Answering(lm, prompts, copies)
+        return AnswerDecoder(lm, prompts, copies)
     if is_recurrent(lm):
         return Recurrent(lm, prompts, copies)
     virtual = virtual_tokens(lm)
@@ -88,17 +88,17 @@ class ByMemory:
         self.memory = Memory(layers, [len(p) for p in prompts], copies, room, self.dtype, self.device)
 
     def prompt_logits(self) -> Tensor:
-        found, start = [], 0
+        logits, start = [], 0
         while start < len(self.prompts):
             end, size = start + 1, len(self.prompts[start])
             while end < len(self.prompts) and (
                 self.device.type != "cpu" or size + len(self.prompts[end]) <= READ
             ):
                 size, end = size + len(self.prompts[end]), end + 1
-            found.append(self._read(start, end))
+            logits.append(self._read(start, end))
             start = end
         self.memory.step = 0
-        return torch.cat(found).repeat_interleave(self.copies, 0)
+        return torch.cat(logits).repeat_interleave(self.copies, 0)
 
     def _read(self, start: int, end: int) -> Tensor:
         batch = lay_out_tree([Tree.from_path(p, [False] * len(p)) for p in self.prompts[start:end]])
@@ -106,16 +106,17 @@ class ByMemory:
         mask = attention_mask(batch, self.traits.method, self.dtype, self.traits.windows)
         self.memory.reading = (start, end)
         with tapped(self.lm.get_output_embeddings(), batch.leaf_at):  # type: ignore[operator]
-            return self.lm(
+            logits: Tensor = self.lm(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 attention_mask=mask,
                 past_key_values=self.memory,
                 use_cache=True,
             ).logits[0]
+            return logits
 
     def next_logits(self, tokens: Tensor, step: int) -> Tensor:
-        logits = self.lm(
+        logits: Tensor = self.lm(
             input_ids=tokens[:, None],
             position_ids=self.memory.positions()[:, None],
             attention_mask=decoding_mask(self.memory, self.dtype, self.device),
@@ -154,7 +155,8 @@ class ByHand(ByMemory):
         for index, block in enumerate(model.layers):
             hidden = self._block(block, index, hidden, cos, sin)
         self.memory.step += 1
-        return self.head(model.norm(hidden))
+        logits: Tensor = self.head(model.norm(hidden))
+        return logits
 
     def _block(self, block: Any, index: int, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(B, d) to (B, d); cos and sin (B, 1, D)."""
@@ -169,11 +171,12 @@ class ByHand(ByMemory):
         turned = torch.cat([query, key], 1)
         # Rotary positions turn (a, b) into (a cos - b sin, b cos + a sin); `sin` has its sign already.
         turned = torch.addcmul(turned * cos, turned.roll(turned.shape[-1] // 2, -1), sin)
-        query, key = turned.to(self.dtype).split([query.shape[1], key.shape[1]], 1)
-        held = self.memory.update(key[:, :, None], value[:, :, None], index)
-        out = self.memory.attend(query[:, :, None], held[0], held[1], attention.scaling)
+        query, key = torch.split(turned.to(self.dtype), [query.shape[1], key.shape[1]], 1)
+        stored = self.memory.update(key[:, :, None], value[:, :, None], index)
+        out = self.memory.attend(query[:, :, None], stored[0], stored[1], attention.scaling)
         hidden = hidden + attention.o_proj(out.reshape(len(hidden), -1))
-        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+        inner: Tensor = block.mlp(block.post_attention_layernorm(hidden))
+        return hidden + inner
 
 
 class ByOwnCache:
@@ -209,7 +212,8 @@ class ByOwnCache:
                 input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
             )
         self.cache = out.past_key_values
-        return out.logits[:, -1]
+        logits: Tensor = out.logits[:, -1]
+        return logits
 
     def keep(self, rows: Tensor) -> bool:
         if not isinstance(self.cache, DynamicCache):
@@ -255,7 +259,7 @@ class Apart:
         return torch.cat([one.prompt_logits() for one in self.each])
 
     def next_logits(self, tokens: Tensor, step: int) -> Tensor:
-        parts = zip(self.each, tokens.split(self.copies), strict=True)
+        parts = zip(self.each, torch.split(tokens, self.copies), strict=True)
         return torch.cat([one.next_logits(part, step) for one, part in parts])
 
     def keep(self, rows: Tensor) -> bool:
@@ -289,7 +293,8 @@ def _packed(head: Any, rows: int) -> Any:
     """
     weight = head.weight
     plain = type(head) is nn.Linear and weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if rows < PACKED or not plain or not torch.backends.mkldnn.is_available():
+    mkldnn: Any = torch.backends.mkldnn  # without types
+    if rows < PACKED or not plain or not mkldnn.is_available():
         return head
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
     bias = None if head.bias is None else head.bias.detach()

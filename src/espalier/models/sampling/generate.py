@@ -78,7 +78,7 @@ def sample(
         rows: how many answers are sampled at a time.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    found: list[list[Sampled]] = [[] for _ in prompts]
+    by_prompt: list[list[Sampled]] = [[] for _ in prompts]
     size = max(1, rows // copies)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
@@ -91,8 +91,8 @@ def sample(
             answers[row].logprobs.append(logprob)
             answers[row].ended = ended
         for place, i in enumerate(chosen):
-            found[i] = answers[place * copies : (place + 1) * copies]
-    return found
+            by_prompt[i] = answers[place * copies : (place + 1) * copies]
+    return by_prompt
 
 
 @torch.no_grad()
@@ -136,8 +136,8 @@ def _decode(
             )
         tokens, logprobs = draw(logits, uniforms[:, step], sampling)
         ends = torch.isin(tokens, stop) if len(sampling.stop) else torch.zeros_like(tokens, dtype=torch.bool)
-        said = zip(names, tokens.tolist(), logprobs.tolist(), ends.tolist(), alive.tolist(), strict=True)
-        for name, token, logprob, end, living in said:
+        drawn = zip(names, tokens.tolist(), logprobs.tolist(), ends.tolist(), alive.tolist(), strict=True)
+        for name, token, logprob, end, living in drawn:
             if living:
                 yield name, token, logprob, end
         alive &= ~ends.cpu()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 def is_recurrent(lm: nn.Module) -> bool:
     """Whether transformers gives this architecture a `state`."""
     config: Any = lm.config
-    return config.model_type == "rwkv"
+    return bool(config.model_type == "rwkv")
 
 
 class Recurrent:

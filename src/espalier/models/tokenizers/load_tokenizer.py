@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from espalier.errors import UserError
 from espalier.models.legacy import checkpoint
-from espalier.models.legacy.tokenizers.find import legacy_tokenizer
+from espalier.models.legacy.families import legacy_tokenizer
 from espalier.models.quiet import first_line, quiet
 from espalier.models.remote_code import came_with_code, wants_code
 from espalier.models.tokenizers import marks
@@ -60,10 +60,12 @@ def _of_transformers(name: str, trust_remote_code: bool) -> PreTrainedTokenizerB
         if code := wants_code(error, Path(name)):
             raise UserError(code) from error
         raise
-    made = as_written(_completed(made), name)
-    if not came_with_code(made):
-        made.init_kwargs.pop("auto_map", None)  # else what is saved would ask for code that is not beside it
-    return made
+    tokenizer = as_written(_completed(made), name)
+    if not came_with_code(tokenizer):
+        tokenizer.init_kwargs.pop(
+            "auto_map", None
+        )  # else what is saved would ask for code that is not beside it
+    return tokenizer
 
 
 def for_model(
@@ -90,7 +92,7 @@ def has_tokenizer(folder: Path) -> bool:
 def _completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     if tokenizer.is_fast:
         # Some tokenizer.json say that every text is to be cut, or filled up, to a length; nothing is here unasked.
-        backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend: Any = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
     if tokenizer.pad_token is None:
@@ -101,19 +103,19 @@ def _completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 def end_tokens(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids at which an answer ends: the tokenizer's end token, the model's own, and ``<|im_end|>``."""
-    found: set[int] = set()
+    ends: set[int] = set()
     config: Any = getattr(lm, "generation_config", None)
     for value in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
-        found.update([value] if isinstance(value, int) else value or [])
+        ends.update([value] if isinstance(value, int) else value or [])
     turn_end = tokenizer.get_vocab().get("<|im_end|>")
     if turn_end is not None:
-        found.add(turn_end)
-    return sorted(found)
+        ends.add(turn_end)
+    return sorted(ends)
 
 
 def fit_vocabulary(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """Grow the embeddings when the tokenizer knows more tokens than the model; returns how many were added."""
-    rows = lm.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    rows = int(lm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     missing = len(tokenizer) - rows
     if missing > 0:
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=True)  # type: ignore[operator]

@@ -1,7 +1,7 @@
 """Marks in the text that tell a model where its prompt ends: of encoder-decoders and of prefix language models.
 
 Such models read the whole prompt both ways, and find its end by special tokens: an encoder-decoder by the one
-that its decoder begins with, GLM and ChatGLM-6B by ``<sop>``. Their chat templates write the marks; here is the
+that its decoder begins with, a prefix language model (`Family.reads_marks`) by one such as ``<sop>``. Their chat templates write the marks; here is the
 template of encoder-decoders, and what stands around a prompt that is bare text.
 """
 
@@ -15,8 +15,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from espalier.models.encoder_decoder import is_encoder_decoder
-from espalier.models.legacy.chatglm import ChatGLMConfig
-from espalier.models.legacy.glm import GLMChineseConfig
+from espalier.models.legacy.families import native_family
 from espalier.rendering import rendered
 
 _HERE = "\u2060PROMPT\u2060"
@@ -66,15 +65,15 @@ def config_of_encoder_decoder(source: str | Mapping[str, Any]) -> dict[str, Any]
     if not isinstance(source, str):
         kind = str(source.get("model_type"))
         # What is said may be wrong; that is for whoever makes the model to say.
-        found = {**CONFIG_MAPPING[kind]().to_dict(), **source} if kind in CONFIG_MAPPING else {}
+        config = {**CONFIG_MAPPING[kind]().to_dict(), **source} if kind in CONFIG_MAPPING else {}
     elif Path(source).exists() and not (Path(source) / "config.json").is_file():
         return None
     else:
         try:
-            found, _ = PreTrainedConfig.get_config_dict(source)
+            config, _ = PreTrainedConfig.get_config_dict(source)
         except OSError:  # a tokenizer alone, or what the model's own loading will complain of
             return None
-    return found if found.get("is_encoder_decoder") else None
+    return config if config.get("is_encoder_decoder") else None
 
 
 def around_prompt(lm: nn.Module, tokenizer: Any) -> tuple[str, str]:
@@ -95,4 +94,6 @@ def marked(prompt: str, around: tuple[str, str]) -> str:
 
 def needs_marks(lm: nn.Module) -> bool:
     """Whether the model finds its prompt's end by marks."""
-    return is_encoder_decoder(lm) or isinstance(lm.config, (GLMChineseConfig, ChatGLMConfig))
+    config: Any = lm.config
+    family = native_family(config.model_type)
+    return is_encoder_decoder(lm) or (family is not None and family.reads_marks)

@@ -1,5 +1,7 @@
 """Tokenizers that no model folder describes: trained on a user's text, or from a bare vocabulary."""
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -31,9 +33,9 @@ def bare_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = decoders.ByteLevel()
     else:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise UserError(
-            f"{folder}: no tokenizer here (found {found}). "
+            f"{folder}: no tokenizer here (found {names}). "
             "Wanted tokenizer.json, tokenizer_config.json, or vocab.json with merges.txt."
         )
     known = made.get_vocab()

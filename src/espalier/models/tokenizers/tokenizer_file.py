@@ -5,6 +5,8 @@ its own normalizer and pre-tokenizer around the vocabulary. Ids that the model n
 the silent result, so what was loaded is compared with the file, and loaded from the file alone where it differs.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import warnings
@@ -15,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from espalier.errors import Notice, UserError
 
@@ -83,7 +85,9 @@ def from_file_alone(name: str, why: str) -> PreTrainedTokenizerBase | None:
     if file is None:
         return None
     written = _read(file)
-    made = PreTrainedTokenizerFast.from_pretrained(name, local_files_only=Path(name).is_dir())
+    made: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
+        name, local_files_only=Path(name).is_dir()
+    )
     if first_difference(made, written) is not None:
         return None
     warnings.warn(
@@ -160,11 +164,11 @@ def _file(name: str, file: str) -> Path | None:
     folder = Path(name)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
-    found: Any = cached_file(
+    path: Any = cached_file(
         name,
         file,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)

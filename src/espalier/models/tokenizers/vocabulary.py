@@ -61,13 +61,13 @@ def fast(tokenizer: Any) -> Any:
             f"{type(tokenizer).__name__} cuts words by a dictionary before its pieces, and cannot be extended. "
             "Take a model with a BPE or Unigram tokenizer."
         )
-    held = json.loads(tokenizer.backend_tokenizer.to_str())
-    kind, model = held["model"]["type"], held["model"]
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    kind, model = settings["model"]["type"], settings["model"]
     if kind not in ("BPE", "Unigram"):
         raise UserError(f"a tokenizer of type {kind} cannot be extended. Wanted BPE or Unigram.")
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise UserError("a BPE with marks inside of words cannot be extended.")
-    return held
+    return settings
 
 
 def joined_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece]:
@@ -77,14 +77,14 @@ def joined_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece
         tokenizer: a BPE.
         size: at least 1.
     """
-    held = fast(tokenizer)
-    if held["model"]["type"] != "BPE":
+    settings = fast(tokenizer)
+    if settings["model"]["type"] != "BPE":
         raise UserError(
             "--kind bpe goes on with a BPE, and this tokenizer is a Unigram. Use --kind sentencepiece."
         )
     by_id = {number: text for text, number in tokenizer.get_vocab().items()}
     barred = set(tokenizer.all_special_ids) | {i for i, text in by_id.items() if _is_byte(text)}
-    barred |= {token["id"] for token in held["added_tokens"]}
+    barred |= {token["id"] for token in settings["added_tokens"]}
     used: set[str] = set()
 
     def words() -> Iterator[str]:
@@ -106,15 +106,15 @@ def joined_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece
         lines, trainers.BpeTrainer(vocab_size=alphabet + size, min_frequency=2, show_progress=False)
     )
     vocabulary = set(by_id.values())
-    found = []
+    pieces = []
     for left, right in json.loads(made.to_str())["model"]["merges"]:
         parts = tuple(ord(c) - FIRST for c in left + right)
         text = "".join(by_id[i] for i in parts)
         # An old piece of the same text exists where the old merges do not lead to it; it is led to now.
         pair = ("".join(by_id[ord(c) - FIRST] for c in left), "".join(by_id[ord(c) - FIRST] for c in right))
-        found.append(Piece(text, parts, pair))
+        pieces.append(Piece(text, parts, pair))
         vocabulary.add(text)
-    return found
+    return pieces
 
 
 def _words(text: str, encoding: Any, barred: set[int], by_id: dict[int, str]) -> Iterator[list[int]]:
@@ -166,9 +166,13 @@ def sentencepiece_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> lis
     Raises:
         UserError: sentencepiece is not installed, or the tokenizer works on bytes.
     """
-    held = fast(tokenizer)
-    unigram = held["model"]["type"] == "Unigram"
-    if not unigram and SPACE + "a" not in tokenizer.get_vocab() and not held["model"].get("byte_fallback"):
+    settings = fast(tokenizer)
+    unigram = settings["model"]["type"] == "Unigram"
+    if (
+        not unigram
+        and SPACE + "a" not in tokenizer.get_vocab()
+        and not settings["model"].get("byte_fallback")
+    ):
         raise UserError("--kind sentencepiece is for tokenizers that write a space as ▁. Use --kind bpe.")
     try:
         import sentencepiece
@@ -233,28 +237,28 @@ def extended(tokenizer: Any, pieces: Sequence[Piece]) -> list[Piece]:
     Args:
         tokenizer: changed in place.
     """
-    held = fast(tokenizer)
+    settings = fast(tokenizer)
     known = tokenizer.get_vocab()
-    model = held["model"]
+    model = settings["model"]
     if model["type"] == "Unigram":
         fresh = [piece for piece in pieces if piece.text not in known]
-        _add_unigram(held, known, fresh)
-        _put(tokenizer, held)
+        _add_unigram(settings, known, fresh)
+        _put(tokenizer, settings)
         return fresh
     fresh, seen = [], set(known)
     for piece in pieces:
         if piece.text not in seen:
             fresh.append(piece)
             seen.add(piece.text)
-    trial = json.loads(json.dumps(held))
+    trial = json.loads(json.dumps(settings))
     _add_bpe(trial, known, fresh, pieces)
     if any(piece.pair is None for piece in pieces):
         made = Tokenizer.from_str(json.dumps(trial))
         kept = {p.text for p in fresh if p.pair is not None or len(made.model.tokenize(p.text)) == 1}
         if len(kept) < len(fresh):
             fresh = [piece for piece in fresh if piece.text in kept]
-            _add_bpe(held, known, fresh, fresh)
-            trial = held
+            _add_bpe(settings, known, fresh, fresh)
+            trial = settings
     _put(tokenizer, trial)
     return fresh
 
@@ -331,7 +335,7 @@ def grow_embeddings(lm: nn.Module, tokenizer: Any, pieces: Sequence[Piece]) -> i
     for weight in rows:
         for piece in pieces:
             weight[vocabulary[piece.text]] = weight[list(piece.parts)].float().mean(0).to(weight.dtype)
-    return max(0, most - before)
+    return int(max(0, most - before))
 
 
 def characters_per_token(tokenizer: Any, texts: Sequence[str]) -> float:

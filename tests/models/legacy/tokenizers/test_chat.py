@@ -10,7 +10,7 @@ from espalier.data.encode.encoding import encode_pieces
 from espalier.data.encode.templates import choose_template, prompt_text
 from espalier.data.records import Message
 from espalier.errors import UserError
-from espalier.models.legacy.tokenizers import chat
+from espalier.models.legacy import baichuan, chatglm, chatglm2, glm, internlm, pangu
 from espalier.models.load import load_tokenizer, train_tokenizer
 from tests.conftest import Vocabulary
 
@@ -32,34 +32,34 @@ def written(template: str, messages: list[Message], *, prompt: bool = False) -> 
 @pytest.mark.parametrize(
     ("template", "one", "two"),
     [
-        (chat.PANGU, "你好<sep>好的<eot>", "你好<sep>好的<eot>再见<sep>走好<eot>"),
+        (pangu.TEMPLATE, "你好<sep>好的<eot>", "你好<sep>好的<eot>再见<sep>走好<eot>"),
         (
-            chat.GLM,
+            glm.TEMPLATE,
             "[CLS]你好[gMASK]<|endoftext|><|startofpiece|>好的<|endofpiece|>",
             "[CLS]你好\n好的\n再见[gMASK]<|endoftext|><|startofpiece|>走好<|endofpiece|>",
         ),
         (
-            chat.CHATGLM,
+            chatglm.TEMPLATE,
             "你好[gMASK]<sop>好的<eop>",
             "[Round 0]\n问：你好\n答：好的\n[Round 1]\n问：再见\n答：[gMASK]<sop>走好<eop>",
         ),
         (
-            chat.CHATGLM2,
+            chatglm2.ROUNDS_TEMPLATE,
             "[gMASK]<sop>[Round 1]\n\n问：你好\n\n答：好的",
             "[gMASK]<sop>[Round 1]\n\n问：你好\n\n答：好的\n\n[Round 2]\n\n问：再见\n\n答：走好",
         ),
         (
-            chat.CHATGLM3,
+            chatglm2.ROLES_TEMPLATE,
             "[gMASK]<sop><|user|>\n 你好<|assistant|>\n 好的",
             "[gMASK]<sop><|user|>\n 你好<|assistant|>\n 好的<|user|>\n 再见<|assistant|>\n 走好",
         ),
         (
-            chat.baichuan("<u>", "<a>"),
+            baichuan.template("<u>", "<a>"),
             "<u>你好<a>好的</s>",
             "<u>你好<a>好的</s><u>再见<a>走好</s>",
         ),
         (
-            chat.INTERNLM,
+            internlm.TEMPLATE,
             "<|User|>:你好<eoh>\n<|Bot|>:好的<eoa>\n",
             "<|User|>:你好<eoh>\n<|Bot|>:好的<eoa>\n<|User|>:再见<eoh>\n<|Bot|>:走好<eoa>\n",
         ),
@@ -74,7 +74,7 @@ def test_texts(template: str, one: str, two: str) -> None:
 
 
 def test_a_blank_of_one_s_own_is_kept() -> None:
-    found = written(chat.GLM, [Message("user", "中国的首都是[MASK]。")], prompt=True)
+    found = written(glm.TEMPLATE, [Message("user", "中国的首都是[MASK]。")], prompt=True)
     assert found == "[CLS]中国的首都是[MASK]。<|endoftext|><|startofpiece|>"
 
 

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 import tiktoken
 
-from espalier.models.legacy.tokenizers.find import legacy_tokenizer
+from espalier.models.legacy.families import legacy_tokenizer
 from espalier.models.legacy.tokenizers.sentencepiece_file import read_model
 from espalier.models.legacy.tokenizers.sentencepiece_model import fast_tokenizer
 from espalier.models.legacy.tokenizers.tiktoken_model import QWEN, read_ranks

@@ -5,6 +5,8 @@ Spaces and newlines of the text become U+2582 and U+2583 before, and come back a
 sentencepiece's normalisation changes is lost, as in the original: full-width punctuation, tabs.
 """
 
+# The constructors of transformers have no types.
+# mypy: allow-untyped-calls
 from __future__ import annotations
 
 import re
@@ -74,13 +76,13 @@ class PanguTokenizer(PreTrainedTokenizer):
         """The pieces of a text, found several times faster than by the walk through it that this replaces."""
         if kwargs.pop("split_special_tokens", self.split_special_tokens):
             return self._tokenize(text)
-        found: list[str] = []
+        pieces: list[str] = []
         for part in self._special().split(text):
             if part in self._added_tokens_encoder:
-                found.append(part)
+                pieces.append(part)
             elif part:
-                found += self._tokenize(part)
-        return found
+                pieces += self._tokenize(part)
+        return pieces
 
     def _special(self) -> re.Pattern[str]:
         """Added tokens, the longest first, as a group, so that a split keeps them."""
@@ -91,7 +93,7 @@ class PanguTokenizer(PreTrainedTokenizer):
         return self._pattern[1]
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        return self.pieces.encode(_worded(text), out_type=str)
+        return list(self.pieces.encode(_worded(text), out_type=str))
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Ids of pieces, at one look-up each; what is no piece is ``<unk>``."""

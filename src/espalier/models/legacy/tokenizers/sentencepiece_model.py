@@ -80,8 +80,8 @@ def _ends(text: str) -> bool:
 def _all_within_reach(made: Tokenizer, model: SentencePieceModel) -> bool:
     """Whether each piece, met alone, is what BPE makes of it."""
     texts = [text for text, _, kind in model.pieces if kind == NORMAL]
-    found = made.encode_batch_fast(texts, add_special_tokens=False)
-    return all(len(encoding.ids) == 1 for encoding in found)
+    encodings = made.encode_batch_fast(texts, add_special_tokens=False)
+    return all(len(encoding.ids) == 1 for encoding in encodings)
 
 
 def _bpe(model: SentencePieceModel) -> models.BPE:

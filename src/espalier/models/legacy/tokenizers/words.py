@@ -30,7 +30,7 @@ _RARE = re.compile("[\u3400-\u4dbf\u9fd6-\u9fff\uf900-\ufaff\U00020000-\U0003fff
 def cut(text: str) -> list[str]:
     """The words of a text; joined they are the text again."""
     if _RARE.search(text):
-        return _jieba().lcut(text)
+        return list(_jieba().lcut(text))
     fast = _rust()
     words: list[str] = []
     place = 0

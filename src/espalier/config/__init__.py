@@ -8,6 +8,7 @@ The way back: `dump_yaml` (the run as it ran), `options_hash` (is a stage unchan
 from espalier.config.build import build, canonical, stage_of
 from espalier.config.file import Placed, load_yaml
 from espalier.config.names import IGNORED, SYNONYMS
+from espalier.config.option_set import OptionSet
 from espalier.config.pipeline import split_pipeline
 from espalier.config.write import Described, describe, dump_yaml, options_hash
 
@@ -15,6 +16,7 @@ __all__ = [
     "IGNORED",
     "SYNONYMS",
     "Described",
+    "OptionSet",
     "Placed",
     "build",
     "canonical",

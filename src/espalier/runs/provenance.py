@@ -96,7 +96,7 @@ class MadeFrom:
 
 
 def made_from(
-    options: Mapping[type, Any], *, processes: int, known: Path, precision: str | None = None
+    options: config.OptionSet, *, processes: int, known: Path, precision: str | None = None
 ) -> MadeFrom:
     """What a run of these options is made from, as everything lies on the disk now.
 
@@ -112,11 +112,11 @@ def made_from(
     values: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     contents: Contents = {}
-    for held in options.values():
-        for item in fields(held):
+    for group in options:
+        for item in fields(group):
             if item.metadata.get("same_result") or item.name in _DIVISION:
                 continue
-            value = getattr(held, item.name)
+            value = getattr(group, item.name)
             defaults[item.name] = item.default if item.default_factory is MISSING else item.default_factory()
             kind = item.metadata.get("names")
             if kind == "data":
@@ -129,7 +129,7 @@ def made_from(
             elif kind is not None:
                 contents[item.name] = _content(kind, value)
             values[item.name] = value
-    train: TrainOptions = options[TrainOptions]
+    train = options[TrainOptions]
     if train.per_device_train_batch_size is not None:
         values[RECORDS] = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
     if precision is not None:

@@ -30,7 +30,7 @@ from espalier.runs.running import Running, Start
 def write_config(start: Start) -> None:
     with writing_to(start.folder):
         start.folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options.values()))
+    files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options))
 
 
 def save_models(running: Running) -> None:

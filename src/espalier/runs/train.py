@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from espalier import config
+from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     AdaloraOptions,
     AdamOptions,
@@ -69,7 +70,7 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     options = config.build(raw, CLASSES[stage], all_classes=CLASSES)
     notes = config.canonical(raw)[1]
     check_startable(stage, options)
-    run: RunOptions = options[RunOptions]
+    run = options[RunOptions]
     folder = Path(run.output_dir) / (run.name or stage)
     options = _decided(options, folder if run.resume else None)
     made = made_from(options, processes=processes(), known=_kept(options) / "files.json")
@@ -95,27 +96,27 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     return _run(_prepared(start))
 
 
-def _kept(options: Mapping[type, Any]) -> Path:
+def _kept(options: OptionSet) -> Path:
     """Where tokenised records and the hashes of large data files are kept."""
     path = options[TokenizedOptions].tokenized_path
     return Path(path).expanduser() if path else Path(options[RunOptions].output_dir) / "tokenized"
 
 
-def _decided(options: Mapping[type, Any], folder: Path | None) -> dict[type, Any]:
+def _decided(options: OptionSet, folder: Path | None) -> OptionSet:
     """The options with `precision: auto` replaced by what it means: for a run that goes on, what it began with.
 
     Args:
         folder: of the run that may go on.
     """
-    engine: EngineOptions = options[EngineOptions]
+    engine = options[EngineOptions]
     cpu = not torch.cuda.is_available()
     kept = kept_precision(folder) if folder is not None and engine.precision == "auto" else None
     chosen = choose_precision(kept or engine.precision, torch.device("cpu" if cpu else "cuda"))
-    return {**options, EngineOptions: replace(engine, precision=agreed_precision(chosen, cpu=cpu))}
+    return options.replaced(replace(engine, precision=agreed_precision(chosen, cpu=cpu)))
 
 
-def _accelerator(options: Mapping[type, Any]) -> Accelerator:
-    engine: EngineOptions = options[EngineOptions]
+def _accelerator(options: OptionSet) -> Accelerator:
+    engine = options[EngineOptions]
     assert engine.precision != "auto"
     own = engine.deepspeed
     if isinstance(own, str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from espalier.config.options import DataOptions, RunOptions, TokenizedOptions, TrainOptions
+from espalier.config.option_set import OptionSet
+from espalier.config.options import DataOptions, Options, RunOptions, TokenizedOptions, TrainOptions
 from espalier.data.choice.choose import Picks, held_out, without
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.tokenise import Encoder
@@ -38,7 +39,7 @@ from espalier.stages.parts import SamplePrompt
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from espalier.trees.draw import draw_tree
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Datasets:
         preflight: what the data read and tokenised so far looks like, and what was left out of it.
     """
 
-    options: Mapping[type, Any]
+    options: OptionSet
     reads: str
     rank: int
     world: int

@@ -11,13 +11,14 @@ answer first (GRPO as published), or the constant max_new_tokens (Dr. GRPO, Liu 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
@@ -160,7 +161,7 @@ def build(setup: Setup) -> Parts:
     )
 
 
-def _check(options: Mapping[type, Any]) -> None:
+def _check(options: OptionSet) -> None:
     if options[RolloutOptions].group_size == 1:
         raise UserError(
             "group_size: 1 in grpo: an answer is compared with the others of its group, and alone it has no "

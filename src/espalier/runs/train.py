@@ -146,10 +146,10 @@ def _prepared(start: Start) -> Running:
     )
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))
-    preflight = setup.preflight.result()
+    preflight = setup.preflight.report()
     show_preflight(start.console, start.name, preflight)
     new_tokens = start.option(RolloutOptions).max_new_tokens if STAGES[start.stage].samples else 0
-    check_positions(parts.main.lm, preflight, new_tokens, start.say)
+    check_positions(parts.main.lm, preflight.parts.values(), new_tokens, start.say)
     sharded = start.option(EngineOptions).strategy in SHARDED
     sampler = copy.deepcopy(parts.main.lm) if sharded and STAGES[start.stage].samples else None
     module, optimizer = accelerator.prepare(parts.trained, _optimizer(start, parts))

@@ -116,7 +116,6 @@ class Datasets:
             self.kept = Path(self._temporary.name)
         self.cutoff_len = self.option(DataOptions).cutoff_len
         self.preflight = Preflight(self.cutoff_len, lambda tree: draw_tree(tree, self.tokenizer.decode))
-        self._train: Choice | None = None
         self._stacks: dict[tuple[str, str], Stack] = {}
         self._jobs: dict[tuple[str, str], Job] = {}
         self._picks: dict[tuple[str, str, str], Picks | None] = {}
@@ -249,12 +248,7 @@ class Datasets:
 
     def _seen(self, wanted: Wanted, part: str, job: Job) -> Choice:
         choice = self.choice(wanted, job)
-        if part == TRAIN:
-            self._train = choice
-            self.preflight.divided(choice, Choice(Stack([])), apart=True)
-        elif part == HELD_OUT and self._train is not None:
-            self.preflight.divided(self._train, choice, apart=bool(wanted.part))
-        self.preflight.part(part, choice)
+        self.preflight.part(part, choice, apart=bool(wanted.part))
         return choice
 
     def sample_prompts(self, records: Wanted) -> list[SamplePrompt]:

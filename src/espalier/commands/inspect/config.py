@@ -51,12 +51,12 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
             name = options[RunOptions].name or kind
             setup = _read(kind, options, tokenizers)
             tokenizers[name] = setup.tokenizer
-            result = setup.preflight.result()
+            result = setup.preflight.report()
             sections.append(Section(name, kind, result, _shown(kind, setup, limit) if html else []))
     if html is not None:
         write_page(html, str(path), sections)
     if as_json:
-        print(json_text({s.name: s.preflight for s in sections}))
+        print(json_text({s.name: s.preflight.as_json() for s in sections}))
     for section in sections:
         show_preflight(console, section.name, section.preflight, whole=True, lead="# ", quiet=as_json)
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, RunOptions
 from espalier.data.steps.feed import Feed
-from espalier.engine.loop import Progress
+from espalier.engine.step import Progress
 from espalier.runs.provenance import MadeFrom
 from espalier.screen import Screen
 from espalier.stages.parts import Live, Parts

@@ -33,10 +33,11 @@ from espalier.engine.checkpoint import clear_checkpoints
 from espalier.engine.finite import check_weights
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.launch import processes, rank
-from espalier.engine.loop import Hooks, Schedule, run_loop, stopped_at
+from espalier.engine.loop import run_loop, stopped_at
 from espalier.engine.optim import adamw, learning_rate_at
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
+from espalier.engine.step import Hooks, Learner, Schedule
 from espalier.engine.track import Tracker, keep_rows
 from espalier.errors import Stopped
 from espalier.runs.catalogue import CLASSES, SHARDED, STAGES
@@ -213,14 +214,11 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
         learns=running.parts.learns,
     )
     run_loop(
-        live.module,
-        running.parts.objective,
+        Learner(live.module, running.parts.objective, running.optimizer, live.accelerator),
         running.feed,
-        running.optimizer,
-        live.accelerator,
-        tracker,
         _schedule(running.start, running.feed.total_steps),
         hooks,
+        tracker,
         progress,
         stop,
     )

@@ -20,7 +20,7 @@ from espalier.config.options import (
     RunOptions,
     VirtualTokenOptions,
 )
-from espalier.engine.loop import Objective
+from espalier.engine.step import Objective
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.models import load_adapted

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from espalier.data.steps.feed import Feed
-from espalier.engine.loop import Objective
+from espalier.engine.step import Objective
 from espalier.engine.track import Numbers
 from espalier.maths.losses import nll
 from espalier.maths.reduce import masked_sum

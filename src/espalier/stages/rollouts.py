@@ -23,6 +23,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.sampling.generate import Sampling
 from espalier.rollout.asks import Asks
 from espalier.rollout.experience import Answered, Ask, gathered, measure, sample_trees, scored_by_rule
+from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
 from espalier.stages.parts import Live, Units
 from espalier.stages.setup import Setup
@@ -262,6 +263,20 @@ def check_first_step(first: dict[str, float]) -> None:
             f"the first step's KL from the reference is {first['kl']:.4f} an answer and must be 0: policy "
             "and reference are not the same model at the start."
         )
+
+
+def rollout_plan(setup: Setup, passes: int) -> RolloutPlan:
+    """How the prompts of a run become rollouts and steps; `passes` over each rollout."""
+    plan = setup.plan
+    per_step = plan.trees_per_step or 8
+    return RolloutPlan(
+        setup.option(RolloutOptions).rollout_prompts or per_step,
+        per_step,
+        passes,
+        plan.epochs,
+        plan.max_steps,
+        plan.seed,
+    )
 
 
 def check_apart(**models: nn.Module | None) -> None:

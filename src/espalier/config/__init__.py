@@ -10,12 +10,12 @@ from espalier.config.file import Placed, load_yaml
 from espalier.config.names import IGNORED, SYNONYMS
 from espalier.config.option_set import OptionSet
 from espalier.config.pipeline import split_pipeline
-from espalier.config.write import Described, describe, dump_yaml, options_hash
+from espalier.config.write import OptionRow, describe, dump_yaml, options_hash
 
 __all__ = [
     "IGNORED",
     "SYNONYMS",
-    "Described",
+    "OptionRow",
     "OptionSet",
     "Placed",
     "build",

@@ -109,7 +109,7 @@ def zero_config(stage: int, precision: Precision, max_grad_norm: float, offload:
 
 
 def is_deepspeed(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type.value == "DEEPSPEED"
+    return bool(accelerator.distributed_type.value == "DEEPSPEED")
 
 
 def over_ranks(accelerator: Accelerator, sums: list[float]) -> list[float]:

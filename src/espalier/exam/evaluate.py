@@ -22,7 +22,7 @@ from espalier.exam.harness import HarnessTask, examine_harness
 from espalier.exam.judges.mathematics import NOT_COMPARABLE, SECONDS
 from espalier.exam.lm_eval_files import write_lm_eval_files
 from espalier.exam.numbers.tables import results_table
-from espalier.exam.plan import Planned, plan
+from espalier.exam.plan import ExamPlan, plan
 from espalier.exam.run import Examiner, settings_hash
 from espalier.exam.task import Task
 from espalier.exam.tasks import Settings
@@ -93,7 +93,7 @@ def evaluate(
         return _examined(model_name_or_path, planned, out, asking)
 
 
-def _examined(model_name_or_path: str, planned: Planned, out: Path, asking: Asking) -> dict[str, Any]:
+def _examined(model_name_or_path: str, planned: ExamPlan, out: Path, asking: Asking) -> dict[str, Any]:
     lm = load_adapted.load_with_adapter(
         model_name_or_path, trust_remote_code=asking.trust_remote_code, rope_scaling=asking.rope_scaling
     )
@@ -105,7 +105,7 @@ def _examined(model_name_or_path: str, planned: Planned, out: Path, asking: Aski
 
 
 def examine_all(
-    model: TreeModel, tokenizer: Any, planned: Planned, out: Path, *, name: str, asking: Asking = Asking()
+    model: TreeModel, tokenizer: Any, planned: ExamPlan, out: Path, *, name: str, asking: Asking = Asking()
 ) -> dict[str, Any]:
     """Examine a model that is in memory; see `evaluate`."""
     template = None if asking.template is None else choose_template(tokenizer, asking.template)
@@ -155,7 +155,7 @@ def _how(
 
 def _examine_ours(
     examiner: Examiner,
-    planned: Planned,
+    planned: ExamPlan,
     out: Path,
     how: Mapping[str, Any],
     results: dict[str, Any],
@@ -183,7 +183,7 @@ def _examine_ours(
     return [task.name for task, _ in planned.tasks]
 
 
-def _harness_tasks(planned: Planned, *, in_template: bool, asking: Asking) -> list[HarnessTask]:
+def _harness_tasks(planned: ExamPlan, *, in_template: bool, asking: Asking) -> list[HarnessTask]:
     """lm_eval's tasks; one that is asked with several numbers of solved examples has each in its name."""
     settings, names = planned.settings, [name for name, _ in planned.harness]
     return [

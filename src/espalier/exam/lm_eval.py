@@ -38,7 +38,7 @@ TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 @register_model("espalier")
-class EspalierLM(TemplateLM):
+class EspalierLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """lm_eval's interface to a model that takes trees.
 
     Args:
@@ -86,13 +86,14 @@ class EspalierLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.tokenizer.eos_token_id
+        token: int = self.tokenizer.eos_token_id
+        return token
 
     @property
     def prefix_token_id(self) -> int:
         """What a text begins with where nothing stands before it."""
-        bos = self.tokenizer.bos_token_id
-        return self.tokenizer.eos_token_id if bos is None else bos
+        bos: int | None = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
@@ -119,7 +120,8 @@ class EspalierLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As lm_eval's, but for models that find their prompt by marks: these stand between the two."""
         if not any(self._around):
-            return super()._encode_pair(context, continuation)
+            before, whole = super()._encode_pair(context, continuation)
+            return before, whole
         asked = marked(context, self._around)
         before, whole = (
             leading(self.tokenizer, text) + self.tok_encode(text, add_special_tokens=False)

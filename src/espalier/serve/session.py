@@ -82,7 +82,8 @@ class Session:
     def _encoded(self) -> list[int]:
         before = [Message(SYSTEM, self.system)] if self.system else []
         text = prompt_text(self.template, [*before, *self.messages])
-        return leading(self.tokenizer, text) + self.tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return leading(self.tokenizer, text) + ids
 
 
 def whole_characters(text: str) -> str:

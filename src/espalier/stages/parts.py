@@ -54,7 +54,8 @@ class Live:
     def run(self, batch: Batch, want: Want) -> Outputs:
         """One forward without gradients and without dropout."""
         with self.evaluating():
-            return self.module(batch, want)
+            outputs: Outputs = self.module(batch, want)
+            return outputs
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.sampling.generate import Sampling
 from espalier.rollout.asks import Asks
-from espalier.rollout.experience import Answered, Ask, gathered, measure, sample_trees, scored_by_rule
+from espalier.rollout.experience import AnswerGroup, Ask, gathered, measure, sample_trees, scored_by_rule
 from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
 from espalier.stages.parts import Live, Units
@@ -131,7 +131,7 @@ class Roller:
             )
         return asks, setup.asks(held_out, longest, HELD_OUT)
 
-    def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[Answered]:
+    def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[AnswerGroup]:
         """Answers to these prompts: every rank samples its share, and gets all."""
         setup = self._setup
         own = list(places)[setup.rank :: setup.world]
@@ -147,7 +147,7 @@ class Roller:
 
     def _sample(
         self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
-    ) -> list[Answered]:
+    ) -> list[AnswerGroup]:
         lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
         try:
             with live.accelerator.autocast():
@@ -158,9 +158,9 @@ class Roller:
             raise UserError(f"{broken} {cause(live.module)} The last checkpoint is kept.") from broken
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._setup.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(self._setup.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def scored(self, live: Live, answered: list[Answered]) -> list[Tree]:
+    def scored(self, live: Live, answered: list[AnswerGroup]) -> list[Tree]:
         """Trees with ``extras["scores"]`` (B,)."""
         setup = self._setup
         if self._rule is not None:
@@ -202,12 +202,12 @@ class Roller:
         with live.accelerator.autocast():
             if self._start is None:
                 assert self._reference is not None
-                found = self._reference(batch, want).logprobs
+                outputs: Outputs = self._reference(batch, want)
             else:
                 with self._start():
-                    found = self._policy(batch, want).logprobs
-        assert found is not None
-        return found.float()
+                    outputs = self._policy(batch, want)
+        assert outputs.logprobs is not None
+        return outputs.logprobs.float()
 
     def validate(self, live: Live) -> tuple[Units | None, Numbers]:
         """The reward of one sampled answer to each held-out prompt, by the run's own sampling and fixed seeds: it is

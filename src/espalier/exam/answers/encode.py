@@ -147,4 +147,5 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if tokenizer.is_fast:  # without offsets and masks: three times as fast as calling the tokenizer
         many = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [one.ids for one in many]
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids

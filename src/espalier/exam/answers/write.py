@@ -82,7 +82,7 @@ class Writer:
         return leading(self._tokenizer, text) + list(found)
 
     def _text(self, tokens: list[int], stop: Sequence[str]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         ends = [at for mark in stop if (at := text.find(mark)) >= 0]
         return text[: min(ends)] if ends else text
 

@@ -50,7 +50,7 @@ def _tokenizer() -> Any:
 
 
 def _english(word: str) -> list[str]:
-    return _tokenizer().tokenize(word)
+    return list(_tokenizer().tokenize(word))
 
 
 def _without_signs(text: str) -> str:

@@ -100,7 +100,9 @@ EXAMS: dict[str, KnowledgeExam] = {
 @cache
 def subjects(name: str) -> dict[str, Any]:
     """Names of an exam's subjects and which of them are averaged together."""
-    table: dict[str, Any] = json.loads((Path(__file__).parent / "subjects.json").read_text("utf-8"))
+    table: dict[str, dict[str, Any]] = json.loads(
+        (Path(__file__).parent / "subjects.json").read_text("utf-8")
+    )
     return table[name]
 
 

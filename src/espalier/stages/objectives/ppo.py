@@ -83,11 +83,11 @@ class PolicyAndCritic(nn.Module):
 
     def forward(self, batch: Batch, want: Want) -> Outputs:
         wanted = Want(want.logprobs, want.entropy, temperature=want.temperature)
-        said = self.policy(self.policy.fitting(batch), wanted)
+        outputs = self.policy(self.policy.fitting(batch), wanted)
         if not want.values:
-            return Outputs(said.logprobs, said.entropy)
+            return Outputs(outputs.logprobs, outputs.entropy)
         values = self.critic(self.critic.fitting(batch), Want(logprobs=False, values=True)).values
-        return Outputs(said.logprobs, said.entropy, values)
+        return Outputs(outputs.logprobs, outputs.entropy, values)
 
 
 class ClippedObjective:
@@ -174,13 +174,17 @@ class ClipWarning:
             return
         cut = scores.clamp(-self._limit, self._limit)
         many = int((scores.abs() > self._limit).sum())
-        if 2 * many > len(scores) or (len(cut.unique()) == 1 and len(scores.unique()) > 1):
+        if 2 * many > len(scores) or (_all_equal(cut) and not _all_equal(scores)):
             self._say(
                 f"{many} of {len(scores)} scores ({float(scores.min()):g} to {float(scores.max()):g}) were cut to "
                 f"reward_clip {self._limit:g}, so that they don't differ any more; raise it, scale the reward, or set "
                 "reward_clip: null (`score_clipped` counts them)"
             )
             self._limit = None
+
+
+def _all_equal(x: Tensor) -> bool:
+    return bool((x == x[0]).all())
 
 
 def experience(

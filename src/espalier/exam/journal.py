@@ -121,7 +121,7 @@ class Journal:
 def _read(path: Path) -> dict[str, Any]:
     """A state that was written whole; {} where it has been damaged since, and the task begins anew."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        state = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and found.keys() >= STATE else {}
+    return state if isinstance(state, dict) and state.keys() >= STATE else {}

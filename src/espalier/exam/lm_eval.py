@@ -133,7 +133,7 @@ class EspalierLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self, requests: list[TokenRequest], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Sum of the logprobs of each continuation after its context, and whether each token is the likeliest."""
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         pairs: list[tuple[list[int], list[int]]] = []
         for text, context, continuation in requests:
             excess = len(context) + len(continuation) - 1 - self.max_length
@@ -149,11 +149,11 @@ class EspalierLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         for number, members in whose.items():
             one = scored[number]
             for member, score, greedy in zip(members, one.scores, one.greedy, strict=True):
-                found[member] = (score, greedy)
-        for request, answer in zip(requests, found, strict=True):
+                results[member] = (score, greedy)
+        for request, answer in zip(requests, results, strict=True):
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], answer)
-        return found
+        return results
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The loglikelihood of whole texts, in windows as lm_eval cuts them."""
@@ -226,7 +226,7 @@ def grouped(
 
 def _runs(contexts: Sequence[tuple[int, ...]]) -> list[tuple[int, int, int]]:
     """(first, last + 1, tokens that all begin with) of sorted contexts; a run ends where its beginning would halve."""
-    found = []
+    runs = []
     first, shared = 0, len(contexts[0]) - 1 if contexts else 0
     for at in range(1, len(contexts) + 1):
         begins = 0
@@ -236,10 +236,10 @@ def _runs(contexts: Sequence[tuple[int, ...]]) -> list[tuple[int, int, int]]:
         if begins >= _SHORTEST_SHARED and (alone or 2 * begins >= shared):
             shared = begins
             continue
-        found.append((first, at, 0 if alone else shared))
+        runs.append((first, at, 0 if alone else shared))
         if at < len(contexts):
             first, shared = at, len(contexts[at]) - 1
-    return found
+    return runs
 
 
 if __name__ == "__main__":

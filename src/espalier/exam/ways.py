@@ -61,14 +61,14 @@ class Choosing:
     def _answered(
         self, question: Question, asked: ExamPrompt, scored: Scored, journal: Journal
     ) -> QuestionResult:
-        said = scores.predicted(scored, self.task.normalise)
+        choice = scores.predicted(scored, self.task.normalise)
         line = heads(question, asked, journal) | {
             "candidates": [{"text": c.text, "scored_from": c.scored_from} for c in asked.candidates],
             "scores": scored.scores,
             "tokens": scored.tokens,
             "normalise": self.task.normalise,
             "gold": question.gold,
-            "prediction": said,
+            "prediction": choice,
         }
         if scored.cut:
             line["cut"] = scored.cut
@@ -76,7 +76,9 @@ class Choosing:
         if question.gold is None:
             return QuestionResult(line, {}, question.group, chance)
         name = question.candidates[question.gold].label or str(question.gold)
-        return QuestionResult(line, {"accuracy": float(said == question.gold)}, question.group, chance, name)
+        return QuestionResult(
+            line, {"accuracy": float(choice == question.gold)}, question.group, chance, name
+        )
 
 
 @dataclass
@@ -99,11 +101,11 @@ class Writing:
         likely = self._likelihoods(block, asking, cost) if how.likelihood else [{} for _ in block]
         answered = []
         for i, (question, text, cut) in enumerate(zip(block, texts, cuts, strict=True)):
-            said = how.clean(text)
-            judged = how.judge(said, question.references) if question.references else {}
+            answer = how.clean(text)
+            judged = how.judge(answer, question.references) if question.references else {}
             journal.shorten(asking.dropped[i], cut)
             line = heads(question, asking.asked[i], journal)
-            line |= {"text": said, "references": list(question.references), "metrics": judged}
+            line |= {"text": answer, "references": list(question.references), "metrics": judged}
             if cut:
                 line["cut"] = cut
             if how.likelihood and not likely[i]:
@@ -118,7 +120,7 @@ class Writing:
         self, block: Sequence[Question], asking: Asking, cost: Cost
     ) -> list[dict[str, scores.Number]]:
         """Nats a token of each question's first right answer; {} where the answer is longer than the context."""
-        found: list[dict[str, scores.Number]] = [{} for _ in block]
+        likelihoods: list[dict[str, scores.Number]] = [{} for _ in block]
         fitting = [i for i, question in enumerate(block) if self.chooser.fits(question.references[0])]
         asked = [
             ExamPrompt(asking.asked[i].prefix, asking.asked[i].prompt, (Candidate(block[i].references[0]),))
@@ -128,8 +130,8 @@ class Writing:
         cost.computed += more.computed
         cost.unshared += more.unshared
         for i, one in zip(fitting, scored, strict=True):
-            found[i] = {"nats_per_token": (-one.scores[0], float(one.tokens[0]))}
-        return found
+            likelihoods[i] = {"nats_per_token": (-one.scores[0], float(one.tokens[0]))}
+        return likelihoods
 
 
 @dataclass

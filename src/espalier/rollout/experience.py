@@ -131,14 +131,14 @@ def measure(trees: Sequence[Tree], rows: Rows, run: Callable[[Batch], dict[str, 
         run: a batch to named (B,) or (B, A) tensors; without gradients.
     """
     numbered = [t.with_extras(index=torch.full((t.n_branches,), float(i))) for i, t in enumerate(trees)]
-    found: list[tuple[int, dict[str, Tensor]]] = []
+    measured: list[tuple[int, dict[str, Tensor]]] = []
     for batch in rows.micro_batches(numbered):
         tensors = run(batch)
         if batch.weight:
-            found += _by_tree(batch, tensors)
+            measured += _by_tree(batch, tensors)
     if rows.world > 1:
-        found = gather_object(found)
-    extras = dict(found)
+        measured = gather_object(measured)
+    extras = dict(measured)
     return [tree.with_extras(**extras[i]) for i, tree in enumerate(trees)]
 
 

@@ -105,10 +105,10 @@ class OwnFunction:
         self._path, _, self._function = name.rpartition(":")
         self._name, self._seconds = name, seconds
         self._process = Limited("espalier.rollout.own_function:serve")
-        found = self._asked("look", [], lambda passed: None)
-        if "problem" in found:
-            raise UserError(f"reward_function: {found['problem']}")
-        self._batch, self._line = found["style"] == "batch", found["line"]
+        reply = self._asked("look", [], lambda passed: None)
+        if "problem" in reply:
+            raise UserError(f"reward_function: {reply['problem']}")
+        self._batch, self._line = reply["style"] == "batch", reply["line"]
 
     def __call__(self, prompt: str, answer: str, reference: str | None) -> float:
         return self.many([(prompt, answer, reference)])[0]

@@ -102,9 +102,9 @@ def _check_quantisation(options: OptionSet) -> None:
     wanted = quantisation_of(options[AdapterOptions])
     if wanted is None:
         return
-    said = problem(wanted)
-    if said is not None:
-        raise UserError(f"quantization_bit: {wanted.bits}, quantization_method: {wanted.method}: {said}")
+    reason = problem(wanted)
+    if reason is not None:
+        raise UserError(f"quantization_bit: {wanted.bits}, quantization_method: {wanted.method}: {reason}")
     if options[ModelOptions].model_config is not None:
         raise UserError(
             "`quantization_bit` stores trained weights in few bits, and `model_config` makes new ones. Remove one."

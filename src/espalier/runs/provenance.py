@@ -77,7 +77,7 @@ class MadeFrom:
 
     def differences(self, earlier: MadeFrom) -> list[Difference]:
         """In what this start differs from an earlier one, by key; what the earlier one did not note is not compared."""
-        found: list[Difference] = []
+        differences: list[Difference] = []
         for key, value in self.options.items():
             before = earlier.options.get(key, self.defaults.get(key))
             ours, theirs = self.contents.get(key), earlier.contents.get(key)
@@ -89,10 +89,10 @@ class MadeFrom:
             ):
                 continue  # whatever the paths are
             if value != before:
-                found.append(Difference(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
+                differences.append(Difference(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
             elif ours is not None and theirs is not None and ours != theirs:
-                found.append(Difference(key, f"{key}: {_changed(ours, theirs)}", False))
-        return found
+                differences.append(Difference(key, f"{key}: {_changed(ours, theirs)}", False))
+        return differences
 
 
 def made_from(
@@ -143,20 +143,22 @@ def _plain(spec: DatasetSpec) -> dict[str, Any]:
 
 def _content(kind: str, value: Any) -> dict[str, str]:
     """File -> identity behind the value of one key."""
-    found: dict[str, str] = {}
+    identities: dict[str, str] = {}
     for number, name in enumerate(value if isinstance(value, list) else [value]):
         if not isinstance(name, str):
             continue
         prefix = f"{Path(name).name}/" if number else ""
         if kind == "function":
             path = Path(name.rpartition(":")[0])
-            found |= {str(p): file_identity(p) for p in _modules(path, set())} if path.suffix == ".py" else {}
+            identities |= (
+                {str(p): file_identity(p) for p in _modules(path, set())} if path.suffix == ".py" else {}
+            )
         elif kind == "file":
-            found[name] = file_identity(Path(name))
+            identities[name] = file_identity(Path(name))
         else:
             files = model_identity(name) if kind == "model" else tokenizer_identity(name)
-            found |= {prefix + file: said for file, said in files.items()}
-    return found
+            identities |= {prefix + file: said for file, said in files.items()}
+    return identities
 
 
 def _modules(path: Path, seen: set[Path]) -> list[Path]:
@@ -170,14 +172,14 @@ def _modules(path: Path, seen: set[Path]) -> list[Path]:
         return [path]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    found = [path]
+    modules = [path]
     for name in sorted({name.split(".")[0] for name in names}):
         if (package := path.parent / name).is_dir():
             near = sorted(package.rglob("*.py"))
         else:
             near = [path.with_name(f"{name}.py")]
-        found += [module for one in near if one.is_file() for module in _modules(one, seen)]
-    return found
+        modules += [module for one in near if one.is_file() for module in _modules(one, seen)]
+    return modules
 
 
 def _rest(value: Any) -> Any:

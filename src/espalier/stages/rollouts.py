@@ -138,8 +138,8 @@ class Roller:
         maker = {place: np.random.default_rng([*seed, i]) for i, place in enumerate(places)}
         # A prompt that comes twice asks its maker twice, in the order of all ranks' prompts.
         seeds = [int(maker[place].integers(2**62)) for place in places][setup.rank :: setup.world]
-        found = self._sample(live, [self.asks[i] for i in own], self.sampling, self._group, seeds)
-        everything = gathered(found, setup.world)
+        own_answers = self._sample(live, [self.asks[i] for i in own], self.sampling, self._group, seeds)
+        everything = gathered(own_answers, setup.world)
         # Back in the order of the prompts, whatever the number of ranks.
         count = [len(list(places)[rank :: setup.world]) for rank in range(setup.world)]
         starts = np.cumsum([0, *count])
@@ -191,8 +191,8 @@ class Roller:
         """Trees with what the policy (`names` of its outputs) and the reference (``ref_logprobs``) say."""
 
         def run(batch: Batch) -> dict[str, Tensor]:
-            found = names(live.run(batch, want))
-            return {**found, "ref_logprobs": self._by_reference(live, batch)}
+            extras = names(live.run(batch, want))
+            return {**extras, "ref_logprobs": self._by_reference(live, batch)}
 
         return measure(trees, self._setup.rows(self._policy, *self._beside), run)
 

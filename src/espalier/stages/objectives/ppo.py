@@ -195,7 +195,7 @@ def experience(
     Args:
         trees: with the extras old_logprobs, ref_logprobs, old_values (B, A) and scores (B,).
     """
-    found = []
+    shaped = []
     for tree in trees:
         x = tree.extras
         lengths = torch.tensor([int(trained.sum()) for _, trained in tree.paths()])
@@ -203,10 +203,10 @@ def experience(
         kl = kl_k1(x["old_logprobs"], x["ref_logprobs"]) * mask
         rewards = token_rewards(kl, x["scores"], mask, kl_coef, reward_clip)
         advantages, returns = gae(rewards, x["old_values"], mask, gamma, lam)
-        found.append(
+        shaped.append(
             tree.with_extras(kl=kl, advantages=advantages, returns=returns, ptx=torch.zeros(len(lengths)))
         )
-    return whitened(found, "advantages")
+    return whitened(shaped, "advantages")
 
 
 def with_documents(answers: list[Tree], documents: list[Tree], coefficient: float) -> list[Tree]:

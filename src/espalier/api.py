@@ -11,7 +11,7 @@ from torch import nn
 
 from espalier.data.encode.encoding import leading
 from espalier.errors import UserError
-from espalier.exam.answers.choose import Asked, Chooser
+from espalier.exam.answers.choose import Chooser, ExamPrompt
 from espalier.exam.task import Candidate
 from espalier.models import load
 from espalier.models.forward import Traits, TreeModel
@@ -70,7 +70,7 @@ def score(
     """
     chooser = Chooser(TreeModel(model, _probed(model)).eval(), tokenizer)
     prompt = marked(prompt, around_prompt(model, tokenizer))
-    ((found,), _) = chooser.score([Asked("", prompt, tuple(Candidate(text) for text in candidates))])
+    ((found,), _) = chooser.score([ExamPrompt("", prompt, tuple(Candidate(text) for text in candidates))])
     return list(zip(found.scores, found.tokens, strict=True))
 
 

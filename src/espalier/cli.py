@@ -46,6 +46,8 @@ File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="The options, as 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Options that win over the file's.")
 ]
+_WrongCall: Any = typer.BadParameter.__mro__[2]
+"""Any mistake in the arguments: click's ClickException, which typer has inside under another name in each version."""
 _errors = Screen(stderr=True)
 _state = {"verbose": False}
 
@@ -214,8 +216,8 @@ def guarded(call: Callable[[], Any]) -> int:
         if is_refusal(error):  # of a library's own file, most often a temporary one
             place = getattr(error, "filename", None) or tempfile.gettempdir()
             return _said(disk_error(Path(str(place)), error), parent)
-        if "ClickException" in {kind.__name__ for kind in type(error).__mro__}:
-            error.show()  # type: ignore[attr-defined]
+        if isinstance(error, _WrongCall):
+            error.show()
             return 2
         if parent is None:
             raise

@@ -202,7 +202,8 @@ class _Counting(NodeTransformer):
     def _stepping(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
         node.body.insert(0, _call("step", node.lineno))
-        return node
+        stepping: nodes.Node = node
+        return stepping
 
     def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:
         self.generic_visit(node)

@@ -14,6 +14,7 @@ import pytest
 from espalier.config import (
     IGNORED,
     SYNONYMS,
+    OptionSet,
     build,
     canonical,
     describe,
@@ -96,7 +97,7 @@ resume_from_checkpoint: null
 """
 
 
-def made(raw: Mapping[str, Any], stage: str = "sft") -> dict[type, Any]:
+def made(raw: Mapping[str, Any], stage: str = "sft") -> OptionSet:
     return build({**GOOD, "stage": stage, **raw}, ALL[stage], all_classes=ALL)
 
 
@@ -422,7 +423,7 @@ def test_what_is_dumped_is_read_back_equal(tmp_path: Path, comments: bool) -> No
         )
     )
     built = build(raw, ALL["dpo"], all_classes=ALL)
-    text = dump_yaml(built.values(), comments=comments)
+    text = dump_yaml(built, comments=comments)
     assert "数据" in text and ("# The seed of every random choice." in text) == comments
     again = build(load_yaml(written(tmp_path, text, "again.yaml")), ALL["dpo"], all_classes=ALL)
     assert again == built

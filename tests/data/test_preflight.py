@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from espalier.cli import app
 from espalier.data.encode.templates import choose_template
 from espalier.data.encode.tokenise import Encoder, encode_all
-from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, WARNING, stop_at_errors
+from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, WARNING, Finding, stop_at_errors
 from espalier.data.preflight.look import histogram, quantiles
-from espalier.data.preflight.run import Preflight
+from espalier.data.preflight.run import Preflight, PreflightReport, Source
 from espalier.data.preflight.text import blocks, lines, share
 from espalier.data.read.account import Account
 from espalier.data.read.specs import parse_specs
@@ -62,8 +62,9 @@ def flown(
     kind: str = "chat",
     stop: tuple[int, ...] | None = None,
     answers_trained: bool = True,
+    backwards: bool = False,
     **options: Any,
-) -> dict[str, Any]:
+) -> PreflightReport:
     """The preflight of one or two files, as a run makes it."""
     encoder = Encoder(
         tokenizer,
@@ -81,38 +82,43 @@ def flown(
                 stack, _, loaded = opened(parse_specs(path), job, Reading(Path(folder), skip_bad=True))
                 found.read(part, loaded)
                 chosen[part] = Choice(stack)
-    found.divided(chosen[TRAIN], chosen[HELD_OUT], apart=False)
-    for part, choice in chosen.items():
+    for part, choice in reversed(chosen.items()) if backwards else chosen.items():
         found.part(part, choice)
-    return found.result()
+    return found.report()
 
 
-def only(result: dict[str, Any]) -> Row:
-    assert len(result["findings"]) == 1, [f["what"] for f in result["findings"]]
-    return result["findings"][0]
+def only(result: PreflightReport) -> Finding:
+    assert len(result.findings) == 1, [f.what for f in result.findings]
+    return result.findings[0]
 
 
 def test_a_clean_set_gives_facts_and_no_warning(tokenizer: Any, tmp_path: Path) -> None:
     train, held = file(tmp_path, "a.jsonl", CHATS[:30]), file(tmp_path, "b.jsonl", CHATS[30:])
     result = flown(tokenizer, train, held)
-    assert result["findings"] == [] and result["left_out"] == [] and result["read"] == 40
-    assert result["sources"][train] == {"records": 30, "formats": {"alpaca": 30}}
-    part = result["parts"][TRAIN]
-    assert part["records"] == part["trees"] == 30 and part["languages"] == {"zh": 1.0}
-    assert part["roles"] == {"user, assistant": 30}
-    assert sum(count for _, _, count in part["histogram"]) == 30
+    assert result.findings == [] and result.left_out == [] and result.read == 40
+    assert result.sources[train] == Source(30, {"alpaca": 30})
+    part = result.parts[TRAIN]
+    assert part.records == part.trees == 30 and part.languages == {"zh": 1.0}
+    assert part.roles == {"user, assistant": 30}
+    assert sum(count for _, _, count in part.histogram) == 30
     assert lines(result, whole=True)[-1] == ("", "nothing to warn of")
-    assert json.loads(json.dumps(result)) == result
+    assert json.loads(json.dumps(result.as_json())) == result.as_json()
+
+
+def test_parts_may_come_in_any_order(tokenizer: Any, tmp_path: Path) -> None:
+    train, held = file(tmp_path, "a.jsonl", CHATS[:30]), file(tmp_path, "b.jsonl", CHATS[25:])
+    first, last = (flown(tokenizer, train, held, backwards=way) for way in (False, True))
+    assert first.findings and first == last
 
 
 def test_the_numbers_are_those_of_the_trees(tokenizer: Any, tmp_path: Path) -> None:
     path = file(tmp_path, "a.jsonl", CHATS)
     encoder = Encoder(tokenizer, choose_template(tokenizer), 512)
     trees, _ = encode_all(load_records(parse_specs(path), "chat").records, encoder)
-    part = flown(tokenizer, path)["parts"][TRAIN]
-    assert part["tokens"] == sum(tree.n_tokens for tree in trees)
-    assert part["trained_tokens"] == sum(tree.n_trained for tree in trees)
-    assert part["lengths"]["longest"] == max(tree.longest_path for tree in trees)
+    part = flown(tokenizer, path).parts[TRAIN]
+    assert part.tokens == sum(tree.n_tokens for tree in trees)
+    assert part.trained_tokens == sum(tree.n_trained for tree in trees)
+    assert part.lengths["longest"] == max(tree.longest_path for tree in trees)
 
 
 def test_pairs_clean(tokenizer: Any, tmp_path: Path) -> None:
@@ -120,8 +126,8 @@ def test_pairs_clean(tokenizer: Any, tmp_path: Path) -> None:
         result = flown(
             tokenizer, file(tmp_path, "p.jsonl", PAIRS), kind="preference", answers_trained=trained
         )
-        assert result["findings"] == []
-        assert result["parts"][TRAIN]["roles"] == {"user -> answers": 30}
+        assert result.findings == []
+        assert result.parts[TRAIN].roles == {"user -> answers": 30}
 
 
 def test_bad_records_and_a_broken_order_of_turns_have_place_reason_and_share(
@@ -130,11 +136,11 @@ def test_bad_records_and_a_broken_order_of_turns_have_place_reason_and_share(
     turns = [{"role": r, "content": "x"} for r in ("user", "user", "assistant")]
     rows = [*CHATS[:7], {"messages": turns}, *CHATS[7:17], {"instruction": "a", "output": ""}, CHATS[18]]
     path = file(tmp_path, "a.jsonl", rows)
-    found = {finding["what"]: finding for finding in flown(tokenizer, path)["findings"]}
+    found = {finding.what: finding for finding in flown(tokenizer, path).findings}
     assert set(found) == {"bad record: odd role order", "bad record: empty text"}
     order = found["bad record: odd role order"]
-    assert (order["count"], order["of"], order["place"]) == (1, 20, f"{path}:8")
-    assert "turn 2 is user after user" in order["advice"] and order["level"] == WARNING
+    assert (order.count, order.of, order.place) == (1, 20, f"{path}:8")
+    assert "turn 2 is user after user" in order.advice and order.level == WARNING
 
 
 @pytest.mark.parametrize("overlong", ["drop", "trim"])
@@ -148,26 +154,26 @@ def test_what_is_cut_or_dropped_is_counted_with_its_cause(
         "drop": ["dropped: longer than cutoff_len"],
         "trim": ["trimmed: beginning of the prompt", "trimmed: end of the answer, its end token too"],
     }
-    assert [finding["what"] for finding in result["findings"]] == causes[overlong]
-    for finding in result["findings"]:
-        assert (finding["count"], finding["of"], finding["place"]) == (2, 10, f"{path}:9")
-        assert finding["level"] == WARNING and "cutoff_len" in finding["advice"]
+    assert [finding.what for finding in result.findings] == causes[overlong]
+    for finding in result.findings:
+        assert (finding.count, finding.of, finding.place) == (2, 10, f"{path}:9")
+        assert finding.level == WARNING and "cutoff_len" in finding.advice
 
 
 def test_a_missing_end_token_stops_a_run_and_is_drawn(tokenizer: Any, tmp_path: Path) -> None:
     path = file(tmp_path, "a.jsonl", CHATS)
     result = flown(tokenizer, path, stop=(999_999,))
     finding = only(result)
-    assert (finding["level"], finding["count"], finding["place"]) == (ERROR, 40, f"{path}:1")
+    assert (finding.level, finding.count, finding.place) == (ERROR, 40, f"{path}:1")
     with pytest.raises(UserError, match=rf"(?s)a\.jsonl:1: .*never learn to stop.*<{path}:1>"):
-        stop_at_errors(result)
+        stop_at_errors(result.findings)
 
 
 def test_a_missing_end_token_of_judged_answers_is_a_warning(tokenizer: Any, tmp_path: Path) -> None:
     path = file(tmp_path, "p.jsonl", PAIRS)
     result = flown(tokenizer, path, kind="preference", answers_trained=False, stop=(999_999,))
-    assert only(result)["level"] == WARNING
-    stop_at_errors(result)
+    assert only(result).level == WARNING
+    stop_at_errors(result.findings)
 
 
 def test_held_out_prompts_that_are_trained_on(tokenizer: Any, tmp_path: Path) -> None:
@@ -175,8 +181,8 @@ def test_held_out_prompts_that_are_trained_on(tokenizer: Any, tmp_path: Path) ->
     again = {"instruction": CHATS[4]["instruction"], "output": "另一个回答"}
     held = file(tmp_path, "b.jsonl", [*CHATS[30:], again, CHATS[9], again])
     finding = only(flown(tokenizer, train, held))
-    assert (finding["count"], finding["of"], finding["part"]) == (3, 13, HELD_OUT)
-    assert finding["place"] == f"{held}:11" and f"{train}:5" in finding["what"]
+    assert (finding.count, finding.of, finding.part) == (3, 13, HELD_OUT)
+    assert finding.place == f"{held}:11" and f"{train}:5" in finding.what
 
 
 def test_equal_answers_are_found_where_they_are_read_and_where_they_are_tokens(
@@ -185,8 +191,8 @@ def test_equal_answers_are_found_where_they_are_read_and_where_they_are_tokens(
     same = {"prompt": "问", "chosen": "答", "rejected": "答"}
     path = file(tmp_path, "p.jsonl", [*PAIRS[:9], same])
     finding = only(flown(tokenizer, path, kind="preference"))
-    assert (finding["what"], finding["count"], finding["of"]) == ("chosen equals rejected", 1, 10)
-    assert finding["place"] == f"{path}:10"
+    assert (finding.what, finding.count, finding.of) == ("chosen equals rejected", 1, 10)
+    assert finding.place == f"{path}:10"
     for trained in (True, False):
         paths = [([1, 2, 3], [False, trained, trained])] * 2
         assert has_equal_answers(Tree.join(paths))
@@ -201,23 +207,23 @@ def test_a_ranking_with_one_answer_scored_twice(tokenizer: Any, tmp_path: Path) 
     path = file(tmp_path, "r.jsonl", rows)
     for trained in (True, False):
         finding = only(flown(tokenizer, path, kind="ranking", answers_trained=trained))
-        assert (finding["what"], finding["count"]) == ("equal answers with different judgements", 1)
-        assert finding["place"] == f"{path}:2"
+        assert (finding.what, finding.count) == ("equal answers with different judgements", 1)
+        assert finding.place == f"{path}:2"
 
 
 def test_a_copy_with_swapped_labels_contradicts_every_pair(tokenizer: Any, tmp_path: Path) -> None:
     swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in PAIRS[:5]]
     path = file(tmp_path, "p.jsonl", [*PAIRS, *swapped])
     finding = only(flown(tokenizer, path, kind="preference"))
-    assert (finding["count"], finding["of"], finding["place"]) == (5, 35, f"{path}:31")
-    assert f"{path}:1" in finding["what"]
+    assert (finding.count, finding.of, finding.place) == (5, 35, f"{path}:31")
+    assert f"{path}:1" in finding.what
 
 
 def test_a_held_out_part_in_another_language(tokenizer: Any, tmp_path: Path) -> None:
     english = [{"instruction": f"Question {i}?", "output": "An answer."} for i in range(8)]
     held = file(tmp_path, "b.jsonl", english)
     finding = only(flown(tokenizer, file(tmp_path, "a.jsonl", CHATS), held))
-    assert finding["what"] == "held-out records read as en, and 0% of train"
+    assert finding.what == "held-out records read as en, and 0% of train"
 
 
 def test_what_the_options_ask_for_is_told_but_no_warning(tmp_path: Path) -> None:
@@ -225,8 +231,8 @@ def test_what_the_options_ask_for_is_told_but_no_warning(tmp_path: Path) -> None
     loaded = load_records(parse_specs(path), "chat", max_samples=30)
     found = Preflight(64, str)
     found.read("dataset", loaded)
-    result = found.result()
-    assert result["findings"] == [] and result["left_out"][0]["count"] == 10
+    result = found.report()
+    assert result.findings == [] and result.left_out[0].count == 10
     assert any("left out: 10 (25 %) max_samples" in text for _, text in lines(result, whole=False))
 
 

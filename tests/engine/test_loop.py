@@ -12,8 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from espalier.engine.loop import Hooks, Progress, Schedule, Stopped, run_loop
+from espalier.engine.loop import Stopped, run_loop
 from espalier.engine.signals import StopSignal
+from espalier.engine.step import Hooks, Learner, Progress, Schedule
 from espalier.engine.strategy import make_accelerator
 from espalier.engine.track import Numbers, Tracker
 from espalier.errors import UserError
@@ -125,8 +126,8 @@ class Run:
         quiet = Screen(quiet=True)
         with Tracker(self.folder, "run", feed.total_steps, console=quiet) as tracker:
             return run_loop(
-                self.module, self.objective, feed, self.optimizer, self.accelerator, tracker, self.schedule,
-                hooks, progress or Progress(), self.stop,
+                Learner(self.module, self.objective, self.optimizer, self.accelerator),
+                feed, self.schedule, hooks, tracker, progress or Progress(), self.stop,
             )  # fmt: skip
 
     @property

@@ -14,7 +14,7 @@ from espalier.models.forward import TreeModel, Want
 from espalier.models.load import new_lm
 from espalier.models.probe import probe
 from espalier.models.sampling.generate import Sampling
-from espalier.rollout.experience import Answered, Ask, measure, rule_scores, sample_trees, whitened
+from espalier.rollout.experience import AnswerGroup, Ask, measure, rule_scores, sample_trees, whitened
 from espalier.trees import Batch, Tree, lay_out_padded, lay_out_tree
 
 STOP = tuple(range(3, 12))
@@ -41,7 +41,7 @@ def asks() -> list[Ask]:
     return [Ask(tokens, spelled(tokens), "20", f"data:{i}") for i, tokens in enumerate(prompts)]
 
 
-def answered(lm: nn.Module, *, copies: int = 4) -> list[Answered]:
+def answered(lm: nn.Module, *, copies: int = 4) -> list[AnswerGroup]:
     sampling = Sampling(9, temperature=1.3, stop=STOP)
     return sample_trees(lm, probe(lm), asks(), sampling, spelled, copies=copies, seeds=[5, 6, 7])
 

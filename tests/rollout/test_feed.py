@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from espalier.data.steps.feed import Rows
-from espalier.rollout.feed import RolloutFeed
+from espalier.rollout.feed import Mix, RolloutFeed, RolloutPlan
 from espalier.trees import Tree, lay_out_tree
 
 
 class Log:
     """A feed over numbered prompts whose trees say their prompt and rollout."""
 
-    def __init__(self, prompts: int, **settings: Any) -> None:
+    def __init__(self, prompts: int, mix: Mix | None = None, **settings: Any) -> None:
         self.rollouts: list[list[int]] = []
         rows = Rows(lay_out_tree, 10_000)
         defaults: dict[str, Any] = {"prompts_per_rollout": 4, "trees_per_step": 2, "seed": 3}
-        self.feed = RolloutFeed(prompts, self.roll, rows, **(defaults | settings))
+        self.feed = RolloutFeed(prompts, self.roll, rows, RolloutPlan(**(defaults | settings)), mix=mix)
 
     def roll(self, places: list[int], number: int) -> list[Tree]:
         assert number == self.first + len(self.rollouts)

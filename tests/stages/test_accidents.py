@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from espalier.engine.loop import Hooks
+from espalier.engine.step import Hooks, Learner
 from espalier.errors import Stopped, UserError
 from espalier.runs import train
 from tests.stages.conftest import far, rows, run, start, weights
@@ -110,14 +109,14 @@ def test_weights_that_broke_in_the_middle_are_no_checkpoint(
     chosen = options("sft", save_steps=1)
     real = train.run_loop
 
-    def broken_at_step_3(module: nn.Module, *others: Any) -> Any:
+    def broken_at_step_3(learner: Learner, *others: Any) -> Any:
         def spoil(step: int) -> None:
             if step == 3:
-                next(module.parameters()).data.fill_(float("inf"))
+                next(learner.module.parameters()).data.fill_(float("inf"))
 
         (hooks,) = (one for one in others if isinstance(one, Hooks))
         object.__setattr__(hooks, "after_step", spoil)
-        return real(module, *others)
+        return real(learner, *others)
 
     monkeypatch.setattr(train, "run_loop", broken_at_step_3)
     with pytest.raises(UserError, match="step 3: after it the weights hold"):

@@ -58,7 +58,7 @@ def test_held_out_and_training_share_no_prompt_and_lose_nothing(mix: dict[str, A
     assert not prompts[0] & prompts[1]
     other = datasets(paths, tmp_path / "kept", val_size=0.2, seed=5, **mix)
     assert [t.source for t in other.trees(other.records("chat")[1], HELD_OUT)] != [t.source for t in judged]
-    findings = [finding["what"] for finding in data.preflight.result()["findings"]]
+    findings = [finding.what for finding in data.preflight.report().findings]
     assert not any("trained on" in what for what in findings)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from espalier.errors import UserError
+from espalier.maths.losses import PREFERENCES, PreferenceLoss
 from espalier.models.heads import ScalarHead
 from espalier.stages.objectives import dpo, grpo, ppo
 from espalier.stages.rollouts import Roller, check_apart, check_first_step
@@ -48,6 +51,41 @@ def test_dpo_against_another_reference_than_its_start_is_refused(
     monkeypatch.setattr(dpo, "frozen_copy", lambda policy: bent(frozen(policy)))
     with pytest.raises(UserError, match=rf"{REFUSED}.*DPO loss is .* and must be .*Check dropout, adapters"):
         run(options("dpo", pref_loss=loss, pref_beta=0.5))
+
+
+def test_a_further_preference_loss_is_a_row(options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tang et al. 2024 (GPO), the exponential loss: exp(-beta * margin)."""
+
+    def exponential(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float) -> Tensor:
+        return torch.exp(-beta * ((pc - rc) - (pr - rr)))
+
+    row = PreferenceLoss(exponential, "sum", lambda beta: 1.0, "Tang et al. 2024, table 1")
+    monkeypatch.setitem(PREFERENCES, "hinge", row)
+    chosen = options("dpo", pref_loss="hinge", max_steps=2, learning_rate=0.05)
+    run(chosen)
+    first, second = [step["loss"] for step in rows(chosen) if "loss" in step]
+    assert first == pytest.approx(1.0, rel=1e-4) and second != pytest.approx(1.0, rel=1e-4)
+    monkeypatch.setitem(PREFERENCES, "hinge", replace(row, at_start=lambda beta: 2.0))
+    with pytest.raises(UserError, match=rf"{REFUSED}.*DPO loss is 1\.0000 and must be 2\.0000"):
+        run(options("dpo", pref_loss="hinge", resume=False))
+
+
+def test_a_preference_loss_without_a_reference_loads_none(
+    options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def margin_alone(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float) -> Tensor:
+        assert not rc.any() and not rr.any()
+        return -logsigmoid(beta * (pc - pr))
+
+    row = PreferenceLoss(margin_alone, "mean", None, "Xu et al. 2024 (CPO), of means", reference=False)
+    monkeypatch.setitem(PREFERENCES, "hinge", row)
+    monkeypatch.setattr(dpo, "frozen_copy", lambda policy: pytest.fail("nobody asks for a reference"))
+    chosen = options("dpo", pref_loss="hinge", max_steps=1)
+    run(chosen)
+    assert next(step["loss"] for step in rows(chosen) if "loss" in step) > 0
+    for key, value in (("ref_model", "judge"), ("precompute_ref_logprobs", True)):
+        (problem,) = dpo.DPOOptions(pref_loss="hinge", **{key: value}).problems()
+        assert problem == f"`{key}` is of no use: pref_loss: hinge has no reference. Remove it."
 
 
 def test_a_reference_that_was_named_may_be_another(options: Make, world: Path) -> None:

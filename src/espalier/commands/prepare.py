@@ -65,11 +65,9 @@ def prepare(
     wanted = tuple(name.strip() for name in languages.split(",") if name.strip())
     _check(dedup, near, wanted, max_repetition)
     report = run.prepare(
-        source,
-        where,
+        run.Preparation(source, where, shape, limit),
         out,
         Division(seed, dev if source != "stats" else 0.0),
-        shape=shape,
         cleaning=Cleaning(
             dedup,
             near,
@@ -81,7 +79,6 @@ def prepare(
             max_repetition,
             tuple(Path(name.strip()) for name in exams.split(",") if name.strip()),
         ),
-        limit=limit,
         force=force,
         watch=lambda found: _watched(source, found),
     )

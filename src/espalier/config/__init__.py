@@ -8,13 +8,15 @@ The way back: `dump_yaml` (the run as it ran), `options_hash` (is a stage unchan
 from espalier.config.build import build, canonical, stage_of
 from espalier.config.file import Placed, load_yaml
 from espalier.config.names import IGNORED, SYNONYMS
+from espalier.config.option_set import OptionSet
 from espalier.config.pipeline import split_pipeline
-from espalier.config.write import Described, describe, dump_yaml, options_hash
+from espalier.config.write import OptionRow, describe, dump_yaml, options_hash
 
 __all__ = [
     "IGNORED",
     "SYNONYMS",
-    "Described",
+    "OptionRow",
+    "OptionSet",
     "Placed",
     "build",
     "canonical",

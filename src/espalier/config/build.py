@@ -23,7 +23,8 @@ from espalier.config.names import (
     SYNONYMS,
     VALUES,
 )
-from espalier.config.options import Options
+from espalier.config.option import Options
+from espalier.config.option_set import OptionSet
 from espalier.config.ranges import in_range, range_words
 from espalier.errors import UserError
 
@@ -109,7 +110,7 @@ def stage_of(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> str:
     )
 
 
-def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str, Classes]) -> dict[type, Any]:
+def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str, Classes]) -> OptionSet:
     """Makes one instance of each class from the flat mapping, after checking everything.
 
     A key that is null counts as not written, unless null is a value of its own. Keys that Espalier ignores are left
@@ -128,23 +129,23 @@ def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str,
     known = known_keys(classes)
     stage = str(values.get("stage") or "this command")
     errors = [unknown_key(values, key, stage, known, all_classes) for key in values if key not in known]
-    built: dict[type, Any] = {}
+    built: list[Options] = []
     for kind in classes:
         instance, wrong = _instance(values, kind)
         errors += wrong
         if instance is not None:
-            built[kind] = instance
-            errors += instance.problems() if isinstance(instance, Options) else []
+            built.append(instance)
+            errors += instance.problems()
     if errors:
         raise UserError(
             listed(
                 "One option is wrong:" if len(errors) == 1 else f"{len(errors)} options are wrong:", errors
             )
         )
-    return built
+    return OptionSet(tuple(built))
 
 
-def _instance(values: Placed, kind: type) -> tuple[Any, list[str]]:
+def _instance(values: Placed, kind: type) -> tuple[Options | None, list[str]]:
     arguments: dict[str, Any] = {}
     errors: list[str] = []
     for item in fields(kind):

@@ -46,14 +46,14 @@ class DataOptions(Options):
     max_samples: int | None = option(None, "Take at most so many records of each source.", min=1)
 
     def problems(self) -> list[str]:
-        found = (
+        problems = (
             []
             if self.dataset
             else ["`dataset` is missing: name the file, the glob or the hub id to train on."]
         )
         if self.eval_dataset and self.val_size:
-            found.append("`eval_dataset` and `val_size` both choose the held-out records. Remove one.")
-        return found
+            problems.append("`eval_dataset` and `val_size` both choose the held-out records. Remove one.")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
     seen: dict[Any, int] = {}
     loader.flatten_mapping(node)
     for key_node, value_node in node.value:
-        key: Any = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key: Any = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         try:
             earlier = seen.setdefault(key, line)
@@ -68,7 +68,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
             raise UserError(
                 f"{loader.name}:{line}: `{key}` stands a second time (first in line {earlier}). Remove one."
             )
-        placed[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        placed[key] = loader.construct_object(value_node, deep=True)
         placed.places[key] = f"{loader.name}:{line}"
 
 
@@ -130,7 +130,7 @@ def _parse(text: str, name: str) -> Any:
     loader = _Loader(text)
     loader.name = name
     try:
-        return loader.get_single_data()  # type: ignore[no-untyped-call]
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Named = Literal["model", "tokenizer", "data", "file", "function"]
@@ -36,6 +36,7 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The base of every option class; overrides `problems` where keys depend on each other."""
 

@@ -58,12 +58,12 @@ class RunOptions(Options):
     )
 
     def problems(self) -> list[str]:
-        found = [] if self.output_dir else ["`output_dir` is empty; name the folder that the run writes."]
+        problems = [] if self.output_dir else ["`output_dir` is empty; name the folder that the run writes."]
         if self.name and not re.fullmatch(FOLDER_NAME, self.name):
-            found.append(
+            problems.append(
                 f"`name` is {self.name!r}; wanted letters, digits, `_`, `-` and `.` (it is a folder in output_dir)."
             )
-        return found
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +166,9 @@ class AdapterOptions(Options):
     double_quantization: bool = option(True, "With bnb's 4 bits: quantise the scales too.")
 
     def problems(self) -> list[str]:
-        found = []
+        problems = []
         if self.quantization_bit is not None and self.finetuning_type in ("full", "freeze"):
-            found.append(
+            problems.append(
                 f"`quantization_bit` {self.quantization_bit} and `finetuning_type` {self.finetuning_type} contradict "
                 "each other: quantised weights cannot be trained. Set finetuning_type: lora, or remove quantization_bit."
             )
@@ -179,17 +179,19 @@ class AdapterOptions(Options):
         }
         asked = [name for name, given in named.items() if given]
         if self.finetuning_type == "freeze" and self.freeze_ratio == 0 and not asked:
-            found.append(
+            problems.append(
                 "`finetuning_type` freeze needs `freeze_ratio` above 0, for example 0.7, or freeze_trainable_layers, "
                 "or freeze_trainable_modules."
             )
         if asked and self.finetuning_type != "freeze":
-            found.append(f"`{asked[0]}` belongs to finetuning_type: freeze, not to {self.finetuning_type}.")
+            problems.append(
+                f"`{asked[0]}` belongs to finetuning_type: freeze, not to {self.finetuning_type}."
+            )
         elif asked and self.freeze_ratio:
-            found.append(f"`freeze_ratio` and `{asked[0]}` both say what is trained. Remove one.")
+            problems.append(f"`freeze_ratio` and `{asked[0]}` both say what is trained. Remove one.")
         if self.freeze_trainable_layers == 0:
-            found.append("`freeze_trainable_layers` 0 trains nothing; give a number of blocks.")
-        return found
+            problems.append("`freeze_trainable_layers` 0 trains nothing; give a number of blocks.")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,17 +226,17 @@ class TrainOptions(Options):
     def problems(self) -> list[str]:
         if self.tokens_per_step is None:
             return []
-        found = []
+        problems = []
         if self.per_device_train_batch_size is not None:
-            found.append(
+            problems.append(
                 "`tokens_per_step` and `per_device_train_batch_size` both set the size of a step. Remove one "
                 "(or write null)."
             )
         if self.gradient_accumulation_steps != 1:
-            found.append(
+            problems.append(
                 "`tokens_per_step` is the whole step, so `gradient_accumulation_steps` has nothing to set. Remove one."
             )
-        return found
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,14 +278,14 @@ class EngineOptions(Options):
     )
 
     def problems(self) -> list[str]:
-        found = []
+        problems = []
         if self.deepspeed is not None and self.strategy in ("single", "ddp", "fsdp"):
-            found.append(f"`deepspeed` and `strategy` {self.strategy} contradict each other. Remove one.")
+            problems.append(f"`deepspeed` and `strategy` {self.strategy} contradict each other. Remove one.")
         if self.offload != "none" and self.strategy in ("single", "ddp"):
-            found.append(
+            problems.append(
                 f"`offload` {self.offload} needs `strategy` fsdp, zero2 or zero3, not {self.strategy}. Change one."
             )
-        return found
+        return problems
 
 
 COMMON: tuple[type[Options], ...] = (

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from espalier.config.convert import plain
-from espalier.config.write import Described, describe
+from espalier.config.write import OptionRow, describe
 
 Classes = Sequence[type]
 
@@ -21,7 +21,7 @@ BEGIN = "<!-- These tables are made from the options: change them there, then `p
 END = "<!-- The end of what is made from the options. -->"
 
 
-def value_words(row: Described) -> str:
+def value_words(row: OptionRow) -> str:
     """What a value may be: ``a whole number, at least 1, or null``."""
     kinds = row.type.split(" or ") if row.type.endswith(" or null") else [row.type]
     if not row.range:

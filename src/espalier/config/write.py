@@ -14,7 +14,7 @@ from espalier.config.convert import plain, type_name
 from espalier.config.ranges import range_words
 
 
-class Described(NamedTuple):
+class OptionRow(NamedTuple):
     """One row of a help page: ``("seed", "a whole number", 42, "The seed of every random choice.", "at least 0")``."""
 
     key: str
@@ -49,7 +49,7 @@ def options_hash(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe(classes: Sequence[type]) -> list[Described]:
+def describe(classes: Sequence[type]) -> list[OptionRow]:
     """Every key of the classes with its type in words, its default, its sentence and its range."""
     rows = []
     for kind in classes:
@@ -57,5 +57,5 @@ def describe(classes: Sequence[type]) -> list[Described]:
         for item in fields(kind):
             default = item.default if item.default_factory is MISSING else item.default_factory()
             told, limits = item.metadata["help"], range_words(item.metadata)
-            rows.append(Described(item.name, type_name(hints[item.name]), default, told, limits))
+            rows.append(OptionRow(item.name, type_name(hints[item.name]), default, told, limits))
     return rows

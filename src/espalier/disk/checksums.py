@@ -28,7 +28,7 @@ def sum_of_file(path: Path) -> str:
     with path.open("rb", buffering=0) as stream:
         while piece := stream.read(_PIECE):
             total.update(piece)
-    return total.hexdigest()
+    return str(total.hexdigest())
 
 
 def sum_of_json(value: Any) -> str:

@@ -121,8 +121,8 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The state alone, of a checkpoint that is whole."""
-    found: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))["state"]
-    return found
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))["state"]
+    return state
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -144,8 +144,8 @@ def problem_of(path: Path) -> str | None:
         if head["format"] == 1:
             sizes = {name: (path / name).stat().st_size for name in head["files"]}
             wrong = [name for name, size in head["files"].items() if sizes[name] != size]
-            found = f"{', '.join(wrong)} has another size than when it was written" if wrong else None
-            return found if isinstance(head["state"], dict) else "state.json is damaged"
+            damage = f"{', '.join(wrong)} has another size than when it was written" if wrong else None
+            return damage if isinstance(head["state"], dict) else "state.json is damaged"
         if head["format"] != FORMAT:
             return f"its format is {head['format']}, and this version reads 1 and {FORMAT}"
         if head.pop("checksum") != sum_of_json(head):

@@ -43,13 +43,13 @@ def check_weights(tensors: Mapping[str, Tensor], step: int) -> None:
 
 def broken_tensors(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """How many values of each tensor are nan or inf; tensors without any are left out."""
-    found = {}
+    counts = {}
     for name, tensor in tensors.items():
         local = tensor.detach()
         local = local.to_local() if hasattr(local, "to_local") else local  # this rank's part of a sharded one
         if local.is_floating_point() and not bool(torch.isfinite(local).all()):
-            found[name] = int((~torch.isfinite(local)).sum())
-    return found
+            counts[name] = int((~torch.isfinite(local)).sum())
+    return counts
 
 
 def _named(broken: Mapping[str, int]) -> str:

@@ -65,7 +65,7 @@ def relaunch(arguments: list[str], processes: int) -> int:
 
     Several machines: start `torchrun` yourself with ``-m espalier.cli`` (docs/scaling.md).
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
     # Where the ranks meet is held by this process, so that no free port must be guessed.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

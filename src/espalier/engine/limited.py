@@ -91,7 +91,8 @@ class Limited:
                     answer = self._process.lines.get(timeout=_GLANCE)
                     if answer is None:
                         raise Died(f"{self._target} ended with {self._process.code()}")
-                    return json.loads(answer)
+                    reply: dict[str, Any] = json.loads(answer)
+                    return reply
                 passed = time.monotonic() - begun
                 if passed > seconds:
                     raise TimedOut(f"{self._target} took more than {seconds:g} s")

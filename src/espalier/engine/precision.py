@@ -53,10 +53,10 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
 
 
 def _override() -> Precision | None:
-    said = os.environ.get(OVERRIDE)
-    if said is None or said in get_args(Precision):
-        return said  # type: ignore[return-value]
-    raise UserError(f"{OVERRIDE} is {said!r}. Set it to fp32, bf16 or fp16, or unset it.")
+    override = os.environ.get(OVERRIDE)
+    if override is None or override in get_args(Precision):
+        return override  # type: ignore[return-value]
+    raise UserError(f"{OVERRIDE} is {override!r}. Set it to fp32, bf16 or fp16, or unset it.")
 
 
 @cache
@@ -113,8 +113,8 @@ def kept_precision(folder: Path) -> Precision | None:
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    said = summary.get("precision") if isinstance(summary, dict) else None
-    return said if said in get_args(Precision) else None
+    precision = summary.get("precision") if isinstance(summary, dict) else None
+    return precision if precision in get_args(Precision) else None
 
 
 def agreed_precision(precision: Precision, *, cpu: bool) -> Precision:

@@ -109,15 +109,15 @@ def zero_config(stage: int, precision: Precision, max_grad_norm: float, offload:
 
 
 def is_deepspeed(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type.value == "DEEPSPEED"
+    return bool(accelerator.distributed_type.value == "DEEPSPEED")
 
 
 def over_ranks(accelerator: Accelerator, sums: list[float]) -> list[float]:
     """The sums of all ranks, added up in float64; every rank gives as many and gets the same."""
     if accelerator.num_processes == 1:
         return sums
-    held = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
-    total = accelerator.reduce(held, reduction="sum")
+    totals = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
+    total = accelerator.reduce(totals, reduction="sum")
     assert isinstance(total, torch.Tensor)
     return total.tolist()
 
@@ -150,8 +150,8 @@ def _whole(accelerator: Accelerator, parameter: nn.Parameter) -> Tensor:
     if is_deepspeed(accelerator):
         from deepspeed.utils import safe_get_full_fp32_param
 
-        held = safe_get_full_fp32_param(parameter)
-        return (parameter.detach() if held is None else held.detach()).cpu().clone()
+        whole = safe_get_full_fp32_param(parameter)
+        return (parameter.detach() if whole is None else whole.detach()).cpu().clone()
     return _full(parameter.detach()).cpu().clone()
 
 
@@ -190,7 +190,7 @@ def whole_moments(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     """AdamW's state by ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step``, in full on all ranks."""
-    found: dict[str, Tensor] = {}
+    states: dict[str, Tensor] = {}
     inner: Any = getattr(optimizer, "optimizer", optimizer)
     for name, parameter in named_trainable(accelerator, module).items():
         if is_deepspeed(accelerator):
@@ -199,10 +199,10 @@ def whole_moments(
             held = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         else:
             held = dict(inner.state.get(parameter, {}))
-        found.update(
+        states.update(
             {f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in held.items() if t is not None}
         )
-    return found
+    return states
 
 
 def set_moments(
@@ -226,5 +226,5 @@ def set_moments(
     if is_deepspeed(accelerator):
         for state in getattr(inner, "optimizer", inner).state.values():
             if "step" in state:
-                held = state["step"]
-                state["step"] = torch.full_like(held, float(step)) if isinstance(held, Tensor) else step
+                count = state["step"]
+                state["step"] = torch.full_like(count, float(step)) if isinstance(count, Tensor) else step

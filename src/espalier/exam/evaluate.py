@@ -11,17 +11,17 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from espalier.data.encode.templates import choose_template
+from espalier.data.encode.templates import Template, choose_template
 from espalier.data.records import LeftOut
 from espalier.disk.lock import owned
 from espalier.engine import files
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.signals import StopSignal
-from espalier.exam.harness import examine_harness
+from espalier.exam.harness import HarnessTask, examine_harness
 from espalier.exam.judges.mathematics import NOT_COMPARABLE, SECONDS
 from espalier.exam.lm_eval_files import write_lm_eval_files
 from espalier.exam.numbers.tables import results_table
-from espalier.exam.plan import Planned, plan
+from espalier.exam.plan import ExamPlan, plan
 from espalier.exam.run import Examiner, settings_hash
 from espalier.exam.task import Task
 from espalier.exam.tasks import Settings
@@ -93,7 +93,7 @@ def evaluate(
         return _examined(model_name_or_path, planned, out, asking)
 
 
-def _examined(model_name_or_path: str, planned: Planned, out: Path, asking: Asking) -> dict[str, Any]:
+def _examined(model_name_or_path: str, planned: ExamPlan, out: Path, asking: Asking) -> dict[str, Any]:
     opened = open_model(
         model_name_or_path,
         trust_remote_code=asking.trust_remote_code,
@@ -105,19 +105,44 @@ def _examined(model_name_or_path: str, planned: Planned, out: Path, asking: Aski
 
 
 def examine_all(
-    model: TreeModel, tokenizer: Any, planned: Planned, out: Path, *, name: str, asking: Asking = Asking()
+    model: TreeModel, tokenizer: Any, planned: ExamPlan, out: Path, *, name: str, asking: Asking = Asking()
 ) -> dict[str, Any]:
     """Examine a model that is in memory; see `evaluate`."""
     template = None if asking.template is None else choose_template(tokenizer, asking.template)
     around = around_prompt(model.lm, tokenizer)
-    asker = Asker(template, asking.shots_as, around)
-    examiner = Examiner(model, tokenizer, asker)
+    examiner = Examiner(model, tokenizer, Asker(template, asking.shots_as, around))
+    how = _how(model, name, template, asking.shots_as, around)
+    earlier = _earlier(out, how)
+    results = {
+        **how,
+        "tasks": earlier.get("tasks", {}),
+        "prefixes": earlier.get("prefixes", {}),
+        "skipped": planned.skipped,
+    }
+    with StopSignal() as signal, _progress(asking.quiet) as bar:
+        names = _examine_ours(examiner, planned, out, how, results, bar, signal)
+        for task in _harness_tasks(planned, in_template=template is not None, asking=asking):
+            rows = examine_harness(model, tokenizer, task, out)
+            results["tasks"] |= rows
+            names += rows
+            files.write_json(out / "results.json", results)
+    if asking.lm_eval_files:
+        write_lm_eval_files(out, results)
+    if not asking.quiet:
+        _show(results, names)
+    return results
+
+
+def _how(
+    model: TreeModel, name: str, template: Template | None, shots_as: ShotsAs, around: tuple[str, str]
+) -> dict[str, Any]:
+    """What makes two examinations of a model comparable, whatever the exam."""
     how: dict[str, Any] = {
         "model": name,
         "weights": settings_hash(model_identity(name)),
         "layout": "padded" if model.traits.method == "padded" else "tree",
         "template": None if template is None else type(template).__name__,
-        "shots_as": None if template is None else asking.shots_as,
+        "shots_as": None if template is None else shots_as,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
     if template is None and any(around):
@@ -125,71 +150,79 @@ def examine_all(
     scaling = scaling_of(model.lm.config)
     if scaling is not None:
         how["rope_scaling"] = scaling
-    before = _earlier(out, how)
-    rows: dict[str, Any] = before.get("tasks", {})
-    prefixes: dict[str, str] = before.get("prefixes", {})
-    results = {**how, "tasks": rows, "prefixes": prefixes, "skipped": planned.skipped}
-    asked = []
-    with StopSignal() as signal, _progress(asking.quiet) as bar:
-        for task, number in planned.tasks:
-            key = settings_hash({**how, **_about(task, number)})
-            asked.append(task.name)
-            if rows.get(task.name, {}).get("settings") != key or not (out / f"{task.name}.jsonl").is_file():
-                line = bar.add_task(task.name, total=number)
-                found = examiner.examine(
-                    task,
-                    out,
-                    settings={"settings": key},
-                    advance=partial(bar.advance, line),
-                    stopped=lambda: signal.asked,
-                )
-                if task.submission is not None:
-                    _write_submission(task, out)
-                rows[task.name] = found.row | {"settings": key}
-                prefixes |= found.prefixes
-            files.write_json(out / "results.json", results)
-        for task_name, shots in planned.harness:
-            settings = planned.settings
-            made = examine_harness(
-                model,
-                tokenizer,
-                task_name,
+    return how
+
+
+def _examine_ours(
+    examiner: Examiner,
+    planned: ExamPlan,
+    out: Path,
+    how: Mapping[str, Any],
+    results: dict[str, Any],
+    bar: Progress,
+    signal: StopSignal,
+) -> list[str]:
+    """Examine the tasks that `results` does not have yet, in place, and return the names of all."""
+    rows: dict[str, Any] = results["tasks"]
+    for task, number in planned.tasks:
+        key = settings_hash({**how, **_about(task, number)})
+        if rows.get(task.name, {}).get("settings") != key or not (out / f"{task.name}.jsonl").is_file():
+            line = bar.add_task(task.name, total=number)
+            examined = examiner.examine(
+                task,
                 out,
-                shots=shots,
-                suffix=f"_{shots}shot" if [n for n, _ in planned.harness].count(task_name) > 1 else "",
-                limit=settings.limit,
-                data=settings.data,
-                seed=settings.seed,
-                in_template=template is not None,
-                shots_as_turns=asking.shots_as == "turns",
+                settings={"settings": key},
+                advance=partial(bar.advance, line),
+                stopped=lambda: signal.asked,
             )
-            rows |= made
-            asked += made
-            files.write_json(out / "results.json", results)
-    if asking.lm_eval_files:
-        write_lm_eval_files(out, results)
-    if not asking.quiet:
-        console = Screen()
-        console.print(results_table({**results, "tasks": {key: rows[key] for key in asked}}))
-        for key in asked:
-            if NOT_COMPARABLE in rows[key]:
-                console.print(
-                    f"{key}: {rows[key][NOT_COMPARABLE]} answers could not be compared with the right one within "
-                    f"{SECONDS:g} seconds each; they count as wrong",
-                    highlight=False,
-                )
-        for what, reason in planned.skipped.items():
-            console.say(f"left out: {what}: {reason}")
-    return results
+            if task.submission is not None:
+                _write_submission(task, out)
+            rows[task.name] = examined.row | {"settings": key}
+            results["prefixes"] |= examined.prefixes
+        files.write_json(out / "results.json", results)
+    return [task.name for task, _ in planned.tasks]
+
+
+def _harness_tasks(planned: ExamPlan, *, in_template: bool, asking: Asking) -> list[HarnessTask]:
+    """lm_eval's tasks; one that is asked with several numbers of solved examples has each in its name."""
+    settings, names = planned.settings, [name for name, _ in planned.harness]
+    return [
+        HarnessTask(
+            name,
+            shots,
+            suffix=f"_{shots}shot" if names.count(name) > 1 else "",
+            limit=settings.limit,
+            data=settings.data,
+            seed=settings.seed,
+            in_template=in_template,
+            shots_as_turns=asking.shots_as == "turns",
+        )
+        for name, shots in planned.harness
+    ]
+
+
+def _show(results: Mapping[str, Any], names: Sequence[str]) -> None:
+    """The table of these tasks, and what a reader must know of it."""
+    console, rows = Screen(), results["tasks"]
+    console.print(results_table({**results, "tasks": {name: rows[name] for name in names}}))
+    for name in names:
+        if NOT_COMPARABLE in rows[name]:
+            console.print(
+                f"{name}: {rows[name][NOT_COMPARABLE]} answers could not be compared with the right one within "
+                f"{SECONDS:g} seconds each; they count as wrong",
+                highlight=False,
+            )
+    for task, reason in results["skipped"].items():
+        console.say(f"left out: {task}: {reason}")
 
 
 def _write_submission(task: Task, out: Path) -> None:
     """``TASK.submission.json``: the predictions as the exam's organisers want them."""
     assert task.submission is not None
     with (out / f"{task.name}.jsonl").open(encoding="utf-8") as lines:
-        said = (json.loads(line)["prediction"] for line in lines)
-        asked = (question for question in task.read() if not isinstance(question, LeftOut))
-        text = task.submission(zip(asked, said, strict=True))
+        predictions = (json.loads(line)["prediction"] for line in lines)
+        questions = (question for question in task.read() if not isinstance(question, LeftOut))
+        text = task.submission(zip(questions, predictions, strict=True))
     files.write_text(out / f"{task.name}.submission.json", text)
 
 
@@ -207,11 +240,11 @@ def _about(task: Task, number: int) -> Mapping[str, Any]:
 def _earlier(out: Path, how: Mapping[str, Any]) -> dict[str, Any]:
     """What `out` has of the same model asked in the same way; {} where it has none."""
     try:
-        found = json.loads((out / "results.json").read_text("utf-8"))
+        results = json.loads((out / "results.json").read_text("utf-8"))
     except (OSError, json.JSONDecodeError):
         return {}
-    same = isinstance(found, dict) and all(found.get(key) == value for key, value in how.items())
-    return found if same else {}
+    same = isinstance(results, dict) and all(results.get(key) == value for key, value in how.items())
+    return results if same else {}
 
 
 def _progress(quiet: bool) -> Progress:

@@ -38,7 +38,7 @@ TokenRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 @register_model("espalier")
-class EspalierLM(TemplateLM):
+class EspalierLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     """lm_eval's interface to a model that takes trees.
 
     Args:
@@ -94,13 +94,14 @@ class EspalierLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.tokenizer.eos_token_id
+        token: int = self.tokenizer.eos_token_id
+        return token
 
     @property
     def prefix_token_id(self) -> int:
         """What a text begins with where nothing stands before it."""
-        bos = self.tokenizer.bos_token_id
-        return self.tokenizer.eos_token_id if bos is None else bos
+        bos: int | None = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
@@ -127,7 +128,8 @@ class EspalierLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As lm_eval's, but for models that find their prompt by marks: these stand between the two."""
         if not any(self._around):
-            return super()._encode_pair(context, continuation)
+            before, whole = super()._encode_pair(context, continuation)
+            return before, whole
         asked = marked(context, self._around)
         before, whole = (
             leading(self.tokenizer, text) + self.tok_encode(text, add_special_tokens=False)
@@ -139,7 +141,7 @@ class EspalierLM(TemplateLM):
         self, requests: list[TokenRequest], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Sum of the logprobs of each continuation after its context, and whether each token is the likeliest."""
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         pairs: list[tuple[list[int], list[int]]] = []
         for text, context, continuation in requests:
             excess = len(context) + len(continuation) - 1 - self.max_length
@@ -155,11 +157,11 @@ class EspalierLM(TemplateLM):
         for number, members in whose.items():
             one = scored[number]
             for member, score, greedy in zip(members, one.scores, one.greedy, strict=True):
-                found[member] = (score, greedy)
-        for request, answer in zip(requests, found, strict=True):
+                results[member] = (score, greedy)
+        for request, answer in zip(requests, results, strict=True):
             if request[0] is not None:
                 self.cache_hook.add_partial("loglikelihood", request[0], answer)
-        return found
+        return results
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The loglikelihood of whole texts, in windows as lm_eval cuts them."""
@@ -232,7 +234,7 @@ def grouped(
 
 def _runs(contexts: Sequence[tuple[int, ...]]) -> list[tuple[int, int, int]]:
     """(first, last + 1, tokens that all begin with) of sorted contexts; a run ends where its beginning would halve."""
-    found = []
+    runs = []
     first, shared = 0, len(contexts[0]) - 1 if contexts else 0
     for at in range(1, len(contexts) + 1):
         begins = 0
@@ -242,10 +244,10 @@ def _runs(contexts: Sequence[tuple[int, ...]]) -> list[tuple[int, int, int]]:
         if begins >= _SHORTEST_SHARED and (alone or 2 * begins >= shared):
             shared = begins
             continue
-        found.append((first, at, 0 if alone else shared))
+        runs.append((first, at, 0 if alone else shared))
         if at < len(contexts):
             first, shared = at, len(contexts[at]) - 1
-    return found
+    return runs
 
 
 if __name__ == "__main__":

@@ -74,11 +74,11 @@ def _short(row: Mapping[str, Any]) -> list[str]:
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
+    metrics = {}
     for name, value in row["metrics"].items():
         base, stderr = (name.removesuffix("_stderr"), "_stderr") if name.endswith("_stderr") else (name, "")
-        found[f"{_NAMES.get(base, base)}{stderr},none"] = value
-    return found
+        metrics[f"{_NAMES.get(base, base)}{stderr},none"] = value
+    return metrics
 
 
 def _samples(out: Path, name: str, results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

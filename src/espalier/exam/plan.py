@@ -13,7 +13,7 @@ from espalier.exam.tasks import NoFolder, NoShots, Settings, make_task, names_of
 
 
 @dataclass
-class Planned:
+class ExamPlan:
     """The tasks of a call.
 
     Attributes:
@@ -29,7 +29,7 @@ class Planned:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def plan(names: Sequence[str], shots: Sequence[int | None], settings: Settings) -> Planned:
+def plan(names: Sequence[str], shots: Sequence[int | None], settings: Settings) -> ExamPlan:
     """Read every task once.
 
     Args:
@@ -40,29 +40,29 @@ def plan(names: Sequence[str], shots: Sequence[int | None], settings: Settings) 
     Raises:
         UserError: a task that cannot be read; no task that can be asked.
     """
-    found = Planned(settings)
+    exams = ExamPlan(settings)
     for name, by_itself in names_of(names).items():
         if name.startswith("lm_eval:"):
             check_installed()
-            found.harness += [(name.removeprefix("lm_eval:"), count) for count in shots]
+            exams.harness += [(name.removeprefix("lm_eval:"), count) for count in shots]
             continue
         for count in shots:
             try:
                 task = make_task(name, settings, shots=count)
             except NoShots as reason:
-                found.skipped[f"{name}, {count} shots"] = str(reason)
+                exams.skipped[f"{name}, {count} shots"] = str(reason)
                 continue
             except NoFolder as reason:
                 if by_itself:
                     raise
-                found.skipped[name] = str(reason)
+                exams.skipped[name] = str(reason)
                 continue
             if len(shots) > 1:
                 task = replace(task, name=f"{task.name}_{task.shots}shot")
             number = sum(1 for question in task.read() if not isinstance(question, LeftOut))
-            if any(task.name == other.name for other, _ in found.tasks):
+            if any(task.name == other.name for other, _ in exams.tasks):
                 raise UserError(f"two tasks are called {task.name}: rename one, their results share a file.")
-            found.tasks.append((task, number))
-    if not found.tasks and not found.harness:
-        raise UserError("no exam can be asked. " + "\n".join(found.skipped.values()))
-    return found
+            exams.tasks.append((task, number))
+    if not exams.tasks and not exams.harness:
+        raise UserError("no exam can be asked. " + "\n".join(exams.skipped.values()))
+    return exams

@@ -23,8 +23,8 @@ from espalier.exam.answers.choose import Chooser
 from espalier.exam.answers.rate import Rater
 from espalier.exam.answers.read import Reader
 from espalier.exam.answers.write import Writer
+from espalier.exam.journal import Journal
 from espalier.exam.judges.mathematics import NOT_COMPARABLE
-from espalier.exam.kept import Kept
 from espalier.exam.task import Task
 from espalier.exam.tasks.shots import Asker
 from espalier.exam.ways import Choosing, Rating, Reading, Way, Writing
@@ -35,7 +35,7 @@ BLOCK = 256
 
 
 @dataclass
-class Examined:
+class ExamResult:
     """What a task gave: its row of results.json, and the texts that stand before its questions, by key."""
 
     row: dict[str, Any]
@@ -69,7 +69,7 @@ class Examiner:
         settings: Mapping[str, Any],
         advance: Callable[[int], None] = lambda n: None,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> Examined:
+    ) -> ExamResult:
         """Ask all questions of a task; ``out/NAME.jsonl`` gets a line for each.
 
         Args:
@@ -81,24 +81,24 @@ class Examiner:
             Stopped: `stopped` said so; what was done is kept in ``NAME.jsonl.partial``.
         """
         way = self._way(task)
-        kept = Kept.open(out, task.name, settings)
-        advance(kept.tally.n)
-        questions = islice(_counted(task, kept.left_out), kept.tally.n, None)
+        journal = Journal.open(out, task.name, settings)
+        advance(journal.tally.n)
+        questions = islice(_counted(task, journal.left_out), journal.tally.n, None)
         while block := list(islice(questions, BLOCK)):
             start = time.perf_counter()
             try:
-                answered, cost = way.answer(block, kept)
+                answered, cost = way.answer(block, journal)
             except Stopped:  # while a judge was at work
-                raise _stopped(task, kept, out) from None
+                raise _stopped(task, journal, out) from None
             for one in answered:
-                kept.tally.add(one.numbers, group=one.group, chance=one.chance, gold=one.gold)
-            kept.add([one.line for one in answered], cost, time.perf_counter() - start)
+                journal.tally.add(one.numbers, group=one.group, chance=one.chance, gold=one.gold)
+            journal.add([one.line for one in answered], cost, time.perf_counter() - start)
             advance(len(block))
             if stopped():
-                raise _stopped(task, kept, out)
-        row = _row(task, kept)
-        kept.finish()
-        return Examined(row, kept.prefixes)
+                raise _stopped(task, journal, out)
+        row = _row(task, journal)
+        journal.finish()
+        return ExamResult(row, journal.prefixes)
 
     def _way(self, task: Task) -> Way:
         if task.kind == "choose":
@@ -117,27 +117,27 @@ class Examiner:
         return Rating(Rater(self.model, self.tokenizer, template))
 
 
-def _stopped(task: Task, kept: Kept, out: Path) -> Stopped:
+def _stopped(task: Task, journal: Journal, out: Path) -> Stopped:
     return Stopped(
-        f"stopped in {task.name} after {kept.tally.n} questions; they are kept in {out}. "
+        f"stopped in {task.name} after {journal.tally.n} questions; they are kept in {out}. "
         "The same command goes on from there."
     )
 
 
-def _row(task: Task, kept: Kept) -> dict[str, Any]:
-    if kept.tally.n == 0:
+def _row(task: Task, journal: Journal) -> dict[str, Any]:
+    if journal.tally.n == 0:
         raise UserError(f"{task.name}: no question in it.")
-    row: dict[str, Any] = {"shots": task.shots, **kept.tally.summary(task.parts)}
+    row: dict[str, Any] = {"shots": task.shots, **journal.tally.summary(task.parts)}
     row |= {
         "normalise": task.normalise if task.kind == "choose" else None,
-        "seconds": round(kept.seconds, 3),
-        "tokens_computed": kept.cost.computed,
-        "tokens_unshared": kept.cost.unshared,
+        "seconds": round(journal.seconds, 3),
+        "tokens_computed": journal.cost.computed,
+        "tokens_unshared": journal.cost.unshared,
         "about": dict(task.about),
     }
-    if kept.shortened[NOT_COMPARABLE]:
-        row[NOT_COMPARABLE] = kept.shortened.pop(NOT_COMPARABLE)
-    for name, counts in (("left_out", kept.left_out), ("shortened", kept.shortened)):
+    if journal.shortened[NOT_COMPARABLE]:
+        row[NOT_COMPARABLE] = journal.shortened.pop(NOT_COMPARABLE)
+    for name, counts in (("left_out", journal.left_out), ("shortened", journal.shortened)):
         if counts:
             row[name] = dict(counts)
     return row

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from espalier.exam.answers.choose import Asked, Chooser
+from espalier.exam.answers.choose import Chooser, ExamPrompt
 from espalier.exam.answers.rate import Rater, pair_numbers
 from espalier.exam.answers.read import Reader
 from espalier.exam.answers.scorer import Cost, Scored
 from espalier.exam.answers.write import Writer
+from espalier.exam.journal import Journal
 from espalier.exam.judges.mathematics import NOT_COMPARABLE
-from espalier.exam.kept import Kept
 from espalier.exam.numbers import scores
 from espalier.exam.task import Candidate, Generation, Question, Shots, Task
 from espalier.exam.tasks.shots import Asker
 
 
 @dataclass
-class Answered:
+class QuestionResult:
     """One question's line, and what it adds to the numbers (see `Tally.add`)."""
 
     line: dict[str, Any]
@@ -36,8 +36,8 @@ class Answered:
 class Way(Protocol):
     """How a task's questions are answered."""
 
-    def answer(self, block: Sequence[Any], kept: Kept) -> tuple[list[Answered], Cost]:
-        """Every question of a block, in order; what did not fit is counted in `kept`."""
+    def answer(self, block: Sequence[Any], journal: Journal) -> tuple[list[QuestionResult], Cost]:
+        """Every question of a block, in order; what did not fit is counted in `journal`."""
         ...
 
 
@@ -49,32 +49,36 @@ class Choosing:
     asker: Asker
     task: Task
 
-    def answer(self, block: Sequence[Question], kept: Kept) -> tuple[list[Answered], Cost]:
+    def answer(self, block: Sequence[Question], journal: Journal) -> tuple[list[QuestionResult], Cost]:
         asking = Asking(self.asker, block)
         found, cost = self.chooser.score(asking.asked, asking.shorter)
         answered = []
         for question, asked, scored, fewer in zip(block, asking.asked, found, asking.dropped, strict=True):
-            kept.shorten(fewer, scored.cut)
-            answered.append(self._answered(question, asked, scored, kept))
+            journal.shorten(fewer, scored.cut)
+            answered.append(self._answered(question, asked, scored, journal))
         return answered, cost
 
-    def _answered(self, question: Question, asked: Asked, scored: Scored, kept: Kept) -> Answered:
-        said = scores.predicted(scored, self.task.normalise)
-        line = heads(question, asked, kept) | {
+    def _answered(
+        self, question: Question, asked: ExamPrompt, scored: Scored, journal: Journal
+    ) -> QuestionResult:
+        choice = scores.predicted(scored, self.task.normalise)
+        line = heads(question, asked, journal) | {
             "candidates": [{"text": c.text, "scored_from": c.scored_from} for c in asked.candidates],
             "scores": scored.scores,
             "tokens": scored.tokens,
             "normalise": self.task.normalise,
             "gold": question.gold,
-            "prediction": said,
+            "prediction": choice,
         }
         if scored.cut:
             line["cut"] = scored.cut
         chance = 1 / len(question.candidates)
         if question.gold is None:
-            return Answered(line, {}, question.group, chance)
+            return QuestionResult(line, {}, question.group, chance)
         name = question.candidates[question.gold].label or str(question.gold)
-        return Answered(line, {"accuracy": float(said == question.gold)}, question.group, chance, name)
+        return QuestionResult(
+            line, {"accuracy": float(choice == question.gold)}, question.group, chance, name
+        )
 
 
 @dataclass
@@ -86,7 +90,7 @@ class Writing:
     asker: Asker
     how: Generation
 
-    def answer(self, block: Sequence[Question], kept: Kept) -> tuple[list[Answered], Cost]:
+    def answer(self, block: Sequence[Question], journal: Journal) -> tuple[list[QuestionResult], Cost]:
         how, asking = self.how, Asking(self.asker, block)
         texts, cuts, cost = self.writer.write(
             [asked.prefix + asked.prompt for asked in asking.asked],
@@ -97,37 +101,37 @@ class Writing:
         likely = self._likelihoods(block, asking, cost) if how.likelihood else [{} for _ in block]
         answered = []
         for i, (question, text, cut) in enumerate(zip(block, texts, cuts, strict=True)):
-            said = how.clean(text)
-            judged = how.judge(said, question.references) if question.references else {}
-            kept.shorten(asking.dropped[i], cut)
-            line = heads(question, asking.asked[i], kept)
-            line |= {"text": said, "references": list(question.references), "metrics": judged}
+            answer = how.clean(text)
+            judged = how.judge(answer, question.references) if question.references else {}
+            journal.shorten(asking.dropped[i], cut)
+            line = heads(question, asking.asked[i], journal)
+            line |= {"text": answer, "references": list(question.references), "metrics": judged}
             if cut:
                 line["cut"] = cut
             if how.likelihood and not likely[i]:
-                kept.shortened["perplexity_left_out"] += 1
+                journal.shortened["perplexity_left_out"] += 1
             if NOT_COMPARABLE in judged:
-                kept.shortened[NOT_COMPARABLE] += 1
+                journal.shortened[NOT_COMPARABLE] += 1
             numbers = {name: value for name, value in judged.items() if name != NOT_COMPARABLE}
-            answered.append(Answered(line, {**numbers, **likely[i]}, question.group))
+            answered.append(QuestionResult(line, {**numbers, **likely[i]}, question.group))
         return answered, cost
 
     def _likelihoods(
         self, block: Sequence[Question], asking: Asking, cost: Cost
     ) -> list[dict[str, scores.Number]]:
         """Nats a token of each question's first right answer; {} where the answer is longer than the context."""
-        found: list[dict[str, scores.Number]] = [{} for _ in block]
+        likelihoods: list[dict[str, scores.Number]] = [{} for _ in block]
         fitting = [i for i, question in enumerate(block) if self.chooser.fits(question.references[0])]
         asked = [
-            Asked(asking.asked[i].prefix, asking.asked[i].prompt, (Candidate(block[i].references[0]),))
+            ExamPrompt(asking.asked[i].prefix, asking.asked[i].prompt, (Candidate(block[i].references[0]),))
             for i in fitting
         ]
         scored, more = self.chooser.score(asked)
         cost.computed += more.computed
         cost.unshared += more.unshared
         for i, one in zip(fitting, scored, strict=True):
-            found[i] = {"nats_per_token": (-one.scores[0], float(one.tokens[0]))}
-        return found
+            likelihoods[i] = {"nats_per_token": (-one.scores[0], float(one.tokens[0]))}
+        return likelihoods
 
 
 @dataclass
@@ -136,11 +140,11 @@ class Rating:
 
     rater: Rater
 
-    def answer(self, block: Sequence[Any], kept: Kept) -> tuple[list[Answered], Cost]:
+    def answer(self, block: Sequence[Any], journal: Journal) -> tuple[list[QuestionResult], Cost]:
         found, cost = self.rater.rate(block)
         answered = []
         for record, rated in zip(block, found, strict=True):
-            kept.shorten(0, rated.cut)
+            journal.shorten(0, rated.cut)
             said, right = (max(range(len(v)), key=v.__getitem__) for v in (rated.scores, rated.said))
             line = {
                 "id": record.source.rsplit(":", 1)[-1],
@@ -154,7 +158,7 @@ class Rating:
             }
             numbers = pair_numbers(rated.scores, rated.said)
             line["metrics"] = {name: x / n for name, (x, n) in numbers.items()}
-            answered.append(Answered(line, dict(numbers), chance=0.5))
+            answered.append(QuestionResult(line, dict(numbers), chance=0.5))
         return answered, cost
 
 
@@ -164,7 +168,7 @@ class Reading:
 
     reader: Reader
 
-    def answer(self, block: Sequence[Any], kept: Kept) -> tuple[list[Answered], Cost]:
+    def answer(self, block: Sequence[Any], journal: Journal) -> tuple[list[QuestionResult], Cost]:
         found, cost = self.reader.read([record.text for record in block])
         answered = []
         for record, (nats, tokens, size) in zip(block, found, strict=True):
@@ -175,7 +179,7 @@ class Reading:
                 "nats_per_token": (nats, float(tokens)),
             }
             line["metrics"] = {"bits_per_byte": nats / scores.LN2 / size}
-            answered.append(Answered(line, numbers))
+            answered.append(QuestionResult(line, numbers))
         return answered, cost
 
 
@@ -185,10 +189,10 @@ class Asking:
     def __init__(self, asker: Asker, block: Sequence[Question]) -> None:
         self._asker, self._block = asker, block
         self._shots: list[Shots] = [question.shots for question in block]
-        self.asked: list[Asked] = [asker.ask(question) for question in block]
+        self.asked: list[ExamPrompt] = [asker.ask(question) for question in block]
         self.dropped = [0] * len(block)
 
-    def shorter(self, i: int) -> Asked | None:
+    def shorter(self, i: int) -> ExamPrompt | None:
         """Question i without its first example; None where it has none."""
         if not self._shots[i].pairs:
             return None
@@ -198,11 +202,11 @@ class Asking:
         return self.asked[i]
 
 
-def heads(question: Question, asked: Asked, kept: Kept) -> dict[str, Any]:
+def heads(question: Question, asked: ExamPrompt, journal: Journal) -> dict[str, Any]:
     """How a question's line begins; the text before it is kept once, by a key."""
     key = None
     if asked.prefix:
         key = hashlib.sha256(asked.prefix.encode()).hexdigest()[:12]
-        kept.prefixes[key] = asked.prefix
+        journal.prefixes[key] = asked.prefix
     group = {"subject": question.group} if question.group else {}
     return {"id": question.id, **group, "prefix": key, "prompt": asked.prompt}

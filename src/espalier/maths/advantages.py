@@ -145,5 +145,5 @@ def adaptive_kl(kl_coef: float, kl: float, target: float, batch: int, horizon: i
 
 def _groups(scores: Tensor, tree_id: Tensor) -> tuple[Tensor, Tensor]:
     """(index, size): which group each branch is in, numbered without holes, and how many branches a group has."""
-    _, index, size = tree_id.unique(return_inverse=True, return_counts=True)
+    _, index, size = tree_id.unique(return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
     return index, size.to(scores.dtype)

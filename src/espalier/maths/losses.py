@@ -12,6 +12,11 @@ Left out: entropy bonuses and auxiliary losses of routers (the stage adds them),
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
@@ -124,6 +129,44 @@ def hinge(
     return relu(1 - beta * _margin(policy_chosen, policy_rejected, ref_chosen, ref_rejected))
 
 
+def _margin(
+    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
+) -> Tensor:
+    return (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
+
+
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """A loss of pairs, and what a stage must know to train with it.
+
+    Attributes:
+        function: (P,) logprobs under the policy of chosen and rejected, the same under the reference, and ``beta`` > 0
+            -> (P,); where it `smooths`, ``label_smoothing`` in [0, 0.5) too.
+        reduction: whether an answer's logprob is the sum over its tokens or their mean.
+        at_start: beta -> the loss where policy and reference agree; None where any value is possible.
+        source: where the formula stands.
+        smooths: whether it takes ``label_smoothing``.
+        reference: whether it compares with a reference; one that does not is given zeros in its place.
+    """
+
+    function: Callable[..., Tensor]
+    reduction: Literal["sum", "mean"]
+    at_start: Callable[[float], float] | None
+    source: str
+    smooths: bool = False
+    reference: bool = True
+
+
+PREFERENCES: dict[str, PreferenceLoss] = {
+    "sigmoid": PreferenceLoss(
+        dpo, "sum", lambda beta: math.log(2), "Rafailov et al. 2023, eq. 7; Mitchell 2023", smooths=True
+    ),
+    "ipo": PreferenceLoss(ipo, "mean", lambda beta: 1 / (4 * beta**2), "Azar et al. 2023, eq. 17"),
+    "hinge": PreferenceLoss(hinge, "sum", lambda beta: 1.0, "Zhao et al. 2023; Liu et al. 2024"),
+}
+"""The values of ``pref_loss``: a further loss is a function and a row."""
+
+
 def clipped_policy(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> Tensor:
@@ -155,9 +198,3 @@ def clipped_value(values: Tensor, old_values: Tensor, returns: Tensor, clip_rang
     """
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
-
-
-def _margin(
-    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
-) -> Tensor:
-    return (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)

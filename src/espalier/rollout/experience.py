@@ -43,7 +43,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerGroup:
     """A prompt with its sampled answers as a tree.
 
     Attributes:
@@ -67,20 +67,20 @@ def sample_trees(
     *,
     copies: int,
     seeds: Sequence[int],
-) -> list[Answered]:
+) -> list[AnswerGroup]:
     """Sample `copies` answers to each prompt; the sampled ids are the trained ids."""
     answers = sample(lm, traits, [ask.tokens for ask in asks], sampling, copies=copies, seeds=seeds)
     return [_answered(ask, found, decode) for ask, found in zip(asks, answers, strict=True)]
 
 
-def _answered(ask: Ask, answers: list[Sampled], decode: Callable[[list[int]], str]) -> Answered:
+def _answered(ask: Ask, answers: list[Sampled], decode: Callable[[list[int]], str]) -> AnswerGroup:
     before = [False] * len(ask.tokens)
     paths = [(ask.tokens + a.tokens, before + [True] * len(a.tokens)) for a in answers]
     tree = Tree.join(paths, source=ask.source)
-    return Answered(ask, tree, [decode(a.tokens) for a in answers], [a.ended for a in answers])
+    return AnswerGroup(ask, tree, [decode(a.tokens) for a in answers], [a.ended for a in answers])
 
 
-def rule_scores(answered: Answered, rule: Rule, show: Callable[[str], None] = lambda text: None) -> Tensor:
+def rule_scores(answered: AnswerGroup, rule: Rule, show: Callable[[str], None] = lambda text: None) -> Tensor:
     """(B,) the rule's number for each answer."""
     ask = answered.ask
     if isinstance(rule, OwnFunction):
@@ -90,7 +90,7 @@ def rule_scores(answered: Answered, rule: Rule, show: Callable[[str], None] = la
 
 
 def scored_by_rule(
-    answered: Sequence[Answered],
+    answered: Sequence[AnswerGroup],
     rule: Rule,
     rank: int,
     world: int,
@@ -131,14 +131,14 @@ def measure(trees: Sequence[Tree], rows: Rows, run: Callable[[Batch], dict[str, 
         run: a batch to named (B,) or (B, A) tensors; without gradients.
     """
     numbered = [t.with_extras(index=torch.full((t.n_branches,), float(i))) for i, t in enumerate(trees)]
-    found: list[tuple[int, dict[str, Tensor]]] = []
+    measured: list[tuple[int, dict[str, Tensor]]] = []
     for batch in rows.micro_batches(numbered):
         tensors = run(batch)
         if batch.weight:
-            found += _by_tree(batch, tensors)
+            measured += _by_tree(batch, tensors)
     if rows.world > 1:
-        found = gather_object(found)
-    extras = dict(found)
+        measured = gather_object(measured)
+    extras = dict(measured)
     return [tree.with_extras(**extras[i]) for i, tree in enumerate(trees)]
 
 
@@ -155,7 +155,7 @@ def _by_tree(batch: Batch, tensors: dict[str, Tensor]) -> list[tuple[int, dict[s
     return cut
 
 
-def gathered(own: list[Answered], world: int) -> list[Answered]:
+def gathered(own: list[AnswerGroup], world: int) -> list[AnswerGroup]:
     """The answers of all ranks, rank by rank, on every rank."""
     return gather_object(own) if world > 1 else own
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,26 @@ Mix = Callable[[list[Tree], int], list[Tree]]
 """(the trees of a step, number of the step) to the trees to train on: where a second data set comes in."""
 
 
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How prompts become rollouts, and rollouts steps.
+
+    Attributes:
+        prompts_per_rollout: sampled together.
+        trees_per_step: of one optimiser step.
+        passes: over the trees of a rollout (PPO's epochs).
+        epochs: over the prompts; or `max_steps`.
+        seed: of the order of prompts and of minibatches.
+    """
+
+    prompts_per_rollout: int
+    trees_per_step: int
+    passes: int = 1
+    epochs: float = 1.0
+    max_steps: int | None = None
+    seed: int = 0
+
+
 class RolloutFeed:
     """Steps over fresh samples of the present policy.
 
@@ -28,37 +49,21 @@ class RolloutFeed:
         prompts: how many there are.
         roll: makes the experience of one rollout.
         rows: how a step's trees become micro-batches.
-        prompts_per_rollout: sampled together.
-        trees_per_step: of one optimiser step.
-        passes: over the trees of a rollout (PPO's epochs).
-        epochs: over the prompts; or `max_steps`.
-        seed: of the order of prompts and of minibatches.
+        plan: how many of them are a rollout, and how it becomes steps.
         mix: see `Mix`.
     """
 
     def __init__(
-        self,
-        prompts: int,
-        roll: Roll,
-        rows: Rows,
-        *,
-        prompts_per_rollout: int,
-        trees_per_step: int,
-        passes: int = 1,
-        epochs: float = 1.0,
-        max_steps: int | None = None,
-        seed: int = 0,
-        mix: Mix | None = None,
+        self, prompts: int, roll: Roll, rows: Rows, plan: RolloutPlan, *, mix: Mix | None = None
     ) -> None:
-        self._prompts, self._roll, self._rows = prompts, roll, rows
-        self._per_rollout = min(prompts_per_rollout, prompts)
-        self._per_step, self._passes, self._seed, self._mix = trees_per_step, passes, seed, mix
-        self._steps_per_rollout = passes * math.ceil(self._per_rollout / trees_per_step)
-        if max_steps:
-            self._rollouts = math.ceil(max_steps / self._steps_per_rollout)
+        self._prompts, self._roll, self._rows, self._plan, self._mix = prompts, roll, rows, plan, mix
+        self._per_rollout = min(plan.prompts_per_rollout, prompts)
+        self._steps_per_rollout = plan.passes * math.ceil(self._per_rollout / plan.trees_per_step)
+        if plan.max_steps:
+            self._rollouts = math.ceil(plan.max_steps / self._steps_per_rollout)
         else:
-            self._rollouts = math.ceil(epochs * prompts / self._per_rollout)
-        self.total_steps = max_steps or self._rollouts * self._steps_per_rollout
+            self._rollouts = math.ceil(plan.epochs * prompts / self._per_rollout)
+        self.total_steps = plan.max_steps or self._rollouts * self._steps_per_rollout
         self._rollout = 0
         self.epoch = 0.0
         self.resumable = True
@@ -99,12 +104,12 @@ class RolloutFeed:
         ]
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(self._prompts)
+        return np.random.default_rng([self._plan.seed, epoch]).permutation(self._prompts)
 
     def _chunks(self, trees: Sequence[Tree]) -> list[list[Tree]]:
         chunks = []
-        for i in range(self._passes):
-            order = np.random.default_rng([self._seed, self._rollout, i, 1]).permutation(len(trees))
-            for start in range(0, len(trees), self._per_step):
-                chunks.append([trees[j] for j in order[start : start + self._per_step]])
+        for i in range(self._plan.passes):
+            order = np.random.default_rng([self._plan.seed, self._rollout, i, 1]).permutation(len(trees))
+            for start in range(0, len(trees), self._plan.trees_per_step):
+                chunks.append([trees[j] for j in order[start : start + self._plan.trees_per_step]])
         return chunks

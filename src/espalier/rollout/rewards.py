@@ -19,7 +19,7 @@ from espalier.rollout.own_function import said
 Rule = Callable[[str, str, str | None], float]
 """(prompt, answer, reference) to a finite number."""
 
-Asked = tuple[str, str, str | None]
+RuleCall = tuple[str, str, str | None]
 
 TIMEOUT = 60.0
 """Seconds for an answer: more than a large model that judges over a network takes, and not yet an evening lost."""
@@ -105,16 +105,16 @@ class OwnFunction:
         self._path, _, self._function = name.rpartition(":")
         self._name, self._seconds = name, seconds
         self._process = Limited("espalier.rollout.own_function:serve")
-        found = self._asked("look", [], lambda passed: None)
-        if "problem" in found:
-            raise UserError(f"reward_function: {found['problem']}")
-        self._batch, self._line = found["style"] == "batch", found["line"]
+        reply = self._asked("look", [], lambda passed: None)
+        if "problem" in reply:
+            raise UserError(f"reward_function: {reply['problem']}")
+        self._batch, self._line = reply["style"] == "batch", reply["line"]
 
     def __call__(self, prompt: str, answer: str, reference: str | None) -> float:
         return self.many([(prompt, answer, reference)])[0]
 
     def many(
-        self, asked: Sequence[Asked], *, source: str = "", show: Callable[[str], None] = lambda text: None
+        self, asked: Sequence[RuleCall], *, source: str = "", show: Callable[[str], None] = lambda text: None
     ) -> list[float]:
         """A finite number for each answer.
 
@@ -146,7 +146,7 @@ class OwnFunction:
             found += said["scores"]
         return found
 
-    def _asked(self, what: str, part: list[Asked], told: Callable[[float], None]) -> dict[str, Any]:
+    def _asked(self, what: str, part: list[RuleCall], told: Callable[[float], None]) -> dict[str, Any]:
         columns = [list(column) for column in zip(*part, strict=True)]
         seconds = self._seconds * max(1, len(part))
         try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
+from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     COMMON,
     AdapterOptions,
@@ -33,7 +32,7 @@ SHARDED = ("fsdp", "zero3")
 """Strategies under which no process holds the whole model."""
 
 
-def check_possible(stage: str, options: Mapping[type, Any]) -> None:
+def check_possible(stage: str, options: OptionSet) -> None:
     """What cannot be done is said before anything is loaded.
 
     Raises:
@@ -54,7 +53,7 @@ def check_possible(stage: str, options: Mapping[type, Any]) -> None:
     STAGES[stage].check(options)
 
 
-def _check_sharded(stage: str, options: Mapping[type, Any]) -> None:
+def _check_sharded(stage: str, options: OptionSet) -> None:
     """What cannot be done where no process holds the whole model."""
     strategy, kind = options[EngineOptions].strategy, options[AdapterOptions].finetuning_type
     if strategy in SHARDED and kind not in ("full", "freeze"):
@@ -74,7 +73,7 @@ def _check_sharded(stage: str, options: Mapping[type, Any]) -> None:
         )
 
 
-def _check_adapter(options: Mapping[type, Any]) -> None:
+def _check_adapter(options: OptionSet) -> None:
     """What does not go together among the adapters' keys."""
     kind, lora = options[AdapterOptions].finetuning_type, options[LoraOptions]
     for key, asked, kinds in (
@@ -99,13 +98,13 @@ def _check_adapter(options: Mapping[type, Any]) -> None:
         )
 
 
-def _check_quantisation(options: Mapping[type, Any]) -> None:
+def _check_quantisation(options: OptionSet) -> None:
     wanted = quantisation_of(options[AdapterOptions])
     if wanted is None:
         return
-    said = problem(wanted)
-    if said is not None:
-        raise UserError(f"quantization_bit: {wanted.bits}, quantization_method: {wanted.method}: {said}")
+    reason = problem(wanted)
+    if reason is not None:
+        raise UserError(f"quantization_bit: {wanted.bits}, quantization_method: {wanted.method}: {reason}")
     if options[ModelOptions].model_config is not None:
         raise UserError(
             "`quantization_bit` stores trained weights in few bits, and `model_config` makes new ones. Remove one."

@@ -6,12 +6,12 @@ A pipeline checks all its stages before the first one begins; ``run:NAME`` is no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from espalier.config.option_set import OptionSet
 from espalier.config.options import DataOptions, EngineOptions, ModelOptions, RunOptions
 from espalier.data.read.sources import files_of
 from espalier.data.read.specs import parse_specs
@@ -22,12 +22,12 @@ from espalier.models import load
 from espalier.runs.catalogue import check_possible
 
 
-def check_startable(stage: str, options: Mapping[type, Any]) -> None:
+def check_startable(stage: str, options: OptionSet) -> None:
     """Raises UserError at the first thing that is missing or cannot be done."""
     check_possible(stage, options)
     for tracker in options[RunOptions].report_to:
         check_installed(tracker)
-    engine: EngineOptions = options[EngineOptions]
+    engine = options[EngineOptions]
     if (engine.strategy in ZERO or engine.deepspeed is not None) and find_spec("deepspeed") is None:
         raise UserError(
             f"strategy: {engine.strategy} needs DeepSpeed. Install it: pip install 'espalier-llm[deepspeed]'"
@@ -37,16 +37,16 @@ def check_startable(stage: str, options: Mapping[type, Any]) -> None:
         raise UserError(
             f"`resume` is {wanted!r}; wanted true, false, or the folder of a checkpoint (step-N)."
         )
-    for held in options.values():
-        for item in fields(held):
+    for group in options:
+        for item in fields(group):
             kind = item.metadata.get("names")
-            value = getattr(held, item.name)
+            value = getattr(group, item.name)
             for name in (value if isinstance(value, list) else [value]) if kind else ():
                 if name is not None and not (isinstance(name, str) and name.startswith("run:")):
                     _check(str(kind), item.name, name, options)
 
 
-def _check(kind: str, key: str, value: Any, options: Mapping[type, Any]) -> None:
+def _check(kind: str, key: str, value: Any, options: OptionSet) -> None:
     if kind == "data":
         for spec in parse_specs(value, options[DataOptions].dataset_dir):
             files_of(spec)

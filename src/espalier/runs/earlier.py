@@ -147,17 +147,17 @@ def listed(differences: list[Difference]) -> str:
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json`` as far as it can be read; {} where it cannot."""
     try:
-        found = json.loads((folder / "summary.json").read_text("utf-8"))
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def noted(folder: Path, summary: Mapping[str, Any]) -> MadeFrom | None:
     """From what a folder's run was made; of version 0.1.0, which noted less, its options and data."""
-    found = MadeFrom.from_json(summary.get("made_from"))
-    if found is not None or not summary:
-        return found
+    earlier = MadeFrom.from_json(summary.get("made_from"))
+    if earlier is not None or not summary:
+        return earlier
     try:
         raw = config.load_yaml(folder / "config.yaml")
         options = config.build(raw, CLASSES[str(summary["stage"])], all_classes=CLASSES)

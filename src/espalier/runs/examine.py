@@ -31,12 +31,12 @@ class ExamOptions(Options):
     allow_pickle: bool = option(False, "Read weights in .bin files, through torch's safe loader.")
 
     def problems(self) -> list[str]:
-        found = []
+        problems = []
         if self.model_name_or_path is None:
-            found.append("`model_name_or_path` is missing: name the model to examine.")
+            problems.append("`model_name_or_path` is missing: name the model to examine.")
         if not self.tasks:
-            found.append("`tasks` is missing: name one task file or more.")
-        return found
+            problems.append("`tasks` is missing: name one task file or more.")
+        return problems
 
 
 CLASSES: tuple[type, ...] = (RunOptions, ExamOptions)

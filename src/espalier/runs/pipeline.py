@@ -95,7 +95,7 @@ def wanted_processes(raw: config.Placed) -> int:
         kind = config.stage_of(stage, ALL_CLASSES)
         options = config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
         if EngineOptions in options:
-            engine: EngineOptions = options[EngineOptions]
+            engine = options[EngineOptions]
             wanted = max(wanted, processes_wanted(engine.strategy, engine.num_processes))
     return wanted
 

@@ -5,10 +5,8 @@ What is looked at is in `espalier.data.preflight`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, WARNING, stop_at_errors
+from espalier.data.preflight.run import PreflightReport
 from espalier.data.preflight.text import lines
 from espalier.screen import Screen
 from espalier.stages.rollouts import longest_prompt
@@ -21,7 +19,7 @@ STYLES = {"": "dim", WARNING: "yellow"}
 def show_preflight(
     console: Screen,
     name: str,
-    result: Mapping[str, Any],
+    report: PreflightReport,
     *,
     whole: bool = False,
     lead: str = "",
@@ -34,11 +32,11 @@ def show_preflight(
     Raises:
         UserError: the preflight has found errors.
     """
-    for style, text in lines(result, whole=whole):
+    for style, text in lines(report, whole=whole):
         if quiet or style == ERROR:
             continue  # told once, by the exception
         console.say(f"{lead}{name}: {text}" if name else f"{lead}{text}", STYLES[style])
-    stop_at_errors(result)
+    stop_at_errors(report.findings)
 
 
 def read_as(stage: Stage, setup: Setup) -> None:

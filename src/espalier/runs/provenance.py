@@ -77,7 +77,7 @@ class MadeFrom:
 
     def differences(self, earlier: MadeFrom) -> list[Difference]:
         """In what this start differs from an earlier one, by key; what the earlier one did not note is not compared."""
-        found: list[Difference] = []
+        differences: list[Difference] = []
         for key, value in self.options.items():
             before = earlier.options.get(key, self.defaults.get(key))
             ours, theirs = self.contents.get(key), earlier.contents.get(key)
@@ -89,14 +89,14 @@ class MadeFrom:
             ):
                 continue  # whatever the paths are
             if value != before:
-                found.append(Difference(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
+                differences.append(Difference(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
             elif ours is not None and theirs is not None and ours != theirs:
-                found.append(Difference(key, f"{key}: {_changed(ours, theirs)}", False))
-        return found
+                differences.append(Difference(key, f"{key}: {_changed(ours, theirs)}", False))
+        return differences
 
 
 def made_from(
-    options: Mapping[type, Any], *, processes: int, known: Path, precision: str | None = None
+    options: config.OptionSet, *, processes: int, known: Path, precision: str | None = None
 ) -> MadeFrom:
     """What a run of these options is made from, as everything lies on the disk now.
 
@@ -112,11 +112,11 @@ def made_from(
     values: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
     contents: Contents = {}
-    for held in options.values():
-        for item in fields(held):
+    for group in options:
+        for item in fields(group):
             if item.metadata.get("same_result") or item.name in _DIVISION:
                 continue
-            value = getattr(held, item.name)
+            value = getattr(group, item.name)
             defaults[item.name] = item.default if item.default_factory is MISSING else item.default_factory()
             kind = item.metadata.get("names")
             if kind == "data":
@@ -129,7 +129,7 @@ def made_from(
             elif kind is not None:
                 contents[item.name] = _content(kind, value)
             values[item.name] = value
-    train: TrainOptions = options[TrainOptions]
+    train = options[TrainOptions]
     if train.per_device_train_batch_size is not None:
         values[RECORDS] = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes
     if precision is not None:
@@ -143,20 +143,22 @@ def _plain(spec: DatasetSpec) -> dict[str, Any]:
 
 def _content(kind: str, value: Any) -> dict[str, str]:
     """File -> identity behind the value of one key."""
-    found: dict[str, str] = {}
+    identities: dict[str, str] = {}
     for number, name in enumerate(value if isinstance(value, list) else [value]):
         if not isinstance(name, str):
             continue
         prefix = f"{Path(name).name}/" if number else ""
         if kind == "function":
             path = Path(name.rpartition(":")[0])
-            found |= {str(p): file_identity(p) for p in _modules(path, set())} if path.suffix == ".py" else {}
+            identities |= (
+                {str(p): file_identity(p) for p in _modules(path, set())} if path.suffix == ".py" else {}
+            )
         elif kind == "file":
-            found[name] = file_identity(Path(name))
+            identities[name] = file_identity(Path(name))
         else:
             files = model_identity(name) if kind == "model" else tokenizer_identity(name)
-            found |= {prefix + file: said for file, said in files.items()}
-    return found
+            identities |= {prefix + file: said for file, said in files.items()}
+    return identities
 
 
 def _modules(path: Path, seen: set[Path]) -> list[Path]:
@@ -170,14 +172,14 @@ def _modules(path: Path, seen: set[Path]) -> list[Path]:
         return [path]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    found = [path]
+    modules = [path]
     for name in sorted({name.split(".")[0] for name in names}):
         if (package := path.parent / name).is_dir():
             near = sorted(package.rglob("*.py"))
         else:
             near = [path.with_name(f"{name}.py")]
-        found += [module for one in near if one.is_file() for module in _modules(one, seen)]
-    return found
+        modules += [module for one in near if one.is_file() for module in _modules(one, seen)]
+    return modules
 
 
 def _rest(value: Any) -> Any:

@@ -30,7 +30,7 @@ from espalier.runs.running import Running, Start
 def write_config(start: Start) -> None:
     with writing_to(start.folder):
         start.folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options.values()))
+    files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options))
 
 
 def save_models(running: Running) -> None:
@@ -91,7 +91,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "seed": start.option(RunOptions).seed,
         "data": setup.hashes,
         "left_out": dict(setup.preflight.account),
-        "preflight": setup.preflight.result(),
+        "preflight": setup.preflight.report().as_json(),
         "layout": "tree" if parts.main.traits.takes_trees else "padded",
         "layout_reason": parts.main.traits.reason,
         "tokens_in_paths": progress.path_tokens,

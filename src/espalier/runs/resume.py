@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from espalier.config.options import RunOptions
 from espalier.engine import checkpoint, strategy
 from espalier.engine.finite import check_weights
-from espalier.engine.loop import Progress
+from espalier.engine.step import Progress
 from espalier.errors import UserError
 from espalier.runs.earlier import CHECKPOINTS
 from espalier.runs.running import Running

@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 
-from espalier.config.options import RunOptions
+from espalier.config.option_set import OptionSet
+from espalier.config.options import Options, RunOptions
 from espalier.data.steps.feed import Feed
-from espalier.engine.loop import Progress
+from espalier.engine.step import Progress
 from espalier.runs.provenance import MadeFrom
 from espalier.screen import Screen
 from espalier.stages.parts import Live, Parts
 from espalier.stages.setup import Setup
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Options)
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Start:
     """
 
     stage: str
-    options: dict[type, Any]
+    options: OptionSet
     folder: Path
     made_from: MadeFrom
     accelerator: Accelerator

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from espalier import config
+from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     AdaloraOptions,
     AdamOptions,
@@ -32,10 +33,11 @@ from espalier.engine.checkpoint import clear_checkpoints
 from espalier.engine.finite import check_weights
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.launch import processes, rank
-from espalier.engine.loop import Hooks, Schedule, run_loop, stopped_at
+from espalier.engine.loop import run_loop, stopped_at
 from espalier.engine.optim import adamw, learning_rate_at
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
+from espalier.engine.step import Hooks, Learner, Schedule
 from espalier.engine.track import Tracker, keep_rows
 from espalier.errors import Stopped
 from espalier.runs.catalogue import CLASSES, SHARDED, STAGES
@@ -69,7 +71,7 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     options = config.build(raw, CLASSES[stage], all_classes=CLASSES)
     notes = config.canonical(raw)[1]
     check_startable(stage, options)
-    run: RunOptions = options[RunOptions]
+    run = options[RunOptions]
     folder = Path(run.output_dir) / (run.name or stage)
     options = _decided(options, folder if run.resume else None)
     made = made_from(options, processes=processes(), known=_kept(options) / "files.json")
@@ -95,27 +97,27 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     return _run(_prepared(start))
 
 
-def _kept(options: Mapping[type, Any]) -> Path:
+def _kept(options: OptionSet) -> Path:
     """Where tokenised records and the hashes of large data files are kept."""
     path = options[TokenizedOptions].tokenized_path
     return Path(path).expanduser() if path else Path(options[RunOptions].output_dir) / "tokenized"
 
 
-def _decided(options: Mapping[type, Any], folder: Path | None) -> dict[type, Any]:
+def _decided(options: OptionSet, folder: Path | None) -> OptionSet:
     """The options with `precision: auto` replaced by what it means: for a run that goes on, what it began with.
 
     Args:
         folder: of the run that may go on.
     """
-    engine: EngineOptions = options[EngineOptions]
+    engine = options[EngineOptions]
     cpu = not torch.cuda.is_available()
     kept = kept_precision(folder) if folder is not None and engine.precision == "auto" else None
     chosen = choose_precision(kept or engine.precision, torch.device("cpu" if cpu else "cuda"))
-    return {**options, EngineOptions: replace(engine, precision=agreed_precision(chosen, cpu=cpu))}
+    return options.replaced(replace(engine, precision=agreed_precision(chosen, cpu=cpu)))
 
 
-def _accelerator(options: Mapping[type, Any]) -> Accelerator:
-    engine: EngineOptions = options[EngineOptions]
+def _accelerator(options: OptionSet) -> Accelerator:
+    engine = options[EngineOptions]
     assert engine.precision != "auto"
     own = engine.deepspeed
     if isinstance(own, str):
@@ -145,10 +147,10 @@ def _prepared(start: Start) -> Running:
     )
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))
-    preflight = setup.preflight.result()
+    preflight = setup.preflight.report()
     show_preflight(start.console, start.name, preflight)
     new_tokens = start.option(RolloutOptions).max_new_tokens if STAGES[start.stage].samples else 0
-    check_positions(parts.main.lm, preflight, new_tokens, start.say)
+    check_positions(parts.main.lm, preflight.parts.values(), new_tokens, start.say)
     sharded = start.option(EngineOptions).strategy in SHARDED
     sampler = copy.deepcopy(parts.main.lm) if sharded and STAGES[start.stage].samples else None
     module, optimizer = accelerator.prepare(parts.trained, _optimizer(start, parts))
@@ -212,14 +214,11 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
         learns=running.parts.learns,
     )
     run_loop(
-        live.module,
-        running.parts.objective,
+        Learner(live.module, running.parts.objective, running.optimizer, live.accelerator),
         running.feed,
-        running.optimizer,
-        live.accelerator,
-        tracker,
         _schedule(running.start, running.feed.total_steps),
         hooks,
+        tracker,
         progress,
         stop,
     )

@@ -49,9 +49,9 @@ def validate(running: Running, step: int) -> dict[str, float]:
     return found
 
 
-def _check_finite(running: Running, found: dict[str, float], step: int) -> None:
+def _check_finite(running: Running, numbers: dict[str, float], step: int) -> None:
     """Numbers that are none are said with their step and cause, on every rank alike."""
-    for name, value in found.items():
+    for name, value in numbers.items():
         if not math.isfinite(value):
             look = "model_name_or_path" if step == 0 else "learning_rate"
             raise UserError(
@@ -71,7 +71,7 @@ def _show(running: Running, step: int) -> None:
     room = context_length(parts.main.lm) - max(map(len, prompts))
     try:
         with live.accelerator.autocast():
-            said = sample(
+            answers = sample(
                 live.sampler or parts.main.lm,
                 parts.main.traits,
                 prompts,
@@ -81,7 +81,7 @@ def _show(running: Running, step: int) -> None:
         raise UserError(f"step {step}: {broken} {cause(live.module)}") from broken
     path = start.folder / "samples.jsonl"
     with writing_to(path), path.open("a", encoding="utf-8") as file:
-        for prompt, (answer,) in zip(parts.sample_prompts, said, strict=True):
+        for prompt, (answer,) in zip(parts.sample_prompts, answers, strict=True):
             text = running.setup.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             row = {"step": step, "prompt": prompt.text, "completion": text, "reference": prompt.reference}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -5,13 +5,13 @@ Options stop here, as in `setup`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     AdaloraOptions,
     AdapterOptions,
@@ -20,7 +20,7 @@ from espalier.config.options import (
     RunOptions,
     VirtualTokenOptions,
 )
-from espalier.engine.loop import Objective
+from espalier.engine.step import Objective
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.models import load_adapted
@@ -34,10 +34,8 @@ from espalier.stages.parts import Live, Parts
 from espalier.stages.quantised import quantisation_of
 from espalier.trees import Batch
 
-Opts = Mapping[type, Any]
 
-
-def adapted(lm: nn.Module, options: Opts, tokenizer: Any, *, own: bool) -> nn.Module:
+def adapted(lm: nn.Module, options: OptionSet, tokenizer: Any, *, own: bool) -> nn.Module:
     """The model with what the options train of it.
 
     Args:
@@ -65,12 +63,12 @@ def adapted(lm: nn.Module, options: Opts, tokenizer: Any, *, own: bool) -> nn.Mo
     return lm if kind in ("full", "freeze") else new_adapter(lm, options, tokenizer)
 
 
-def merges_first(options: Opts, *, own: bool) -> bool:
+def merges_first(options: OptionSet, *, own: bool) -> bool:
     """Whether adapters are merged into the model before anything else, for which it has to be there in floats."""
     return bool(_stacked(options, own=own)[0])
 
 
-def _stacked(options: Opts, *, own: bool) -> tuple[list[str], str | None]:
+def _stacked(options: OptionSet, *, own: bool) -> tuple[list[str], str | None]:
     """Adapters that are merged, and the one that is trained on."""
     folders = list(options[ModelOptions].adapter_name_or_path) if own else []
     trained = options[AdapterOptions].finetuning_type not in ("full", "freeze")
@@ -87,7 +85,7 @@ def _check_same(where: str, found: str, kind: str) -> None:
         )
 
 
-def new_adapter(lm: nn.Module, options: Opts, tokenizer: Any) -> nn.Module:
+def new_adapter(lm: nn.Module, options: OptionSet, tokenizer: Any) -> nn.Module:
     """The model with a new adapter of the kind that the options name; the same on every process and at a resume."""
     kind = options[AdapterOptions].finetuning_type
     lora, ada, virtual = options[LoraOptions], options[AdaloraOptions], options[VirtualTokenOptions]

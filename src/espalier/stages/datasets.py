@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from espalier.config.options import DataOptions, RunOptions, TokenizedOptions, TrainOptions
+from espalier.config.option_set import OptionSet
+from espalier.config.options import DataOptions, Options, RunOptions, TokenizedOptions, TrainOptions
 from espalier.data.choice.choose import Picks, held_out, without
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.tokenise import Encoder
@@ -38,7 +39,7 @@ from espalier.stages.parts import SamplePrompt
 from espalier.trees import Tree, lay_out_padded, lay_out_tree
 from espalier.trees.draw import draw_tree
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Datasets:
         preflight: what the data read and tokenised so far looks like, and what was left out of it.
     """
 
-    options: Mapping[type, Any]
+    options: OptionSet
     reads: str
     rank: int
     world: int
@@ -115,7 +116,6 @@ class Datasets:
             self.kept = Path(self._temporary.name)
         self.cutoff_len = self.option(DataOptions).cutoff_len
         self.preflight = Preflight(self.cutoff_len, lambda tree: draw_tree(tree, self.tokenizer.decode))
-        self._train: Choice | None = None
         self._stacks: dict[tuple[str, str], Stack] = {}
         self._jobs: dict[tuple[str, str], Job] = {}
         self._picks: dict[tuple[str, str, str], Picks | None] = {}
@@ -248,12 +248,7 @@ class Datasets:
 
     def _seen(self, wanted: Wanted, part: str, job: Job) -> Choice:
         choice = self.choice(wanted, job)
-        if part == TRAIN:
-            self._train = choice
-            self.preflight.divided(choice, Choice(Stack([])), apart=True)
-        elif part == HELD_OUT and self._train is not None:
-            self.preflight.divided(self._train, choice, apart=bool(wanted.part))
-        self.preflight.part(part, choice)
+        self.preflight.part(part, choice, apart=bool(wanted.part))
         return choice
 
     def sample_prompts(self, records: Wanted) -> list[SamplePrompt]:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from espalier.data.steps.feed import Feed
-from espalier.engine.loop import Objective
+from espalier.engine.step import Objective
 from espalier.engine.track import Numbers
 from espalier.maths.losses import nll
 from espalier.maths.reduce import masked_sum
@@ -54,7 +54,8 @@ class Live:
     def run(self, batch: Batch, want: Want) -> Outputs:
         """One forward without gradients and without dropout."""
         with self.evaluating():
-            return self.module(batch, want)
+            outputs: Outputs = self.module(batch, want)
+            return outputs
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

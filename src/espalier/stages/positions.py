@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
+from espalier.data.preflight.look import Part
 from espalier.errors import UserError
 from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import is_encoder_decoder
@@ -16,14 +17,12 @@ _LEARNED = ("wpe", "embed_positions", "position_embeddings", "block_position_emb
 """Names of tables with a row a position."""
 
 
-def check_positions(
-    lm: nn.Module, preflight: Mapping[str, Any], new_tokens: int, say: Callable[[str], None]
-) -> None:
+def check_positions(lm: nn.Module, data: Iterable[Part], new_tokens: int, say: Callable[[str], None]) -> None:
     """Say where texts are longer than the model was made for, or stop where it has no position for them.
 
     Args:
         lm: the model that is trained.
-        preflight: of the run's data (`Preflight.result`).
+        data: the parts of the run's data.
         new_tokens: how many tokens may follow a prompt.
         say: told one line.
 
@@ -32,12 +31,12 @@ def check_positions(
     """
     config: Any = lm.config
     limit = stated_length(config)
-    parts = [part for part in preflight["parts"].values() if part["unit"] == "tokens"]
+    parts = [part for part in data if part.unit == "tokens"]
     if limit is None or not parts or is_encoder_decoder(lm):  # whose two stacks each have their own
         return
     virtual = virtual_tokens(lm)
     limit -= 0 if virtual is None else virtual.length
-    longest = max(part["lengths"]["longest"] for part in parts) + new_tokens
+    longest = max(part.lengths["longest"] for part in parts) + new_tokens
     if longest <= limit:
         return
     what = f"a text of {longest:,} tokens"

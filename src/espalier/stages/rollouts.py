@@ -22,7 +22,8 @@ from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.sampling.generate import Sampling
 from espalier.rollout.asks import Asks
-from espalier.rollout.experience import Answered, Ask, gathered, measure, sample_trees, scored_by_rule
+from espalier.rollout.experience import AnswerGroup, Ask, gathered, measure, sample_trees, scored_by_rule
+from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
 from espalier.stages.parts import Live, Units
 from espalier.stages.setup import Setup
@@ -130,15 +131,15 @@ class Roller:
             )
         return asks, setup.asks(held_out, longest, HELD_OUT)
 
-    def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[Answered]:
+    def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[AnswerGroup]:
         """Answers to these prompts: every rank samples its share, and gets all."""
         setup = self._setup
         own = list(places)[setup.rank :: setup.world]
         maker = {place: np.random.default_rng([*seed, i]) for i, place in enumerate(places)}
         # A prompt that comes twice asks its maker twice, in the order of all ranks' prompts.
         seeds = [int(maker[place].integers(2**62)) for place in places][setup.rank :: setup.world]
-        found = self._sample(live, [self.asks[i] for i in own], self.sampling, self._group, seeds)
-        everything = gathered(found, setup.world)
+        own_answers = self._sample(live, [self.asks[i] for i in own], self.sampling, self._group, seeds)
+        everything = gathered(own_answers, setup.world)
         # Back in the order of the prompts, whatever the number of ranks.
         count = [len(list(places)[rank :: setup.world]) for rank in range(setup.world)]
         starts = np.cumsum([0, *count])
@@ -146,7 +147,7 @@ class Roller:
 
     def _sample(
         self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
-    ) -> list[Answered]:
+    ) -> list[AnswerGroup]:
         lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
         try:
             with live.accelerator.autocast():
@@ -157,9 +158,9 @@ class Roller:
             raise UserError(f"{broken} {cause(live.module)} The last checkpoint is kept.") from broken
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._setup.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(self._setup.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def scored(self, live: Live, answered: list[Answered]) -> list[Tree]:
+    def scored(self, live: Live, answered: list[AnswerGroup]) -> list[Tree]:
         """Trees with ``extras["scores"]`` (B,)."""
         setup = self._setup
         if self._rule is not None:
@@ -190,8 +191,8 @@ class Roller:
         """Trees with what the policy (`names` of its outputs) and the reference (``ref_logprobs``) say."""
 
         def run(batch: Batch) -> dict[str, Tensor]:
-            found = names(live.run(batch, want))
-            return {**found, "ref_logprobs": self._by_reference(live, batch)}
+            extras = names(live.run(batch, want))
+            return {**extras, "ref_logprobs": self._by_reference(live, batch)}
 
         return measure(trees, self._setup.rows(self._policy, *self._beside), run)
 
@@ -201,12 +202,12 @@ class Roller:
         with live.accelerator.autocast():
             if self._start is None:
                 assert self._reference is not None
-                found = self._reference(batch, want).logprobs
+                outputs: Outputs = self._reference(batch, want)
             else:
                 with self._start():
-                    found = self._policy(batch, want).logprobs
-        assert found is not None
-        return found.float()
+                    outputs = self._policy(batch, want)
+        assert outputs.logprobs is not None
+        return outputs.logprobs.float()
 
     def validate(self, live: Live) -> tuple[Units | None, Numbers]:
         """The reward of one sampled answer to each held-out prompt, by the run's own sampling and fixed seeds: it is
@@ -262,6 +263,20 @@ def check_first_step(first: dict[str, float]) -> None:
             f"the first step's KL from the reference is {first['kl']:.4f} an answer and must be 0: policy "
             "and reference are not the same model at the start."
         )
+
+
+def rollout_plan(setup: Setup, passes: int) -> RolloutPlan:
+    """How the prompts of a run become rollouts and steps; `passes` over each rollout."""
+    plan = setup.plan
+    per_step = plan.trees_per_step or 8
+    return RolloutPlan(
+        setup.option(RolloutOptions).rollout_prompts or per_step,
+        per_step,
+        passes,
+        plan.epochs,
+        plan.max_steps,
+        plan.seed,
+    )
 
 
 def check_apart(**models: nn.Module | None) -> None:

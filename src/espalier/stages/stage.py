@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from espalier.config.option_set import OptionSet
 from espalier.stages.parts import Parts
 from espalier.stages.setup import Setup
 
 
-def _anything(options: Mapping[type, Any]) -> None:
+def _anything(options: OptionSet) -> None:
     """Every combination of its options is possible."""
 
 
@@ -34,4 +34,4 @@ class Stage:
     answers_trained: bool = True
     samples: bool = False
     reference: bool = False
-    check: Callable[[Mapping[type, Any]], None] = _anything
+    check: Callable[[OptionSet], None] = _anything

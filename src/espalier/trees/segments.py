@@ -98,7 +98,8 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece
     Returns:
         (1, H, T, D).
     """
-    return _TreeAttention.apply(query, key, value, pieces, scale)
+    merged: Tensor = _TreeAttention.apply(query, key, value, pieces, scale)  # type: ignore[no-untyped-call]
+    return merged
 
 
 def with_lse(

@@ -12,7 +12,7 @@ import pytest
 from espalier.cli import app, guarded
 from espalier.corpora.made import Division, skeleton
 from espalier.corpora.prepare.corpora import CORPORA
-from espalier.corpora.prepare.run import prepare
+from espalier.corpora.prepare.run import Preparation, prepare
 from espalier.corpora.prepare.shape import SHAPES
 from espalier.data.read.sources import DatasetSpec
 from espalier.errors import UserError
@@ -71,7 +71,7 @@ def test_the_same_seed_writes_the_same_bytes_in_every_process(shared: Path, tmp_
     done = processes.run(words, check=True, capture_output=True)
     assert int(done.stdout.splitlines()[0]) != hash("x"), "Python orders a set otherwise there"
     for seed in (7, 8):
-        prepare("poetry", source, tmp_path / str(seed) / "poems.jsonl", Division(seed))
+        prepare(Preparation("poetry", source), tmp_path / str(seed) / "poems.jsonl", Division(seed))
     for folder in (out.parent, tmp_path / "7", tmp_path / "8"):
         written.append((folder / "poems.jsonl").read_bytes() + (folder / "poems.dev.jsonl").read_bytes())
     assert written[0] == written[1] != written[2]
@@ -85,7 +85,7 @@ def test_a_failure_leaves_no_file_and_keeps_the_old_ones(tmp_path: Path) -> None
     out.parent.mkdir()
     out.write_text("old", encoding="utf-8")
     with pytest.raises(UserError, match="ends before this line"):
-        prepare("couplets", tmp_path / "in", out, Division(), force=True)
+        prepare(Preparation("couplets", tmp_path / "in"), out, Division(), force=True)
     assert [path.name for path in out.parent.iterdir()] == ["train.jsonl"] and out.read_text() == "old"
 
 
@@ -178,7 +178,7 @@ def test_every_shape_is_written_and_read_back(tmp_path: Path, shape: str) -> Non
 def test_a_limit_takes_the_first(tmp_path: Path) -> None:
     path = tmp_path / "couplets.txt"
     path.write_text("".join(f"春{i:02d} 秋{i:02d}\n" for i in range(50)), encoding="utf-8")
-    report = prepare("couplets", path, tmp_path / "o.jsonl", Division(dev=0), limit=7)
+    report = prepare(Preparation("couplets", path, limit=7), tmp_path / "o.jsonl", Division(dev=0))
     assert report["records"]["train"] == 7
 
 

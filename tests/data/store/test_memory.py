@@ -34,9 +34,9 @@ def peak(name):
     train, held = (Choice(stack, p) for p in without(order, len(every), held_out(marks, len(every), 0.01, 0)))
     preflight = Preflight(512, str)
     preflight.read("dataset", loaded)
-    preflight.divided(train, held, apart=False)
     preflight.part("train", train)
-    preflight.result()
+    preflight.part("held out", held)
+    preflight.report()
     feed = DatasetFeed(stored(train), Rows(lay_out_tree, 512), trees_per_step=64)
     for _, step in zip(range(20), feed.steps()):
         assert step

@@ -10,7 +10,7 @@ import pytest
 
 import espalier
 from espalier.errors import UserError
-from espalier.exam.answers.choose import Asked, Chooser
+from espalier.exam.answers.choose import Chooser, ExamPrompt
 from espalier.exam.answers.scorer import Scored
 from espalier.exam.numbers.scores import predicted
 from espalier.exam.task import Candidate
@@ -34,8 +34,8 @@ def tokenizer(request: pytest.FixtureRequest, vocabulary: Callable[[str], Path])
     return tokenizer_of(str(vocabulary(request.param)))
 
 
-def ask(prefix: str, questions: Any = QUESTIONS) -> list[Asked]:
-    return [Asked(prefix, prompt, candidates) for prompt, candidates in questions]
+def ask(prefix: str, questions: Any = QUESTIONS) -> list[ExamPrompt]:
+    return [ExamPrompt(prefix, prompt, candidates) for prompt, candidates in questions]
 
 
 def flat(found: list[Scored]) -> list[float]:
@@ -88,22 +88,22 @@ def test_what_does_not_fit_loses_examples_first_then_its_beginning(vocabulary: C
     tokenizer = tokenizer_of(str(vocabulary("gpt2")))
     model = model_of("llama", tokenizer, max_position_embeddings=40)
     prompt, candidates = QUESTIONS[2]
-    shorter = [Asked(SHOTS * n, prompt, candidates) for n in (2, 1)]
+    shorter = [ExamPrompt(SHOTS * n, prompt, candidates) for n in (2, 1)]
 
     (scored,), _ = Chooser(model, tokenizer).score(
-        [Asked(SHOTS * 3, prompt, candidates)], lambda i: shorter.pop(0) if shorter else None
+        [ExamPrompt(SHOTS * 3, prompt, candidates)], lambda i: shorter.pop(0) if shorter else None
     )
     assert scored.cut == 0 and len(shorter) == 0, "two examples are too many, one fits"
     truth, _ = alone(model.lm, tokenizer, SHOTS + prompt, candidates[0].text)
     assert scored.scores[0] == pytest.approx(truth, abs=1e-4)
 
-    (cut,), _ = Chooser(model, tokenizer).score([Asked("", "word " * 60 + prompt, candidates)])
+    (cut,), _ = Chooser(model, tokenizer).score([ExamPrompt("", "word " * 60 + prompt, candidates)])
     assert cut.cut > 0
     ids = tokenizer("word " * 60 + prompt)["input_ids"]
     longest = max(len(tokenizer(c.text)["input_ids"]) for c in candidates)
     assert len(ids) - cut.cut + longest - 1 == 40, "no more is cut than must be"
     with pytest.raises(UserError, match="does not fit into the model's context of 40"):
-        Chooser(model, tokenizer).score([Asked("", "Say:", (Candidate(" word" * 60), Candidate(" no")))])
+        Chooser(model, tokenizer).score([ExamPrompt("", "Say:", (Candidate(" word" * 60), Candidate(" no")))])
 
 
 def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(
@@ -114,7 +114,7 @@ def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(
     model = model_of("llama", tokenizer, max_position_embeddings=40)
     labels, text = (" sports", " money market"), " word" * 60
     candidates = tuple(Candidate(f"{label}:{text}", len(label) + 1) for label in labels)
-    (found,), _ = Chooser(model, tokenizer).score([Asked("", "About", candidates)])
+    (found,), _ = Chooser(model, tokenizer).score([ExamPrompt("", "About", candidates)])
     assert found.cut > 0 and found.tokens[0] == found.tokens[1]
     kept = " word" * found.tokens[0]
     for label, score in zip(labels, found.scores, strict=True):
@@ -146,7 +146,7 @@ def test_the_python_interface_gives_the_same(vocabulary: Callable[[str], Path]) 
 def test_a_candidate_without_a_token_is_refused(tokenizer: Any) -> None:
     with pytest.raises(UserError, match="adds no token"):
         Chooser(model_of("gpt2", tokenizer), tokenizer).score(
-            [Asked("", "Yes or no?", (Candidate(""), Candidate(" no")))]
+            [ExamPrompt("", "Yes or no?", (Candidate(""), Candidate(" no")))]
         )
 
 

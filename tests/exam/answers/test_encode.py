@@ -14,13 +14,12 @@ from espalier.data.records import LeftOut
 from espalier.errors import UserError
 from espalier.exam.answers.encode import Head, agreement, encode_questions
 from espalier.exam.task import Candidate
-from espalier.exam.tasks import Settings, make_task
-from espalier.exam.tasks.clue import SPECS
+from espalier.exam.tasks import Settings, clue, make_task
 from espalier.exam.tasks.shots import Asker
 from tests.conftest import Vocabulary
 from tests.exam.independent import encoded, first_token, tokenizer_of
 
-EXAMS = [*SPECS, "ceval", "cmmlu", "mmlu"]
+EXAMS = [*clue.EXAMS, "ceval", "cmmlu", "mmlu"]
 
 
 @pytest.fixture(scope="module", params=["gpt2", "aquila_bpe", "chinese_llama_sp"])
@@ -44,7 +43,7 @@ def tokenizer(
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", EXAMS)
 def test_parts_are_the_whole(name: str, prompts: Any, tokenizer: Any, layouts: Path) -> None:
-    if name not in SPECS and prompts == "pangu":
+    if name not in clue.EXAMS and prompts == "pangu":
         return  # knowledge layouts have prompts of their own
     for shots in (0, 3):
         task = make_task(name, Settings(layouts, prompts, limit=2), shots=shots)

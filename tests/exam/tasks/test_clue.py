@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from espalier.exam.evaluate import Asking, examine_all
 from espalier.exam.plan import plan
 from espalier.exam.task import Question, Task
 from espalier.exam.tasks import GROUPS, NoShots, Settings, make_task
-from espalier.exam.tasks.clue import SPECS
+from espalier.exam.tasks.clue import EXAMS
+from espalier.exam.tasks.clue_exam import ClueExam
 from espalier.models.forward import TreeModel
 from tests import processes
 from tests.exam.independent import alone, encoded, model_of, tokenizer_of
@@ -47,7 +49,7 @@ def truth(exams: Path, name: str, split: str) -> list[Known]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
-@pytest.mark.parametrize("name", sorted(SPECS))
+@pytest.mark.parametrize("name", sorted(EXAMS))
 def test_an_independent_scorer_agrees(
     name: str, prompts: Any, layouts: Path, tokenizer: Any, model: TreeModel, tmp_path: Path
 ) -> None:
@@ -98,7 +100,7 @@ def test_an_independent_scorer_agrees(
 
 
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
-@pytest.mark.parametrize("name", sorted(SPECS))
+@pytest.mark.parametrize("name", sorted(EXAMS))
 def test_every_question_of_the_file_is_asked(name: str, prompts: Any, layouts: Path) -> None:
     questions = asked(make_task(name, Settings(layouts, prompts), shots=0))
     expected = truth(layouts, name, "dev")
@@ -109,7 +111,7 @@ def test_every_question_of_the_file_is_asked(name: str, prompts: Any, layouts: P
         assert [(c.text, c.scored_from) for c in question.candidates] == candidates
 
 
-@pytest.mark.parametrize("name", [name for name in GROUPS["clue"] if name in SPECS])
+@pytest.mark.parametrize("name", [name for name in GROUPS["clue"] if name in EXAMS])
 def test_the_layout_of_clue_itself(name: str, shared: Path) -> None:
     """One to a few real rows of each original file."""
     folder = shared / "data" / "clue_format_witness"
@@ -122,7 +124,7 @@ def test_the_layout_of_clue_itself(name: str, shared: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
-@pytest.mark.parametrize("name", sorted(SPECS))
+@pytest.mark.parametrize("name", sorted(EXAMS))
 def test_a_model_that_knows_gets_everything(
     name: str, prompts: Any, layouts: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -285,3 +287,11 @@ def test_the_files_for_submission(
                 assert order[one["prediction"]] == line["label"]
     whole = json.loads((tmp_path / "chid.submission.json").read_text("utf-8"))
     assert whole and all(key.startswith("#idiom") and 0 <= said < 10 for key, said in whole.items())
+
+
+def test_an_exam_without_a_prompt_or_a_word_is_told_when_it_is_made() -> None:
+    complete = EXAMS["ocnli"]
+    with pytest.raises(TypeError, match="pangu"):
+        ClueExam(complete.folders, complete.read, complete.plain)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="ocnli: 2 words for 3 labels"):
+        replace(complete, plain=replace(complete.plain, words=("蕴含", "矛盾")))

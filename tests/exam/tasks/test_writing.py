@@ -131,9 +131,9 @@ def test_cmrc_with_shots_is_another_exam_than_without(exams: Path) -> None:
 
 def test_an_answer_is_not_cut_at_the_colon_of_the_prompt() -> None:
     """Trap: decoding prompt and answer together and splitting at a half-width "答:" lost answers."""
-    from espalier.exam.tasks.writing import SPECS
+    from espalier.exam.tasks.writing import EXAMS
 
-    generation = SPECS["cmrc2018"].generation
+    generation = EXAMS["cmrc2018"].generation
     assert generation.clean("答:是的，答：对") == "答:是的，答：对" and generation.stop == ("\n",)
 
 

@@ -36,14 +36,14 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
     console = Screen()
     raw = config.load_yaml(path)
     stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
-    built: list[tuple[str, Mapping[type, Any]]] = []
+    built: list[tuple[str, config.OptionSet]] = []
     for stage in stages:
         kind = config.stage_of(stage, ALL_CLASSES)
         built.append((kind, config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)))
         if not as_json:
             for note in config.canonical(stage)[1]:
                 console.say(f"# {note}", "yellow")
-            print(safe(config.dump_yaml(built[-1][1].values(), comments=True)))
+            print(safe(config.dump_yaml(built[-1][1], comments=True)))
     tokenizers: dict[str, Any] = {}
     sections: list[Section] = []
     for kind, options in built:
@@ -51,22 +51,22 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
             name = options[RunOptions].name or kind
             setup = _read(kind, options, tokenizers)
             tokenizers[name] = setup.tokenizer
-            result = setup.preflight.result()
+            result = setup.preflight.report()
             sections.append(Section(name, kind, result, _shown(kind, setup, limit) if html else []))
     if html is not None:
         write_page(html, str(path), sections)
     if as_json:
-        print(json_text({s.name: s.preflight for s in sections}))
+        print(json_text({s.name: s.preflight.as_json() for s in sections}))
     for section in sections:
         show_preflight(console, section.name, section.preflight, whole=True, lead="# ", quiet=as_json)
 
 
-def _read(kind: str, options: Mapping[type, Any], tokenizers: Mapping[str, Any]) -> Setup:
-    model: ModelOptions = options[ModelOptions]
+def _read(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -> Setup:
+    model = options[ModelOptions]
     start = (model.model_name_or_path or "").removeprefix("run:").split("/")[0]
     earlier = (model.model_name_or_path or "").startswith("run:") and model.tokenizer is None
     if earlier:
-        options = {**options, ModelOptions: replace(model, model_name_or_path=None)}
+        options = options.replaced(replace(model, model_name_or_path=None))
     kept = Path(options[RunOptions].output_dir) / "tokenized"  # of a run; a look makes no folder of its own
     setup = Setup(
         options,

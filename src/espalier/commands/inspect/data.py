@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from espalier.commands.inspect.coloured import Shown, print_shown, shown, written
 from espalier.commands.inspect.page import Section, write_page
@@ -15,15 +14,15 @@ from espalier.data.encode.named_templates import NamedTemplate, forms
 from espalier.data.encode.templates import SimpleTemplate, Template, choose_template
 from espalier.data.encode.tokenise import Encoder
 from espalier.data.preflight.findings import TRAIN
-from espalier.data.preflight.run import Preflight
-from espalier.data.read.formats import KINDS, parse_row
+from espalier.data.preflight.run import Preflight, PreflightReport
+from espalier.data.read.formats import parse_row
 from espalier.data.read.sources import rows_of
 from espalier.data.read.specs import DatasetSpec, parse_specs
-from espalier.data.records import BadRecord, LeftOut
+from espalier.data.records import KINDS, BadRecord, LeftOut
 from espalier.data.store.again import examples, records_at
 from espalier.data.store.blocks import Job
 from espalier.data.store.open import Reading, opened
-from espalier.data.store.stack import Choice, Stack
+from espalier.data.store.stack import Choice
 from espalier.disk.temporary import temporary_folder
 from espalier.errors import UserError
 from espalier.models import load
@@ -79,7 +78,7 @@ def show_data(what: str, question: DataQuestion, *, as_json: bool, html: Path | 
     if html is not None:
         write_page(html, what, [Section("", f"read as {kind}", result, records)])
     if as_json:
-        print(json_text({"kind": kind, **result}))
+        print(json_text({"kind": kind, **result.as_json()}))
         return
     console.say(kind, "bold")
     for record in records:
@@ -91,7 +90,7 @@ def show_data(what: str, question: DataQuestion, *, as_json: bool, html: Path | 
 
 def _looked_at(
     specs: list[DatasetSpec], kind: str, question: DataQuestion, reading: Reading
-) -> tuple[dict[str, Any], list[Shown]]:
+) -> tuple[PreflightReport, list[Shown]]:
     """The preflight of everything, and the records to show; in flat memory, through a store of its own."""
     encoder: Encoder | None = None
     draw: Callable[[Tree], str] = lambda tree: ""  # noqa: E731
@@ -106,14 +105,13 @@ def _looked_at(
     choice: Choice = loaded.records  # type: ignore[assignment]
     preflight = Preflight(question.cutoff_len, draw)
     preflight.read("dataset", loaded)
-    preflight.divided(choice, Choice(Stack([])), apart=True)
     preflight.part(TRAIN, choice)
     if encoder is None:
         plain = bare_template(question.template or "simple")
         first = records_at(specs, job, reading, choice, range(min(question.limit, len(choice))))
-        return preflight.result(), [written(record, plain) for record in first]
+        return preflight.report(), [written(record, plain) for record in first]
     picked = examples(specs, job, reading, choice, preflight.account, question.limit)
-    return preflight.result(), [shown(record, encoder) for record in picked]
+    return preflight.report(), [shown(record, encoder) for record in picked]
 
 
 def kind_of(specs: list[DatasetSpec]) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from espalier import report
 from espalier.commands.inspect.coloured import Shown
+from espalier.data.preflight.run import PreflightReport
 from espalier.disk.writing import writing_to
 from espalier.engine import files
 from espalier.report.data import data_view
@@ -24,7 +24,7 @@ class Section:
 
     name: str
     subtitle: str
-    preflight: Mapping[str, Any]
+    preflight: PreflightReport
     records: Sequence[Shown]
 
 
@@ -50,5 +50,5 @@ def render(title: str, sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )
     here.filters.update(show=show)
-    views = [(section, data_view(section.preflight)) for section in sections]
+    views = [(section, data_view(section.preflight.as_json())) for section in sections]
     return here.get_template("page.html.jinja").render(title=title, sections=views)

@@ -44,8 +44,9 @@ def cleaned(found: Found, cleaning: Cleaning, division: Division, accounts: dict
     assert cleaning.dedup in DEDUP, cleaning.dedup
 
     def account(name: str) -> dict[str, Any]:
-        accounts[name] = {}
-        return accounts[name]
+        made: dict[str, Any] = {}
+        accounts[name] = made
+        return made
 
     if cleaning.mask:
         found = without_personal_data(found, account("personal_data"))

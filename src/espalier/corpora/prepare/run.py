@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,39 @@ TASKS = {
 """What may stand in place of a corpus' name."""
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What is prepared.
+
+    Attributes:
+        source: a name of `CORPORA` or `TASKS`.
+        where: its file or folder.
+        shape: of the records that are written.
+        limit: no more records than these of the corpus, before cleaning.
+    """
+
+    source: str
+    where: Path
+    shape: str = "own"
+    limit: int | None = None
+
+
 def prepare(
-    source: str,
-    where: Path,
+    what: Preparation,
     out: Path | None,
     division: Division,
     *,
-    shape: str = "own",
     cleaning: Cleaning | None = None,
-    limit: int | None = None,
     force: bool = False,
     watch: Callable[[Found], Found] = iter,
 ) -> dict[str, Any]:
-    """Prepares `where` as `source` (a name of `CORPORA` or `TASKS`), writes `out` and its neighbours, returns the report.
+    """Prepares a corpus or data files, writes `out` and its neighbours, returns the report.
 
-    `limit`: no more records than these of the corpus, before cleaning. `watch` sees everything go by. `force`: files at `out`
+    `watch` sees everything go by. `force`: files at `out`
     that were made from something else, or by nobody knows whom, may be overwritten.
     Raises `UserError` for an unknown source, for input that is none, and where nothing comes out.
     """
+    source, where = what.source, what.where
     if source not in CORPORA and source not in TASKS:
         known = [*CORPORA, *TASKS]
         near = difflib.get_close_matches(source, known, n=1)
@@ -65,13 +80,19 @@ def prepare(
     if source == "decontaminate" and not cleaning.exams:
         raise UserError("decontaminate: --exams names no file or folder of exams to look for in the data")
     read = CORPORA[source].read(where, division) if source in CORPORA else data_rows(where)
-    if limit is not None:
-        read = _first(read, limit)
+    if what.limit is not None:
+        read = _first(read, what.limit)
     accounts: dict[str, Any] = {}
     if source == "stats":
         read = _languages(read, accounts.setdefault("languages", {}))
-    found = watch(cleaned(shaped(read, shape), cleaning, division, accounts))
-    about = {"source": source, "input": str(where), "seed": division.seed, "dev": division.dev, "as": shape}
+    found = watch(cleaned(shaped(read, what.shape), cleaning, division, accounts))
+    about = {
+        "source": source,
+        "input": str(where),
+        "seed": division.seed,
+        "dev": division.dev,
+        "as": what.shape,
+    }
     return write_prepared(found, out, division, about, accounts, force=force)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from espalier.data.read.account import Account
 from espalier.errors import UserError
@@ -48,16 +47,21 @@ class Finding:
     """A drawing of the first case, where words are not enough."""
 
 
-def left_out(account: Account, of: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Cause:
+    """Why records were left out or cut: how many, which share of all that were read, and the first of them."""
+
+    cause: str
+    count: int
+    share: float
+    place: str
+    reason: str
+
+
+def left_out(account: Account, of: int) -> list[Cause]:
     """An account with shares of `of` records, most frequent first."""
     return [
-        {
-            "cause": cause,
-            "count": count,
-            "share": round(count / max(of, 1), 6),
-            "place": account.first.get(cause, ("", ""))[0],
-            "reason": account.first.get(cause, ("", ""))[1],
-        }
+        Cause(cause, count, round(count / max(of, 1), 6), *account.first.get(cause, ("", "")))
         for cause, count in account.most_common()
     ]
 
@@ -74,14 +78,14 @@ def unasked(account: Account, of: int) -> list[Finding]:
     return found
 
 
-def stop_at_errors(result: Mapping[str, Any]) -> None:
-    """Raises `UserError` with every error of a `Preflight.result`."""
-    errors = [f for f in result["findings"] if f["level"] == ERROR]
+def stop_at_errors(findings: Iterable[Finding]) -> None:
+    """Raises `UserError` with every error among them."""
+    errors = [f for f in findings if f.level == ERROR]
     if errors:
         raise UserError(
             "\n".join(
-                f"{f['place']}: {f['advice']} ({f['what']}: {f['count']} of {f['of']} records of {f['part']})"
-                + (f"\n{f['detail']}" if f["detail"] else "")
+                f"{f.place}: {f.advice} ({f.what}: {f.count} of {f.of} records of {f.part})"
+                + (f"\n{f.detail}" if f.detail else "")
                 for f in errors
             )
         )

@@ -1,13 +1,13 @@
-"""The preflight of one run: collects what its parts show while they are read and tokenised, and says it as JSON."""
+"""The preflight of one run: collects what its parts show while they are read and tokenised, and reports it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from espalier.data.preflight.compare import other_languages, shared_prompts, swapped_pairs
-from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, Finding, left_out, unasked
+from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, Cause, Finding, left_out, unasked
 from espalier.data.preflight.look import Part, look
 from espalier.data.read.account import Account
 from espalier.data.read.sources import Loaded
@@ -15,8 +15,41 @@ from espalier.data.store.stack import Choice
 from espalier.trees.tree import Tree
 
 
+@dataclass(frozen=True)
+class Source:
+    """A file or folder: how many records were read of it, and in which formats."""
+
+    records: int
+    formats: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What is known of a run's data.
+
+    Attributes:
+        read: records read, those that were left out among them.
+        cutoff_len: the most tokens of a path; None where nothing is cut.
+        sources: by path.
+        left_out: most frequent first.
+        parts: by name.
+        findings: errors first.
+    """
+
+    read: int
+    cutoff_len: int | None
+    sources: dict[str, Source]
+    left_out: list[Cause]
+    parts: dict[str, Part]
+    findings: list[Finding]
+
+    def as_json(self) -> dict[str, Any]:
+        """As summary.json and `espalier inspect --json` show it."""
+        return asdict(self)
+
+
 class Preflight:
-    """What is known of a run's data so far; `result` may be asked at any time.
+    """What is known of a run's data so far; parts may come in any order, and `report` be asked at any time.
 
     Args:
         cutoff_len: the most tokens of a path; None where nothing is cut.
@@ -27,7 +60,9 @@ class Preflight:
         self._cutoff_len, self._draw = cutoff_len, draw
         self._loaded: dict[str, Loaded] = {}
         self._parts: dict[str, Part] = {}
+        self._choices: dict[str, Choice] = {}
         self._findings: dict[str, list[Finding]] = {}
+        self._apart = False
         self._tokenised = Account()
 
     @property
@@ -43,40 +78,36 @@ class Preflight:
         """The files behind an option have become records (again, when they are wanted as another kind)."""
         self._loaded[key] = loaded
 
-    def divided(self, train: Choice, held_out: Choice, *, apart: bool) -> None:
-        """Records are told into training and held-out ones; `apart`: by a split that keeps prompts together."""
-        self._findings["pairs"] = swapped_pairs(train)
-        shared = [] if apart or not len(held_out) else shared_prompts(train, held_out)
-        self._findings["prompts"] = shared
+    def part(self, name: str, choice: Choice, *, apart: bool = False) -> None:
+        """The records of a part, with the trees that were made of them (or none, where no tokenizer is at hand).
 
-    def part(self, name: str, choice: Choice) -> None:
-        """The records of a part, with the trees that were made of them (or none, where no tokenizer is at hand)."""
+        apart: of a held-out part, whether a split has kept its prompts apart from training.
+        """
         if not len(choice):
             return
-        found, self._findings[name], account = look(name, choice, self._draw)
+        self._parts[name], self._findings[name], account = look(name, choice, self._draw)
+        self._choices[name] = choice
         self._tokenised.take_in(account)
-        self._keep(name, found)
+        if name == TRAIN:
+            self._findings["pairs"] = swapped_pairs(choice)
+        if name == HELD_OUT:
+            self._apart = apart
+        if name in (TRAIN, HELD_OUT) and {TRAIN, HELD_OUT} <= self._choices.keys():
+            train, held_out = self._choices[TRAIN], self._choices[HELD_OUT]
+            self._findings["prompts"] = [] if self._apart else shared_prompts(train, held_out)
+            self._findings["languages"] = other_languages(self._parts[TRAIN], self._parts[HELD_OUT])
 
-    def _keep(self, part: str, found: Part) -> None:
-        self._parts[part] = found
-        if part == HELD_OUT and TRAIN in self._parts:
-            self._findings["languages"] = other_languages(self._parts[TRAIN], found)
-
-    def result(self) -> dict[str, Any]:
-        """Everything as JSON."""
+    def report(self) -> PreflightReport:
         account = self.account
         read = sum(len(one.records) + one.left_out.total() for one in self._loaded.values())
-        findings = [*(f for found in self._findings.values() for f in found), *unasked(account, read)]
-        findings.sort(key=lambda finding: finding.level != ERROR)
-        return {
-            "read": read,
-            "cutoff_len": self._cutoff_len,
-            "sources": {
-                path: {"records": count, "formats": dict(loaded.formats.get(path, {}))}
-                for loaded in self._loaded.values()
-                for path, count in loaded.counts.items()
-            },
-            "left_out": left_out(account, read),
-            "parts": {name: asdict(part) for name, part in self._parts.items()},
-            "findings": [asdict(finding) for finding in findings],
+        order = ("pairs", "prompts", TRAIN, HELD_OUT, "languages")
+        findings = [finding for name in order for finding in self._findings.get(name, ())]
+        findings = sorted([*findings, *unasked(account, read)], key=lambda finding: finding.level != ERROR)
+        sources = {
+            path: Source(count, dict(loaded.formats.get(path, {})))
+            for loaded in self._loaded.values()
+            for path, count in loaded.counts.items()
         }
+        return PreflightReport(
+            read, self._cutoff_len, sources, left_out(account, read), dict(self._parts), findings
+        )

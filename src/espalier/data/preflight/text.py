@@ -1,11 +1,12 @@
-"""A preflight's result as lines for a terminal, each with a style: "" (plain), "warning" or "error"."""
+"""A preflight's report as lines for a terminal, each with a style: "" (plain), "warning" or "error"."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from espalier.data.preflight.findings import TRAIN
+from espalier.data.preflight.findings import TRAIN, Finding
+from espalier.data.preflight.look import Part
+from espalier.data.preflight.run import PreflightReport
 
 Line = tuple[str, str]
 """(style, text)"""
@@ -14,30 +15,30 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
 
 
-def lines(result: Mapping[str, Any], *, whole: bool) -> list[Line]:
-    """What a person reads of `Preflight.result`.
+def lines(report: PreflightReport, *, whole: bool) -> list[Line]:
+    """What a person reads of a report.
 
     whole: every source, order of turns and a bar for each range of lengths; else a few lines a run, lengths as one
     row of blocks.
     """
-    found = _sources(result, whole)
-    for name, part in result["parts"].items():
-        found += _part(name, part, result["cutoff_len"], whole)
-    asked = [cause for cause in result["left_out"] if not _warned(cause["cause"], result)]
-    found += [("", f"left out: {c['count']:,} ({share(c['share'])}) {c['cause']}") for c in asked]
-    found += [(finding["level"], said(finding)) for finding in result["findings"]]
-    if not result["findings"]:
-        found.append(("", "nothing to warn of"))
-    return found
+    shown = _sources(report, whole)
+    for name, part in report.parts.items():
+        shown += _part(name, part, report.cutoff_len, whole)
+    asked_for = [cause for cause in report.left_out if not _warned(cause.cause, report)]
+    shown += [("", f"left out: {c.count:,} ({share(c.share)}) {c.cause}") for c in asked_for]
+    shown += [(finding.level, sentence(finding)) for finding in report.findings]
+    if not report.findings:
+        shown.append(("", "nothing to warn of"))
+    return shown
 
 
-def said(finding: Mapping[str, Any]) -> str:
+def sentence(finding: Finding) -> str:
     """A finding in one line: how many of how many, what, where first, what to do."""
-    of = max(finding["of"], 1)
-    part = f" of {finding['part']}" if finding["part"] else ""
-    place = f"; the first at {finding['place']}" if finding["place"] else ""
-    count = f"{finding['count']:,} of {finding['of']:,} ({share(finding['count'] / of)}){part}"
-    return f"{finding['level']}: {count}: {finding['what']}{place}: {finding['advice']}".rstrip(": ")
+    of = max(finding.of, 1)
+    part = f" of {finding.part}" if finding.part else ""
+    place = f"; the first at {finding.place}" if finding.place else ""
+    count = f"{finding.count:,} of {finding.of:,} ({share(finding.count / of)}){part}"
+    return f"{finding.level}: {count}: {finding.what}{place}: {finding.advice}".rstrip(": ")
 
 
 def share(value: float) -> str:
@@ -65,41 +66,41 @@ def blocks(histogram: Sequence[Sequence[int]]) -> str:
     return "".join(_BLOCKS[(8 * count - 1) // top] if count else " " for _, _, count in histogram)
 
 
-def _sources(result: Mapping[str, Any], whole: bool) -> list[Line]:
-    sources = list(result["sources"].items())
+def _sources(report: PreflightReport, whole: bool) -> list[Line]:
+    sources = list(report.sources.items())
     shown = sources if whole else sources[:4]
     found = []
     for path, source in shown:
         formats = ", ".join(
-            f"{name}{f' {count:,}' if len(source['formats']) > 1 else ''}"
-            for name, count in source["formats"].items()
+            f"{name}{f' {count:,}' if len(source.formats) > 1 else ''}"
+            for name, count in source.formats.items()
         )
-        found.append(("", f"{path}: {source['records']:,} records ({formats or 'no format'})"))
+        found.append(("", f"{path}: {source.records:,} records ({formats or 'no format'})"))
     if len(shown) < len(sources):
         found.append(("", f"… and {len(sources) - len(shown)} more sources"))
     return found
 
 
-def _part(name: str, part: Mapping[str, Any], cutoff_len: int | None, whole: bool) -> list[Line]:
-    lengths = part["lengths"]
-    head = f"{name}: {part['records']:,} records"
+def _part(name: str, part: Part, cutoff_len: int | None, whole: bool) -> list[Line]:
+    lengths = part.lengths
+    head = f"{name}: {part.records:,} records"
     if not lengths:
         return [("", head)]
-    if part["trees"] != part["records"]:
-        head += f", {part['trees']:,} trees"
-    unit = part["unit"]
-    head += f", {part['tokens']:,} {unit}"
-    if part["trained_tokens"]:
-        head += f", {part['trained_tokens']:,} trained"
+    if part.trees != part.records:
+        head += f", {part.trees:,} trees"
+    unit = part.unit
+    head += f", {part.tokens:,} {unit}"
+    if part.trained_tokens:
+        head += f", {part.trained_tokens:,} trained"
     spans = ", ".join(f"{key} {value:,}" for key, value in lengths.items())
-    found = [("", f"{head}; {spoken(part['languages'])}")]
+    found = [("", f"{head}; {spoken(part.languages)}")]
     whole = whole and name == TRAIN  # the other parts are compared at a glance
     limit = f" of cutoff_len {cutoff_len:,}" if cutoff_len and unit == "tokens" else ""
-    row = "" if whole else f" |{blocks(part['histogram'])}|"
+    row = "" if whole else f" |{blocks(part.histogram)}|"
     found.append(("", f"  {unit}: {spans}{limit}{row}"))
     if whole:
-        found += [("", f"  {bar}") for bar in _bars(part["histogram"])]
-        found += [("", f"  {count:,} x {order}") for order, count in part["roles"].items()]
+        found += [("", f"  {bar}") for bar in _bars(part.histogram)]
+        found += [("", f"  {count:,} x {order}") for order, count in part.roles.items()]
     return found
 
 
@@ -113,5 +114,5 @@ def _bars(histogram: Sequence[Sequence[int]]) -> list[str]:
     ]
 
 
-def _warned(cause: str, result: Mapping[str, Any]) -> bool:
-    return any(finding["what"] == cause for finding in result["findings"])
+def _warned(cause: str, report: PreflightReport) -> bool:
+    return any(finding.what == cause for finding in report.findings)

@@ -19,7 +19,7 @@ _KEPT = 4  # heads that are remembered between calls
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExamPrompt:
     """A question as the model gets it: ``prefix + prompt``, and the candidates that may follow."""
 
     prefix: str
@@ -43,7 +43,7 @@ class Chooser:
         self._heads: OrderedDict[str, Head] = OrderedDict()
 
     def score(
-        self, asked: Sequence[Asked], shorten: Callable[[int], Asked | None] = lambda i: None
+        self, asked: Sequence[ExamPrompt], shorten: Callable[[int], ExamPrompt | None] = lambda i: None
     ) -> tuple[list[Scored], Cost]:
         """Score the candidates of each question, in the order given.
 
@@ -59,7 +59,7 @@ class Chooser:
         cut: dict[int, int] = {}
         waiting = dict(enumerate(asked))
         while waiting:
-            shorter: dict[int, Asked] = {}
+            shorter: dict[int, ExamPrompt] = {}
             for prefix in dict.fromkeys(one.prefix for one in waiting.values()):
                 mine = {i: one for i, one in waiting.items() if one.prefix == prefix}
                 trunk, questions = self._encoded(prefix, mine)
@@ -84,7 +84,7 @@ class Chooser:
             scored[i] = replace(scored[i], cut=tokens)
         return [scored[i] for i in range(len(asked))], cost
 
-    def _encoded(self, prefix: str, mine: dict[int, Asked]) -> tuple[list[int], dict[int, Encoded]]:
+    def _encoded(self, prefix: str, mine: dict[int, ExamPrompt]) -> tuple[list[int], dict[int, Encoded]]:
         head = self._head(prefix, next(iter(mine.values())))
         asked = [(one.prompt, one.candidates) for one in mine.values()]
         return head.ids, dict(zip(mine, encode_questions(self._tokenizer, head, asked), strict=True))
@@ -114,7 +114,7 @@ class Chooser:
             )
         return Encoded(stem, [(tail[: unscored + room], unscored) for tail, unscored in question.tails])
 
-    def _head(self, prefix: str, first: Asked) -> Head:
+    def _head(self, prefix: str, first: ExamPrompt) -> Head:
         if prefix not in self._heads:
             self._heads[prefix] = Head(self._tokenizer, prefix, first.prompt + first.candidates[0].text)
             if len(self._heads) > _KEPT:

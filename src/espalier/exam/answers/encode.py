@@ -88,11 +88,13 @@ def encode_questions(
         start = head.rest + prompt if own is None else own.rest
         texts += [start + c.text[: c.scored_from] for c in candidates] if _marked(candidates) else [start]
         texts += [start + c.text for c in candidates]
-    found = iter(_encode(tokenizer, texts))
+    all_ids = iter(_encode(tokenizer, texts))
     encoded = []
     for (_, candidates), own in zip(asked, heads, strict=True):
-        before = [next(found) for _ in candidates] if _marked(candidates) else [next(found)] * len(candidates)
-        whole = [next(found) for _ in candidates]
+        before = (
+            [next(all_ids) for _ in candidates] if _marked(candidates) else [next(all_ids)] * len(candidates)
+        )
+        whole = [next(all_ids) for _ in candidates]
         shared = [] if own is None else own.ids
         encoded.append(_encoded(tokenizer, head, shared, candidates, before, whole))
     return encoded
@@ -132,14 +134,14 @@ def _cut(tokenizer: Any, text: str) -> tuple[int, list[int]]:
     """A character where the tokenizer cuts words whatever follows the text, and the tokens before it; 0 if none."""
     if not tokenizer.is_fast or not text:
         return 0, []
-    found = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    words = found.word_ids
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    words = encoding.word_ids
     seen = 0
     for at in range(len(words) - 1, 0, -1):
         if words[at] is None or words[at] != words[at - 1]:
             seen += 1
             if seen > _MARGIN and words[at - 1] is not None:
-                return found.offsets[at - 1][1], found.ids[:at]
+                return encoding.offsets[at - 1][1], encoding.ids[:at]
     return 0, []
 
 
@@ -147,4 +149,5 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if tokenizer.is_fast:  # without offsets and masks: three times as fast as calling the tokenizer
         many = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [one.ids for one in many]
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids

@@ -62,19 +62,19 @@ class Reader:
         for row in pack([longest] * len(sizes) if padded else sizes, room):
             batch = lay_out([trees[at] for at in row])
             with torch.no_grad():
-                said = self._model(batch.to(self._device), Want()).logprobs
-            sums = masked_sum(said, batch.mask.to(self._device), 1).tolist()
+                logprobs = self._model(batch.to(self._device), Want()).logprobs
+            sums = masked_sum(logprobs, batch.mask.to(self._device), 1).tolist()
             for branch, total in enumerate(sums):
                 nats[whose[row[int(batch.tree_id[branch])]]] -= total
             cost.computed += batch.tokens_in_rows
             cost.unshared += batch.tokens_in_paths
         if not all(map(math.isfinite, nats)):
             raise UserError("the model gives logprobs that are no numbers: its weights are broken.")
-        found = [
+        results = [
             (nats[i], len(ids), len(text.encode()))
             for i, (ids, text) in enumerate(zip(encoded, texts, strict=True))
         ]
-        return found, cost
+        return results, cost
 
 
 def windows(ids: Sequence[int], window: int, stride: int) -> Iterator[tuple[list[int], list[bool]]]:

@@ -76,21 +76,21 @@ class Scorer:
 
     def score(self, groups: Groups) -> tuple[dict[int, Scored], Cost]:
         """The scores of every question, by its number."""
-        found: dict[int, Scored] = {}
+        scored: dict[int, Scored] = {}
         cost = Cost()
         if self._padded:
-            self._padded_rows(groups, found, cost)
+            self._padded_rows(groups, scored, cost)
         else:
-            self._tree_rows(groups, found, cost)
-        return found, cost
+            self._tree_rows(groups, scored, cost)
+        return scored, cost
 
-    def _tree_rows(self, groups: Groups, found: dict[int, Scored], cost: Cost) -> None:
+    def _tree_rows(self, groups: Groups, scored: dict[int, Scored], cost: Cost) -> None:
         small: list[tuple[list[int], dict[int, Encoded]]] = []
         for trunk, questions in groups:
             size = sum(q.n_rows for q in questions.values())
             fits = len(trunk) + size <= self._row_tokens
             if self._cacheable(trunk, questions) and (not fits or tuple(trunk) in self._trunks):
-                self._after_trunk(trunk, questions, found, cost)
+                self._after_trunk(trunk, questions, scored, cost)
             elif fits:
                 small.append((trunk, questions))
             else:
@@ -103,7 +103,7 @@ class Scorer:
             chosen = [small[at] for at in row]
             batch = lay_out_questions([(trunk, list(questions.values())) for trunk, questions in chosen])
             order = [i for _, questions in chosen for i in questions]
-            self._run(batch, order, [q for _, questions in chosen for q in questions.values()], found, cost)
+            self._run(batch, order, [q for _, questions in chosen for q in questions.values()], scored, cost)
 
     def _cacheable(self, trunk: list[int], questions: dict[int, Encoded]) -> bool:
         windows = [w for w in self._model.traits.windows.values() if w is not None]
@@ -115,14 +115,14 @@ class Scorer:
         return fits and len(trunk) >= _SHORTEST_TRUNK and all(q.stem for q in questions.values())
 
     def _after_trunk(
-        self, trunk: list[int], questions: dict[int, Encoded], found: dict[int, Scored], cost: Cost
+        self, trunk: list[int], questions: dict[int, Encoded], scored: dict[int, Scored], cost: Cost
     ) -> None:
         cache = self._trunk(trunk, cost)
         names = list(questions)
         for row in pack([max(1, questions[i].n_rows) for i in names], self._row_tokens):
             order = [names[at] for at in row]
             batch = lay_out_questions([([], [questions[i] for i in order])], after=len(trunk))
-            self._run(batch, order, [questions[i] for i in order], found, cost, cache)
+            self._run(batch, order, [questions[i] for i in order], scored, cost, cache)
 
     def _trunk(self, ids: list[int], cost: Cost) -> Trunk:
         key = tuple(ids)
@@ -145,7 +145,7 @@ class Scorer:
         batch: Batch,
         order: Sequence[int],
         questions: Sequence[Encoded],
-        found: dict[int, Scored],
+        scored: dict[int, Scored],
         cost: Cost,
         trunk: Trunk | None = None,
     ) -> None:
@@ -155,25 +155,25 @@ class Scorer:
         at = 0
         for i, question in zip(order, questions, strict=True):
             mine = slice(at, at + len(question.tails))
-            found[i] = Scored(sums[mine], counts[mine], greedy=greedy[mine])
+            scored[i] = Scored(sums[mine], counts[mine], greedy=greedy[mine])
             at = mine.stop
 
     def _sums(self, batch: Batch, trunk: Trunk | None = None) -> tuple[list[float], list[int], list[bool]]:
         batch = batch.to(self._device)
         with torch.no_grad():
-            said = self._model(batch, Want(greedy=True), trunk)
+            outputs = self._model(batch, Want(greedy=True), trunk)
         counts = batch.mask.sum(1)
-        right = masked_sum(said.greedy, batch.mask, 1) == counts
-        return masked_sum(said.logprobs, batch.mask, 1).tolist(), counts.tolist(), right.tolist()
+        right = masked_sum(outputs.greedy, batch.mask, 1) == counts
+        return masked_sum(outputs.logprobs, batch.mask, 1).tolist(), counts.tolist(), right.tolist()
 
-    def _padded_rows(self, groups: Groups, found: dict[int, Scored], cost: Cost) -> None:
+    def _padded_rows(self, groups: Groups, scored: dict[int, Scored], cost: Cost) -> None:
         """A row a candidate; rows of like length go together, whichever question they belong to."""
         cells: list[tuple[int, int]] = []
         paths: list[tuple[list[int], list[bool]]] = []
         for trunk, questions in groups:
             for i, question in questions.items():
                 n = len(question.tails)
-                found[i] = Scored([0.0] * n, [0] * n, greedy=[False] * n)
+                scored[i] = Scored([0.0] * n, [0] * n, greedy=[False] * n)
                 for j, (tail, unscored) in enumerate(question.tails):
                     before = trunk + question.stem + tail[:unscored]
                     cells.append((i, j))
@@ -189,4 +189,4 @@ class Scorer:
             cost.unshared += batch.tokens_in_paths
             for at, total, count, right in zip(chosen, *self._sums(batch), strict=True):
                 i, j = cells[at]
-                found[i].scores[j], found[i].tokens[j], found[i].greedy[j] = total, count, right
+                scored[i].scores[j], scored[i].tokens[j], scored[i].greedy[j] = total, count, right

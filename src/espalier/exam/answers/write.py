@@ -78,11 +78,11 @@ class Writer:
         return texts, cut, Cost(computed, computed)
 
     def _encoded(self, text: str) -> list[int]:
-        found = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return leading(self._tokenizer, text) + list(found)
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return leading(self._tokenizer, text) + list(ids)
 
     def _text(self, tokens: list[int], stop: Sequence[str]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         ends = [at for mark in stop if (at := text.find(mark)) >= 0]
         return text[: min(ends)] if ends else text
 

@@ -30,18 +30,18 @@ def segments(text: str, *, signs: bool) -> list[str]:
     >>> segments("在2018年，CMRC (中文)", signs=False)
     ['在', '2018', '年', 'cmrc', '(', '中', '文', ')']
     """
-    found: list[str] = []
+    segments: list[str] = []
     word = ""
     for sign in text.strip().lower():
         if sign in _SIGNS and not signs:
             continue
         if "\u4e00" <= sign <= "\u9fa5" or sign in _SIGNS:
-            found += _english(word) if word else []
+            segments += _english(word) if word else []
             word = ""
-            found.append(sign)
+            segments.append(sign)
         else:
             word += sign
-    return found + (_english(word) if word else [])
+    return segments + (_english(word) if word else [])
 
 
 @cache
@@ -50,7 +50,7 @@ def _tokenizer() -> Any:
 
 
 def _english(word: str) -> list[str]:
-    return _tokenizer().tokenize(word)
+    return list(_tokenizer().tokenize(word))
 
 
 def _without_signs(text: str) -> str:

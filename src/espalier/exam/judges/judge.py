@@ -43,8 +43,8 @@ def judge_contains(text: str, references: tuple[str, ...]) -> dict[str, float]:
     >>> judge_contains("It is 17.", ("7",)), judge_contains("It is 7 now", ("7",))
     ({'contains': 0.0}, {'contains': 1.0})
     """
-    said = normalise_answer(text)
-    found = any(re.search(_bounded(normalise_answer(right)), said) for right in references)
+    answer = normalise_answer(text)
+    found = any(re.search(_bounded(normalise_answer(right)), answer) for right in references)
     return {"contains": float(found)}
 
 
@@ -60,10 +60,10 @@ def judge_rouge(text: str, references: tuple[str, ...]) -> dict[str, float]:
     English is cut at white space and punctuation without stemming, as one list; so is each Latin word or number
     inside Chinese text.
     """
-    found = _rouge("", _characters(text), [_characters(r) for r in references])
+    scores = _rouge("", _characters(text), [_characters(r) for r in references])
     if any(_HAN.search(r) for r in references):
-        found |= _rouge("word_", _words(text), [_words(r) for r in references])
-    return found
+        scores |= _rouge("word_", _words(text), [_words(r) for r in references])
+    return scores
 
 
 def _rouge(prefix: str, text: list[str], references: list[list[str]]) -> dict[str, float]:

@@ -50,11 +50,11 @@ def judge_expression(text: str, references: tuple[str, ...]) -> dict[str, float]
     An answer that was not compared within `SECONDS` (``9^{9^{9}}``) counts as wrong, and as ``not_comparable``, which
     exams count by itself.
     """
-    said = boxed(text) or text.strip()
+    answer = boxed(text) or text.strip()
     lost = False
     for right in references:
         try:
-            if _equal(said, boxed(right) or right):
+            if _equal(answer, boxed(right) or right):
                 return {"accuracy": 1.0}
         except (TimedOut, Died):
             lost = True

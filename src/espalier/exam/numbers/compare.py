@@ -23,7 +23,7 @@ from espalier.screen import safe
 
 def compare(out: Path, every: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each pair of models on each task that both have; `every`: results by folder below `out`."""
-    found = []
+    pairs = []
     for a, b in combinations(every, 2):
         for task, row in every[a]["tasks"].items():
             metric = first_metric(row)
@@ -32,11 +32,11 @@ def compare(out: Path, every: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             first, second = (_numbers(out / folder / f"{task}.jsonl", metric) for folder in (a, b))
             shared = [key for key in first if key in second]
             if len(shared) > 1:
-                found.append(
+                pairs.append(
                     {"task": task, "metric": metric, "a": a, "b": b}
                     | paired([first[k] for k in shared], [second[k] for k in shared])
                 )
-    return found
+    return pairs
 
 
 def paired(a: list[float], b: list[float]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def paired(a: list[float], b: list[float]) -> dict[str, Any]:
     (1, 4, 0.375)
     """
     difference = paired_difference(a, b)
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "n": difference.n,
         "mean_a": sum(a) / len(a),
         "mean_b": sum(b) / len(b),
@@ -63,8 +63,8 @@ def paired(a: list[float], b: list[float]) -> dict[str, Any]:
     if {*a, *b} <= {0.0, 1.0}:
         only_a = sum(x > y for x, y in zip(a, b, strict=True))
         only_b = sum(x < y for x, y in zip(a, b, strict=True))
-        found |= {"only_a": only_a, "only_b": only_b, "mcnemar_p": mcnemar(only_a, only_b)}
-    return found
+        numbers |= {"only_a": only_a, "only_b": only_b, "mcnemar_p": mcnemar(only_a, only_b)}
+    return numbers
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -83,15 +83,15 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 def _numbers(path: Path, metric: str) -> dict[str, float]:
     """A number for each question with a known answer, by its id."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
             if metric in row.get("metrics", {}):
-                found[row["id"]] = row["metrics"][metric]
+                numbers[row["id"]] = row["metrics"][metric]
             elif metric == "accuracy" and row.get("gold") is not None:
-                found[row["id"]] = float(row["prediction"] == row["gold"])
-    return found
+                numbers[row["id"]] = float(row["prediction"] == row["gold"])
+    return numbers
 
 
 def comparison_table(pairs: list[dict[str, Any]]) -> Table:

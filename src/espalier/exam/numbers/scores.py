@@ -74,15 +74,15 @@ class Tally:
         subjects' means, whose standard error follows from theirs.
         """
         names = list(dict.fromkeys(name for mine in self.metrics.values() for name in mine))
-        found: dict[str, Any] = {"n": self.n, "metrics": {}}
+        summary: dict[str, Any] = {"n": self.n, "metrics": {}}
         for name in names:
             pooled = _pooled([mine[name] for mine in self.metrics.values() if name in mine])
-            found["metrics"] |= _named(name, pooled)
+            summary["metrics"] |= _named(name, pooled)
         if names and len(self.metrics) > 1:
             for name in names:
                 each = [mine[name] for mine in self.metrics.values() if name in mine]
-                found["metrics"] |= _named(f"macro_{name}", _averaged(each))
-            found["subjects"] = {
+                summary["metrics"] |= _named(f"macro_{name}", _averaged(each))
+            summary["subjects"] = {
                 group: {"n": next(iter(mine.values())).n}
                 | {k: v for name, m in mine.items() for k, v in _named(name, (m.mean, m.stderr)).items()}
                 for group, mine in self.metrics.items()
@@ -91,12 +91,12 @@ class Tally:
             members = {
                 part: [self.metrics[g] for g in groups if g in self.metrics] for part, groups in parts.items()
             }
-            found["parts"] = {part: _part(names, mine) for part, mine in members.items() if mine}
+            summary["parts"] = {part: _part(names, mine) for part, mine in members.items() if mine}
         if self.blind.n:
-            found["chance"] = self.blind.mean
+            summary["chance"] = self.blind.mean
         if self.golds:
-            found["majority"] = max(self.golds.values()) / self.n
-        return found
+            summary["majority"] = max(self.golds.values()) / self.n
+        return summary
 
 
 def _part(names: Sequence[str], members: Sequence[dict[str, Moments]]) -> dict[str, float]:
@@ -108,12 +108,12 @@ def _part(names: Sequence[str], members: Sequence[dict[str, Moments]]) -> dict[s
 
 
 def _named(name: str, pair: tuple[float, float]) -> dict[str, float]:
-    found = {name: pair[0], f"{name}_stderr": pair[1]}
+    numbers = {name: pair[0], f"{name}_stderr": pair[1]}
     if name.endswith("nats_per_token"):  # the same number as people know it; its error by the delta method
         known = name.replace("nats_per_token", "perplexity")
         value = math.exp(min(pair[0], 700.0))
-        found |= {known: value, f"{known}_stderr": value * pair[1]}
-    return found
+        numbers |= {known: value, f"{known}_stderr": value * pair[1]}
+    return numbers
 
 
 def _pooled(each: Sequence[Moments]) -> tuple[float, float]:

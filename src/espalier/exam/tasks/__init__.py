@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from espalier.errors import UserError
 from espalier.exam.task import Task
@@ -19,9 +20,16 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "fewclue": ("bustm", "eprstmt", "csldcp"),
 }  # fmt: skip
 
-NAMES = (*clue.SPECS, *knowledge.EXAMS, *writing.SPECS)
 
-__all__ = ["GROUPS", "NAMES", "NoFolder", "NoShots", "Settings", "make_task", "names_of"]
+class NamedExam(Protocol):
+    """An exam that is known by name."""
+
+    def task(self, name: str, settings: Settings) -> Task: ...
+
+
+EXAMS: Mapping[str, NamedExam] = {**clue.EXAMS, **knowledge.EXAMS, **writing.EXAMS}
+
+__all__ = ["EXAMS", "GROUPS", "NoFolder", "NoShots", "Settings", "make_task", "names_of"]
 
 
 def names_of(wanted: Sequence[str]) -> dict[str, bool]:
@@ -30,21 +38,21 @@ def names_of(wanted: Sequence[str]) -> dict[str, bool]:
     Raises:
         UserError: a name that is none; names the nearest.
     """
-    found: dict[str, bool] = {}
+    by_itself: dict[str, bool] = {}
     for name in wanted:
         if name in GROUPS:
-            found |= {member: found.get(member, False) for member in GROUPS[name]}
-        elif name in NAMES or name.endswith((".yaml", ".yml")) or name.partition(":")[0] in PREFIXES:
-            found[name] = True
+            by_itself |= {member: by_itself.get(member, False) for member in GROUPS[name]}
+        elif name in EXAMS or name.endswith((".yaml", ".yml")) or name.partition(":")[0] in PREFIXES:
+            by_itself[name] = True
         else:
-            known = [*GROUPS, *NAMES]
+            known = [*GROUPS, *EXAMS]
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
             raise UserError(
                 f"--tasks {name}: there is no such exam; {hint} A task of your own is a .yaml file; "
                 f"others are {', '.join(p + ':FILE' for p in PREFIXES if p != 'lm_eval')}, lm_eval:NAME."
             )
-    return found
+    return by_itself
 
 
 PREFIXES = (*records.KINDS, "lm_eval")
@@ -61,11 +69,7 @@ def make_task(name: str, settings: Settings, *, shots: int | None) -> Task:
     if name.endswith((".yaml", ".yml")):
         return load_task(name, shots=shots, limit=settings.limit, seed=settings.seed)
     mine = replace(settings, shots=shots or 0)
-    if name in clue.SPECS:
-        return clue.clue_task(name, mine)
-    if name in knowledge.EXAMS:
-        return knowledge.knowledge_task(name, mine)
-    if name in writing.SPECS:
-        return writing.writing_task(name, mine)
+    if name in EXAMS:
+        return EXAMS[name].task(name, mine)
     kind, _, file = name.partition(":")
     return records.file_task(kind, file, mine)

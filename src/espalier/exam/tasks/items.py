@@ -82,14 +82,14 @@ def classified(labels: Sequence[str], *names: str, label: str = "label", leave: 
             if label not in row:
                 yield Item(name, fields, None, place)
                 continue
-            said = str(row[label]).strip()
-            if leave and said == leave:
+            found_label = str(row[label]).strip()
+            if leave and found_label == leave:
                 yield LeftOut(place, f"label {leave!r}")
                 continue
-            if said not in labels:
+            if found_label not in labels:
                 known = ", ".join(labels[:20])
                 raise UserError(f"{place}: the label is {row[label]!r}; wanted one of {known}.")
-            yield Item(name, fields, labels.index(said), place)
+            yield Item(name, fields, labels.index(found_label), place)
 
     return read
 
@@ -121,10 +121,10 @@ def read_csldcp(path: Path) -> Iterator[Item | LeftOut]:
 @cache
 def csldcp_labels(folder: Path) -> tuple[str, ...]:
     """Every label that the labelled files of a CSLDCP folder use, sorted."""
-    found = {
+    labels = {
         str(row["label"]) for file in sorted(folder.glob("*.json")) for _, row in rows(file) if "label" in row
     }
-    return tuple(sorted(found))
+    return tuple(sorted(labels))
 
 
 def read_c3(path: Path) -> Iterator[Item | LeftOut]:
@@ -152,16 +152,16 @@ def read_c3(path: Path) -> Iterator[Item | LeftOut]:
 
 def _array(path: Path) -> list[Any]:
     try:
-        found = json.loads(path.read_text("utf-8-sig"))
+        array = json.loads(path.read_text("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}:{error.lineno}: broken JSON ({error.msg}); is the file whole? Fetch it again."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from error
-    if not isinstance(found, list):
+    if not isinstance(array, list):
         raise UserError(f"{path}: wanted one JSON array.")
-    return found
+    return array
 
 
 _MARK = re.compile(r"#idiom\d*#")
@@ -197,7 +197,7 @@ def _chid_answers(path: Path) -> dict[str, int]:
     if not file.is_file():
         return {}
     try:
-        found: dict[str, int] = json.loads(file.read_text("utf-8-sig"))
+        answers: dict[str, int] = json.loads(file.read_text("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: broken JSON ({error.msg}).") from error
-    return found
+    return answers

@@ -23,8 +23,8 @@ LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
-class Exam:
-    """How an exam words its questions.
+class KnowledgeExam:
+    """An exam of four options a question, and how it words them.
 
     Attributes:
         dev, evaluation, test: file of a subject's examples, of its questions, and of questions without answers.
@@ -44,19 +44,52 @@ class Exam:
     cue: str
     space: str
 
+    def task(self, name: str, settings: Settings) -> Task:
+        """The exam with the subjects whose files are there: C-Eval has 52, CMMLU 67, MMLU 57.
 
-EXAMS: dict[str, Exam] = {
-    "ceval": Exam(
+        Raises:
+            UserError: no file of questions, a row that is none, or fewer examples than shots.
+        """
+        folder = folder_of(settings.data, (name,))
+        if (folder / "data").is_dir():
+            folder = folder / "data"
+        known: dict[str, str] = subjects(name)["subjects"]
+        pattern = self.evaluation if settings.split == "dev" else self.test
+        files = {key: folder / pattern.format(key) for key in known}
+        here = {key: path for key, path in files.items() if path.is_file()}
+        if not here:
+            raise UserError(f"{folder}: no file {pattern.format(next(iter(known)))} or of any other subject.")
+        shots = {key: _shots(self, folder, key, known[key], settings) for key in here}
+        letters = settings.answers == "letter"
+        return Task(
+            name=name,
+            read=lambda: (q for key in here for q in _questions(self, key, here[key], shots[key], settings)),
+            shots=settings.shots,
+            normalise="sum" if letters else "mean",
+            parts=subjects(name)["parts"],
+            about={
+                "prompts": "the exam's own v1",
+                "answers": settings.answers,
+                "subjects": len(here),
+                "missing_subjects": [key for key in known if key not in here],
+            },
+            inputs=tuple(here.values()),
+            submission=None if self.test == self.evaluation or settings.split == "dev" else submission,
+        )
+
+
+EXAMS: dict[str, KnowledgeExam] = {
+    "ceval": KnowledgeExam(
         "dev/{}_dev.csv", "val/{}_val.csv", "test/{}_test.csv",
         "以下是中国关于{}考试的单项选择题，请选出其中的正确答案。\n\n",
         ("question", *LETTERS, "answer"), "", "答案：", "",
     ),
-    "cmmlu": Exam(
+    "cmmlu": KnowledgeExam(
         "dev/{}.csv", "test/{}.csv", "test/{}.csv",
         "以下是关于{}的单项选择题，请直接给出正确答案的选项。\n\n",
         ("Question", *LETTERS, "Answer"), "题目：", "答案是：", "",
     ),
-    "mmlu": Exam(
+    "mmlu": KnowledgeExam(
         "dev/{}_dev.csv", "test/{}_test.csv", "test/{}_test.csv",
         "The following are multiple choice questions (with answers) about {}.\n\n",
         None, "", "Answer:", " ",
@@ -67,63 +100,30 @@ EXAMS: dict[str, Exam] = {
 @cache
 def subjects(name: str) -> dict[str, Any]:
     """Names of an exam's subjects and which of them are averaged together."""
-    table: dict[str, Any] = json.loads((Path(__file__).parent / "subjects.json").read_text("utf-8"))
+    table: dict[str, dict[str, Any]] = json.loads(
+        (Path(__file__).parent / "subjects.json").read_text("utf-8")
+    )
     return table[name]
 
 
-def knowledge_task(name: str, settings: Settings) -> Task:
-    """C-Eval (52 subjects), CMMLU (67) or MMLU (57), with the subjects whose files are there.
-
-    Raises:
-        UserError: no file of questions, a row that is none, or fewer examples than shots.
-    """
-    exam = EXAMS[name]
-    folder = folder_of(settings.data, (name,))
-    if (folder / "data").is_dir():
-        folder = folder / "data"
-    known: dict[str, str] = subjects(name)["subjects"]
-    pattern = exam.evaluation if settings.split == "dev" else exam.test
-    here = [key for key in known if (folder / pattern.format(key)).is_file()]
-    if not here:
-        raise UserError(f"{folder}: no file {pattern.format(next(iter(known)))} or of any other subject.")
-    before = {key: _shots(exam, folder, key, known[key], settings) for key in here}
-
-    def read() -> Iterator[Question]:
-        for key in here:
-            path = folder / pattern.format(key)
-            for row in islice(_rows(exam, path), settings.limit):
-                prompt, texts = _asked(exam, row, settings)
-                labels = LETTERS if settings.answers == "letter" else [""] * 4
-                candidates = tuple(
-                    Candidate(text, 0, label) for text, label in zip(texts, labels, strict=True)
-                )
-                gold = LETTERS.index(row.answer) if row.answer else None
-                yield Question(f"{key}-{row.id}", prompt, candidates, gold, (), row.source, key, before[key])
-
-    return Task(
-        name=name,
-        read=read,
-        shots=settings.shots,
-        normalise="sum" if settings.answers == "letter" else "mean",
-        parts=subjects(name)["parts"],
-        about={
-            "prompts": "the exam's own v1",
-            "answers": settings.answers,
-            "subjects": len(here),
-            "missing_subjects": [key for key in known if key not in here],
-        },
-        inputs=tuple(folder / pattern.format(key) for key in here),
-        submission=None if exam.test == exam.evaluation or settings.split == "dev" else submission,
-    )
+def _questions(
+    exam: KnowledgeExam, subject: str, path: Path, shots: Shots, settings: Settings
+) -> Iterator[Question]:
+    labels = LETTERS if settings.answers == "letter" else [""] * 4
+    for row in islice(_rows(exam, path), settings.limit):
+        prompt, texts = _asked(exam, row, settings)
+        candidates = tuple(Candidate(text, 0, label) for text, label in zip(texts, labels, strict=True))
+        gold = LETTERS.index(row.answer) if row.answer else None
+        yield Question(f"{subject}-{row.id}", prompt, candidates, gold, (), row.source, subject, shots)
 
 
 def submission(answers: Iterable[tuple[Question, int]]) -> str:
     """C-Eval's file for its test set: {subject: {id: letter}}."""
-    found: dict[str, dict[str, str]] = {}
+    letters: dict[str, dict[str, str]] = {}
     for question, prediction in answers:
         name = question.id.removeprefix(f"{question.group}-")
-        found.setdefault(question.group, {})[name] = LETTERS[prediction]
-    return json.dumps(found, indent=4) + "\n"
+        letters.setdefault(question.group, {})[name] = LETTERS[prediction]
+    return json.dumps(letters, indent=4) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class _Row:
     source: str
 
 
-def _rows(exam: Exam, path: Path) -> Iterator[_Row]:
+def _rows(exam: KnowledgeExam, path: Path) -> Iterator[_Row]:
     """The questions of one csv; every cell is a text ("None" and "NA" are answers, too)."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -152,7 +152,7 @@ def _rows(exam: Exam, path: Path) -> Iterator[_Row]:
         raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8.") from error
 
 
-def _row(exam: Exam, header: list[str], cells: list[str], place: str, number: int) -> _Row:
+def _row(exam: KnowledgeExam, header: list[str], cells: list[str], place: str, number: int) -> _Row:
     if len(cells) != len(header):
         raise UserError(
             f"{place}: {len(cells)} cells; wanted {len(header)}, with commas and line breaks in quotes."
@@ -161,20 +161,20 @@ def _row(exam: Exam, header: list[str], cells: list[str], place: str, number: in
         question, *options, answer = cells
         name = str(number)
     else:
-        held = dict(zip(header, cells, strict=True))
-        missing = [column for column in exam.header[:5] if column not in held]
+        cell = dict(zip(header, cells, strict=True))
+        missing = [column for column in exam.header[:5] if column not in cell]
         if missing:
             raise UserError(f"{place}: no column {', '.join(missing)}; found {', '.join(header)}.")
-        question, *options = (held[column] for column in exam.header[:5])
-        answer = held.get(exam.header[5], "")
-        name = held.get("id") or held.get("") or str(number)
+        question, *options = (cell[column] for column in exam.header[:5])
+        answer = cell.get(exam.header[5], "")
+        name = cell.get("id") or cell.get("") or str(number)
     answer = answer.strip()
     if answer and answer not in LETTERS:
         raise UserError(f"{place}: the answer is {answer!r}; wanted A, B, C or D.")
     return _Row(name, question.strip(), tuple(option.strip() for option in options), answer, place)
 
 
-def _shots(exam: Exam, folder: Path, key: str, title: str, settings: Settings) -> Shots:
+def _shots(exam: KnowledgeExam, folder: Path, key: str, title: str, settings: Settings) -> Shots:
     intro = exam.intro.format(title)
     if not settings.shots:
         return Shots(intro)
@@ -191,7 +191,7 @@ def _shots(exam: Exam, folder: Path, key: str, title: str, settings: Settings) -
     return Shots(intro, tuple(pairs))
 
 
-def _asked(exam: Exam, row: _Row, settings: Settings) -> tuple[str, list[str]]:
+def _asked(exam: KnowledgeExam, row: _Row, settings: Settings) -> tuple[str, list[str]]:
     lines = [exam.ask + row.question]
     if settings.answers == "letter":
         lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, row.options, strict=True)]

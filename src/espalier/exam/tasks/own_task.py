@@ -247,18 +247,18 @@ class _Maker:
 
     def _gold(self, row: dict[str, Any], place: str, candidates: Sequence[str]) -> int:
         value = self._settings["gold"]
-        said = row[value] if value in row else self._fill(str(value), row, place, "gold")
-        if isinstance(said, bool):
-            said = str(said)
-        if isinstance(said, int) and 0 <= said < len(candidates):
-            return said  # a number in the data is an index, a text is a candidate's text
+        gold = row[value] if value in row else self._fill(str(value), row, place, "gold")
+        if isinstance(gold, bool):
+            gold = str(gold)
+        if isinstance(gold, int) and 0 <= gold < len(candidates):
+            return gold  # a number in the data is an index, a text is a candidate's text
         stripped = [text.strip() for text in candidates]
-        if str(said).strip() in stripped:
-            return stripped.index(str(said).strip())
-        if str(said).strip().isdigit() and int(said) < len(candidates):
-            return int(said)
+        if str(gold).strip() in stripped:
+            return stripped.index(str(gold).strip())
+        if str(gold).strip().isdigit() and int(gold) < len(candidates):
+            return int(gold)
         raise UserError(
-            f"{place}: the gold answer {said!r} is no candidate ({', '.join(map(repr, stripped))}) and no index."
+            f"{place}: the gold answer {gold!r} is no candidate ({', '.join(map(repr, stripped))}) and no index."
         )
 
     def _references(self, generation: dict[str, Any], row: dict[str, Any], place: str) -> tuple[str, ...]:

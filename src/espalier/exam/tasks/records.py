@@ -54,9 +54,9 @@ def file_task(kind: str, name: str, settings: Settings) -> Task:
 
 def _paths(kind: str, path: Path) -> list[Path]:
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and is_data_file(file)]
-        if found:
-            return found
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and is_data_file(file)]
+        if files:
+            return files
     if not path.is_file():
         raise UserError(f"--tasks {kind}:{path}: there is no such file, and no folder with data files.")
     return [path]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,10 @@ from typing import Literal
 from espalier.errors import UserError
 
 Prompts = Literal["plain", "pangu"]
+
+FileNames = tuple[str | tuple[str, ...], ...]
+"""Where an exam's files may be: the first entry that is there whole; an entry is a name, or several that belong
+together."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,33 @@ def folder_of(data: Path, names: Sequence[str]) -> Path:
     raise NoFolder(f"{data}: no folder {' or '.join(names)} in it; found {', '.join(near) or 'nothing'}.")
 
 
-def first_files(folder: Path, wanted: Iterable[str | tuple[str, ...]]) -> list[Path]:
-    """The files of the first entry that is there whole (an entry is a name, or several that belong together)."""
-    for entry in wanted:
+def question_files(folder: Path, names: FileNames) -> list[Path]:
+    """The files of an exam's questions.
+
+    Raises:
+        UserError: there are none; names what was looked for.
+    """
+    paths = _first(folder, names)
+    if not paths:
+        listed = ", ".join(entry if isinstance(entry, str) else " with ".join(entry) for entry in names)
+        raise UserError(f"{folder}: no file of questions; wanted {listed}.")
+    return paths
+
+
+def train_files(name: str, folder: Path, names: FileNames) -> list[Path]:
+    """The files that solved examples come from.
+
+    Raises:
+        NoShots: there are none.
+    """
+    paths = _first(folder, names)
+    if not paths:
+        raise NoShots(f"{name}: no train file in {folder}, and solved examples come from nowhere else.")
+    return paths
+
+
+def _first(folder: Path, names: FileNames) -> list[Path]:
+    for entry in names:
         paths = [folder / name for name in ((entry,) if isinstance(entry, str) else entry)]
         if all(path.is_file() for path in paths):
             return paths

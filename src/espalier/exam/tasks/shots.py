@@ -10,7 +10,7 @@ from typing import Literal
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.records import Message
 from espalier.errors import UserError
-from espalier.exam.answers.choose import Asked
+from espalier.exam.answers.choose import ExamPrompt
 from espalier.exam.task import Candidate, Question, Shots
 
 _HERE = "\u2060QUESTION\u2060"  # stands where the question will be; no exam holds it
@@ -58,7 +58,7 @@ class Asker:
     def __post_init__(self) -> None:
         self._frames: dict[Shots, tuple[str, str]] = {}
 
-    def ask(self, question: Question, shots: Shots | None = None) -> Asked:
+    def ask(self, question: Question, shots: Shots | None = None) -> ExamPrompt:
         """The question with its own shots, or with others."""
         before = question.shots if shots is None else shots
         if self.template is None:
@@ -66,11 +66,11 @@ class Asker:
             candidates = question.candidates
             if last:
                 candidates = tuple(map(_without_space, candidates))
-            return Asked(first + before.text, question.prompt + last, candidates)
+            return ExamPrompt(first + before.text, question.prompt + last, candidates)
         prefix, suffix = self._frame(before)
         # A turn begins with the answer itself: white space before it belongs to plain text only.
         candidates = tuple(map(_without_space, question.candidates))
-        return Asked(prefix, question.prompt.strip() + suffix, candidates)
+        return ExamPrompt(prefix, question.prompt.strip() + suffix, candidates)
 
     def _frame(self, shots: Shots) -> tuple[str, str]:
         """What the template puts before and after a question."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,13 @@ from espalier.exam.judges.judge import judge_rouge
 from espalier.exam.judges.mathematics import boxed, judge_expression, judge_number
 from espalier.exam.task import Generation, Question, Shots, Task
 from espalier.exam.tasks.items import rows, wanted
-from espalier.exam.tasks.settings import NoShots, Settings, first_files, folder_of
+from espalier.exam.tasks.settings import FileNames, Settings, folder_of, question_files, train_files
 from espalier.exam.tasks.shots import draw_shots
-
-_Names = tuple[str | tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
-class Spec:
-    """An exam that is written.
+class WrittenExam:
+    """An exam whose answers are written.
 
     Attributes:
         folders: names of its folder.
@@ -34,11 +32,40 @@ class Spec:
     """
 
     folders: tuple[str, ...]
-    files: _Names
-    train: _Names
+    files: FileNames
+    train: FileNames
     read: Callable[[list[Path]], Iterator[Question]]
     generation: Generation
     shot: Callable[[Question], str] = lambda question: question.references[0]
+
+    def task(self, name: str, settings: Settings) -> Task:
+        """The exam as a task.
+
+        Raises:
+            UserError: its folder or file is missing, or a line cannot be read.
+            NoShots: shots are wanted and there is no file for them.
+        """
+        folder = folder_of(settings.data, self.folders)
+        files = question_files(folder, self.files)
+        train = train_files(name, folder, self.train) if settings.shots else []
+        shots = Shots()
+        if train:
+            pool = ((question.prompt, self.shot(question)) for question in self.read(train))
+            shots = Shots("", draw_shots(pool, settings.shots, settings.seed, str(train[0])))
+
+        def read() -> Iterator[Question]:
+            for question in islice(self.read(files), settings.limit):
+                yield replace(question, shots=shots)
+
+        return Task(
+            name=name,
+            read=read,
+            shots=settings.shots,
+            kind="write",
+            generation=self.generation,
+            about={"prompts": "v1", "files": [p.name for p in files], "train": [p.name for p in train]},
+            inputs=(*files, *train),
+        )
 
 
 def read_cmrc(paths: list[Path]) -> Iterator[Question]:
@@ -131,57 +158,21 @@ def _all_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
 _READING = Generation(32, ("\n",), judge_cmrc)
 _MATHS = Generation(512, ("Problem:",), judge_expression)
 
-SPECS: dict[str, Spec] = {
-    "cmrc2018": Spec(
+EXAMS: dict[str, WrittenExam] = {
+    "cmrc2018": WrittenExam(
         ("cmrc2018", "cmrc2018_public", "cmrc"), ("dev.json", "cmrc2018_dev.json"),
         ("train.json", "cmrc2018_train.json", "trial.json"), read_cmrc, _READING,
     ),
-    "drcd": Spec(("drcd",), ("dev.json", "DRCD_dev.json"), ("train.json", "DRCD_training.json"), read_cmrc, _READING),
-    "gsm8k": Spec(
+    "drcd": WrittenExam(("drcd",), ("dev.json", "DRCD_dev.json"), ("train.json", "DRCD_training.json"), read_cmrc, _READING),
+    "gsm8k": WrittenExam(
         ("gsm8k",), ("test.jsonl",), ("train.jsonl",), read_gsm8k,
         Generation(256, ("Question:",), judge_number), _gsm8k_shot,
     ),
-    "math_bench": Spec(
+    "math_bench": WrittenExam(
         ("math_bench",), ("math_benchmarks_0710.jsonl", "test.jsonl"), ("train.jsonl",), read_math, _MATHS
     ),
-    "lcsts": Spec(
+    "lcsts": WrittenExam(
         ("lcsts",), (("test.src.txt", "test.tgt.txt"),), (("train.src.txt", "train.tgt.txt"),), read_lcsts,
         Generation(40, ("\n",), judge_rouge),
     ),
 }  # fmt: skip
-
-
-def writing_task(name: str, settings: Settings) -> Task:
-    """One of `SPECS` as a task.
-
-    Raises:
-        UserError: its folder or file is missing, or a line cannot be read.
-        NoShots: shots are wanted and there is no file for them.
-    """
-    spec = SPECS[name]
-    folder = folder_of(settings.data, spec.folders)
-    files = first_files(folder, spec.files)
-    if not files:
-        raise UserError(f"{folder}: no file of questions; wanted {spec.files[0]}.")
-    shots = Shots()
-    train: list[Path] = []
-    if settings.shots:
-        train = first_files(folder, spec.train)
-        if not train:
-            raise NoShots(f"{name}: no train file in {folder}, and solved examples come from nowhere else.")
-        pool = ((q.prompt, spec.shot(q)) for q in spec.read(train))
-        shots = Shots("", draw_shots(pool, settings.shots, settings.seed, str(train[0])))
-
-    def read() -> Iterator[Question]:
-        for q in islice(spec.read(files), settings.limit):
-            yield Question(q.id, q.prompt, (), None, q.references, q.source, q.group, shots)
-
-    return Task(
-        name=name,
-        read=read,
-        shots=settings.shots,
-        kind="write",
-        generation=spec.generation,
-        about={"prompts": "v1", "files": [p.name for p in files], "train": [p.name for p in train]},
-        inputs=(*files, *train),
-    )

@@ -16,8 +16,8 @@ NAMES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
 @cache
 def descriptions() -> dict[str, str]:
     """Name -> the first sentence of its module, read without an import, which costs the seconds of torch's."""
-    found = {}
+    sentences = {}
     for name in NAMES:
         text = files(__name__).joinpath(f"{name}.py").read_text("utf-8")
-        found[name] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-    return found
+        sentences[name] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    return sentences

@@ -7,10 +7,10 @@ the whole data set before the first step.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from espalier.data.steps.forest import Forest
 from espalier.data.store.columns import Column, Writer
 from espalier.disk.temporary import temporary_folder
 from espalier.engine.track import Numbers
-from espalier.maths import losses
+from espalier.maths.losses import PREFERENCES, PreferenceLoss
 from espalier.maths.reduce import masked_mean, masked_sum
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
@@ -33,13 +33,18 @@ from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
 from espalier.trees import Batch, Tree
 
+if TYPE_CHECKING:
+    LossName = str
+else:  # what help, documents and the check of a file show are the rows of the table
+    LossName = Literal[tuple(PREFERENCES)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DPOOptions(Options):
     """The DPO stage."""
 
     pref_beta: float = option(0.1, "How strongly the policy is held to the reference.", above=0)
-    pref_loss: Literal["sigmoid", "ipo", "hinge"] = option("sigmoid", "The loss of the margin of a pair.")
+    pref_loss: LossName = option("sigmoid", "The loss of the margin of a pair.")
     label_smoothing: float = option(
         0.0, "The chance that a preference is the wrong way round.", min=0, below=0.5
     )
@@ -53,25 +58,34 @@ class DPOOptions(Options):
     )
 
     def problems(self) -> list[str]:
-        if self.label_smoothing and self.pref_loss != "sigmoid":
-            return [f"`label_smoothing` belongs to pref_loss: sigmoid, not to {self.pref_loss}. Remove one."]
-        return []
+        found, loss = [], PREFERENCES[self.pref_loss]
+        if self.label_smoothing and not loss.smooths:
+            takers = " or ".join(name for name, row in PREFERENCES.items() if row.smooths)
+            found.append(
+                f"`label_smoothing` belongs to pref_loss: {takers}, not to {self.pref_loss}. Remove one."
+            )
+        if not loss.reference and (self.ref_model or self.precompute_ref_logprobs):
+            key = "ref_model" if self.ref_model else "precompute_ref_logprobs"
+            found.append(f"`{key}` is of no use: pref_loss: {self.pref_loss} has no reference. Remove it.")
+        return found
 
 
 class Preferences:
     """The policy prefers the chosen answer more than the reference does.
 
     Args:
-        kind: sigmoid, ipo or hinge.
+        kind: the loss of a pair.
         beta: > 0.
-        label_smoothing: of the sigmoid loss.
+        label_smoothing: of the losses that take it.
         fresh: whether the policy starts as the reference, so that the first loss is known.
     """
 
     want = Want()
 
-    def __init__(self, kind: str, beta: float, label_smoothing: float, *, fresh: bool) -> None:
-        self._kind, self._beta, self._smoothing, self._fresh = kind, beta, label_smoothing, fresh
+    def __init__(self, kind: PreferenceLoss, beta: float, label_smoothing: float, *, fresh: bool) -> None:
+        self._kind, self._beta, self._fresh = kind, beta, fresh
+        smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
+        self._loss = partial(kind.function, beta=beta, **smoothing)
 
     def count(self, batch: Batch) -> float:
         return float(batch.n_trees)
@@ -97,31 +111,23 @@ class Preferences:
         return won, torch.ones_like(won)
 
     def check(self, first: dict[str, float]) -> None:
-        expected = {"sigmoid": math.log(2), "ipo": 1 / (4 * self._beta**2), "hinge": 1.0}[self._kind]
-        if self._fresh and abs(first["loss"] - expected) > 1e-2 * max(1.0, expected):
+        if not self._fresh or self._kind.at_start is None:
+            return
+        expected = self._kind.at_start(self._beta)
+        if abs(first["loss"] - expected) > 1e-2 * max(1.0, expected):
             raise ValueError(
                 f"the first step's DPO loss is {first['loss']:.4f} and must be {expected:.4f}: policy and "
                 "reference are not the same model at the start. Check dropout, adapters and precision."
             )
 
     def _by_pair(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(P, 2) logprobs of whole answers under policy and reference (means over tokens for ipo)."""
+        """(P, 2) logprobs of whole answers under policy and reference, reduced as the loss wants them."""
         assert outputs.logprobs is not None
-        reduce = masked_mean if self._kind == "ipo" else masked_sum
-        mask = batch.mask
-        found = (
-            reduce(grid, mask, 1).view(-1, 2) for grid in (outputs.logprobs, batch.extras["ref_logprobs"])
-        )
-        policy, ref = found
-        return policy, ref
-
-    def _loss(self, chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> Tensor:
-        logprobs = (chosen, rejected, ref_chosen, ref_rejected)
-        if self._kind == "ipo":
-            return losses.ipo(*logprobs, beta=self._beta)
-        if self._kind == "hinge":
-            return losses.hinge(*logprobs, beta=self._beta)
-        return losses.dpo(*logprobs, beta=self._beta, label_smoothing=self._smoothing)
+        reduce = masked_mean if self._kind.reduction == "mean" else masked_sum
+        policy = reduce(outputs.logprobs, batch.mask, 1).view(-1, 2)
+        if not self._kind.reference:
+            return policy, torch.zeros_like(policy)
+        return policy, reduce(batch.extras["ref_logprobs"], batch.mask, 1).view(-1, 2)
 
 
 def _won(margin: Tensor) -> Tensor:
@@ -142,12 +148,12 @@ class Reference:
             return batch
         if self._start is None:
             assert self.frozen is not None, "everything has been computed before the first step"
-            found = self.frozen(self.frozen.fitting(batch), Want()).logprobs
+            logprobs = self.frozen(self.frozen.fitting(batch), Want()).logprobs
         else:
             with self._start():
-                found = self._policy(batch, Want()).logprobs
-        assert found is not None
-        return batch.with_extras(ref_logprobs=found.detach())
+                logprobs = self._policy(batch, Want()).logprobs
+        assert logprobs is not None
+        return batch.with_extras(ref_logprobs=logprobs.detach())
 
 
 def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
@@ -164,39 +170,41 @@ def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
 
     def with_logprobs(at: int, tree: Tree) -> Tree:
         assert folder.name, "the folder lives as long as what reads it"
-        found = torch.from_numpy(kept.read(int(starts[at]), int(starts[at + 1]))).view(tree.n_branches, -1)
-        return tree.with_extras(ref_logprobs=found)
+        logprobs = torch.from_numpy(kept.read(int(starts[at]), int(starts[at + 1]))).view(tree.n_branches, -1)
+        return tree.with_extras(ref_logprobs=logprobs)
 
     return trees.numbered(with_logprobs)
 
 
 def build(setup: Setup) -> Parts:
     options = setup.option(DPOOptions)
+    loss = PREFERENCES[options.pref_loss]
     policy = setup.load_policy()
     records, held_out = setup.records("preference")
     train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
     setup.only_pairs(records)
-    if options.ref_model is None:
-        frozen = frozen_copy(policy)
-    else:
-        frozen = setup.load_frozen(options.ref_model).eval().requires_grad_(False)
-    add = Reference(policy, frozen)
-    if options.precompute_ref_logprobs:
+    add = _reference(setup, policy, options.ref_model) if loss.reference else None
+    if add is not None and options.precompute_ref_logprobs:
         train, judged = (precomputed(trees, add, setup.rows(policy)) for trees in (train, judged))
         add.frozen = None
-    objective = Preferences(
-        options.pref_loss, options.pref_beta, options.label_smoothing, fresh=options.ref_model is None
-    )
-    batches = [add(batch) for batch in setup.rows(policy).micro_batches(judged)] if judged else []
+    objective = Preferences(loss, options.pref_beta, options.label_smoothing, fresh=options.ref_model is None)
+    batches = setup.rows(policy).micro_batches(judged) if judged else []
     return Parts(
         trained=policy,
         main=policy,
         objective=objective,
         feed=lambda live: setup.dataset_feed(policy, train, annotate=add),
-        validate=validator(objective, batches),
+        validate=validator(objective, [add(batch) for batch in batches] if add else batches),
         held_out=HeldOut("accuracy", "higher"),
         sample_prompts=setup.sample_prompts(held_out or records),
     )
+
+
+def _reference(setup: Setup, policy: TreeModel, name: str | None) -> Reference:
+    """Another model where one is named, else the policy as it starts."""
+    if name is None:
+        return Reference(policy, frozen_copy(policy))
+    return Reference(policy, setup.load_frozen(name).eval().requires_grad_(False))
 
 
 STAGE = Stage("preference", build, (DPOOptions,), reference=True)

@@ -11,13 +11,14 @@ answer first (GRPO as published), or the constant max_new_tokens (Dr. GRPO, Liu 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
@@ -30,7 +31,14 @@ from espalier.models.forward import Outputs, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.parts import HeldOut, Live, Parts
-from espalier.stages.rollouts import Roller, RolloutOptions, check_apart, check_first_step, reward_rule
+from espalier.stages.rollouts import (
+    Roller,
+    RolloutOptions,
+    check_apart,
+    check_first_step,
+    reward_rule,
+    rollout_plan,
+)
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
 from espalier.trees import Batch, Tree
@@ -125,8 +133,7 @@ def build(setup: Setup) -> Parts:
     roller = Roller(setup, policy, frozen, rolling.group_size or 8, rule)
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model)
     compare = ADVANTAGES[options.advantages]
-    plan = setup.plan
-    per_step = plan.trees_per_step or 8
+    plan = rollout_plan(setup, options.grpo_epochs)
 
     def feed(live: Live) -> Feed:
         def roll(places: list[int], number: int) -> list[Tree]:
@@ -136,17 +143,7 @@ def build(setup: Setup) -> Parts:
             trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
             return [with_advantages(tree, compare, rolling.kl_coef) for tree in trees]
 
-        return RolloutFeed(
-            len(roller.asks),
-            roll,
-            setup.rows(policy),
-            prompts_per_rollout=rolling.rollout_prompts or per_step,
-            trees_per_step=per_step,
-            passes=options.grpo_epochs,
-            epochs=plan.epochs,
-            max_steps=plan.max_steps,
-            seed=plan.seed,
-        )
+        return RolloutFeed(len(roller.asks), roll, setup.rows(policy), plan)
 
     return Parts(
         trained=policy,
@@ -160,7 +157,7 @@ def build(setup: Setup) -> Parts:
     )
 
 
-def _check(options: Mapping[type, Any]) -> None:
+def _check(options: OptionSet) -> None:
     if options[RolloutOptions].group_size == 1:
         raise UserError(
             "group_size: 1 in grpo: an answer is compared with the others of its group, and alone it has no "

@@ -32,7 +32,14 @@ from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import whitened
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.parts import HeldOut, Live, Parts
-from espalier.stages.rollouts import Roller, RolloutOptions, check_apart, check_first_step, reward_rule
+from espalier.stages.rollouts import (
+    Roller,
+    RolloutOptions,
+    check_apart,
+    check_first_step,
+    reward_rule,
+    rollout_plan,
+)
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
 from espalier.trees import Batch, Tree
@@ -76,11 +83,11 @@ class PolicyAndCritic(nn.Module):
 
     def forward(self, batch: Batch, want: Want) -> Outputs:
         wanted = Want(want.logprobs, want.entropy, temperature=want.temperature)
-        said = self.policy(self.policy.fitting(batch), wanted)
+        outputs = self.policy(self.policy.fitting(batch), wanted)
         if not want.values:
-            return Outputs(said.logprobs, said.entropy)
+            return Outputs(outputs.logprobs, outputs.entropy)
         values = self.critic(self.critic.fitting(batch), Want(logprobs=False, values=True)).values
-        return Outputs(said.logprobs, said.entropy, values)
+        return Outputs(outputs.logprobs, outputs.entropy, values)
 
 
 class ClippedObjective:
@@ -167,13 +174,17 @@ class ClipWarning:
             return
         cut = scores.clamp(-self._limit, self._limit)
         many = int((scores.abs() > self._limit).sum())
-        if 2 * many > len(scores) or (len(cut.unique()) == 1 and len(scores.unique()) > 1):
+        if 2 * many > len(scores) or (_all_equal(cut) and not _all_equal(scores)):
             self._say(
                 f"{many} of {len(scores)} scores ({float(scores.min()):g} to {float(scores.max()):g}) were cut to "
                 f"reward_clip {self._limit:g}, so that they don't differ any more; raise it, scale the reward, or set "
                 "reward_clip: null (`score_clipped` counts them)"
             )
             self._limit = None
+
+
+def _all_equal(x: Tensor) -> bool:
+    return bool((x == x[0]).all())
 
 
 def experience(
@@ -184,7 +195,7 @@ def experience(
     Args:
         trees: with the extras old_logprobs, ref_logprobs, old_values (B, A) and scores (B,).
     """
-    found = []
+    shaped = []
     for tree in trees:
         x = tree.extras
         lengths = torch.tensor([int(trained.sum()) for _, trained in tree.paths()])
@@ -192,10 +203,10 @@ def experience(
         kl = kl_k1(x["old_logprobs"], x["ref_logprobs"]) * mask
         rewards = token_rewards(kl, x["scores"], mask, kl_coef, reward_clip)
         advantages, returns = gae(rewards, x["old_values"], mask, gamma, lam)
-        found.append(
+        shaped.append(
             tree.with_extras(kl=kl, advantages=advantages, returns=returns, ptx=torch.zeros(len(lengths)))
         )
-    return whitened(found, "advantages")
+    return whitened(shaped, "advantages")
 
 
 def with_documents(answers: list[Tree], documents: list[Tree], coefficient: float) -> list[Tree]:
@@ -224,6 +235,34 @@ class MovingAverage:
             kept.lerp_(new.to(kept.dtype), 1 - self._decay)
 
 
+@dataclass(frozen=True)
+class Rollouts:
+    """Answers that are sampled, scored and measured, with their advantages; after each rollout the KL's price moves."""
+
+    roller: Roller
+    options: PPOOptions
+    controller: KLController
+    warn: ClipWarning
+
+    def roll(self, live: Live, places: list[int], number: int) -> list[Tree]:
+        roller, options = self.roller, self.options
+        trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
+        self.warn(torch.cat([tree.extras["scores"] for tree in trees]))
+        trees = roller.measured(
+            live,
+            trees,
+            Want(values=True, temperature=roller.temperature),
+            lambda o: {"old_logprobs": o.logprobs, "old_values": o.values},  # type: ignore[dict-item]
+        )
+        price = self.controller.coefficient
+        trees = experience(
+            trees, kl_coef=price, reward_clip=options.reward_clip, gamma=options.gamma, lam=options.lam
+        )
+        answers = sum(tree.n_branches for tree in trees)
+        self.controller.update(sum(float(tree.extras["kl"].sum()) for tree in trees) / answers, answers)
+        return trees
+
+
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
     rule = reward_rule(setup)
@@ -233,50 +272,23 @@ def build(setup: Setup) -> Parts:
     roller = Roller(setup, policy, frozen, rolling.group_size or 1, rule, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
     controller = KLController(rolling.kl_coef, options.kl_target, options.kl_horizon)
-    warn = ClipWarning(options.reward_clip, setup.say)
+    rollouts = Rollouts(roller, options, controller, ClipWarning(options.reward_clip, setup.say))
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
     documents = _documents(setup, options)
-    plan = setup.plan
-    per_step = plan.trees_per_step or 8
+    plan = rollout_plan(setup, options.ppo_epochs)
 
     def feed(live: Live) -> Feed:
         def roll(places: list[int], number: int) -> list[Tree]:
             setup.refresh_sampler(live, policy)
-            trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
-            warn(torch.cat([tree.extras["scores"] for tree in trees]))
-            want = Want(values=True, temperature=roller.temperature)
-            trees = roller.measured(
-                live,
-                trees,
-                want,
-                lambda o: {"old_logprobs": o.logprobs, "old_values": o.values},  # type: ignore[dict-item]
-            )
-            price = controller.coefficient
-            trees = experience(
-                trees, kl_coef=price, reward_clip=options.reward_clip, gamma=options.gamma, lam=options.lam
-            )
-            answers = sum(tree.n_branches for tree in trees)
-            controller.update(sum(float(t.extras["kl"].sum()) for t in trees) / answers, answers)
-            return trees
+            return rollouts.roll(live, places, number)
 
         def mix(trees: list[Tree], step: int) -> list[Tree]:
             if not documents:
                 return trees
-            chosen = [documents[(step * per_step + i) % len(documents)] for i in range(len(trees))]
+            chosen = [documents[(step * plan.trees_per_step + i) % len(documents)] for i in range(len(trees))]
             return with_documents(trees, chosen, options.ptx_coef)
 
-        return RolloutFeed(
-            len(roller.asks),
-            roll,
-            setup.rows(policy, critic),
-            prompts_per_rollout=rolling.rollout_prompts or per_step,
-            trees_per_step=per_step,
-            passes=options.ppo_epochs,
-            epochs=plan.epochs,
-            max_steps=plan.max_steps,
-            seed=plan.seed,
-            mix=mix,
-        )
+        return RolloutFeed(len(roller.asks), roll, setup.rows(policy, critic), plan, mix=mix)
 
     return Parts(
         trained=PolicyAndCritic(policy, critic),

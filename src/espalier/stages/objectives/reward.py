@@ -89,8 +89,8 @@ def _pairs(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def with_preference(tree: Tree) -> Tree:
     """A pair or a ranking with what people said as ``extras["preference"]`` (B,)."""
-    said = tree.extras.get("scores", torch.tensor([1.0, 0.0]))
-    return replace(tree, extras={"preference": said})
+    preference = tree.extras.get("scores", torch.tensor([1.0, 0.0]))
+    return replace(tree, extras={"preference": preference})
 
 
 def build(setup: Setup) -> Parts:

@@ -24,7 +24,7 @@ STATE = {"settings", "bytes", "tally", "cost", "seconds", "prefixes", "shortened
 
 
 @dataclass
-class Kept:
+class Journal:
     """The lines of a task so far, and their sums.
 
     Attributes:
@@ -55,25 +55,25 @@ class Kept:
         return self.folder / f"{self.name}.state.json"
 
     @classmethod
-    def open(cls, folder: Path, name: str, settings: Mapping[str, Any]) -> Kept:
+    def open(cls, folder: Path, name: str, settings: Mapping[str, Any]) -> Journal:
         """What an earlier run with the same settings has left, or nothing."""
         with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        kept = cls(folder, name, json.loads(json.dumps(settings, default=str)))
-        if not (kept._state.is_file() and kept._partial.is_file()):
-            return kept
-        state = _read(kept._state)
-        if state.get("settings") != kept.settings or kept._partial.stat().st_size < state["bytes"]:
-            return kept
-        kept.cost, kept.seconds, kept.bytes = Cost(**state["cost"]), state["seconds"], state["bytes"]
-        kept.prefixes, kept.shortened = state["prefixes"], Counter(state["shortened"])
-        kept.tally = Tally(
+        journal = cls(folder, name, json.loads(json.dumps(settings, default=str)))
+        if not (journal._state.is_file() and journal._partial.is_file()):
+            return journal
+        state = _read(journal._state)
+        if state.get("settings") != journal.settings or journal._partial.stat().st_size < state["bytes"]:
+            return journal
+        journal.cost, journal.seconds, journal.bytes = Cost(**state["cost"]), state["seconds"], state["bytes"]
+        journal.prefixes, journal.shortened = state["prefixes"], Counter(state["shortened"])
+        journal.tally = Tally(
             {g: {k: Moments(**m) for k, m in mine.items()} for g, mine in state["tally"]["metrics"].items()},
             Moments(**state["tally"]["blind"]),
             Counter(state["tally"]["golds"]),
             n=state["tally"]["n"],
         )
-        return kept
+        return journal
 
     def shorten(self, fewer: int, cut: int) -> None:
         """Count a question that did not fit: asked with fewer examples, or without its first tokens."""
@@ -121,7 +121,7 @@ class Kept:
 def _read(path: Path) -> dict[str, Any]:
     """A state that was written whole; {} where it has been damaged since, and the task begins anew."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        state = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and found.keys() >= STATE else {}
+    return state if isinstance(state, dict) and state.keys() >= STATE else {}

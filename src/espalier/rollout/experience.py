@@ -105,18 +105,18 @@ def scored_by_rule(
     Raises:
         UserError, Stopped: on all ranks alike, where the rule raised it on one of them.
     """
-    found: list[tuple[int, Tensor]] = []
+    own_scores: list[tuple[int, Tensor]] = []
     problems: list[UserError | Stopped] = []
     try:
         for i in range(rank, len(answered), world):
-            found.append((i, rule_scores(answered[i], rule, show)))
+            own_scores.append((i, rule_scores(answered[i], rule, show)))
     except (UserError, Stopped) as met:
         problems.append(met)
     if world > 1:
-        found, problems = gather_object(found), gather_object(problems)
+        own_scores, problems = gather_object(own_scores), gather_object(problems)
     for problem in sorted(problems, key=lambda p: isinstance(p, Stopped)):
         raise problem
-    scores = dict(found)
+    scores = dict(own_scores)
     return [a.tree.with_extras(scores=scores[i]) for i, a in enumerate(answered)]
 
 

@@ -30,12 +30,12 @@ def validate(running: Running, step: int) -> dict[str, float]:
         units, numbers = parts.validate(live)
     meter = Meter()
     meter.add(numbers)
-    found = {f"eval_{k}": v for k, v in meter.means(lambda sums: over_ranks(live.accelerator, sums)).items()}
+    logged = {f"eval_{k}": v for k, v in meter.means(lambda sums: over_ranks(live.accelerator, sums)).items()}
     estimate = judged(units, live.accelerator)
     if estimate is not None:
         name = parts.held_out.name
-        found[f"eval_{name}"], found[f"eval_{name}_stderr"] = estimate.value, estimate.stderr
-    _check_finite(running, found, step)
+        logged[f"eval_{name}"], logged[f"eval_{name}_stderr"] = estimate.value, estimate.stderr
+    _check_finite(running, logged, step)
     if estimate is not None:
         when = "before" if step == 0 else "after"
         running.held_out |= {
@@ -46,7 +46,7 @@ def validate(running: Running, step: int) -> dict[str, float]:
             "n": estimate.n,
         }
     _show(running, step)
-    return found
+    return logged
 
 
 def _check_finite(running: Running, numbers: dict[str, float], step: int) -> None:

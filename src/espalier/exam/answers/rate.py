@@ -82,9 +82,9 @@ class Rater:
         for row in pack(sizes, max(self._row_tokens, *sizes)):
             batch = lay_out([trees[i] for i in row])
             with torch.no_grad():
-                said = self._model(batch.to(self._device), Want(logprobs=False, scores=True)).scores
-            assert said is not None
-            for score, tree in zip(said.tolist(), batch.tree_id.tolist(), strict=True):
+                given = self._model(batch.to(self._device), Want(logprobs=False, scores=True)).scores
+            assert given is not None
+            for score, tree in zip(given.tolist(), batch.tree_id.tolist(), strict=True):
                 scores[row[tree]].append(score)
             cost.computed += batch.tokens_in_rows
             cost.unshared += batch.tokens_in_paths

@@ -62,14 +62,14 @@ class Writer:
             )
         ids, cut = [], []
         for i, prompt in enumerate(prompts):
-            found = self._encoded(prompt)
-            while len(found) > room:
+            encoded = self._encoded(prompt)
+            while len(encoded) > room:
                 shorter = shorten(i)
                 if shorter is None:
                     break
-                found = self._encoded(shorter)
-            cut.append(max(0, len(found) - room))
-            ids.append(found[-room:])
+                encoded = self._encoded(shorter)
+            cut.append(max(0, len(encoded) - room))
+            ids.append(encoded[-room:])
         ends = (*self._ends, *stop_ids(self._tokenizer, stop))
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, ends)
         answers = sample(self._model.lm, self._model.traits, ids, sampling, rows=self._rows)

@@ -31,6 +31,7 @@ def datasets(path: str | list[str], kept: Path | None = None, **options: Any) ->
     }
     made = Datasets(
         config.build(raw, COMMON, all_classes={"sft": COMMON}),
+        reads="chat",
         rank=0,
         world=1,
         device=torch.device("cpu"),

@@ -26,7 +26,7 @@ from tests.data.store.helpers import CHATS, job, said, tokenizer_of, write
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from espalier.data.specs import parse_specs
+from espalier.data.read.specs import parse_specs
 from espalier.data.store import blocks, crew
 from espalier.data.store.open import Reading, opened
 from tests import processes

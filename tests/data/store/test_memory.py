@@ -14,11 +14,11 @@ from tests import processes
 PROGRAM = """
 import json, resource, sys
 from pathlib import Path
-from espalier.data.choose import held_out, without
-from espalier.data.feed import DatasetFeed, Rows
-from espalier.data.forest import stored
+from espalier.data.choice.choose import held_out, without
+from espalier.data.steps.feed import DatasetFeed, Rows
+from espalier.data.steps.forest import stored
 from espalier.data.preflight.run import Preflight
-from espalier.data.specs import parse_specs
+from espalier.data.read.specs import parse_specs
 from espalier.data.store.open import Reading, opened
 from espalier.data.store.stack import Choice
 from espalier.trees import lay_out_tree

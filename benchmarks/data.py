@@ -195,7 +195,7 @@ def _map(asked: Any, encode: Any) -> dict[str, float]:
 def _map_same(asked: Any) -> dict[str, float]:
     from espalier.data.encode.tokenise import encode_paths
     from espalier.data.read.account import Account
-    from espalier.data.read.formats import parse_row
+    from espalier.data.read.rows import parse_row
 
     encoder = _encoder(asked)
 

@@ -21,7 +21,7 @@ from espalier.data.preflight.run import Preflight
 from espalier.data.preflight.text import blocks, lines, share
 from espalier.data.read.account import Account
 from espalier.data.read.specs import parse_specs
-from espalier.data.records import Chat, Message, Ranking
+from espalier.data.records import Message, Record
 from espalier.data.store.blocks import Job
 from espalier.data.store.marks import has_equal_answers, role_order
 from espalier.data.store.open import Reading, opened
@@ -268,8 +268,8 @@ def test_words_for_people() -> None:
         "100 %",
     ]
     turns = tuple(Message(role, "x") for role in ("system", "user", "assistant"))
-    assert role_order(Chat(turns)) == "system, user, assistant"
-    assert role_order(Ranking(turns[:2], ())) == "system, user -> answers"
+    assert role_order(Record.chat(turns)) == "system, user, assistant"
+    assert role_order(Record.ranking(turns[:2], ())) == "system, user -> answers"
 
 
 def test_languages_of_a_file_that_alternates(tmp_path: Path) -> None:

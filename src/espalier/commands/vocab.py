@@ -39,7 +39,6 @@ def extend(
 ) -> None:
     """Train further pieces on a text, add them to a model's tokenizer, and give each a row that means the same."""
     from espalier.data.read.specs import parse_specs
-    from espalier.data.records import Text
     from espalier.data.store.again import all_records
     from espalier.data.store.blocks import Job
     from espalier.data.store.open import Reading, opened
@@ -66,7 +65,7 @@ def extend(
         reading = Reading(Path(folder))
         stack, order, _ = opened(specs, job, reading)
         records = all_records(specs, job, reading, Choice(stack, order))
-        texts = [record.text for record in records if isinstance(record, Text)]
+        texts = [record.text for record in records]
     apart = texts[HELD_OUT - 1 :: HELD_OUT] or texts
     learned = [t for i, t in enumerate(texts) if i % HELD_OUT != HELD_OUT - 1] or texts
     way = {"BPE": "bpe", "Unigram": "sentencepiece"}[held["model"]["type"]] if kind == "auto" else kind

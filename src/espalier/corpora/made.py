@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from espalier.data.records import ASSISTANT, USER, Chat, Preference, Prompt, Record
+from espalier.data.records import USER, Record
 
 _FLESH = re.compile(r"[\W_]+")
 
@@ -115,12 +115,4 @@ def one_line(value: object) -> str:
 
 def key_of(record: Record) -> str:
     """What must not stand in both parts: what the user says before the first answer, whatever the system turn."""
-    assert isinstance(record, (Chat, Preference, Prompt)), record
-    messages = record.prompt if isinstance(record, Preference) else record.messages
-    said = []
-    for message in messages:
-        if message.role == ASSISTANT:
-            break
-        if message.role == USER:
-            said.append(message.content)
-    return "\n".join(said)
+    return "\n".join(message.content for message in record.opening if message.role == USER)

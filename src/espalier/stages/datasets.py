@@ -23,7 +23,7 @@ from espalier.data.encode.tokenise import Encoder
 from espalier.data.preflight.findings import HELD_OUT, TRAIN
 from espalier.data.preflight.run import Preflight
 from espalier.data.read.specs import DatasetSpec, parse_specs
-from espalier.data.records import ASSISTANT, Chat, Prompt, Record, texts_of
+from espalier.data.records import ASSISTANT, Messages, Record
 from espalier.data.steps.feed import Batches, DatasetFeed, Rows
 from espalier.data.steps.forest import Forest, stored
 from espalier.data.store.again import all_records, examples, records_at
@@ -213,7 +213,7 @@ class Datasets:
         train = self.records(self.reads)[0]
         choice = self.choice(train)
         for record in all_records(train.specs, self._job(self.reads), self._reading, choice):
-            yield "\n".join(texts_of(record))
+            yield "\n".join(record.texts)
 
     # --- trees and prompts ----------------------------------------------------------------------
 
@@ -330,13 +330,12 @@ class Datasets:
         return DatasetFeed(trees, self.rows(model), annotate=annotate, **asdict(self.plan))
 
 
-def _asked(record: Any) -> tuple[Any, str | None] | None:
+def _asked(record: Record) -> tuple[Messages, str | None] | None:
     """The messages before the last answer of a record, and that answer."""
-    if isinstance(record, Chat) and record.messages[-1].role == ASSISTANT:
+    if record.kind == "chat" and record.messages[-1].role == ASSISTANT:
         return record.messages[:-1], record.messages[-1].content
-    if isinstance(record, Prompt):
-        return record.messages, record.reference
-    prompt, chosen = getattr(record, "prompt", None), getattr(record, "chosen", None)
-    if prompt and chosen:
-        return prompt, chosen[-1].content
+    if record.kind == "prompt":
+        return record.prompt, record.reference
+    if record.kind == "preference" and record.prompt:
+        return record.prompt, record.answers[0].messages[-1].content
     return None

@@ -13,8 +13,7 @@ import pytest
 
 from espalier.corpora.made import DEV, TRAIN, Division, Made, Without
 from espalier.corpora.prepare.couplets import couplets
-from espalier.data.read.formats import parse_row
-from espalier.data.records import Ranking
+from espalier.data.read.rows import parse_row
 from espalier.errors import UserError
 from tests import processes
 
@@ -84,7 +83,7 @@ def test_every_record_has_its_own_gold_and_wrong_lines_of_the_right_lengths(
         assert all(len(wrong) != len(second) and wrong in of_length[len(wrong)] for wrong in answers[-1])
         scores = [answer["score"] for answer in thing.row["answers"]]
         assert scores == sorted(scores, reverse=True)
-        assert isinstance(parse_row(thing.row, thing.source, "ranking"), Ranking)
+        assert parse_row(thing.row, thing.source, "ranking").kind == "ranking"
 
 
 def test_no_answers_of_an_earlier_couplet_stay(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from espalier.corpora.made import DEV, TRAIN, Division, Made, Without
 from espalier.corpora.prepare.corpora import CORPORA
 from espalier.corpora.prepare.shape import SHAPES, pairs, shaped
-from espalier.data.read.formats import parse_row
-from espalier.data.records import Chat, Preference, Prompt, Text
+from espalier.data.read.rows import parse_row
+from espalier.data.records import Record
 from espalier.errors import UserError
 
 ALL = Division(dev=0)
@@ -140,19 +140,18 @@ def test_pairs_never_join_equals(scores: tuple[float, ...], wanted: list[tuple[i
 
 
 def test_every_shape_is_read_back_as_its_record() -> None:
-    kinds = {"chat": Chat, "preference": Preference, "text": Text, "prompt": Prompt}
     for shape in SHAPES[1:]:
         found = list(shaped(iter([Made(ranked(1, 0), "问", "a:1")]), shape))
         [made] = found
         assert isinstance(made, Made)
         record = parse_row(made.row, "a:1", shape)
-        assert isinstance(record, kinds[shape]), record
-        if isinstance(record, Text):
+        assert isinstance(record, Record) and record.kind == shape, record
+        if record.kind == "text":
             assert record.text == "问\n答：a0"
-        if isinstance(record, Prompt):
+        if record.kind == "prompt":
             assert record.prefix == "答："
-        if isinstance(record, Preference):
-            assert record.chosen[0].prefix == record.rejected[0].prefix == "答："
+        if record.kind == "preference":
+            assert [answer.messages[0].prefix for answer in record.answers] == ["答："] * 2
 
 
 def test_what_has_no_such_shape_is_said() -> None:

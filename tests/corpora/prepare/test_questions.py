@@ -10,8 +10,7 @@ from typing import Any
 
 from espalier.corpora.made import Division, Made, Without
 from espalier.corpora.prepare.questions import baike, zhidao
-from espalier.data.read.formats import parse_row
-from espalier.data.records import Chat
+from espalier.data.read.rows import parse_row
 
 ALL = Division(dev=0)
 
@@ -113,4 +112,4 @@ def test_baike_takes_the_longer_of_title_and_description(tmp_path: Path, shared:
     assert isinstance(real, Made) and "\r" not in real.row["answers"][0]["answer"]
     assert real.row["prompt"] == "冬天进补好一些呢，还是夏天进步好啊？ "
     chat = parse_row(real.row, real.source, "chat")
-    assert isinstance(chat, Chat) and chat.messages[1].prefix == "答："
+    assert chat.kind == "chat" and chat.messages[1].prefix == "答："

@@ -11,7 +11,7 @@ from rich.text import Text as RichText
 from espalier.data.encode.encoding import encode_pieces
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.tokenise import Encoder, branches_of, encode_all
-from espalier.data.records import Preference, Prompt, Ranking, Record, Text, Unpaired
+from espalier.data.records import Answer, Record
 from espalier.screen import Screen, safe
 from espalier.trees.tree import Tree
 
@@ -50,8 +50,8 @@ _MOST = 4000
 
 def shown(record: Record, encoder: Encoder) -> Shown:
     """A record as an encoder trains it; what it cuts is there, marked as cut. Of a long one the two ends."""
-    if isinstance(record, Text) and len(record.text) > 25 * _MOST:
-        found = _whole(replace(record, text=record.text[: 25 * _MOST]), encoder)
+    if record.kind == "text" and len(record.text) > 25 * _MOST:
+        found = _whole(Record.document(record.text[: 25 * _MOST], record.source), encoder)
         note = f"of {len(record.text):,} characters only the first {25 * _MOST:,} are looked at here"
         return _clipped(replace(found, notes=[note, *found.notes]))
     return _clipped(_whole(record, encoder))
@@ -84,11 +84,11 @@ def _ends(spans: list[Span]) -> list[Span]:
 
 
 def _whole(record: Record, encoder: Encoder) -> Shown:
-    if isinstance(record, Prompt):
+    if record.kind == "prompt":
         return _written(record, encoder.template)
     trees, account = encode_all([record], encoder)
     notes = list(account)
-    if isinstance(record, Text):
+    if record.kind == "text":
         if len(trees) > 1:
             notes.append(f"cut into {len(trees)} pieces of at most cutoff_len tokens; nothing is lost")
         branches = [
@@ -123,9 +123,9 @@ def written(record: Record, template: Template) -> Shown:
 
 
 def _written(record: Record, template: Template) -> Shown:
-    if isinstance(record, Text):
+    if record.kind == "text":
         return Shown(record.source, [Branch("", [(TRAINED, record.text)])])
-    if isinstance(record, Prompt):
+    if record.kind == "prompt":
         text = prompt_text(template, record.messages, tools=record.tools, prefix=record.prefix)
         reference = [Branch("reference", [(READ, record.reference)])] if record.reference else []
         return Shown(record.source, [Branch("", [(READ, text)]), *reference])
@@ -157,11 +157,13 @@ def _counted(record: Record, branches: list[Branch], notes: list[str], trees: Se
 
 
 def _labels(record: Record) -> list[str]:
-    if isinstance(record, Preference):
-        return ["chosen", "rejected"]
-    if isinstance(record, Ranking):
-        return [f"score {score:g}" for _, score in record.answers]
-    return [("good" if record.label else "bad") if isinstance(record, Unpaired) else ""]
+    return ["chosen", "rejected"] if record.kind == "preference" else [_label(a) for a in record.answers]
+
+
+def _label(answer: Answer) -> str:
+    if answer.score is not None:
+        return f"score {answer.score:g}"
+    return "" if answer.label is None else "good" if answer.label else "bad"
 
 
 def _texts(record: Record, encoder: Encoder) -> list[str]:

@@ -16,10 +16,10 @@ from espalier.data.encode.templates import SimpleTemplate, Template, choose_temp
 from espalier.data.encode.tokenise import Encoder
 from espalier.data.preflight.findings import TRAIN
 from espalier.data.preflight.run import Preflight
-from espalier.data.read.formats import KINDS, parse_row
+from espalier.data.read.rows import parse_row
 from espalier.data.read.sources import rows_of
 from espalier.data.read.specs import DatasetSpec, parse_specs
-from espalier.data.records import BadRecord, LeftOut
+from espalier.data.records import KINDS, BadRecord, LeftOut
 from espalier.data.store.again import examples, records_at
 from espalier.data.store.blocks import Job
 from espalier.data.store.open import Reading, opened

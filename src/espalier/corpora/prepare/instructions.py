@@ -16,7 +16,7 @@ from typing import Any
 from espalier.corpora.made import DEV, TRAIN, Division, Found, Made, Without, digest, key_of
 from espalier.corpora.prepare.reading import Row, data_files, lacking, rows, text_of
 from espalier.corpora.prepare.shape import row_of
-from espalier.data.read.formats import parse_row
+from espalier.data.read.rows import parse_row
 from espalier.data.records import BadRecord, LeftOut
 
 _HELD = re.compile(r"(^|[^a-z])(test|eval|dev|valid|validation)([^a-z]|$)", re.IGNORECASE)

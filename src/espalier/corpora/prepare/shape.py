@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from espalier.corpora.made import Found, Without
-from espalier.data.records import ASSISTANT, USER, Chat, Messages, Preference, Prompt, Record
+from espalier.data.records import ASSISTANT, USER, Messages, Record
 from espalier.errors import UserError
 
 SHAPES = ("own", "chat", "preference", "text", "prompt")
@@ -20,17 +20,16 @@ def row_of(record: Record) -> dict[str, Any]:
     """A chat, a preference or a prompt as a row that `formats` reads back.
 
     >>> from espalier.data.records import Message
-    >>> row_of(Chat((Message("user", "2+3=?"), Message("assistant", "5"))))["messages"][1]
+    >>> row_of(Record.chat((Message("user", "2+3=?"), Message("assistant", "5"))))["messages"][1]
     {'role': 'assistant', 'content': '5'}
     """
-    assert isinstance(record, (Chat, Prompt, Preference)), record
+    assert record.kind in ("chat", "prompt", "preference"), record
     tools = {"tools": record.tools} if record.tools else {}
-    if isinstance(record, Chat):
+    if record.kind == "chat":
         return {"messages": _turns(record.messages), **tools}
-    if isinstance(record, Prompt):
-        return {"prompt": _turns(record.messages), **tools}
-    pair = {"chosen": _turns(record.chosen), "rejected": _turns(record.rejected)}
-    return {"prompt": _turns(record.prompt), **pair, **tools}
+    names = ("chosen", "rejected") if record.answers else ()
+    answers = {name: _turns(answer.messages) for name, answer in zip(names, record.answers, strict=True)}
+    return {"prompt": _turns(record.prompt), **answers, **tools}
 
 
 def _turns(messages: Messages) -> Turns:

@@ -81,6 +81,13 @@ def as_text(value: Any, what: str, *, may_be_empty: bool = False) -> str:
     return value
 
 
+def as_label(value: Any) -> bool | None:
+    """True or False by any of the names that labels have; None for anything else."""
+    if isinstance(value, bool) or value in (0, 1):
+        return bool(value)
+    return {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else None
+
+
 def as_messages(value: Any, what: str) -> Messages:
     """A list of turns, or a single turn, or either as JSON text; OpenAI's or ShareGPT's keys.
 
@@ -244,3 +251,19 @@ def check_order(messages: Messages, what: str, *, ends_with: str | None = None) 
         raise Bad(
             "no question", f"{what} ends with a {before} turn, wanted a user turn that waits for an answer"
         )
+
+
+def parted(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """Two dialogues as (common prompt, rest, rest); the prompt ends before an assistant's turn of both. Raises `Bad`."""
+    for messages, what in ((chosen, "the chosen dialogue"), (rejected, "the rejected dialogue")):
+        check_order(messages, what, ends_with=ASSISTANT)
+    common = 0
+    while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
+        common += 1
+    while common and not chosen[common].role == rejected[common].role == ASSISTANT:
+        common -= 1
+    if not common:
+        raise Bad(
+            "no common prompt", "the chosen and the rejected dialogue begin differently; they need one prompt"
+        )
+    return chosen[:common], chosen[common:], rejected[common:]

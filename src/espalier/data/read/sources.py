@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import glob
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,6 @@ from typing import Any
 from espalier.data.read.account import Account
 from espalier.data.read.files import SUFFIXES, Placed, is_data_file, read_rows
 from espalier.data.read.specs import DatasetSpec
-from espalier.data.records import ASSISTANT, Chat, Prompt, Record, Text
 from espalier.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -141,25 +139,3 @@ def hub_dataset(spec: DatasetSpec) -> Any:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
             "check the name and the network, or give the path of a file"
         ) from None
-
-
-def prompt_key(record: Record) -> str:
-    """What must not stand on both sides of a split: the text up to the first assistant turn."""
-    if isinstance(record, Text):
-        return record.text
-    messages = record.messages if isinstance(record, (Chat, Prompt)) else record.prompt
-    opening = []
-    for message in messages:
-        if message.role == ASSISTANT:
-            break
-        opening.append([message.role, message.content])
-    return json.dumps(opening, ensure_ascii=False)
-
-
-def prompt_mark(record: Record) -> int:
-    """A hash of 64 bits of what must not stand on both sides of a split, the same in every process.
-
-    Two different prompts of five million share one with a chance of one in a million.
-    """
-    key = prompt_key(record).encode("utf-8", "replace")
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")

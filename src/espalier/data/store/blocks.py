@@ -20,12 +20,19 @@ from espalier.data.choice.mixing import takes
 from espalier.data.encode.tokenise import Encoder, encode_paths, encode_prompt_ids
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described
-from espalier.data.read.formats import parse_row
 from espalier.data.read.json_files import Placed, json_lines
-from espalier.data.read.sources import prompt_key, prompt_mark
-from espalier.data.records import BadRecord, LeftOut, Prompt, Ranking, Record, texts_of
+from espalier.data.read.rows import parse_row
+from espalier.data.records import BadRecord, LeftOut, Record
 from espalier.data.store.columns import Numbers
-from espalier.data.store.marks import ENDLESS, pair_marks, role_order, script_mark, tree_marks
+from espalier.data.store.marks import (
+    ENDLESS,
+    pair_marks,
+    prompt_key,
+    prompt_mark,
+    role_order,
+    script_mark,
+    tree_marks,
+)
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
 
@@ -213,7 +220,7 @@ class _Table:
         if self._job.encoder is None:
             for record in records:
                 self._record(record, ())
-                self._lists["characters"].append(sum(map(len, texts_of(record))))
+                self._lists["characters"].append(sum(map(len, record.texts)))
                 self._trees_of.append(0)
         elif self._job.kind == "prompt":
             self._prompts(records, self._job.encoder)
@@ -246,7 +253,7 @@ class _Table:
             pair, swapped = pair_marks(record)
             held["pair"].append(pair)
             held["swapped"].append(swapped)
-            held["answers"].append(len(record.answers) if isinstance(record, Ranking) else 2)
+            held["answers"].append(len(record.answers))
 
     def _trained(self, records: Sequence[Record], encoder: Encoder) -> None:
         noted = _Noted()
@@ -313,10 +320,9 @@ class _Table:
         self._lists[f"{name}.size"].append(len(values))
 
     def _prompts(self, records: Sequence[Record], encoder: Encoder) -> None:
-        asked = [record for record in records if isinstance(record, Prompt)]
-        assert self._job.max_prompt_length is not None and len(asked) == len(records)
+        assert self._job.max_prompt_length is not None
         noted = _Noted()
-        for record, ids in encode_prompt_ids(asked, encoder, self._job.max_prompt_length, noted):
+        for record, ids in encode_prompt_ids(records, encoder, self._job.max_prompt_length, noted):
             self._record(record, noted.taken())
             self._trees_of.append(int(ids is not None))
             if ids is not None:

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from espalier.data.read.script import LANGUAGES, language
-from espalier.data.records import Chat, Messages, Preference, Prompt, Record, Text, texts_of
+from espalier.data.records import Messages, Record
 from espalier.trees.tree import Tree
 
 SCRIPTS = ("", *LANGUAGES)
@@ -20,11 +20,27 @@ ENDLESS, EQUAL = 1, 2
 _LOOKED_AT, _CHARACTERS = 1024, 400  # a script is plain from few words, and a share from few records
 
 
+def prompt_key(record: Record) -> str:
+    """What must not stand on both sides of a split: the text up to the first assistant turn."""
+    if record.kind == "text":
+        return record.text
+    return json.dumps([[turn.role, turn.content] for turn in record.opening], ensure_ascii=False)
+
+
+def prompt_mark(record: Record) -> int:
+    """A hash of 64 bits of what must not stand on both sides of a split, the same in every process.
+
+    Two different prompts of five million share one with a chance of one in a million.
+    """
+    return _hash(prompt_key(record))
+
+
 def pair_marks(record: Record) -> tuple[int, int]:
     """Hashes of a pair as it is and the other way round; (0, 0) for what is no pair."""
-    if not isinstance(record, Preference):
+    if record.kind != "preference":
         return 0, 0
-    prompt, chosen, rejected = (_said(part) for part in (record.prompt, record.chosen, record.rejected))
+    prompt = _said(record.prompt)
+    chosen, rejected = (_said(answer.messages) for answer in record.answers)
     return _hash(f"{prompt}\0{chosen}\0{rejected}"), _hash(f"{prompt}\0{rejected}\0{chosen}")
 
 
@@ -46,24 +62,23 @@ def script_mark(record: Record, line: int) -> int:
     if scattered(line) % looked_at(line):
         return NOT_LOOKED_AT
     # The first characters of each turn, so that a long question does not hide the answer's language.
-    beginning = "\n".join(text[:_CHARACTERS] for text in texts_of(record)[:4])
+    beginning = "\n".join(text[:_CHARACTERS] for text in record.texts[:4])
     return SCRIPTS.index(language(beginning))
 
 
 def role_order(record: Record) -> str:
-    """
+    """Who speaks, in the order of their first turns.
+
     >>> from espalier.data.records import Message
-    >>> role_order(Chat((Message("user", "a"), Message("assistant", "b")) * 3))
+    >>> role_order(Record.chat((Message("user", "a"), Message("assistant", "b")) * 3))
     'user, assistant (several times)'
     """
-    if isinstance(record, Text):
+    if record.kind == "text":
         return "document"
-    if isinstance(record, (Chat, Prompt)):
-        turns = [message.role for message in record.messages]
-    else:
-        turns = [message.role for message in record.prompt]
+    whole = record.kind in ("chat", "prompt")
+    turns = [message.role for message in (record.messages if whole else record.prompt)]
     seen = list(dict.fromkeys(turns))
-    answers = "" if isinstance(record, (Chat, Prompt)) else " -> answers"
+    answers = "" if whole else " -> answers"
     return ", ".join(seen) + (" (several times)" if len(turns) > len(seen) else "") + answers
 
 

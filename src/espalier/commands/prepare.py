@@ -93,7 +93,7 @@ def prepare(
 
 def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
     from espalier.corpora.clean.steps import DEDUP
-    from espalier.data.read.script import LANGUAGES
+    from espalier.data.store.marks import LANGUAGES
 
     if dedup not in DEDUP:
         raise UserError(f"--dedup {dedup}: wanted {', '.join(DEDUP)}.")

@@ -270,7 +270,7 @@ def test_a_long_document_is_tokenised_in_stretches_and_loses_nothing(
 ) -> None:
     text = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。\n" * 40
     whole, _ = encode_all([Record.document(text, "t:1")], encoder(aquila, 50))
-    monkeypatch.setattr("espalier.data.encode.long_texts._LONG", 130)
+    monkeypatch.setattr("espalier.data.encode.encoding._LONG", 130)
     pieces, account = encode_all([Record.document(text, "t:1")], encoder(aquila, 50))
     assert [tree.tokens.tolist() for tree in pieces] == [tree.tokens.tolist() for tree in whole]
     unbroken, _ = encode_all([Record.document("春" * 1000, "t:2")], encoder(aquila, 50))
@@ -280,7 +280,7 @@ def test_a_long_document_is_tokenised_in_stretches_and_loses_nothing(
 def test_an_endless_record_is_told_without_being_tokenised(
     aquila: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("espalier.data.encode.long_texts._LONG", 1000)
+    monkeypatch.setattr("espalier.data.encode.encoding._LONG", 1000)
     chats = [Record.chat((user("a"), *said("b " * 3000)), "c:1"), Record.chat((user("a"), *said("b")), "c:2")]
     with pytest.raises(UserError, match=r"c:1: 6,0.. characters in one record.*line breaks"):
         encode_all(chats, encoder(aquila, 40))

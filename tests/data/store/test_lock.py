@@ -27,7 +27,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from espalier.data.read.specs import parse_specs
-from espalier.data.store import blocks, crew
+from espalier.data.store import blocks, build
 from espalier.data.store.open import Reading, opened
 from tests import processes
 from tests.data.store.helpers import job, tokenizer_of
@@ -40,7 +40,7 @@ def slow(*args, **options):
     time.sleep(pause)
     return real(*args, **options)
 
-crew.work = slow
+build.work = slow
 wanted = job("chat", tokenizer_of(), cutoff_len=512)
 stack, _, _ = opened(parse_specs(path), wanted, Reading(folder, show=lambda text: print(text, flush=True)))
 print("has", stack.records, flush=True)

@@ -22,8 +22,7 @@ from espalier.data.store.build import build
 from espalier.data.store.columns import Writer
 from espalier.data.store.open import Reading, opened
 from espalier.data.store.reading import blocks_of
-from espalier.data.store.stack import Choice, Stack
-from espalier.data.store.stored import Store
+from espalier.data.store.stack import Choice, Stack, Store
 from espalier.errors import UserError
 from tests.data.listed import encode_prompts, load_records
 from tests.data.store.helpers import CHATS, PAIRS, RANKS, ROWS, job, said, tokenizer_of, write

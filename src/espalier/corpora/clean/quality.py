@@ -11,7 +11,7 @@ from typing import Any
 from espalier.corpora.clean.shingles import folded
 from espalier.corpora.clean.view import viewed
 from espalier.corpora.made import Found, Made, Without
-from espalier.data.read.script import language
+from espalier.data.store.marks import language
 
 SHOWN = 20
 REPEATED = 8

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from espalier.corpora.made import DEV, TRAIN, Division, Found, Made, Without, one_line, ranking
 from espalier.corpora.prepare.shelf import Shelf
-from espalier.data.read.files import read_lines
+from espalier.data.read.lines import read_lines
 from espalier.errors import UserError
 
 WRONG = 2

@@ -9,7 +9,7 @@ from typing import Any
 
 from espalier.corpora.made import Division, Found, Made, Without, one_line, ranking
 from espalier.corpora.prepare.reading import lacking, rows_of, text_of
-from espalier.data.read.files import read_lines
+from espalier.data.read.lines import read_lines
 from espalier.errors import UserError
 
 _HAN = r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\u3000-\u303f]"

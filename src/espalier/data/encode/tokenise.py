@@ -16,9 +16,18 @@ from typing import Any
 
 import torch
 
-from espalier.data.encode.encoding import Path, adds_bos, encode_pieces, encode_texts
-from espalier.data.encode.long_texts import endless, in_stretches, is_endless, is_long
-from espalier.data.encode.templates import Piece, Template, prompt_text
+from espalier.data.encode.encoding import (
+    Path,
+    Piece,
+    adds_bos,
+    encode_pieces,
+    encode_texts,
+    endless,
+    in_stretches,
+    is_endless,
+    is_long,
+)
+from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.read.account import Account
 from espalier.data.records import SYSTEM, USER, Record
 from espalier.errors import UserError

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.read.account import Account
-from espalier.data.read.files import SUFFIXES, Placed, is_data_file, read_rows
+from espalier.data.read.files import SUFFIXES, is_data_file, read_rows
+from espalier.data.read.lines import Placed
 from espalier.data.read.specs import DatasetSpec
 from espalier.errors import UserError
 

@@ -20,7 +20,7 @@ from espalier.data.choice.mixing import takes
 from espalier.data.encode.tokenise import Encoder, encode_paths, encode_prompt_ids
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described
-from espalier.data.read.json_files import Placed, json_lines
+from espalier.data.read.lines import Block, Placed
 from espalier.data.read.rows import parse_row
 from espalier.data.records import BadRecord, LeftOut, Record
 from espalier.data.store.columns import Numbers
@@ -89,19 +89,6 @@ class Job:
             return {}
         branched = SHAPE | EXTRAS if self.kind in ("preference", "ranking", "unpaired") else {}
         return TOKENS | branched | (NOTE if self.kind == "prompt" else {})
-
-
-@dataclass
-class Block:
-    """Rows that stand one after the other: as lines of JSON that begin at line `first`, or as they were read."""
-
-    path: str = ""
-    first: int = 1
-    lines: list[str] = field(default_factory=list)
-    rows: list[Placed] = field(default_factory=list)
-
-    def placed(self) -> Iterable[Placed]:
-        return json_lines(self.path, self.lines, self.first) if self.lines else self.rows  # type: ignore[arg-type]
 
 
 @dataclass

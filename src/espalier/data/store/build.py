@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from espalier.data.read.account import Account
-from espalier.data.store.blocks import Block, Done, Job, work
+from espalier.data.read.lines import Block
+from espalier.data.store.blocks import Done, Job, work
 from espalier.data.store.columns import Numbers, Writer
 from espalier.data.store.crew import Crew, Task
 from espalier.errors import UserError
@@ -37,6 +39,7 @@ def build(
     Args:
         folder: exists and is empty.
         name: of the source, for the account.
+        workers: how many other processes tokenise; 0 does everything in this one.
         max_samples: at most so many good records; the others are counted.
         skip_bad: False stops tokenising at the first bad record; the rest is only read, to say all that is bad.
         count_only: nothing is tokenised.
@@ -52,8 +55,13 @@ def build(
         for block in blocks:
             yield block, store.left, not stopped
 
-    with store, Crew(job, workers) as crew:
-        for (block, _, _), done in crew.results(tasks()):
+    with store, ExitStack() as stack:
+        results: Iterator[tuple[Task, Done]]
+        if workers:
+            results = stack.enter_context(Crew(job, workers)).results(tasks())
+        else:
+            results = ((task, work(job, task[0], task[1], tokenise=task[2])) for task in tasks())
+        for (block, _, _), done in results:
             if done.error is not None and store.left is not None:
                 done = work(
                     job, block, store.left

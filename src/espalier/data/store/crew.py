@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from espalier.data.store.blocks import Block, Done, Job, work
+from espalier.data.read.lines import Block
+from espalier.data.store.blocks import Done, Job
 from espalier.errors import UserError
 
 Task = tuple[Block, int | None, bool]
@@ -33,7 +34,7 @@ class Crew:
 
     Args:
         job: what is done with every block; it must pickle.
-        workers: how many processes; 0 does everything in this one.
+        workers: how many processes, at least 1.
     """
 
     def __init__(self, job: Job, workers: int) -> None:
@@ -41,7 +42,7 @@ class Crew:
         self._workers = [_Worker(job) for _ in range(workers)]
         self._free = deque(self._workers)
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(workers) if workers else None
+        self._threads = ThreadPoolExecutor(workers)
 
     def results(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Done]]:
         """Each task with its result, in order; tasks are taken a few ahead of what was given.
@@ -49,10 +50,6 @@ class Crew:
         Raises:
             UserError: a worker died.
         """
-        if self._threads is None:
-            for task in tasks:
-                yield task, work(self._job, task[0], task[1], tokenise=task[2])
-            return
         begun: deque[tuple[Task, Future[Done]]] = deque()
         for task in tasks:
             begun.append((task, self._threads.submit(self._done, task)))
@@ -79,8 +76,7 @@ class Crew:
     ) -> None:
         for worker in self._workers:
             worker.end()
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
 
 class _Worker:

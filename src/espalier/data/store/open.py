@@ -20,8 +20,7 @@ from espalier.data.store.build import build, from_json
 from espalier.data.store.cache import find_or_make
 from espalier.data.store.key import content, description
 from espalier.data.store.reading import blocks_of
-from espalier.data.store.stack import Choice, Stack
-from espalier.data.store.stored import Store
+from espalier.data.store.stack import Choice, Stack, Store
 from espalier.disk.writing import write_whole, writing_to
 
 _OF_A_WORKER, _AS_ASKED = 4 << 20, 1 << 20

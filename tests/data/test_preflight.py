@@ -24,7 +24,7 @@ from espalier.data.read.specs import parse_specs
 from espalier.data.records import Message, Record
 from espalier.data.store.blocks import Job
 from espalier.data.store.marks import has_equal_answers, role_order
-from espalier.data.store.open import Reading, opened
+from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice, Stack
 from espalier.errors import UserError
 from espalier.models.load import train_tokenizer
@@ -78,7 +78,7 @@ def flown(
     with tempfile.TemporaryDirectory() as folder:
         for part, path in ((TRAIN, train), (HELD_OUT, held_out)):
             if path:
-                stack, _, loaded = opened(parse_specs(path), job, Reading(Path(folder), skip_bad=True))
+                stack, _, loaded = opened(parse_specs(path), job, ReadSettings(Path(folder), skip_bad=True))
                 found.read(part, loaded)
                 chosen[part] = Choice(stack)
     found.divided(chosen[TRAIN], chosen[HELD_OUT], apart=False)

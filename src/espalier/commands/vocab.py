@@ -13,7 +13,7 @@ from espalier.screen import safe
 vocab = typer.Typer(no_args_is_help=True, help="A model's vocabulary.")
 
 HELD_OUT = 10
-"""Every so manyth text is kept apart, to judge by."""
+"""One text of so many is kept apart, to judge by."""
 
 
 @vocab.callback()
@@ -41,7 +41,7 @@ def extend(
     from espalier.data.read.specs import parse_specs
     from espalier.data.store.again import all_records
     from espalier.data.store.blocks import Job
-    from espalier.data.store.open import Reading, opened
+    from espalier.data.store.open import ReadSettings, opened
     from espalier.data.store.stack import Choice
     from espalier.disk.temporary import temporary_folder
     from espalier.engine import files
@@ -62,7 +62,7 @@ def extend(
     held = vocabulary.fast(tokenizer)
     specs, job = parse_specs(list(named)), Job("text")
     with temporary_folder() as folder:
-        reading = Reading(Path(folder))
+        reading = ReadSettings(Path(folder))
         stack, order, _ = opened(specs, job, reading)
         records = all_records(specs, job, reading, Choice(stack, order))
         texts = [record.text for record in records]

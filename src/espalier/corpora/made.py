@@ -23,10 +23,10 @@ PARTS = (TRAIN, DEV)
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class CorpusRecord:
     """One record to be written: `row` is its JSON object, `key` what decides its part.
 
-    >>> Made({"prompt": "上联：风", "answers": []}, key="风", source="couplets.txt:1").key
+    >>> CorpusRecord({"prompt": "上联：风", "answers": []}, key="风", source="couplets.txt:1").key
     '风'
     """
 
@@ -40,7 +40,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Without:
+class Omission:
     """Something of the source that became no record: `cause` is short enough to be counted, `text` is a beginning."""
 
     source: str
@@ -48,7 +48,7 @@ class Without:
     text: str = ""
 
 
-Found = Iterator[Made | Without]
+Outcomes = Iterator[CorpusRecord | Omission]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from espalier.data.read.sources import Loaded
+from espalier.data.read.sources import LoadReport
 from espalier.data.read.specs import parse_specs
 from espalier.data.records import Message
 from espalier.errors import UserError
@@ -22,7 +22,7 @@ def folder_of(folder: Path, info: dict[str, Any], **files: Any) -> Path:
     return folder
 
 
-def load(folder: Path, names: list[Any], kind: str) -> Loaded:
+def load(folder: Path, names: list[Any], kind: str) -> LoadReport:
     return load_records(parse_specs(names, str(folder)), kind)
 
 

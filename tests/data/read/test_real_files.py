@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from espalier.data.read.sources import DatasetSpec, Loaded
+from espalier.data.read.sources import DatasetSpec, LoadReport
 from espalier.data.records import Record
 from espalier.errors import UserError
 from tests.data.listed import load_records
@@ -17,7 +17,7 @@ from tests.data.listed import load_records
 EMPTY, ORDER, BROKEN = "bad record: empty text", "bad record: odd role order", "bad record: broken JSON"
 
 
-def load(shared: Path, path: str, kind: str, **options: str) -> Loaded:
+def load(shared: Path, path: str, kind: str, **options: str) -> LoadReport:
     return load_records([DatasetSpec(str(shared / "data" / path), **options)], kind, skip_bad=True)  # type: ignore[arg-type]
 
 

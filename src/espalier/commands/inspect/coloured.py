@@ -33,7 +33,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ColouredRecord:
     """One record as a person should see it."""
 
     source: str
@@ -48,7 +48,7 @@ _MOST = 4000
 """Characters of a branch that are shown; of a longer one the beginning and the end."""
 
 
-def shown(record: Record, encoder: Encoder) -> Shown:
+def shown(record: Record, encoder: Encoder) -> ColouredRecord:
     """A record as an encoder trains it; what it cuts is there, marked as cut. Of a long one the two ends."""
     if record.kind == "text" and len(record.text) > 25 * _MOST:
         found = _whole(Record.document(record.text[: 25 * _MOST], record.source), encoder)
@@ -57,7 +57,7 @@ def shown(record: Record, encoder: Encoder) -> Shown:
     return _clipped(_whole(record, encoder))
 
 
-def _clipped(record: Shown) -> Shown:
+def _clipped(record: ColouredRecord) -> ColouredRecord:
     return replace(record, branches=[replace(b, spans=_ends(b.spans)) for b in record.branches])
 
 
@@ -83,7 +83,7 @@ def _ends(spans: list[Span]) -> list[Span]:
     return found
 
 
-def _whole(record: Record, encoder: Encoder) -> Shown:
+def _whole(record: Record, encoder: Encoder) -> ColouredRecord:
     if record.kind == "prompt":
         return _written(record, encoder.template)
     trees, account = encode_all([record], encoder)
@@ -98,7 +98,7 @@ def _whole(record: Record, encoder: Encoder) -> Shown:
         return _counted(record, branches, notes, trees)
     labels = _labels(record)
     if not trees:
-        return Shown(
+        return ColouredRecord(
             record.source,
             [Branch(n, [(CUT, t)]) for n, t in zip(labels, _texts(record, encoder), strict=True)],
             notes,
@@ -117,20 +117,20 @@ def _whole(record: Record, encoder: Encoder) -> Shown:
     return _counted(record, branches, notes, trees)
 
 
-def written(record: Record, template: Template) -> Shown:
+def written(record: Record, template: Template) -> ColouredRecord:
     """A record as a template writes it, without a tokenizer; a prompt is only read. Of a long one the two ends."""
     return _clipped(_written(record, template))
 
 
-def _written(record: Record, template: Template) -> Shown:
+def _written(record: Record, template: Template) -> ColouredRecord:
     if record.kind == "text":
-        return Shown(record.source, [Branch("", [(TRAINED, record.text)])])
+        return ColouredRecord(record.source, [Branch("", [(TRAINED, record.text)])])
     if record.kind == "prompt":
         text = prompt_text(template, record.messages, tools=record.tools, prefix=record.prefix)
         reference = [Branch("reference", [(READ, record.reference)])] if record.reference else []
-        return Shown(record.source, [Branch("", [(READ, text)]), *reference])
+        return ColouredRecord(record.source, [Branch("", [(READ, text)]), *reference])
     whole = Encoder(None, template, 1)
-    return Shown(
+    return ColouredRecord(
         record.source,
         [
             Branch(label, [(TRAINED if piece.trained else READ, piece.text) for piece in pieces])
@@ -139,7 +139,7 @@ def _written(record: Record, template: Template) -> Shown:
     )
 
 
-def print_shown(console: Screen, record: Shown) -> None:
+def print_shown(console: Screen, record: ColouredRecord) -> None:
     counted = f", {record.tokens:,} tokens, {record.trained:,} trained" if record.tokens is not None else ""
     console.say(f"{record.source}{counted}", "bold")
     for note in record.notes:
@@ -151,9 +151,11 @@ def print_shown(console: Screen, record: Shown) -> None:
         console.print(text, soft_wrap=True)
 
 
-def _counted(record: Record, branches: list[Branch], notes: list[str], trees: Sequence[Tree]) -> Shown:
+def _counted(
+    record: Record, branches: list[Branch], notes: list[str], trees: Sequence[Tree]
+) -> ColouredRecord:
     tokens, trained = sum(tree.n_tokens for tree in trees), sum(tree.n_trained for tree in trees)
-    return Shown(record.source, branches, notes, tokens, trained)
+    return ColouredRecord(record.source, branches, notes, tokens, trained)
 
 
 def _labels(record: Record) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from espalier import report
-from espalier.commands.inspect.coloured import Shown
+from espalier.commands.inspect.coloured import ColouredRecord
 from espalier.disk.writing import writing_to
 from espalier.engine import files
 from espalier.report.data import data_view
@@ -25,7 +25,7 @@ class Section:
     name: str
     subtitle: str
     preflight: Mapping[str, Any]
-    records: Sequence[Shown]
+    records: Sequence[ColouredRecord]
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from espalier.corpora.made import Without, key_of
+from espalier.corpora.made import Omission, key_of
 from espalier.data.read.formats import own_kind
 from espalier.data.read.messages import Bad
 from espalier.data.read.rows import parse_row
@@ -28,12 +28,12 @@ class View:
     """Everything said, or for a ranking the prompt and the best answer (the others may be drawn by chance)."""
 
 
-def viewed(row: Mapping[str, Any], place: str) -> View | Without:
-    """A row that is no record, or that teaches nothing, is a `Without` with the reader's own cause."""
+def viewed(row: Mapping[str, Any], place: str) -> View | Omission:
+    """A row that is no record, or that teaches nothing, is an `Omission` with the reader's own cause."""
     try:
         kind = own_kind(row).replace("prompt", "chat")  # what a chat lacks is said first
     except Bad as bad:
-        return Without(place, bad.cause, str(row))
+        return Omission(place, bad.cause, str(row))
     outcome = parse_row(row, place, kind)
     if kind == "chat" and isinstance(outcome, BadRecord) and outcome.cause in ("no answer", "odd role order"):
         prompt = parse_row(row, place, "prompt")
@@ -41,6 +41,6 @@ def viewed(row: Mapping[str, Any], place: str) -> View | Without:
     if kind == "ranking" and isinstance(outcome, LeftOut):
         outcome = parse_row(row, place, "chat")
     if isinstance(outcome, (BadRecord, LeftOut)):
-        return Without(place, outcome.cause, str(row))
+        return Omission(place, outcome.cause, str(row))
     key = outcome.text if outcome.kind == "text" else key_of(outcome)
     return View(outcome.kind, key, "\n".join(outcome.texts))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from espalier.corpora.made import Found, Without
+from espalier.corpora.made import Omission, Outcomes
 from espalier.data.records import ASSISTANT, USER, Messages, Record
 from espalier.errors import UserError
 
@@ -39,8 +39,8 @@ def _turns(messages: Messages) -> Turns:
     ]
 
 
-def shaped(found: Found, shape: str) -> Found:
-    """What a corpus gives in another shape; what has none there is a `Without`.
+def shaped(found: Outcomes, shape: str) -> Outcomes:
+    """What a corpus gives in another shape; what has none there is an `Omission`.
 
     chat: the best answer, where it scores above 0. preference: pairs, see `pairs`. text: prompt, prefix and best
     answer as a document. prompt: without answers. Raises `UserError` where a corpus has no pairs at all.
@@ -50,14 +50,14 @@ def shaped(found: Found, shape: str) -> Found:
         yield from found
         return
     for thing in found:
-        if isinstance(thing, Without):
+        if isinstance(thing, Omission):
             yield thing
             continue
         rows = list(_SHAPERS[shape](thing.row))
         for row in rows:
             yield replace(thing, row=row)
         if not rows:
-            yield Without(thing.source, f"no {shape}: {_WHY[shape]}", thing.key)
+            yield Omission(thing.source, f"no {shape}: {_WHY[shape]}", thing.key)
 
 
 _WHY = {

@@ -89,7 +89,7 @@ class Shelf:
     def count(self) -> int:
         """How many items were added."""
         [number] = self._base.execute("SELECT COUNT(*) FROM items").fetchone()
-        return number
+        return int(number)
 
     def arrange(self) -> None:
         """Gives every item its position; after it nothing is added."""
@@ -163,7 +163,7 @@ class Shelf:
         [text] = self._base.execute(
             "SELECT text FROM items WHERE id = (SELECT id FROM arranged WHERE position = ?)", (position + 1,)
         ).fetchone()
-        return text
+        return str(text)
 
 
 def _from_to(name: str) -> tuple[str, str]:

@@ -68,7 +68,8 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
         return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-    return tokenizer(list(texts), **_QUIET).input_ids
+    ids: list[list[int]] = tokenizer(list(texts), **_QUIET).input_ids
+    return ids
 
 
 def encode_pieces(tokenizer: Any, rendered: Sequence[Sequence[Piece]], *, bos: bool) -> list[Path]:
@@ -157,7 +158,7 @@ def _piecewise(tokenizer: Any, pieces: Sequence[Piece]) -> Path:
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 def is_long(text: str) -> bool:

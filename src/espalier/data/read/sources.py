@@ -1,6 +1,6 @@
 """What the config calls `dataset` -> checked records: paths, globs, folders, hub ids; mixing.
 
-Every record that does not come through is counted by its cause in `Loaded.left_out`. Bad records are all
+Every record that does not come through is counted by its cause in `LoadReport.left_out`. Bad records are all
 collected before anything is said: one error names the first ten places, how many there are, and the remedy.
 How a file is read is in `files`, what a row means in `formats`.
 """
@@ -29,7 +29,7 @@ SHOWN = 10
 
 
 @dataclass
-class Loaded:
+class LoadReport:
     """Records in the order of their sources, and the account of everything else."""
 
     records: Sequence[Any] = field(default_factory=list)

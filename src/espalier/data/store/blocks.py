@@ -92,7 +92,7 @@ class Job:
 
 
 @dataclass
-class Done:
+class BlockResult:
     """What became of a block.
 
     Attributes:
@@ -116,26 +116,26 @@ class Done:
     error: str | None = None
 
 
-def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = True) -> Done:
+def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = True) -> BlockResult:
     """The block's columns; of at most `most` good records. Without `tokenise` only counted, for their faults."""
-    done = Done()
+    result = BlockResult()
     records: list[Record] = []
     try:
-        for record in outcomes(job, block.placed(), done):
+        for record in outcomes(job, block.placed(), result):
             if most is None or len(records) < most:
                 records.append(record)
             else:
-                done.beyond += 1
-        done.good = len(records)
+                result.beyond += 1
+        result.good = len(records)
         if tokenise:
-            _Table(job, done).fill(records)
+            _Table(job, result).fill(records)
     except UserError as error:
-        return Done(error=str(error))
-    return done
+        return BlockResult(error=str(error))
+    return result
 
 
-def outcomes(job: Job, rows: Iterable[Placed], done: Done) -> Iterator[Record]:
-    """The good records of rows; everything else is counted in `done`."""
+def outcomes(job: Job, rows: Iterable[Placed], result: BlockResult) -> Iterator[Record]:
+    """The good records of rows; everything else is counted in `result`."""
     for place, row, raw in rows:
         if isinstance(row, BadRecord):
             outcome: Any = row
@@ -144,21 +144,21 @@ def outcomes(job: Job, rows: Iterable[Placed], done: Done) -> Iterator[Record]:
             if job.described:
                 row, columns = as_described(row, columns, job.tags, job.kind), {}
             outcome = parse_row(
-                row, place, job.kind, format=job.format, columns=columns, formats=done.formats
+                row, place, job.kind, format=job.format, columns=columns, formats=result.formats
             )
         if isinstance(outcome, BadRecord):
-            done.bad.append((outcome, raw if isinstance(row, BadRecord) else row))
-            done.left_out.add(f"bad record: {outcome.cause}", outcome.source, outcome.reason)
+            result.bad.append((outcome, raw if isinstance(row, BadRecord) else row))
+            result.left_out.add(f"bad record: {outcome.cause}", outcome.source, outcome.reason)
         elif isinstance(outcome, LeftOut):
-            done.left_out.add(outcome.cause, outcome.source)
+            result.left_out.add(outcome.cause, outcome.source)
         elif job.data_split and not takes(job.data_split, job.kind, prompt_key(outcome), job.seed):
             shares = ",".join(f"{share:g}" for share in job.data_split)
-            done.left_out[f"data_split {shares}: another stage's"] += 1
+            result.left_out[f"data_split {shares}: another stage's"] += 1
         else:
             yield outcome
 
 
-class _Noted(Account):
+class _RecordAccount(Account):
     """An account that also knows what was said of the present record."""
 
     def __init__(self) -> None:
@@ -186,8 +186,8 @@ class _Names:
 class _Table:
     """Collects the columns of a block; lists, because one conversion at the end is cheaper than one a record."""
 
-    def __init__(self, job: Job, done: Done) -> None:
-        self._job, self._done = job, done
+    def __init__(self, job: Job, result: BlockResult) -> None:
+        self._job, self._result = job, result
         self._lists: dict[str, Any] = {
             name: array("i")
             if name == "tokens"
@@ -213,18 +213,18 @@ class _Table:
             self._prompts(records, self._job.encoder)
         else:
             self._trained(records, self._job.encoder)
-        self._done.columns = {
+        self._result.columns = {
             name: np.array(
                 values, (self._job.record_columns | self._job.tree_columns | self._job.parts).get(name, "<i8")
             )
             for name, values in self._lists.items()
         }
         if self._flags:
-            tokens = self._done.columns["tokens"]
+            tokens = self._result.columns["tokens"]
             flags = np.frombuffer(self._flags, np.bool_)
             tokens[flags] = -1 - tokens[flags]
-        self._done.trees_of = np.array(self._trees_of, np.int64)
-        self._done.names = {name: list(held.numbers) for name, held in self._names.items()}
+        self._result.trees_of = np.array(self._trees_of, np.int64)
+        self._result.names = {name: list(held.numbers) for name, held in self._names.items()}
 
     def _record(self, record: Record, causes: tuple[str, ...]) -> None:
         held, names = self._lists, self._names
@@ -243,7 +243,7 @@ class _Table:
             held["answers"].append(len(record.answers))
 
     def _trained(self, records: Sequence[Record], encoder: Encoder) -> None:
-        noted = _Noted()
+        noted = _RecordAccount()
         before: Record | None = None
         for record, paths, extras in encode_paths(records, encoder, noted):
             if record is not before:
@@ -260,7 +260,7 @@ class _Table:
             if "extras" in self._lists:
                 assert len(extras) < 2, extras.keys()
                 values = [float(x) for held in extras.values() for x in held]
-                self._done.extras = next(iter(extras), self._done.extras)
+                self._result.extras = next(iter(extras), self._result.extras)
                 self._part("extras", values)
                 if len(paths) == 1:
                     self._part("shape", [])
@@ -308,7 +308,7 @@ class _Table:
 
     def _prompts(self, records: Sequence[Record], encoder: Encoder) -> None:
         assert self._job.max_prompt_length is not None
-        noted = _Noted()
+        noted = _RecordAccount()
         for record, ids in encode_prompt_ids(records, encoder, self._job.max_prompt_length, noted):
             self._record(record, noted.taken())
             self._trees_of.append(int(ids is not None))

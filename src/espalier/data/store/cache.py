@@ -80,7 +80,7 @@ def find_or_make(folder: Path, said: Mapping[str, Any], make: Make, say: Callabl
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """What `_make` has written. Raises ValueError where it is another format's or damaged, and what reading raises."""
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
     if manifest.get("format") != FORMAT:
         raise ValueError(f"its format is {manifest.get('format', 1)}, and this version's {FORMAT}")
     if manifest.pop("checksum", None) != sum_of_json(manifest):

@@ -60,7 +60,8 @@ def description(
             "max_prompt_length": job.max_prompt_length,
             "stop": list(job.stop),
         }
-    return json.loads(json.dumps(said))
+    plain: dict[str, Any] = json.loads(json.dumps(said))
+    return plain
 
 
 def key_of(said: Mapping[str, Any]) -> str:

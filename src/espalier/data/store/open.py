@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.choice.choose import Picks, drawn
-from espalier.data.read.sources import SHOWN, Loaded, files_of, no_record, too_bad
+from espalier.data.read.sources import SHOWN, LoadReport, files_of, no_record, too_bad
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.store.blocks import Job
 from espalier.data.store.build import build, from_json
@@ -29,7 +29,7 @@ than two such are done in this one."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadSettings:
     """How the data of a run is read, whatever it is.
 
     Attributes:
@@ -55,7 +55,7 @@ class Reading:
     show: Callable[[str], None] = lambda text: None
 
 
-class _Faulty(Exception):
+class _BadRecords(Exception):
     """A source has bad records, and was not tokenised to its end."""
 
     def __init__(self, manifest: dict[str, Any]) -> None:
@@ -63,16 +63,18 @@ class _Faulty(Exception):
         self.manifest = manifest
 
 
-def opened(specs: Sequence[DatasetSpec], job: Job, reading: Reading) -> tuple[Stack, Picks | None, Loaded]:
+def opened(
+    specs: Sequence[DatasetSpec], job: Job, reading: ReadSettings
+) -> tuple[Stack, Picks | None, LoadReport]:
     """(all records of the sources, the numbers of those that are used in their order or None for all, the account).
 
-    Of `job` only what is the same for every source is given; `Loaded.records` is the choice.
+    Of `job` only what is the same for every source is given; `LoadReport.records` is the choice.
 
     Raises:
         UserError: a source is missing or empty, or nothing is left; bad records without `skip_bad`, the first ten
             of them named; a record that is too long under `overlong: error`, or that the template cannot write.
     """
-    loaded = Loaded()
+    loaded = LoadReport()
     stores: list[Store] = []
     manifests: list[dict[str, Any]] = []
     known: dict[str, str] = {}
@@ -86,7 +88,7 @@ def opened(specs: Sequence[DatasetSpec], job: Job, reading: Reading) -> tuple[St
             store = _store(spec, job, reading, hashes, count_only=faulty)
             stores.append(store)
             manifests.append(store.manifest)
-        except _Faulty as found:
+        except _BadRecords as found:
             manifests.append(found.manifest)
     _check(manifests, reading.skip_bad)
     for spec, manifest in zip(specs, manifests, strict=True):
@@ -106,7 +108,7 @@ def opened(specs: Sequence[DatasetSpec], job: Job, reading: Reading) -> tuple[St
     return stack, order, loaded
 
 
-def job_of(spec: DatasetSpec, job: Job, reading: Reading) -> Job:
+def job_of(spec: DatasetSpec, job: Job, reading: ReadSettings) -> Job:
     """What is done with the rows of one source."""
     return replace(
         job,
@@ -120,7 +122,7 @@ def job_of(spec: DatasetSpec, job: Job, reading: Reading) -> Job:
 
 
 def _store(
-    spec: DatasetSpec, job: Job, reading: Reading, hashes: dict[str, str], *, count_only: bool
+    spec: DatasetSpec, job: Job, reading: ReadSettings, hashes: dict[str, str], *, count_only: bool
 ) -> Store:
     own = job_of(spec, job, reading)
     said = description(spec, own, max_samples=reading.max_samples, hashes=hashes)
@@ -150,7 +152,7 @@ def _store(
             progress=progress,
         )
         if count_only or (manifest["bad"]["counts"] and not reading.skip_bad):
-            raise _Faulty(manifest)
+            raise _BadRecords(manifest)
         return manifest
 
     return find_or_make(reading.folder, said, make, reading.show)

@@ -38,11 +38,11 @@ class Store:
 
     @property
     def records(self) -> int:
-        return self.manifest["records"]
+        return int(self.manifest["records"])
 
     @property
     def trees(self) -> int:
-        return self.manifest["trees"]
+        return int(self.manifest["trees"])
 
     @property
     def rejected(self) -> Path:
@@ -62,7 +62,7 @@ class Store:
 
     def names(self, column: str) -> list[Any]:
         """What the numbers in a column stand for."""
-        return self.manifest["names"][column]
+        return list(self.manifest["names"][column])
 
     def source(self, record: int) -> str:
         """ "FILE:LINE" of a record."""
@@ -97,7 +97,8 @@ class Store:
 
     def tokens(self, place: int) -> list[int]:
         """The tokens of a prompt."""
-        return self._part("tokens", place).tolist()
+        ids: list[int] = self._part("tokens", place).tolist()
+        return ids
 
     def note(self, place: int) -> Any:
         """What a prompt's rewards want to know: [its last turn, the reference]."""
@@ -142,13 +143,15 @@ class Stack:
         found = self._gathered(column, numbers, self._first_records)
         if offsets is None:
             return found
-        return found.astype(np.int64) + offsets[self._stores_of(numbers, self._first_records)]
+        values: Numbers = found.astype(np.int64) + offsets[self._stores_of(numbers, self._first_records)]
+        return values
 
     def of_trees(self, column: str, numbers: Numbers) -> Numbers:
         found = self._gathered(column, numbers, self._first_trees)
         if column != "record":
             return found
-        return found + self._first_records[self._stores_of(numbers, self._first_trees)]
+        records: Numbers = found + self._first_records[self._stores_of(numbers, self._first_trees)]
+        return records
 
     def names(self, column: str) -> list[Any]:
         """What the numbers that `of_records` gives for a column stand for; a name may stand there twice."""
@@ -169,7 +172,8 @@ class Stack:
         if (count == 1).all():
             return first
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-        return np.repeat(first, count) + within
+        numbers: Numbers = np.repeat(first, count) + within
+        return numbers
 
     def source(self, record: int) -> str:
         number, local = self._local(record, self._first_records)
@@ -216,7 +220,8 @@ class Stack:
 
     @staticmethod
     def _stores_of(numbers: Numbers, first: Numbers) -> Numbers:
-        return np.searchsorted(first, numbers, side="right") - 1
+        stores: Numbers = np.searchsorted(first, numbers, side="right") - 1
+        return stores
 
     @staticmethod
     def _local(number: int, first: Numbers) -> tuple[int, int]:

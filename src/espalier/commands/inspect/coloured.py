@@ -51,9 +51,9 @@ _MOST = 4000
 def shown(record: Record, encoder: Encoder) -> ColouredRecord:
     """A record as an encoder trains it; what it cuts is there, marked as cut. Of a long one the two ends."""
     if record.kind == "text" and len(record.text) > 25 * _MOST:
-        found = _whole(Record.document(record.text[: 25 * _MOST], record.source), encoder)
+        beginning = _whole(Record.document(record.text[: 25 * _MOST], record.source), encoder)
         note = f"of {len(record.text):,} characters only the first {25 * _MOST:,} are looked at here"
-        return _clipped(replace(found, notes=[note, *found.notes]))
+        return _clipped(replace(beginning, notes=[note, *beginning.notes]))
     return _clipped(_whole(record, encoder))
 
 
@@ -66,21 +66,21 @@ def _ends(spans: list[Span]) -> list[Span]:
     total, half = sum(len(text) for _, text in spans), _MOST // 2
     if total <= _MOST:
         return spans
-    found: list[Span] = []
+    ends: list[Span] = []
     place = 0
     for kind, text in spans:
         head, tail = half - place, total - half - place
         if head >= len(text) or tail <= 0:
-            found.append((kind, text))
+            ends.append((kind, text))
         else:
             if head > 0:
-                found.append((kind, text[:head]))
+                ends.append((kind, text[:head]))
             if place <= half:
-                found.append((READ, f" [… {total - 2 * half:,} characters …] "))
+                ends.append((READ, f" [… {total - 2 * half:,} characters …] "))
             if tail < len(text):
-                found.append((kind, text[tail:]))
+                ends.append((kind, text[tail:]))
         place += len(text)
-    return found
+    return ends
 
 
 def _whole(record: Record, encoder: Encoder) -> ColouredRecord:
@@ -146,8 +146,8 @@ def print_shown(console: Screen, record: ColouredRecord) -> None:
         console.say(f"  {note}", "yellow")
     for branch in record.branches:
         text = RichText(f"[{branch.label}] " if branch.label else "", style="")
-        for kind, said in branch.spans:
-            text.append(safe(said), style=_COLOURS[kind])
+        for kind, span in branch.spans:
+            text.append(safe(span), style=_COLOURS[kind])
         console.print(text, soft_wrap=True)
 
 
@@ -175,15 +175,15 @@ def _texts(record: Record, encoder: Encoder) -> list[str]:
 def _spans(tokens: Any, trained: Any, tokenizer: Any) -> list[Span]:
     """Neighbours of one kind as one text; a character that a border cuts into bytes stays whole, before it."""
     ids, flags = [int(token) for token in tokens], [bool(flag) for flag in trained]
-    found: list[Span] = []
+    spans: list[Span] = []
     start = 0
     while start < len(ids):
         end = next((at for at in range(start, len(ids)) if flags[at] != flags[start]), len(ids))
         ends = range(end, min(end + 4, len(ids) + 1))
         end = next((at for at in ends if not tokenizer.decode(ids[start:at]).endswith(_HALF)), end)
-        found.append((TRAINED if flags[start] else READ, tokenizer.decode(ids[start:end])))
+        spans.append((TRAINED if flags[start] else READ, tokenizer.decode(ids[start:end])))
         start = end
-    return found
+    return spans
 
 
 def _with_cut(tokens: Any, trained: Any, whole: Sequence[int], tokenizer: Any) -> list[Span]:

@@ -77,14 +77,14 @@ def pairs(row: dict[str, Any]) -> list[tuple[str, str]]:
     >>> pairs({"answers": [{"answer": text, "score": score} for text, score in scores]})
     [('a0', 'a1'), ('a0', 'a2'), ('a2', 'a3'), ('a2', 'a4')]
     """
-    found = []
+    better_and_worse = []
     better = None
     for above, below in zip(row["answers"], row["answers"][1:], strict=False):
         if above["score"] > below["score"]:
             better = above["answer"]
         if better is not None and better != below["answer"]:
-            found.append((better, below["answer"]))
-    return found
+            better_and_worse.append((better, below["answer"]))
+    return better_and_worse
 
 
 def _chat(row: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -37,15 +37,15 @@ class Piece:
 
 def joined(pieces: Sequence[Piece]) -> list[Piece]:
     """The same text in the fewest pieces, none of them empty."""
-    found: list[Piece] = []
+    fewest: list[Piece] = []
     for piece in pieces:
         if not piece.text:
             continue
-        if found and found[-1].trained == piece.trained:
-            found[-1] = Piece(found[-1].text + piece.text, piece.trained)
+        if fewest and fewest[-1].trained == piece.trained:
+            fewest[-1] = Piece(fewest[-1].text + piece.text, piece.trained)
         else:
-            found.append(piece)
-    return found
+            fewest.append(piece)
+    return fewest
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -141,8 +141,8 @@ def _cut(tokenizer: Any, pieces: Sequence[Piece]) -> Path | None:
         ids += own
         flags += [piece.trained] * len(own)
     text = "".join(piece.text for piece in pieces)
-    said = _decoded(tokenizer, ids)
-    same = said == text or said == _decoded(tokenizer, tokenizer(text, **_QUIET).input_ids)
+    decoded = _decoded(tokenizer, ids)
+    same = decoded == text or decoded == _decoded(tokenizer, tokenizer(text, **_QUIET).input_ids)
     return (ids, flags) if same else None
 
 

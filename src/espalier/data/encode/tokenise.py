@@ -209,18 +209,18 @@ def _document(record: Record, ids: Iterable[list[int]], encoder: Encoder, accoun
             "tokenizer_config.json"
         )
     size = max(encoder.cutoff_len, 2)
-    held = [tokenizer.bos_token_id] if encoder.bos else []
+    pending = [tokenizer.bos_token_id] if encoder.bos else []
     none = True
     for stretch in chain(ids, [[tokenizer.eos_token_id]]):
-        held += stretch
+        pending += stretch
         start = 0
-        while len(held) - start > size:
-            yield held[start : start + size], [False] + [True] * (size - 1)
+        while len(pending) - start > size:
+            yield pending[start : start + size], [False] + [True] * (size - 1)
             start += size - 1
             none = False
-        held = held[start:]
-    if len(held) > 1:
-        yield held, [False] + [True] * (len(held) - 1)
+        pending = pending[start:]
+    if len(pending) > 1:
+        yield pending, [False] + [True] * (len(pending) - 1)
     elif none:
         account.add("dropped: document without a token", record.source)
 

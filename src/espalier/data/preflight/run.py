@@ -53,14 +53,14 @@ class Preflight:
         """The records of a part, with the trees that were made of them (or none, where no tokenizer is at hand)."""
         if not len(choice):
             return
-        found, self._findings[name], account = look(name, choice, self._draw)
+        facts, self._findings[name], account = look(name, choice, self._draw)
         self._tokenised.take_in(account)
-        self._keep(name, found)
+        self._keep(name, facts)
 
-    def _keep(self, part: str, found: Part) -> None:
-        self._parts[part] = found
+    def _keep(self, part: str, facts: Part) -> None:
+        self._parts[part] = facts
         if part == HELD_OUT and TRAIN in self._parts:
-            self._findings["languages"] = other_languages(self._parts[TRAIN], found)
+            self._findings["languages"] = other_languages(self._parts[TRAIN], facts)
 
     def result(self) -> dict[str, Any]:
         """Everything as JSON."""

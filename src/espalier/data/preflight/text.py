@@ -20,15 +20,15 @@ def lines(result: Mapping[str, Any], *, whole: bool) -> list[Line]:
     whole: every source, order of turns and a bar for each range of lengths; else a few lines a run, lengths as one
     row of blocks.
     """
-    found = _sources(result, whole)
+    shown = _sources(result, whole)
     for name, part in result["parts"].items():
-        found += _part(name, part, result["cutoff_len"], whole)
+        shown += _part(name, part, result["cutoff_len"], whole)
     asked = [cause for cause in result["left_out"] if not _warned(cause["cause"], result)]
-    found += [("", f"left out: {c['count']:,} ({share(c['share'])}) {c['cause']}") for c in asked]
-    found += [(finding["level"], said(finding)) for finding in result["findings"]]
+    shown += [("", f"left out: {c['count']:,} ({share(c['share'])}) {c['cause']}") for c in asked]
+    shown += [(finding["level"], said(finding)) for finding in result["findings"]]
     if not result["findings"]:
-        found.append(("", "nothing to warn of"))
-    return found
+        shown.append(("", "nothing to warn of"))
+    return shown
 
 
 def said(finding: Mapping[str, Any]) -> str:
@@ -68,16 +68,16 @@ def blocks(histogram: Sequence[Sequence[int]]) -> str:
 def _sources(result: Mapping[str, Any], whole: bool) -> list[Line]:
     sources = list(result["sources"].items())
     shown = sources if whole else sources[:4]
-    found = []
+    lines = []
     for path, source in shown:
         formats = ", ".join(
             f"{name}{f' {count:,}' if len(source['formats']) > 1 else ''}"
             for name, count in source["formats"].items()
         )
-        found.append(("", f"{path}: {source['records']:,} records ({formats or 'no format'})"))
+        lines.append(("", f"{path}: {source['records']:,} records ({formats or 'no format'})"))
     if len(shown) < len(sources):
-        found.append(("", f"… and {len(sources) - len(shown)} more sources"))
-    return found
+        lines.append(("", f"… and {len(sources) - len(shown)} more sources"))
+    return lines
 
 
 def _part(name: str, part: Mapping[str, Any], cutoff_len: int | None, whole: bool) -> list[Line]:
@@ -92,15 +92,15 @@ def _part(name: str, part: Mapping[str, Any], cutoff_len: int | None, whole: boo
     if part["trained_tokens"]:
         head += f", {part['trained_tokens']:,} trained"
     spans = ", ".join(f"{key} {value:,}" for key, value in lengths.items())
-    found = [("", f"{head}; {spoken(part['languages'])}")]
+    lines = [("", f"{head}; {spoken(part['languages'])}")]
     whole = whole and name == TRAIN  # the other parts are compared at a glance
     limit = f" of cutoff_len {cutoff_len:,}" if cutoff_len and unit == "tokens" else ""
     row = "" if whole else f" |{blocks(part['histogram'])}|"
-    found.append(("", f"  {unit}: {spans}{limit}{row}"))
+    lines.append(("", f"  {unit}: {spans}{limit}{row}"))
     if whole:
-        found += [("", f"  {bar}") for bar in _bars(part["histogram"])]
-        found += [("", f"  {count:,} x {order}") for order, count in part["roles"].items()]
-    return found
+        lines += [("", f"  {bar}") for bar in _bars(part["histogram"])]
+        lines += [("", f"  {count:,} x {order}") for order, count in part["roles"].items()]
+    return lines
 
 
 def _bars(histogram: Sequence[Sequence[int]]) -> list[str]:

@@ -135,7 +135,7 @@ def _message(turn: Any, what: str) -> Message:
 
 def _tool_calls(calls: Any, what: str) -> str:
     """OpenAI's structured calls as the JSON text that the assistant writes; one call is one object."""
-    found = []
+    written = []
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or "name" not in function:
@@ -148,8 +148,8 @@ def _tool_calls(calls: Any, what: str) -> str:
                 raise Bad(
                     "broken tool call", f"{what}: the arguments of a tool call are broken JSON: {error}"
                 ) from None
-        found.append({"name": function["name"], "arguments": arguments})
-    return json.dumps(found[0] if len(found) == 1 else found, ensure_ascii=False)
+        written.append({"name": function["name"], "arguments": arguments})
+    return json.dumps(written[0] if len(written) == 1 else written, ensure_ascii=False)
 
 
 def _joined_parts(parts: list[Any], what: str) -> str:
@@ -213,9 +213,11 @@ def as_hh_dialogue(value: Any, what: str) -> Messages:
         )
     parts = _HH_TURN.split(text)
     messages = []
-    for number, (speaker, said) in enumerate(zip(parts[1::2], parts[2::2], strict=True), start=1):
+    for number, (speaker, content) in enumerate(zip(parts[1::2], parts[2::2], strict=True), start=1):
         role = USER if speaker == "Human" else ASSISTANT
-        messages.append(Message(role, as_text(said.removeprefix(" "), f"{what}, turn {number} ({speaker})")))
+        messages.append(
+            Message(role, as_text(content.removeprefix(" "), f"{what}, turn {number} ({speaker})"))
+        )
     return tuple(messages)
 
 

@@ -56,9 +56,9 @@ def too_bad(first: Sequence[str], causes: Counter[str], good: int) -> UserError:
     lines = list(first[:SHOWN])
     if bad > SHOWN:
         lines.append(f"… and {bad - SHOWN} more")
-    said = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
+    counts = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
     lines.append(
-        f"{bad} bad record{'s' if bad > 1 else ''} ({said}), {good} good; repair them, or go on without "
+        f"{bad} bad record{'s' if bad > 1 else ''} ({counts}), {good} good; repair them, or go on without "
         "them: --skip-bad (skip_bad: true) writes them to rejected.jsonl"
     )
     return UserError("\n".join(lines))
@@ -83,17 +83,17 @@ def files_of(spec: DatasetSpec) -> list[Path] | None:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _visible(file, path) and is_data_file(file))
-        if not found:
+        files = sorted(file for file in path.rglob("*") if _visible(file, path) and is_data_file(file))
+        if not files:
             raise UserError(f"{path}: no data file in this folder; wanted one of {', '.join(SUFFIXES)}")
-        return found
+        return files
     if glob.has_magic(spec.path):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
-        if not found:
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        if not files:
             raise UserError(
                 f"{spec.path}: no file matches; {_nearby(Path(glob.escape(str(path.parent))), path.name)}"
             )
-        return found
+        return files
     if _HUB_ID.fullmatch(spec.path) and not spec.path.lower().endswith(SUFFIXES) and not path.parent.exists():
         return None
     raise UserError(f"{spec.path}: no such file or folder; {_nearby(path.parent, path.name)}")

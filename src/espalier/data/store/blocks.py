@@ -169,8 +169,8 @@ class _RecordAccount(Account):
         self.now.append(cause)
 
     def taken(self) -> tuple[str, ...]:
-        found, self.now = tuple(self.now), []
-        return found
+        causes, self.now = tuple(self.now), []
+        return causes
 
 
 class _Names:
@@ -224,23 +224,23 @@ class _Table:
             flags = np.frombuffer(self._flags, np.bool_)
             tokens[flags] = -1 - tokens[flags]
         self._result.trees_of = np.array(self._trees_of, np.int64)
-        self._result.names = {name: list(held.numbers) for name, held in self._names.items()}
+        self._result.names = {name: list(names.numbers) for name, names in self._names.items()}
 
     def _record(self, record: Record, causes: tuple[str, ...]) -> None:
-        held, names = self._lists, self._names
+        lists, names = self._lists, self._names
         path, _, line = record.source.rpartition(":")
         number = int(line)
-        held["file"].append(names["file"][path])
-        held["line"].append(number)
-        held["prompt"].append(prompt_mark(record))
-        held["role"].append(names["role"][role_order(record)])
-        held["script"].append(script_mark(record, number))
-        held["causes"].append(names["causes"][causes])
-        if "pair" in held:
+        lists["file"].append(names["file"][path])
+        lists["line"].append(number)
+        lists["prompt"].append(prompt_mark(record))
+        lists["role"].append(names["role"][role_order(record)])
+        lists["script"].append(script_mark(record, number))
+        lists["causes"].append(names["causes"][causes])
+        if "pair" in lists:
             pair, swapped = pair_marks(record)
-            held["pair"].append(pair)
-            held["swapped"].append(swapped)
-            held["answers"].append(len(record.answers))
+            lists["pair"].append(pair)
+            lists["swapped"].append(swapped)
+            lists["answers"].append(len(record.answers))
 
     def _trained(self, records: Sequence[Record], encoder: Encoder) -> None:
         noted = _RecordAccount()
@@ -259,7 +259,7 @@ class _Table:
                 self._tree(Tree.join(paths, source=record.source, extras=extras))
             if "extras" in self._lists:
                 assert len(extras) < 2, extras.keys()
-                values = [float(x) for held in extras.values() for x in held]
+                values = [float(number) for extra in extras.values() for number in extra]
                 self._result.extras = next(iter(extras), self._result.extras)
                 self._part("extras", values)
                 if len(paths) == 1:
@@ -268,14 +268,14 @@ class _Table:
     def _path(self, ids: list[int], flags: list[bool]) -> None:
         """A tree of one branch; as `Tree.from_path` makes it, without making it."""
         assert len(ids) == len(flags) > 0 and not flags[0], "a token without a parent is never trained"
-        held = self._lists
+        lists = self._lists
         self._part("tokens", ids)
         self._flags.extend(flags)
-        held["path_tokens"].append(len(ids))
-        held["longest"].append(len(ids))
-        held["trained"].append(sum(flags))
-        held["branches"].append(1)
-        held["marks"].append(0 if self._ends(ids, flags) else ENDLESS)
+        lists["path_tokens"].append(len(ids))
+        lists["longest"].append(len(ids))
+        lists["trained"].append(sum(flags))
+        lists["branches"].append(1)
+        lists["marks"].append(0 if self._ends(ids, flags) else ENDLESS)
 
     def _ends(self, ids: list[int], flags: list[bool]) -> bool:
         """Whether the last trained token ends an answer, or the branch was cut, or there is no answer in it."""
@@ -286,7 +286,7 @@ class _Table:
         return ids[len(flags) - 1 - flags[::-1].index(True)] in job.stop
 
     def _tree(self, tree: Tree) -> None:
-        held = self._lists
+        lists = self._lists
         shape: list[int] = []
         tokens: list[int] = []
         for node, _ in tree.nodes():
@@ -295,12 +295,12 @@ class _Table:
             self._flags.extend(node.trained.tolist())
         self._part("tokens", tokens)
         self._part("shape", shape)
-        held["path_tokens"].append(tree.n_path_tokens)
-        held["longest"].append(tree.longest_path)
-        held["trained"].append(tree.n_trained)
-        held["branches"].append(tree.n_branches)
+        lists["path_tokens"].append(tree.n_path_tokens)
+        lists["longest"].append(tree.longest_path)
+        lists["trained"].append(tree.n_trained)
+        lists["branches"].append(tree.n_branches)
         assert self._job.encoder is not None
-        held["marks"].append(tree_marks(tree, self._job.stop, self._job.encoder.cutoff_len))
+        lists["marks"].append(tree_marks(tree, self._job.stop, self._job.encoder.cutoff_len))
 
     def _part(self, name: str, values: Sequence[Any]) -> None:
         self._lists[name].extend(values)

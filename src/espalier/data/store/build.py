@@ -154,7 +154,7 @@ class _Building:
             "types": self._types,
             "lengths": self._writer.lengths,
             "sums": self._writer.sums,
-            "names": {name: list(held) for name, held in self._names.items()},
+            "names": {name: list(numbers) for name, numbers in self._names.items()},
             "extras": self._extras,
             "formats": dict(self._formats),
             "left_out": _as_json(self._left_out),
@@ -173,8 +173,8 @@ def _as_json(account: Account) -> dict[str, Any]:
     return {"counts": dict(account), "first": {cause: list(first) for cause, first in account.first.items()}}
 
 
-def from_json(said: dict[str, Any]) -> Account:
+def from_json(counts: dict[str, Any]) -> Account:
     """An account as a manifest holds it."""
-    account = Account(said["counts"])
-    account.first = {cause: (place, reason) for cause, (place, reason) in said["first"].items()}
+    account = Account(counts["counts"])
+    account.first = {cause: (place, reason) for cause, (place, reason) in counts["first"].items()}
     return account

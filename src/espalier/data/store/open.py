@@ -88,8 +88,8 @@ def opened(
             store = _store(spec, job, reading, hashes, count_only=faulty)
             stores.append(store)
             manifests.append(store.manifest)
-        except _BadRecords as found:
-            manifests.append(found.manifest)
+        except _BadRecords as faulty_source:
+            manifests.append(faulty_source.manifest)
     _check(manifests, reading.skip_bad)
     for spec, manifest in zip(specs, manifests, strict=True):
         loaded.left_out.take_in(from_json(manifest["left_out"]))
@@ -125,7 +125,7 @@ def _store(
     spec: DatasetSpec, job: Job, reading: ReadSettings, hashes: dict[str, str], *, count_only: bool
 ) -> Store:
     own = job_of(spec, job, reading)
-    said = description(spec, own, max_samples=reading.max_samples, hashes=hashes)
+    depends_on = description(spec, own, max_samples=reading.max_samples, hashes=hashes)
 
     def make(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
         began = told = time.monotonic()
@@ -155,7 +155,7 @@ def _store(
             raise _BadRecords(manifest)
         return manifest
 
-    return find_or_make(reading.folder, said, make, reading.show)
+    return find_or_make(reading.folder, depends_on, make, reading.show)
 
 
 def _check(manifests: Sequence[dict[str, Any]], skip_bad: bool) -> None:

@@ -74,11 +74,11 @@ class Store:
         starts = self._columns["tokens.start"]
         if places is not None:
             return (starts.at(places + 1) - starts.at(places)).astype(np.int32)
-        found = np.empty(self.trees, np.int32)
+        sizes = np.empty(self.trees, np.int32)
         for at in range(0, self.trees, CHUNK):
             stretch = starts.read(at, at + CHUNK + 1)
-            found[at : at + len(stretch) - 1] = np.diff(stretch)
-        return found
+            sizes[at : at + len(stretch) - 1] = np.diff(stretch)
+        return sizes
 
     def tree(self, place: int) -> Tree:
         """The tree as it was made, token for token."""
@@ -140,17 +140,17 @@ class Stack:
         offsets = None
         if column in ("file", "role", "causes"):
             offsets = np.cumsum([0, *(len(store.names(column)) for store in self.stores)])
-        found = self._gathered(column, numbers, self._first_records)
+        own = self._gathered(column, numbers, self._first_records)
         if offsets is None:
-            return found
-        values: Numbers = found.astype(np.int64) + offsets[self._stores_of(numbers, self._first_records)]
+            return own
+        values: Numbers = own.astype(np.int64) + offsets[self._stores_of(numbers, self._first_records)]
         return values
 
     def of_trees(self, column: str, numbers: Numbers) -> Numbers:
-        found = self._gathered(column, numbers, self._first_trees)
+        own = self._gathered(column, numbers, self._first_trees)
         if column != "record":
-            return found
-        records: Numbers = found + self._first_records[self._stores_of(numbers, self._first_trees)]
+            return own
+        records: Numbers = own + self._first_records[self._stores_of(numbers, self._first_trees)]
         return records
 
     def names(self, column: str) -> list[Any]:
@@ -197,26 +197,26 @@ class Stack:
     def sizes(self, numbers: Numbers) -> Numbers:
         """(n,) int32, tokens of these trees, what they share counted once."""
         at = self._stores_of(numbers, self._first_trees)
-        found = np.empty(len(numbers), np.int32)
+        sizes = np.empty(len(numbers), np.int32)
         for number, store in enumerate(self.stores):
             mine = at == number
             if mine.any():
-                found[mine] = store.sizes(numbers[mine] - self._first_trees[number])
-        return found
+                sizes[mine] = store.sizes(numbers[mine] - self._first_trees[number])
+        return sizes
 
     def _gathered(self, column: str, numbers: Numbers, first: Numbers) -> Numbers:
         at = self._stores_of(numbers, first)
-        found: Numbers | None = None
+        values: Numbers | None = None
         for number, store in enumerate(self.stores):
             mine = at == number
             if mine.all():
                 return store.column(column).at(numbers - first[number])
             if mine.any():
-                values = store.column(column).at(numbers[mine] - first[number])
-                found = np.empty(len(numbers), values.dtype) if found is None else found
-                found[mine] = values
-        assert found is not None
-        return found
+                part = store.column(column).at(numbers[mine] - first[number])
+                values = np.empty(len(numbers), part.dtype) if values is None else values
+                values[mine] = part
+        assert values is not None
+        return values
 
     @staticmethod
     def _stores_of(numbers: Numbers, first: Numbers) -> Numbers:

@@ -122,13 +122,13 @@ def _ours(asked: Any) -> dict[str, float]:
     from espalier.data.steps.feed import packed
     from espalier.data.steps.forest import stored
     from espalier.data.store.blocks import Job
-    from espalier.data.store.open import Reading, opened
+    from espalier.data.store.open import ReadSettings, opened
     from espalier.data.store.stack import Choice
 
     encoder = _encoder(asked)
     with tempfile.TemporaryDirectory(dir=asked.file.parent) as folder, Memory() as memory:
         specs, job = parse_specs(str(asked.file)), Job("chat", encoder, stop=encoder.stop)
-        reading = Reading(Path(folder), asked.workers)
+        reading = ReadSettings(Path(folder), asked.workers)
         start = time.perf_counter()
         stack, _, _ = opened(specs, job, reading)
         seconds = time.perf_counter() - start
@@ -195,7 +195,7 @@ def _map(asked: Any, encode: Any) -> dict[str, float]:
 def _map_same(asked: Any) -> dict[str, float]:
     from espalier.data.encode.tokenise import encode_paths
     from espalier.data.read.account import Account
-    from espalier.data.read.formats import parse_row
+    from espalier.data.read.rows import parse_row
 
     encoder = _encoder(asked)
 

@@ -18,7 +18,7 @@ from _common import lengths, model_of, paired, peak_flops, report, text, tokeniz
 from _peers import PER_STEP, Side, transformers_sft, trl_dpo, trl_reward, trl_sft
 from espalier.data.encode.templates import choose_template
 from espalier.data.encode.tokenise import Encoder, encode_all
-from espalier.data.records import Chat, Message, Preference
+from espalier.data.records import Message, Record
 from espalier.data.steps.feed import DatasetFeed, Rows
 from espalier.engine.optim import adamw
 from espalier.models.forward import TreeModel
@@ -54,9 +54,9 @@ def trees_of(task: str, rows: list[dict[str, Any]], tokenizer: Any) -> list[Tree
         return tuple(Message(m["role"], m["content"]) for m in value)
 
     records: list[Any] = [
-        Chat(turns(r["messages"]))
+        Record.chat(turns(r["messages"]))
         if task == "sft"
-        else Preference(*(turns(r[k]) for k in ("prompt", "chosen", "rejected")))
+        else Record.preference(*(turns(r[k]) for k in ("prompt", "chosen", "rejected")))
         for r in rows
     ]
     encoder = Encoder(tokenizer, choose_template(tokenizer), 1024, "drop", task != "reward")

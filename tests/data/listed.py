@@ -15,10 +15,11 @@ from espalier.data.choice.mixing import takes
 from espalier.data.encode.tokenise import Encoder, encode_prompt_ids
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described
-from espalier.data.read.formats import parse_row
-from espalier.data.read.sources import SHOWN, Loaded, no_record, prompt_key, rows_of, too_bad
+from espalier.data.read.rows import parse_row
+from espalier.data.read.sources import SHOWN, LoadReport, no_record, rows_of, too_bad
 from espalier.data.read.specs import DatasetSpec
-from espalier.data.records import KINDS, BadRecord, LeftOut, Prompt, Record
+from espalier.data.records import KINDS, BadRecord, LeftOut, Record
+from espalier.data.store.marks import prompt_key
 from espalier.disk.writing import write_text, writing_to
 
 
@@ -32,7 +33,7 @@ def load_records(
     mix: str = "concat",
     max_samples: int | None = None,
     data_split: Sequence[float] | None = None,
-) -> Loaded:
+) -> LoadReport:
     """All records of `specs`, of one `kind` (one of `KINDS`), in the order of the sources.
 
     `mix` "first" or "all" draws from the sources by their weights instead (see `mixing`). `max_samples` takes the
@@ -43,7 +44,7 @@ def load_records(
     or empty, and when nothing is left.
     """
     assert kind in KINDS, kind
-    loaded = Loaded()
+    loaded = LoadReport()
     rejected: list[tuple[BadRecord, Any]] = []
     sources: list[list[Record]] = []
     for spec in specs:
@@ -101,11 +102,11 @@ class EncodedPrompt:
     """A prompt ready for generation, with the record it came from (`reference`, `source`)."""
 
     tokens: list[int]
-    record: Prompt
+    record: Record
 
 
 def encode_prompts(
-    records: Sequence[Prompt], encoder: Encoder, *, max_prompt_length: int
+    records: Sequence[Record], encoder: Encoder, *, max_prompt_length: int
 ) -> tuple[list[EncodedPrompt], Account]:
     """Token ids to generate from, and the account; "trim" cuts the beginning of a prompt and keeps its bos token."""
     account = Account()

@@ -21,10 +21,10 @@ from espalier.data.preflight.run import Preflight, PreflightReport, Source
 from espalier.data.preflight.text import blocks, lines, share
 from espalier.data.read.account import Account
 from espalier.data.read.specs import parse_specs
-from espalier.data.records import Chat, Message, Ranking
+from espalier.data.records import Message, Record
 from espalier.data.store.blocks import Job
 from espalier.data.store.marks import has_equal_answers, role_order
-from espalier.data.store.open import Reading, opened
+from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice, Stack
 from espalier.errors import UserError
 from espalier.models.load import train_tokenizer
@@ -79,7 +79,7 @@ def flown(
     with tempfile.TemporaryDirectory() as folder:
         for part, path in ((TRAIN, train), (HELD_OUT, held_out)):
             if path:
-                stack, _, loaded = opened(parse_specs(path), job, Reading(Path(folder), skip_bad=True))
+                stack, _, loaded = opened(parse_specs(path), job, ReadSettings(Path(folder), skip_bad=True))
                 found.read(part, loaded)
                 chosen[part] = Choice(stack)
     for part, choice in reversed(chosen.items()) if backwards else chosen.items():
@@ -274,8 +274,8 @@ def test_words_for_people() -> None:
         "100 %",
     ]
     turns = tuple(Message(role, "x") for role in ("system", "user", "assistant"))
-    assert role_order(Chat(turns)) == "system, user, assistant"
-    assert role_order(Ranking(turns[:2], ())) == "system, user -> answers"
+    assert role_order(Record.chat(turns)) == "system, user, assistant"
+    assert role_order(Record.ranking(turns[:2], ())) == "system, user -> answers"
 
 
 def test_languages_of_a_file_that_alternates(tmp_path: Path) -> None:

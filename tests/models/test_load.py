@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from espalier.data.encode.encoding import encode_pieces, encode_texts
-from espalier.data.encode.pieces import Piece
+from espalier.data.encode.encoding import Piece, encode_pieces, encode_texts
 from espalier.errors import UserError
 from espalier.models.adapters.freezing import blocks, freeze_lowest
 from espalier.models.load import (

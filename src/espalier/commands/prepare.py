@@ -11,7 +11,7 @@ from espalier.errors import UserError
 from espalier.screen import Screen, json_text
 
 if TYPE_CHECKING:
-    from espalier.corpora.made import Found
+    from espalier.corpora.made import Outcomes
 
 _SOURCES = (
     "couplets, poetry, poetry-metre, classical, zhidao, baike, weibo, lcsts, instruction-wild, alpaca, belle, hh-rlhf, "
@@ -90,7 +90,7 @@ def prepare(
 
 def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
     from espalier.corpora.clean.steps import DEDUP
-    from espalier.data.read.script import LANGUAGES
+    from espalier.data.store.marks import LANGUAGES
 
     if dedup not in DEDUP:
         raise UserError(f"--dedup {dedup}: wanted {', '.join(DEDUP)}.")
@@ -103,16 +103,16 @@ def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: 
         raise UserError(f"--max-repetition {max_repetition}: wanted a share from 0 to 1, such as 0.5.")
 
 
-def _watched(name: str, found: Found) -> Found:
+def _watched(name: str, found: Outcomes) -> Outcomes:
     """`found`, counted on one live line."""
-    from espalier.corpora.made import Made
+    from espalier.corpora.made import CorpusRecord
     from espalier.engine.progress import ProgressLine
 
     line = ProgressLine(name, None)
     records = without = 0
     try:
         for thing in found:
-            if isinstance(thing, Made):
+            if isinstance(thing, CorpusRecord):
                 records += 1
             else:
                 without += 1

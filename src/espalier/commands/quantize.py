@@ -159,7 +159,7 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     from espalier.data.read.specs import parse_specs
     from espalier.data.steps.forest import stored
     from espalier.data.store.blocks import Job
-    from espalier.data.store.open import Reading, opened
+    from espalier.data.store.open import ReadSettings, opened
     from espalier.data.store.stack import Choice
     from espalier.disk.temporary import temporary_folder
 
@@ -175,7 +175,7 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     texts: list[Any] = []
     left = limit
     with temporary_folder() as folder:
-        reading = Reading(Path(folder), skip_bad=True, max_samples=limit)
+        reading = ReadSettings(Path(folder), skip_bad=True, max_samples=limit)
         stack, order, _ = opened(specs, Job(kind, encoder), reading)
         for tree in stored(Choice(stack, order)):
             for tokens, trained in tree.paths():

@@ -13,7 +13,7 @@ from espalier.screen import safe
 vocab = typer.Typer(no_args_is_help=True, help="A model's vocabulary.")
 
 HELD_OUT = 10
-"""Every so manyth text is kept apart, to judge by."""
+"""One text of so many is kept apart, to judge by."""
 
 
 @vocab.callback()
@@ -39,10 +39,9 @@ def extend(
 ) -> None:
     """Train further pieces on a text, add them to a model's tokenizer, and give each a row that means the same."""
     from espalier.data.read.specs import parse_specs
-    from espalier.data.records import Text
     from espalier.data.store.again import all_records
     from espalier.data.store.blocks import Job
-    from espalier.data.store.open import Reading, opened
+    from espalier.data.store.open import ReadSettings, opened
     from espalier.data.store.stack import Choice
     from espalier.disk.temporary import temporary_folder
     from espalier.engine import files
@@ -62,10 +61,10 @@ def extend(
     settings = vocabulary.fast(tokenizer)
     specs, job = parse_specs(list(named)), Job("text")
     with temporary_folder() as folder:
-        reading = Reading(Path(folder))
+        reading = ReadSettings(Path(folder))
         stack, order, _ = opened(specs, job, reading)
         records = all_records(specs, job, reading, Choice(stack, order))
-        texts = [record.text for record in records if isinstance(record, Text)]
+        texts = [record.text for record in records]
     apart = texts[HELD_OUT - 1 :: HELD_OUT] or texts
     learned = [t for i, t in enumerate(texts) if i % HELD_OUT != HELD_OUT - 1] or texts
     way = {"BPE": "bpe", "Unigram": "sentencepiece"}[settings["model"]["type"]] if kind == "auto" else kind

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from espalier.data.records import ASSISTANT, USER, Chat, Preference, Prompt, Record
+from espalier.data.records import USER, Record
 
 _FLESH = re.compile(r"[\W_]+")
 
@@ -23,10 +23,10 @@ PARTS = (TRAIN, DEV)
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class CorpusRecord:
     """One record to be written: `row` is its JSON object, `key` what decides its part.
 
-    >>> Made({"prompt": "上联：风", "answers": []}, key="风", source="couplets.txt:1").key
+    >>> CorpusRecord({"prompt": "上联：风", "answers": []}, key="风", source="couplets.txt:1").key
     '风'
     """
 
@@ -40,7 +40,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Without:
+class Omission:
     """Something of the source that became no record: `cause` is short enough to be counted, `text` is a beginning."""
 
     source: str
@@ -48,7 +48,7 @@ class Without:
     text: str = ""
 
 
-Found = Iterator[Made | Without]
+Outcomes = Iterator[CorpusRecord | Omission]
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,4 @@ def one_line(value: object) -> str:
 
 def key_of(record: Record) -> str:
     """What must not stand in both parts: what the user says before the first answer, whatever the system turn."""
-    assert isinstance(record, (Chat, Preference, Prompt)), record
-    messages = record.prompt if isinstance(record, Preference) else record.messages
-    said = []
-    for message in messages:
-        if message.role == ASSISTANT:
-            break
-        if message.role == USER:
-            said.append(message.content)
-    return "\n".join(said)
+    return "\n".join(message.content for message in record.opening if message.role == USER)

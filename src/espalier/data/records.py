@@ -1,12 +1,13 @@
-"""What one line of a user's data means: a frozen dataclass for each kind of training example.
+"""What one line of a user's data means: a prompt with zero or more answers, which is already the tree to train on.
 
-A record is checked once, when it is made from a row (`formats`), and never changes. It knows where it came
+A record is checked once, when it is made from a row (`read.rows`), and never changes. It knows where it came
 from (`source`, "FILE:LINE"), so that every later complaint can name the place. Records hold text only:
 how turns are written down is a template's business (`templates`), numbers are `tokenise`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
@@ -30,115 +31,117 @@ class Message:
 
 Messages = tuple[Message, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A document, for pretraining.
-
-    >>> Text("春眠不觉晓，处处闻啼鸟。", source="poems.jsonl:1").text
-    '春眠不觉晓，处处闻啼鸟。'
-    """
-
-    text: str
-    source: str = ""
+KINDS = ("text", "chat", "preference", "ranking", "prompt", "unpaired")
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
-    """A conversation; every assistant turn of it is an example to imitate.
+class Answer:
+    """One continuation of a prompt: usually one assistant turn, several where dialogues part earlier.
 
-    `tools` is the JSON text of the functions that the assistant may call, or None.
-
-    >>> chat = Chat((Message("user", "2+3=?"), Message("assistant", "5")), source="sums.jsonl:7")
-    >>> [message.role for message in chat.messages]
-    ['user', 'assistant']
+    `score` is how good somebody found it, in any unit; `label` whether somebody called it good, as KTO uses it.
     """
 
     messages: Messages
-    source: str = ""
-    tools: str | None = None
+    score: float | None = None
+    label: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Preference:
-    """Two continuations of one prompt, the first better than the second; they are never equal.
+class Record:
+    """A prompt and its answers; the assistant's turns in the answers are what is trained or judged.
 
-    A continuation is usually one assistant turn. Where two dialogues part earlier it is several turns, of
-    which the assistant's are compared.
+    >>> Record.chat((Message("user", "2+3=?"), Message("assistant", "5")), source="sums.jsonl:7").answers
+    (Answer(messages=(Message(role='assistant', content='5', prefix=''),), score=None, label=None),)
 
-    >>> pair = Preference(
-    ...     prompt=(Message("user", "2+3=?"),),
-    ...     chosen=(Message("assistant", "5"),),
-    ...     rejected=(Message("assistant", "6"),),
-    ...     source="pairs.jsonl:1",
-    ... )
-    >>> pair.chosen[0].content
-    '5'
+    Attributes:
+        kind: one of `KINDS`.
+        prompt: what is read; empty for a document.
+        answers: none of a prompt, one of a document, a chat or an unpaired answer, else the best first.
+        tools: the JSON text of the functions that the assistant may call.
+        reference: what a rule reward compares an answer with.
+        prefix: how an answer to a prompt must begin (see `Message.prefix`).
     """
 
-    prompt: Messages
-    chosen: Messages
-    rejected: Messages
+    kind: str
+    prompt: Messages = ()
+    answers: tuple[Answer, ...] = ()
     source: str = ""
     tools: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """At least two continuations of one prompt, best first, each with a score.
-
-    Answers with equal scores make no pair. At least two scores differ.
-
-    >>> ranking = Ranking(
-    ...     prompt=(Message("user", "Say hello."),),
-    ...     answers=(((Message("assistant", "Hello!"),), 2.0), ((Message("assistant", "What?"),), 0.5)),
-    ...     source="ranks.jsonl:3",
-    ... )
-    >>> [score for _, score in ranking.answers]
-    [2.0, 0.5]
-    """
-
-    prompt: Messages
-    answers: tuple[tuple[Messages, float], ...]
-    source: str = ""
-    tools: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A conversation that waits for an answer, for rollouts; `reference` is what a rule reward compares with.
-
-    `prefix` is how the answer must begin (see `Message.prefix`).
-
-    >>> Prompt((Message("user", "2+3=?"),), reference="5", source="sums.jsonl:7").reference
-    '5'
-    """
-
-    messages: Messages
     reference: str | None = None
-    source: str = ""
-    tools: str | None = None
     prefix: str = ""
 
+    @classmethod
+    def document(cls, text: str, source: str = "") -> Record:
+        """A text for pretraining: an answer to nothing, written without a template."""
+        return cls("text", (), (Answer((Message(ASSISTANT, text),)),), source)
 
-@dataclass(frozen=True, slots=True)
-class Unpaired:
-    """One continuation of a prompt that somebody called good (`label` True) or bad (False), as KTO uses it.
+    @classmethod
+    def chat(cls, messages: Messages, source: str = "", tools: str | None = None) -> Record:
+        """A conversation; every assistant turn of it is an example to imitate, so its prompt is its opening."""
+        end = len(_opening(messages))
+        return cls("chat", messages[:end], (Answer(messages[end:]),), source, tools)
 
-    >>> Unpaired((Message("user", "2+3=?"),), (Message("assistant", "6"),), label=False).label
-    False
-    """
+    @classmethod
+    def preference(
+        cls,
+        prompt: Messages,
+        chosen: Messages,
+        rejected: Messages,
+        source: str = "",
+        tools: str | None = None,
+    ) -> Record:
+        """Two answers, the first better than the second; they are never equal."""
+        return cls("preference", prompt, (Answer(chosen), Answer(rejected)), source, tools)
 
-    prompt: Messages
-    completion: Messages
-    label: bool
-    source: str = ""
-    tools: str | None = None
+    @classmethod
+    def ranking(
+        cls,
+        prompt: Messages,
+        answers: Sequence[tuple[Messages, float]],
+        source: str = "",
+        tools: str | None = None,
+    ) -> Record:
+        """At least two (answer, score), best first. Equal scores make no pair; at least two scores differ."""
+        return cls("ranking", prompt, tuple(Answer(*answer) for answer in answers), source, tools)
+
+    @classmethod
+    def unpaired(
+        cls, prompt: Messages, answer: Messages, label: bool, source: str = "", tools: str | None = None
+    ) -> Record:
+        """One answer that somebody called good (`label` True) or bad (False)."""
+        return cls("unpaired", prompt, (Answer(answer, label=label),), source, tools)
+
+    @property
+    def opening(self) -> Messages:
+        """The turns before the assistant's first."""
+        return _opening(self.prompt)
+
+    @property
+    def branches(self) -> list[Messages]:
+        """Each answer with the prompt before it."""
+        return [(*self.prompt, *answer.messages) for answer in self.answers]
+
+    @property
+    def messages(self) -> Messages:
+        """The conversation of a chat or a prompt."""
+        return self.branches[0] if self.answers else self.prompt
+
+    @property
+    def text(self) -> str:
+        """A document's text."""
+        return self.answers[0].messages[0].content
+
+    @property
+    def texts(self) -> list[str]:
+        """Everything said, turn by turn; of a ranking the prompt and the best answer (others may be drawn by chance)."""
+        answers = self.answers[:1] if self.kind == "ranking" else self.answers
+        turns = [*self.prompt, *(turn for answer in answers for turn in answer.messages)]
+        return [turn.prefix + turn.content for turn in turns]
 
 
-Record = Text | Chat | Preference | Ranking | Prompt | Unpaired
-
-KINDS = ("text", "chat", "preference", "ranking", "prompt", "unpaired")
+def _opening(messages: Messages) -> Messages:
+    end = next((at for at, turn in enumerate(messages) if turn.role == ASSISTANT), len(messages))
+    return messages[:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,18 +170,3 @@ class LeftOut:
 
     source: str
     cause: str
-
-
-def texts_of(record: Record) -> list[str]:
-    """Everything said in a record, turn by turn; of a ranking the prompt and the best answer."""
-    if isinstance(record, Text):
-        return [record.text]
-    if isinstance(record, (Chat, Prompt)):
-        turns: list[Message] = [*record.messages]
-    elif isinstance(record, Preference):
-        turns = [*record.prompt, *record.chosen, *record.rejected]
-    elif isinstance(record, Ranking):
-        turns = [*record.prompt, *record.answers[0][0]]
-    else:
-        turns = [*record.prompt, *record.completion]
-    return [turn.prefix + turn.content for turn in turns]

@@ -24,12 +24,12 @@ from espalier.data.encode.tokenise import Encoder
 from espalier.data.preflight.findings import HELD_OUT, TRAIN
 from espalier.data.preflight.run import Preflight
 from espalier.data.read.specs import DatasetSpec, parse_specs
-from espalier.data.records import ASSISTANT, Chat, Prompt, Record, texts_of
+from espalier.data.records import ASSISTANT, Messages, Record
 from espalier.data.steps.feed import Batches, DatasetFeed, Rows
 from espalier.data.steps.forest import Forest, stored
 from espalier.data.store.again import all_records, examples, records_at
 from espalier.data.store.blocks import Job
-from espalier.data.store.open import Reading, opened
+from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice, Stack
 from espalier.disk.temporary import temporary_folder
 from espalier.errors import UserError
@@ -54,7 +54,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RecordSet:
     """Records that an option names, of one kind, not read yet.
 
     Attributes:
@@ -121,7 +121,8 @@ class Datasets:
         self._picks: dict[tuple[str, str, str], Picks | None] = {}
 
     def option(self, kind: type[T]) -> T:
-        return self.options[kind]
+        option: T = self.options[kind]
+        return option
 
     @property
     def stop(self) -> tuple[int, ...]:
@@ -130,42 +131,42 @@ class Datasets:
 
     # --- which records --------------------------------------------------------------------------
 
-    def records(self, kind: str) -> tuple[Wanted, Wanted]:
+    def records(self, kind: str) -> tuple[RecordSet, RecordSet]:
         """Training and held-out records of a kind; held out by `eval_dataset` or by `val_size`."""
         data = self.option(DataOptions)
         specs = tuple(parse_specs(data.dataset, data.dataset_dir, data.interleave_probs))
         if data.eval_dataset:
             others = tuple(parse_specs(data.eval_dataset, data.dataset_dir))
-            return Wanted("dataset", specs, kind, owner=self), Wanted(
+            return RecordSet("dataset", specs, kind, owner=self), RecordSet(
                 "eval_dataset", others, kind, owner=self
             )
         if data.val_size:
-            train, held = (Wanted("dataset", specs, kind, part, self) for part in (TRAIN, HELD_OUT))
+            train, held = (RecordSet("dataset", specs, kind, part, self) for part in (TRAIN, HELD_OUT))
             return train, held
-        return Wanted("dataset", specs, kind, owner=self), Wanted("", (), kind, owner=self)
+        return RecordSet("dataset", specs, kind, owner=self), RecordSet("", (), kind, owner=self)
 
-    def load_file(self, value: Any, kind: str) -> Wanted:
+    def load_file(self, value: Any, kind: str) -> RecordSet:
         """Records of a further data set that a stage's own option names."""
         specs = tuple(parse_specs(value, self.option(DataOptions).dataset_dir))
-        return Wanted(json.dumps(value, sort_keys=True, default=str), specs, kind, owner=self)
+        return RecordSet(json.dumps(value, sort_keys=True, default=str), specs, kind, owner=self)
 
-    def choice(self, wanted: Wanted, job: Job | None = None) -> Choice:
+    def choice(self, records: RecordSet, job: Job | None = None) -> Choice:
         """The numbers of these records; read (and, with a job, tokenised) if that has not been done."""
-        at = (wanted.key, wanted.kind)
+        at = (records.key, records.kind)
         if at not in self._stacks or (job is not None and job != self._jobs[at]):
-            self._open(wanted, job or self._job(wanted.kind))
-        return Choice(self._stacks[at], self._picks[*at, wanted.part])
+            self._open(records, job or self._job(records.kind))
+        return Choice(self._stacks[at], self._picks[*at, records.part])
 
-    def _open(self, wanted: Wanted, job: Job) -> None:
-        at = (wanted.key, wanted.kind)
-        stack, order, loaded = opened(wanted.specs, job, self._reading)
+    def _open(self, records: RecordSet, job: Job) -> None:
+        at = (records.key, records.kind)
+        stack, order, loaded = opened(records.specs, job, self._reading)
         self._stacks[at], self._jobs[at] = stack, job
         self.hashes.update(loaded.hashes)
-        self.preflight.read(wanted.key, loaded)
-        if (*at, wanted.part) in self._picks:
+        self.preflight.read(records.key, loaded)
+        if (*at, records.part) in self._picks:
             return
         self._picks[*at, ""] = order
-        if wanted.part:
+        if records.part:
             every = Choice(stack, order)
             places = held_out(
                 lambda: (stack.of_records("prompt", numbers) for numbers in every.chunks()),
@@ -177,10 +178,10 @@ class Datasets:
             self._picks[*at, TRAIN], self._picks[*at, HELD_OUT] = kept, held
 
     @property
-    def _reading(self) -> Reading:
+    def _reading(self) -> ReadSettings:
         data = self.option(DataOptions)
         assert self.kept is not None
-        return Reading(
+        return ReadSettings(
             self.kept,
             self.option(TokenizedOptions).preprocessing_num_workers,
             data.skip_bad,
@@ -197,12 +198,12 @@ class Datasets:
             return Job(kind)
         return Job(kind, encoder, max_prompt_length=max_prompt_length, stop=self.stop)
 
-    def _again(self, wanted: Wanted, places: Sequence[int]) -> list[Record]:
+    def _again(self, records: RecordSet, places: Sequence[int]) -> list[Record]:
         """Records at these places, read once more."""
-        choice = self.choice(wanted)
-        return records_at(wanted.specs, self._job(wanted.kind), self._reading, choice, places)
+        choice = self.choice(records)
+        return records_at(records.specs, self._job(records.kind), self._reading, choice, places)
 
-    def examples(self, records: Wanted, limit: int) -> list[Record]:
+    def examples(self, records: RecordSet, limit: int) -> list[Record]:
         """The first records, and the first of each cause for which something was left out or cut."""
         choice = self.choice(records)
         job = self._job(records.kind)
@@ -213,7 +214,7 @@ class Datasets:
         train = self.records(self.reads)[0]
         choice = self.choice(train)
         for record in all_records(train.specs, self._job(self.reads), self._reading, choice):
-            yield "\n".join(texts_of(record))
+            yield "\n".join(record.texts)
 
     # --- trees and prompts ----------------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class Datasets:
         overlong = self.option(DataOptions).overlong
         return Encoder(self.tokenizer, self.template, self.cutoff_len, overlong, answers_trained)
 
-    def trees(self, records: Wanted, part: str = TRAIN, *, answers_trained: bool = True) -> Forest:
+    def trees(self, records: RecordSet, part: str = TRAIN, *, answers_trained: bool = True) -> Forest:
         """The trees of records that `records` or `load_file` gave, made when they are asked for.
 
         Raises:
@@ -239,19 +240,19 @@ class Datasets:
             )
         return forest
 
-    def asks(self, records: Wanted, max_prompt_length: int, part: str = TRAIN) -> Asks:
+    def asks(self, records: RecordSet, max_prompt_length: int, part: str = TRAIN) -> Asks:
         """Prompts to sample from; one longer than `max_prompt_length` is trimmed or left out, as `overlong` says."""
         if not records.specs:
             return Asks(Choice(Stack([])))
         choice = self._seen(records, part, self._job(records.kind, self.encoder(), max_prompt_length))
         return Asks(choice)
 
-    def _seen(self, wanted: Wanted, part: str, job: Job) -> Choice:
-        choice = self.choice(wanted, job)
-        self.preflight.part(part, choice, apart=bool(wanted.part))
+    def _seen(self, records: RecordSet, part: str, job: Job) -> Choice:
+        choice = self.choice(records, job)
+        self.preflight.part(part, choice, apart=bool(records.part))
         return choice
 
-    def sample_prompts(self, records: Wanted) -> list[SamplePrompt]:
+    def sample_prompts(self, records: RecordSet) -> list[SamplePrompt]:
         """Held-out prompts to answer at each evaluation, with what the data answers."""
         most = self.option(RunOptions).samples
         chosen: list[SamplePrompt] = []
@@ -273,7 +274,7 @@ class Datasets:
         chosen = asks[: self.option(RunOptions).samples]
         return [SamplePrompt(ask.text, ask.tokens, ask.reference) for ask in chosen]
 
-    def only_pairs(self, records: Wanted) -> None:
+    def only_pairs(self, records: RecordSet) -> None:
         """DPO learns from pairs.
 
         Raises:
@@ -325,13 +326,12 @@ class Datasets:
         return DatasetFeed(trees, self.rows(model), annotate=annotate, **asdict(self.plan))
 
 
-def _asked(record: Any) -> tuple[Any, str | None] | None:
+def _asked(record: Record) -> tuple[Messages, str | None] | None:
     """The messages before the last answer of a record, and that answer."""
-    if isinstance(record, Chat) and record.messages[-1].role == ASSISTANT:
+    if record.kind == "chat" and record.messages[-1].role == ASSISTANT:
         return record.messages[:-1], record.messages[-1].content
-    if isinstance(record, Prompt):
-        return record.messages, record.reference
-    prompt, chosen = getattr(record, "prompt", None), getattr(record, "chosen", None)
-    if prompt and chosen:
-        return prompt, chosen[-1].content
+    if record.kind == "prompt":
+        return record.prompt, record.reference
+    if record.kind == "preference" and record.prompt:
+        return record.prompt, record.answers[0].messages[-1].content
     return None

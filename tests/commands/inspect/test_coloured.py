@@ -10,11 +10,11 @@ import pytest
 from espalier.commands.inspect.coloured import CUT, READ, TRAINED, Branch, shown, written
 from espalier.data.encode.templates import choose_template
 from espalier.data.encode.tokenise import Encoder
-from espalier.data.records import Chat, Message, Preference, Prompt, Ranking, Record, Text, Unpaired
+from espalier.data.records import Message, Record
 from espalier.models.load import train_tokenizer
 
 ASKED, SAID = Message("user", "春眠不觉晓？"), Message("assistant", "处处闻啼鸟。")
-CHAT = Chat((ASKED, SAID, Message("user", "再来"), Message("assistant", "好")), "c.jsonl:3")
+CHAT = Record.chat((ASKED, SAID, Message("user", "再来"), Message("assistant", "好")), "c.jsonl:3")
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def test_every_answer_is_green_with_its_end_and_nothing_else(encoder: Encoder) -
 def test_the_answers_of_pairs_rankings_and_labels_are_named(encoder: Encoder) -> None:
     good, bad = (Message("assistant", "好"),), (Message("assistant", "坏"),)
     records: list[tuple[Record, list[str]]] = [
-        (Preference((ASKED,), good, bad), ["chosen", "rejected"]),
-        (Ranking((ASKED,), ((good, 2.5), (bad, -1.0))), ["score 2.5", "score -1"]),
-        (Unpaired((ASKED,), bad, label=False), ["bad"]),
+        (Record.preference((ASKED,), good, bad), ["chosen", "rejected"]),
+        (Record.ranking((ASKED,), ((good, 2.5), (bad, -1.0))), ["score 2.5", "score -1"]),
+        (Record.unpaired((ASKED,), bad, label=False), ["bad"]),
     ]
     for record, labels in records:
         for found in (shown(record, encoder), written(record, encoder.template)):
@@ -51,7 +51,7 @@ def test_the_answers_of_pairs_rankings_and_labels_are_named(encoder: Encoder) ->
 
 
 def test_a_prompt_is_only_read(encoder: Encoder) -> None:
-    text, reference = shown(Prompt((ASKED,), reference="处处"), encoder).branches
+    text, reference = shown(Record("prompt", (ASKED,), reference="处处"), encoder).branches
     assert of(text, TRAINED) == "" and reference.spans == [(READ, "处处")]
 
 
@@ -59,8 +59,8 @@ def test_a_prompt_is_only_read(encoder: Encoder) -> None:
 def test_kept_and_cut_together_are_the_whole(limit: int, encoder: Encoder) -> None:
     for record in (
         CHAT,
-        Chat((Message("user", "春" * 30), SAID)),
-        Chat((ASKED, Message("assistant", "鸟" * 40))),
+        Record.chat((Message("user", "春" * 30), SAID)),
+        Record.chat((ASKED, Message("assistant", "鸟" * 40))),
     ):
         whole = shown(record, encoder)
         found = shown(record, replace(encoder, cutoff_len=limit))
@@ -81,17 +81,19 @@ def test_a_dropped_record_is_all_cut_and_says_why(encoder: Encoder) -> None:
 
 
 def test_a_long_document_is_shown_in_its_pieces_and_characters_stay_whole(encoder: Encoder) -> None:
-    found = shown(Text("语言模型" * 20, "t:1"), replace(encoder, cutoff_len=512))
+    found = shown(Record.document("语言模型" * 20, "t:1"), replace(encoder, cutoff_len=512))
     assert "\ufffd" not in "".join(text for _, text in found.branches[0].spans)
-    pieces = shown(Text("abcd " * 100, "t:1"), replace(encoder, cutoff_len=64))
+    pieces = shown(Record.document("abcd " * 100, "t:1"), replace(encoder, cutoff_len=64))
     assert len(pieces.branches) > 1 and "nothing is lost" in pieces.notes[0]
 
 
 def test_of_a_long_record_both_ends_are_shown(encoder: Encoder) -> None:
     encoder = replace(encoder, cutoff_len=100_000)
-    found = shown(Chat((Message("user", "问" * 9000), Message("assistant", "答" * 9000)), "c:1"), encoder)
+    found = shown(
+        Record.chat((Message("user", "问" * 9000), Message("assistant", "答" * 9000)), "c:1"), encoder
+    )
     text = "".join(text for _, text in found.branches[0].spans)
     assert len(text) < 4100 and "characters …" in text, len(text)
     assert text.count("问") > 1900 < text.count("答")
-    found = shown(Text("语" * 300_000, "t:1"), encoder)
+    found = shown(Record.document("语" * 300_000, "t:1"), encoder)
     assert "300,000 characters" in found.notes[0] and len(found.branches[0].spans[0][1]) < 4100

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from espalier.corpora.clean.contamination import Exams, exam_texts, without_exam_items
-from espalier.corpora.made import Made, Without
+from espalier.corpora.made import CorpusRecord, Omission
 from espalier.errors import UserError
 
 QUESTION = "下列关于光合作用的说法中，哪一项是不正确的：叶绿体是进行光合作用的场所"
@@ -36,7 +36,7 @@ def exams(folder: Path) -> Path:
 
 def clean(folder: Path, texts: list[str]) -> tuple[list[Any], dict[str, Any]]:
     account: dict[str, Any] = {}
-    rows = iter([Made({"text": text}, text, f"a:{number}") for number, text in enumerate(texts)])
+    rows = iter([CorpusRecord({"text": text}, text, f"a:{number}") for number, text in enumerate(texts)])
     return list(without_exam_items(rows, (folder,), account)), account
 
 
@@ -53,7 +53,7 @@ def test_planted_items_are_found_and_counted_by_exam(tmp_path: Path) -> None:
         "问答的第一句话要够长才行，后面随便",
     ]
     found, account = clean(exams(tmp_path / "exams"), texts)
-    gone = {thing.source: thing.cause for thing in found if isinstance(thing, Without)}
+    gone = {thing.source: thing.cause for thing in found if isinstance(thing, Omission)}
     assert gone == {
         "a:0": "has an item of bio",
         "a:1": "has an item of bio",
@@ -101,9 +101,9 @@ def test_real_exams_find_their_own_questions_and_little_else(shared: Path) -> No
         row["instruction"] + row["output"] for row in rows
     ]
     account: dict[str, Any] = {}
-    things = [Made({"text": text}, text, f"a:{number}") for number, text in enumerate(texts)]
+    things = [CorpusRecord({"text": text}, text, f"a:{number}") for number, text in enumerate(texts)]
     found = list(without_exam_items(iter(things), (folder / "ceval/val", folder / "cmmlu"), account))
-    gone = {int(thing.source.split(":")[1]) for thing in found if isinstance(thing, Without)}
+    gone = {int(thing.source.split(":")[1]) for thing in found if isinstance(thing, Omission)}
     assert gone >= set(range(40)) and len(gone) <= 42
     assert set(account) == {"val", "cmmlu"}
 

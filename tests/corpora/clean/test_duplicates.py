@@ -17,7 +17,7 @@ import pytest
 from espalier.corpora.clean.duplicates import without_copies, without_near_copies, without_near_copies_of_dev
 from espalier.corpora.clean.minhash import Signer, across, band_keys, bands_for, candidates
 from espalier.corpora.clean.shingles import jaccard, shingles
-from espalier.corpora.made import DEV, TRAIN, Division, Found, Made, Without
+from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission, Outcomes
 
 
 def plain_shingles(text: str) -> set[str]:
@@ -39,8 +39,10 @@ def plain_jaccard(one: str, other: str) -> float:
     return len(a & b) / len(a | b)
 
 
-def made(texts: list[str]) -> Found:
-    return iter([Made({"text": text}, text, f"a.jsonl:{number}") for number, text in enumerate(texts)])
+def made(texts: list[str]) -> Outcomes:
+    return iter(
+        [CorpusRecord({"text": text}, text, f"a.jsonl:{number}") for number, text in enumerate(texts)]
+    )
 
 
 def edited(text: str, share: float, chance: random.Random) -> str:
@@ -102,7 +104,7 @@ def test_near_copies_against_brute_force(texts: list[str]) -> None:
             gone.add(later)
     account: dict[str, Any] = {}
     found = list(without_near_copies(made(texts), threshold, account))
-    removed = {int(thing.source.split(":")[1]) for thing in found if isinstance(thing, Without)}
+    removed = {int(thing.source.split(":")[1]) for thing in found if isinstance(thing, Omission)}
     assert len(gone) > 100
     assert removed <= gone, "precision is 1: every candidate is compared exactly"
     assert len(removed) >= 0.99 * len(gone)
@@ -110,7 +112,7 @@ def test_near_copies_against_brute_force(texts: list[str]) -> None:
     for example in account["examples"]:
         one, other = (texts[int(example[key].split(":")[1])] for key in ("source", "near_copy_of"))
         assert example["similarity"] == pytest.approx(plain_jaccard(one, other), abs=1e-3) and one != ""
-    stay = [int(thing.source.split(":")[1]) for thing in found if isinstance(thing, Made)]
+    stay = [int(thing.source.split(":")[1]) for thing in found if isinstance(thing, CorpusRecord)]
     assert stay == sorted(set(range(len(texts))) - removed)
 
 
@@ -120,7 +122,7 @@ def test_train_has_no_near_copy_of_dev(texts: list[str]) -> None:
     found = list(without_near_copies_of_dev(made(texts), threshold, division, account))
     parts: dict[str, list[set[str]]] = {TRAIN: [], DEV: []}
     for thing in found:
-        if isinstance(thing, Made):
+        if isinstance(thing, CorpusRecord):
             parts[division.part(thing.key)].append(plain_shingles(thing.row["text"]))
     alike = [
         (one, other)
@@ -129,7 +131,7 @@ def test_train_has_no_near_copy_of_dev(texts: list[str]) -> None:
         if len(one & other) >= threshold * len(one | other)
     ]
     assert len(alike) <= 1 and account["removed"] > 20
-    gone = [texts[int(thing.source.split(":")[1])] for thing in found if isinstance(thing, Without)]
+    gone = [texts[int(thing.source.split(":")[1])] for thing in found if isinstance(thing, Omission)]
     assert len(gone) == account["removed"] and all(division.part(text) == TRAIN for text in gone)
     held = [text for text in texts if division.part(text) == DEV]
     assert all(any(plain_jaccard(text, other) >= threshold for other in held) for text in gone)
@@ -139,7 +141,7 @@ def test_copies_differ_in_nothing_that_counts() -> None:
     rows = ["春眠不觉晓。", "处处闻啼鸟", " 春眠 不觉晓", "Ｈello World", "hello, world!", "hello word"]
     account: dict[str, Any] = {}
     found = list(without_copies(made(rows), account))
-    assert [thing.source for thing in found if isinstance(thing, Without)] == ["a.jsonl:2", "a.jsonl:4"]
+    assert [thing.source for thing in found if isinstance(thing, Omission)] == ["a.jsonl:2", "a.jsonl:4"]
     assert [example["copy_of"] for example in account["examples"]] == ["a.jsonl:0", "a.jsonl:3"]
 
 
@@ -151,8 +153,8 @@ def test_rankings_are_copies_by_prompt_and_best_answer() -> None:
             "answers": [{"answer": "下联", "score": 1}, {"answer": wrong, "score": 0}],
         }
 
-    found = without_copies(iter([Made(row(x), "上联", f"a:{x}") for x in ("甲", "乙")]), {})
-    assert [type(thing) for thing in found] == [Made, Without]
+    found = without_copies(iter([CorpusRecord(row(x), "上联", f"a:{x}") for x in ("甲", "乙")]), {})
+    assert [type(thing) for thing in found] == [CorpusRecord, Omission]
 
 
 def test_a_bucket_of_many_is_no_square() -> None:
@@ -194,12 +196,14 @@ def test_memory_is_a_few_bytes_a_record() -> None:
     for number in (300, 1800):
         chance = random.Random(number)
         stream = (
-            Made({"text": text}, text, f"a:{i}")
+            CorpusRecord({"text": text}, text, f"a:{i}")
             for i in range(number)
             for text in ["".join(chance.choices("天地玄黄宇宙洪荒日月盈昃辰宿列张", k=150))]
         )
         tracemalloc.start()
-        assert sum(isinstance(thing, Made) for thing in without_near_copies(stream, 0.8, {})) == number
+        assert (
+            sum(isinstance(thing, CorpusRecord) for thing in without_near_copies(stream, 0.8, {})) == number
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 1500 * 200

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from espalier.corpora.clean.personal import is_identity_number, masked, without_personal_data
-from espalier.corpora.made import Made
+from espalier.corpora.made import CorpusRecord
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,10 @@ def test_every_text_of_a_row_is_masked_and_the_report_gives_nothing_away() -> No
     }
     account: dict[str, Any] = {}
     [made, other] = without_personal_data(
-        iter([Made(row, "我是13812345678", "a:1"), Made({"text": "无"}, "无", "a:2")]), account
+        iter([CorpusRecord(row, "我是13812345678", "a:1"), CorpusRecord({"text": "无"}, "无", "a:2")]),
+        account,
     )
-    assert isinstance(made, Made) and isinstance(other, Made)
+    assert isinstance(made, CorpusRecord) and isinstance(other, CorpusRecord)
     assert [turn["content"] for turn in made.row["messages"]] == ["我是[手机号]", "记下了 [邮箱]"]
     assert made.key == "我是[手机号]" and row["messages"][0]["content"] == "我是13812345678"
     assert account["records"] == 1 and account["masked"] == {"身份证号": 0, "邮箱": 1, "手机号": 1, "电话": 0}

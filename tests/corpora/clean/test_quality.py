@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.corpora.clean.quality import filtered, language, repetition
-from espalier.corpora.made import Made, Without
+from espalier.corpora.made import CorpusRecord, Omission
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_repetition_against_a_count_by_hand() -> None:
 
 def test_each_filter_takes_out_its_own_and_says_why() -> None:
     texts = ["短", "春眠不觉晓处处闻啼鸟", "x" * 60 + "长" * 40, "Hello there, my dear friend", "好的" * 15]
-    rows = iter([Made({"text": text}, text, f"a:{number}") for number, text in enumerate(texts)])
+    rows = iter([CorpusRecord({"text": text}, text, f"a:{number}") for number, text in enumerate(texts)])
     account: dict[str, Any] = {}
     found = list(filtered(rows, account, min_chars=5, max_chars=50, languages=("zh",), max_repetition=0.5))
-    assert [thing.source for thing in found if isinstance(thing, Made)] == ["a:1"]
-    assert [(thing.source, thing.cause) for thing in found if isinstance(thing, Without)] == [
+    assert [thing.source for thing in found if isinstance(thing, CorpusRecord)] == ["a:1"]
+    assert [(thing.source, thing.cause) for thing in found if isinstance(thing, Omission)] == [
         ("a:0", "too short"),
         ("a:2", "too long"),
         ("a:3", "another language"),

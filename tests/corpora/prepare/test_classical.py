@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from espalier.corpora.made import DEV, TRAIN, Division, Made, Without
+from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission
 from espalier.corpora.prepare.classical import classical
 from espalier.errors import UserError
 
@@ -38,7 +38,7 @@ def test_the_real_layouts(shared: Path, layout: str, by_score: Any) -> None:
     folder = shared / "data/classical_modern" / layout
     files = sorted(folder.rglob("bitext.txt")) or sorted((folder / "bitext").iterdir())
     wanted = plain_reading(files)
-    found = [thing for thing in classical(folder, ALL) if isinstance(thing, Made)]
+    found = [thing for thing in classical(folder, ALL) if isinstance(thing, CorpusRecord)]
     assert len(wanted) > 1300
     assert [of(thing.row) for thing in found] == wanted
     ways = Counter(thing.row["prompt"].split("：")[0] for thing in found)
@@ -72,7 +72,7 @@ def test_layouts_and_parents_of_them_are_found(tmp_path: Path) -> None:
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.format(book), encoding="utf-8")
-    rows = [[thing.row for thing in classical(tmp_path / place, ALL) if isinstance(thing, Made)]
+    rows = [[thing.row for thing in classical(tmp_path / place, ALL) if isinstance(thing, CorpusRecord)]
             for place in ("new", "new/双语数据", "old", "old/Classical-Modern", "old/Classical-Modern/bitext")]  # fmt: skip
     assert all(found == rows[0] for found in rows) and len(rows[0]) == 2
 
@@ -84,8 +84,11 @@ def test_broken_blocks_are_named(tmp_path: Path) -> None:
         "古文：一\n现代文：二\n古文：三\n现代文：四\n\n古文：五\n\n随便\n现代文：\n", encoding="utf-8"
     )
     found = list(classical(tmp_path, ALL))
-    assert [of(thing.row) for thing in found if isinstance(thing, Made)] == [("一", "二"), ("三", "四")]
-    without = [(t.source.rsplit(":", 1)[1], t.cause) for t in found if isinstance(t, Without)]
+    assert [of(thing.row) for thing in found if isinstance(thing, CorpusRecord)] == [
+        ("一", "二"),
+        ("三", "四"),
+    ]
+    without = [(t.source.rsplit(":", 1)[1], t.cause) for t in found if isinstance(t, Omission)]
     assert without == [("6", "half a pair"), ("8", "a line without 古文： or 现代文："), ("9", "half a pair")]
 
 
@@ -94,7 +97,7 @@ def test_dev_shares_no_text_with_train(shared: Path) -> None:
     texts: dict[str, set[str]] = {TRAIN: set(), DEV: set()}
     count: Counter[str] = Counter()
     for thing in classical(shared / "data/classical_modern", division):
-        if isinstance(thing, Made):
+        if isinstance(thing, CorpusRecord):
             part = division.part(thing.key)
             count[part] += 1
             texts[part] |= {

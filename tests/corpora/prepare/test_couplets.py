@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from espalier.corpora.made import DEV, TRAIN, Division, Made, Without
+from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission
 from espalier.corpora.prepare.couplets import couplets
-from espalier.data.read.formats import parse_row
-from espalier.data.records import Ranking
+from espalier.data.read.rows import parse_row
 from espalier.errors import UserError
 from tests import processes
 
@@ -41,8 +40,8 @@ def single(folder: Path, pairs: list[tuple[str, str]], between: str = " ") -> Pa
     return path
 
 
-def made(where: Path, division: Division = ALL) -> list[Made]:
-    return [thing for thing in couplets(where, division) if isinstance(thing, Made)]
+def made(where: Path, division: Division = ALL) -> list[CorpusRecord]:
+    return [thing for thing in couplets(where, division) if isinstance(thing, CorpusRecord)]
 
 
 def test_both_layouts_say_the_same(tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_every_record_has_its_own_gold_and_wrong_lines_of_the_right_lengths(
         assert all(len(wrong) != len(second) and wrong in of_length[len(wrong)] for wrong in answers[-1])
         scores = [answer["score"] for answer in thing.row["answers"]]
         assert scores == sorted(scores, reverse=True)
-        assert isinstance(parse_row(thing.row, thing.source, "ranking"), Ranking)
+        assert parse_row(thing.row, thing.source, "ranking").kind == "ranking"
 
 
 def test_no_answers_of_an_earlier_couplet_stay(tmp_path: Path) -> None:
@@ -112,7 +111,7 @@ def test_dev_shares_no_line_with_train(shared: Path) -> None:
 def test_what_is_no_couplet_is_said(tmp_path: Path) -> None:
     path = tmp_path / "couplets.txt"
     path.write_text("春风 秋月\n春风秋月\n\n山高 水长\n一二三 四五\n", encoding="utf-8")
-    without = [thing for thing in couplets(path, Division(dev=0)) if isinstance(thing, Without)]
+    without = [thing for thing in couplets(path, Division(dev=0)) if isinstance(thing, Omission)]
     assert [(thing.source.rsplit(":", 1)[1], thing.cause) for thing in without] == [
         ("2", "half a couplet"),
         ("3", "no couplet"),
@@ -124,8 +123,8 @@ def test_a_second_line_of_dev_is_taken_out_of_train(tmp_path: Path) -> None:
     division = Division(dev=0.5)
     firsts = [f"春风{i:02d}" for i in range(20)]
     found = list(couplets(single(tmp_path, [(first, "秋月如霜") for first in firsts]), division))
-    assert {division.part(thing.key) for thing in found if isinstance(thing, Made)} == {DEV}
-    causes = [thing.cause for thing in found if isinstance(thing, Without)]
+    assert {division.part(thing.key) for thing in found if isinstance(thing, CorpusRecord)} == {DEV}
+    causes = [thing.cause for thing in found if isinstance(thing, Omission)]
     assert causes == ["its second line stands in dev too"] * sum(division.part(f) == TRAIN for f in firsts)
     assert 0 < len(causes) < 20
 

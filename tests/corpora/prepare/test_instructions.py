@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from espalier.corpora.made import DEV, TRAIN, Division, Made, Without
+from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission
 from espalier.corpora.prepare.corpora import CORPORA
 from espalier.corpora.prepare.shape import SHAPES, pairs, shaped
-from espalier.data.read.formats import parse_row
-from espalier.data.records import Chat, Preference, Prompt, Text
+from espalier.data.read.rows import parse_row
+from espalier.data.records import Record
 from espalier.errors import UserError
 
 ALL = Division(dev=0)
@@ -26,12 +26,12 @@ def write(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def read(name: str, where: Path) -> list[Made | Without]:
+def read(name: str, where: Path) -> list[CorpusRecord | Omission]:
     return list(CORPORA[name].read(where, ALL))
 
 
-def rows(found: list[Made | Without]) -> list[dict[str, Any]]:
-    return [thing.row for thing in found if isinstance(thing, Made)]
+def rows(found: list[CorpusRecord | Omission]) -> list[dict[str, Any]]:
+    return [thing.row for thing in found if isinstance(thing, CorpusRecord)]
 
 
 def test_belle_and_alpaca_say_what_they_said(shared: Path) -> None:
@@ -43,13 +43,13 @@ def test_belle_and_alpaca_say_what_they_said(shared: Path) -> None:
     ]
     found = read("alpaca", shared / "data/alpaca_zh")
     assert len(rows(found)) == 2996
-    assert Counter(t.cause for t in found if isinstance(t, Without)) == {"empty text": 4}
+    assert Counter(t.cause for t in found if isinstance(t, Omission)) == {"empty text": 4}
 
 
 def test_instructions_without_outputs_are_prompts(shared: Path, tmp_path: Path) -> None:
     found = read("instruction-wild", shared / "data/instruction_wild")
     assert len(rows(found)) == 1731 and all(set(row) == {"prompt"} for row in rows(found))
-    assert Counter(t.cause for t in found if isinstance(t, Without)) == {"broken JSON": 5}
+    assert Counter(t.cause for t in found if isinstance(t, Omission)) == {"broken JSON": 5}
     answered = write(tmp_path / "a.json", [{"instruction": "问", "input": "", "output": "答"}])
     assert rows(read("instruction-wild", answered)) == [
         {"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]}
@@ -63,7 +63,7 @@ def test_hh_pairs_part_where_the_dialogues_do(shared: Path) -> None:
     assert len(rows(found)) == 1492
     marks = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
     for thing in found:
-        if isinstance(thing, Made):
+        if isinstance(thing, CorpusRecord):
             row = source[int(thing.source.rsplit(":", 1)[1]) - 1]
             for side in ("chosen", "rejected"):
                 turns = [*thing.row["prompt"], *thing.row[side]]
@@ -96,10 +96,10 @@ def test_the_local_files_of_deepspeed_chat(tmp_path: Path) -> None:
     ])  # fmt: skip
     write(tmp_path / "eval.json", [{"prompt": ask.format("三"), "chosen": " 妙", "rejected": " 差"}])
     found = read("deepspeed-chat", tmp_path)
-    made = [thing for thing in found if isinstance(thing, Made)]
+    made = [thing for thing in found if isinstance(thing, CorpusRecord)]
     assert [(thing.part, thing.key) for thing in made] == [(DEV, "三"), (TRAIN, "一"), (TRAIN, "二")]
     assert "messages" in made[2].row and "rejected" in made[1].row
-    assert [thing.cause for thing in found if isinstance(thing, Without)] == [
+    assert [thing.cause for thing in found if isinstance(thing, Omission)] == [
         "its prompt stands in the held-out file",
         "chosen equals rejected",
         "no column 'prompt'",
@@ -113,7 +113,7 @@ def test_hc3_and_zhihu(tmp_path: Path) -> None:
     ])  # fmt: skip
     found = read("hc3", hc3)
     assert [row["messages"][1]["content"] for row in rows(found)] == ["人答"]
-    assert [thing.cause for thing in found if isinstance(thing, Without)] == ["empty text"]
+    assert [thing.cause for thing in found if isinstance(thing, Omission)] == ["empty text"]
     zhihu = write(
         tmp_path / "z.json", [{"INSTRUCTION": "问", "RESPONSE": "答", "SOURCE": "Zhihu", "METADATA": "{}"}]
     )
@@ -140,25 +140,24 @@ def test_pairs_never_join_equals(scores: tuple[float, ...], wanted: list[tuple[i
 
 
 def test_every_shape_is_read_back_as_its_record() -> None:
-    kinds = {"chat": Chat, "preference": Preference, "text": Text, "prompt": Prompt}
     for shape in SHAPES[1:]:
-        found = list(shaped(iter([Made(ranked(1, 0), "问", "a:1")]), shape))
+        found = list(shaped(iter([CorpusRecord(ranked(1, 0), "问", "a:1")]), shape))
         [made] = found
-        assert isinstance(made, Made)
+        assert isinstance(made, CorpusRecord)
         record = parse_row(made.row, "a:1", shape)
-        assert isinstance(record, kinds[shape]), record
-        if isinstance(record, Text):
+        assert isinstance(record, Record) and record.kind == shape, record
+        if record.kind == "text":
             assert record.text == "问\n答：a0"
-        if isinstance(record, Prompt):
+        if record.kind == "prompt":
             assert record.prefix == "答："
-        if isinstance(record, Preference):
-            assert record.chosen[0].prefix == record.rejected[0].prefix == "答："
+        if record.kind == "preference":
+            assert [answer.messages[0].prefix for answer in record.answers] == ["答："] * 2
 
 
 def test_what_has_no_such_shape_is_said() -> None:
-    [without] = shaped(iter([Made(ranked(0, -1), "问", "a:1")]), "chat")
-    assert isinstance(without, Without) and without.cause == "no chat: no answer scores above 0"
-    [without] = shaped(iter([Made(ranked(1, 1), "问", "a:1")]), "preference")
-    assert isinstance(without, Without) and "no answer is better" in without.cause
+    [without] = shaped(iter([CorpusRecord(ranked(0, -1), "问", "a:1")]), "chat")
+    assert isinstance(without, Omission) and without.cause == "no chat: no answer scores above 0"
+    [without] = shaped(iter([CorpusRecord(ranked(1, 1), "问", "a:1")]), "preference")
+    assert isinstance(without, Omission) and "no answer is better" in without.cause
     with pytest.raises(UserError, match="has one answer to a question and so no pairs; use --as chat"):
-        list(shaped(iter([Made({"messages": []}, "问", "a:1")]), "preference"))
+        list(shaped(iter([CorpusRecord({"messages": []}, "问", "a:1")]), "preference"))

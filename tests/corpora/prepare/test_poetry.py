@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from espalier.corpora.made import DEV, TRAIN, Division, Made, Without
+from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission
 from espalier.corpora.prepare.books import BOOKS, FIVE, SEVEN, book_of, genre_of, metre
 from espalier.corpora.prepare.poetry import poetry
 from espalier.errors import UserError
@@ -23,16 +23,16 @@ def make(folder: Path, name: str, works: Any) -> None:
     path.write_text(json.dumps(works, ensure_ascii=False), encoding="utf-8")
 
 
-def made(where: Path, division: Division = ALL) -> dict[str, Made]:
+def made(where: Path, division: Division = ALL) -> dict[str, CorpusRecord]:
     return {
         thing.source.split(str(where))[1].lstrip("/"): thing
         for thing in poetry(where, division)
-        if isinstance(thing, Made)
+        if isinstance(thing, CorpusRecord)
     }
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path) -> list[Made | Without]:
+def real(shared: Path) -> list[CorpusRecord | Omission]:
     return list(poetry(shared / "data/chinese_poetry", ALL))
 
 
@@ -96,9 +96,9 @@ def test_each_book_says_what_it_should(tmp_path: Path, file: str, work: Any, pro
     assert thing.row == {"prompt": prompt, "answers": [{"answer": text, "score": 1.0}], "prefix": ""}
 
 
-def test_the_real_books_are_all_there(real: list[Made | Without]) -> None:
+def test_the_real_books_are_all_there(real: list[CorpusRecord | Omission]) -> None:
     files = Counter(
-        thing.source.rsplit(":", 1)[0].rsplit("/", 1)[1] for thing in real if isinstance(thing, Made)
+        thing.source.rsplit(":", 1)[0].rsplit("/", 1)[1] for thing in real if isinstance(thing, CorpusRecord)
     )
     assert files == {
         "poet.tang.0.json": 1000, "poet.song.0.json": 1000, "ci.song.0.json": 1000, "yuanqu.json": 983,
@@ -106,18 +106,18 @@ def test_the_real_books_are_all_there(real: list[Made | Without]) -> None:
         "chuci.json": 65, "poetrys.json": 45, "caocao.json": 26, "lunyu.json": 20, "mengzi.json": 14,
         "daxue.json": 1, "zhongyong.json": 1,
     }  # fmt: skip
-    assert Counter(thing.cause for thing in real if isinstance(thing, Without)) == {
+    assert Counter(thing.cause for thing in real if isinstance(thing, Omission)) == {
         "no text": 17,
         "no title": 2,
     }
 
 
-def test_the_real_poems_read_by_themselves(shared: Path, real: list[Made | Without]) -> None:
+def test_the_real_poems_read_by_themselves(shared: Path, real: list[CorpusRecord | Omission]) -> None:
     """An independent reading of the simplified books: title, author and text of every record in order."""
     folder = shared / "data/chinese_poetry"
     got = defaultdict(list)
     for thing in real:
-        if isinstance(thing, Made):
+        if isinstance(thing, CorpusRecord):
             got[thing.source.rsplit(":", 1)[0].rsplit("/", 1)[1]].append(thing.row)
     for path, genre in ((folder / "宋词/ci.song.0.json", "词"), (folder / "元曲/yuanqu.json", "曲")):
         works = [work for work in json.loads(path.read_text("utf-8")) if work["paragraphs"]]
@@ -128,8 +128,8 @@ def test_the_real_poems_read_by_themselves(shared: Path, real: list[Made | Witho
             assert gold.replace("\n", "") == "".join(work["paragraphs"]).replace("\n", "")
 
 
-def test_wrong_works_are_what_their_scores_say(real: list[Made | Without], by_score: Any) -> None:
-    things = [thing for thing in real if isinstance(thing, Made)]
+def test_wrong_works_are_what_their_scores_say(real: list[CorpusRecord | Omission], by_score: Any) -> None:
+    things = [thing for thing in real if isinstance(thing, CorpusRecord)]
     by: dict[str, set[tuple[str, str]]] = defaultdict(set)  # text -> (author, genre) of all its works
     for thing in things:
         author = thing.row["prompt"].split("的风格")[0][1:]

@@ -8,10 +8,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from espalier.corpora.made import Division, Made, Without
+from espalier.corpora.made import CorpusRecord, Division, Omission
 from espalier.corpora.prepare.questions import baike, zhidao
-from espalier.data.read.formats import parse_row
-from espalier.data.records import Chat
+from espalier.data.read.rows import parse_row
 
 ALL = Division(dev=0)
 
@@ -34,14 +33,14 @@ def test_replies_are_grouped_by_title_best_first(tmp_path: Path) -> None:
     ])  # fmt: skip
     write_csv(tmp_path / "zhidao/bank.csv", [("乙问", "", "乙答三", "0.0")])
     found = list(zhidao(tmp_path, ALL))
-    rows = [thing.row for thing in found if isinstance(thing, Made)]
+    rows = [thing.row for thing in found if isinstance(thing, CorpusRecord)]
     assert rows == [
         {"prompt": "问题：乙问 内容：细说", "prefix": "答：", "answers": [
             {"answer": "乙答二", "score": 1}, {"answer": "乙答三", "score": 0}, {"answer": "乙答一", "score": 0}]},
         {"prompt": "问题：甲问", "prefix": "答：", "answers": [
             {"answer": "甲答二", "score": 1}, {"answer": "甲答一第二行", "score": 0}]},
     ]  # fmt: skip
-    assert Counter(thing.cause for thing in found if isinstance(thing, Without)) == {
+    assert Counter(thing.cause for thing in found if isinstance(thing, Omission)) == {
         "no reply": 1,
         "is_best is neither 0 nor 1": 1,
         "no title": 1,
@@ -54,7 +53,7 @@ def test_replies_to_different_questions_of_one_title_stay_apart(tmp_path: Path) 
     found = {
         t.row["prompt"]: [a["answer"] for a in t.row["answers"]]
         for t in zhidao(tmp_path, ALL)
-        if isinstance(t, Made)
+        if isinstance(t, CorpusRecord)
     }
     assert found == {
         "问题：求助 内容：电脑坏了": ["修"],
@@ -66,14 +65,16 @@ def test_replies_to_different_questions_of_one_title_stay_apart(tmp_path: Path) 
 def test_every_record_has_a_prefix(tmp_path: Path) -> None:
     """The predecessor kept it on the last record of each file only."""
     write_csv(tmp_path / "a.csv", [(f"问{i}", "", f"答{i}", 1) for i in range(5)])
-    assert [t.row.get("prefix") for t in zhidao(tmp_path, ALL) if isinstance(t, Made)] == ["答："] * 5
+    assert [t.row.get("prefix") for t in zhidao(tmp_path, ALL) if isinstance(t, CorpusRecord)] == ["答："] * 5
 
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", [("问", "答")], header="title,answer")
     [thing] = zhidao(tmp_path, ALL)
     assert (
-        isinstance(thing, Without) and thing.cause == "no column 'reply'" and thing.source.endswith("a.csv:2")
+        isinstance(thing, Omission)
+        and thing.cause == "no column 'reply'"
+        and thing.source.endswith("a.csv:2")
     )
 
 
@@ -88,7 +89,7 @@ def test_the_real_rows(shared: Path) -> None:
                     wanted[row["title"].replace("\n", "").replace("\r", "")][reply, int(row["is_best"])] += 1
     found: dict[str, Counter[tuple[str, int]]] = defaultdict(Counter)
     for thing in zhidao(folder, ALL):
-        if isinstance(thing, Made):
+        if isinstance(thing, CorpusRecord):
             title = thing.row["prompt"].removeprefix("问题：").split(" 内容：")[0]
             found[title].update((a["answer"], a["score"]) for a in thing.row["answers"])
     assert found == wanted and sum(c.total() for c in found.values()) > 130
@@ -104,13 +105,13 @@ def test_baike_takes_the_longer_of_title_and_description(tmp_path: Path, shared:
     path = tmp_path / "baike_qa_train.json"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     found = list(baike(tmp_path, ALL))
-    assert [t.row for t in found if isinstance(t, Made)] == [
+    assert [t.row for t in found if isinstance(t, CorpusRecord)] == [
         {"prompt": "更长的描述", "answers": [{"answer": "答案", "score": 1}], "prefix": "答："},
         {"prompt": "题目", "answers": [{"answer": "答", "score": 1}], "prefix": "答："},
     ]
-    assert [t.cause for t in found if isinstance(t, Without)] == ["no question", "no answer"]
+    assert [t.cause for t in found if isinstance(t, Omission)] == ["no question", "no answer"]
     [real] = baike(shared / "data/nlp_chinese_corpus_witness/baike_qa2019.json", ALL)
-    assert isinstance(real, Made) and "\r" not in real.row["answers"][0]["answer"]
+    assert isinstance(real, CorpusRecord) and "\r" not in real.row["answers"][0]["answer"]
     assert real.row["prompt"] == "冬天进补好一些呢，还是夏天进步好啊？ "
     chat = parse_row(real.row, real.source, "chat")
-    assert isinstance(chat, Chat) and chat.messages[1].prefix == "答："
+    assert chat.kind == "chat" and chat.messages[1].prefix == "答："

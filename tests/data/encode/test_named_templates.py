@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from espalier.data.encode.encoding import encode_pieces
+from espalier.data.encode.encoding import Piece, encode_pieces
 from espalier.data.encode.named_templates import NamedTemplate, forms
-from espalier.data.encode.pieces import Piece
 from espalier.data.encode.templates import choose_template, prompt_text
 from espalier.data.records import Message
 from espalier.errors import UserError

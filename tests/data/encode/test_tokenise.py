@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from espalier.data.encode.templates import choose_template
 from espalier.data.encode.tokenise import Encoder, encode, encode_all
 from espalier.data.read.sources import DatasetSpec
-from espalier.data.records import Chat, Message, Messages, Preference, Prompt, Ranking, Text, Unpaired
+from espalier.data.records import Message, Messages, Record
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
 from tests.conftest import Vocabulary
@@ -42,11 +42,11 @@ def whole(tokenizer: Any, tree: Tree) -> list[str]:
     return [tokenizer.decode(tokens) for tokens, _ in tree.paths()]
 
 
-PAIR = Preference((user("树怎么说？"),), said("It is a tree."), said("It is a cat."), "p.jsonl:3")
+PAIR = Record.preference((user("树怎么说？"),), said("It is a tree."), said("It is a cat."), "p.jsonl:3")
 
 
 def test_a_chat_trains_every_answer(aquila: Any) -> None:
-    chat = Chat((user("2+3=?"), *said("5"), user("And 1+1?"), *said("2")), "c.jsonl:9")
+    chat = Record.chat((user("2+3=?"), *said("5"), user("And 1+1?"), *said("2")), "c.jsonl:9")
     [tree] = encode(chat, encoder(aquila))
     assert (tree.n_branches, tree.source) == (1, "c.jsonl:9")
     assert trained(aquila, tree) == ["5<|im_end|>2<|im_end|>"]
@@ -71,14 +71,16 @@ def test_a_reward_models_pair_shares_as_far_as_the_texts_agree(aquila: Any) -> N
 
 
 def test_earlier_turns_of_a_prompt_are_not_trained(aquila: Any) -> None:
-    pair = Preference((user("a"), *said("b"), user("c")), said("d"), (*said("e"), user("f"), *said("g")))
+    pair = Record.preference(
+        (user("a"), *said("b"), user("c")), said("d"), (*said("e"), user("f"), *said("g"))
+    )
     [tree] = encode(pair, encoder(aquila))
     assert trained(aquila, tree) == ["d<|im_end|>", "e<|im_end|>g<|im_end|>"]
 
 
 def test_a_ranking_has_a_branch_an_answer_and_its_scores(gpt2: Any) -> None:
     answers = ((said("好", "答："), 2.5), (said("行", "答："), 1.0), (said("坏", "答："), -1.0))
-    [tree] = encode(Ranking((user("评"),), answers, "r:1"), encoder(gpt2))
+    [tree] = encode(Record.ranking((user("评"),), answers, "r:1"), encoder(gpt2))
     assert trained(gpt2, tree) == [f"{text}<|endoftext|>" for text in "好行坏"]
     assert tree.extras["scores"].tolist() == [2.5, 1.0, -1.0]
     assert gpt2.decode(tree.tokens).endswith("Assistant:\n答：")
@@ -86,7 +88,7 @@ def test_a_ranking_has_a_branch_an_answer_and_its_scores(gpt2: Any) -> None:
 
 def test_an_unpaired_answer_carries_its_label(gpt2: Any) -> None:
     trees, account = encode_all(
-        [Unpaired((user("a"),), said("b"), label) for label in (True, False)], encoder(gpt2)
+        [Record.unpaired((user("a"),), said("b"), label) for label in (True, False)], encoder(gpt2)
     )
     assert [tree.extras["desirable"].tolist() for tree in trees] == [[1.0], [0.0]]
     assert trained(gpt2, trees[0]) == ["b<|endoftext|>"] and not account
@@ -95,7 +97,7 @@ def test_an_unpaired_answer_carries_its_label(gpt2: Any) -> None:
 @pytest.mark.parametrize("cutoff_len", [2, 3, 7, 50, 1000])
 def test_a_document_is_kept_whole_and_each_token_is_trained_once(aquila: Any, cutoff_len: int) -> None:
     text = "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。" * 5
-    trees = encode(Text(text, "t:1"), encoder(aquila, cutoff_len))
+    trees = encode(Record.document(text, "t:1"), encoder(aquila, cutoff_len))
     ids = [*aquila(text, add_special_tokens=False).input_ids, aquila.eos_token_id]
     paths = [tree.paths()[0] for tree in trees]
     assert all(len(tokens) <= cutoff_len and not flags[0] and flags[1:].all() for tokens, flags in paths)
@@ -111,14 +113,16 @@ def test_a_bos_token_where_the_tokenizer_adds_one(vocabulary: Vocabulary, gpt2: 
     )
     with_bos = encoder(tokenizer)
     bos = tokenizer.bos_token_id
-    [tree] = encode(Text("春眠"), with_bos)
+    [tree] = encode(Record.document("春眠"), with_bos)
     assert tree.tokens.tolist() == [
         bos,
         *tokenizer("春眠", add_special_tokens=False).input_ids,
         tokenizer.eos_token_id,
     ]
     assert encode(PAIR, with_bos)[0].tokens[0] == bos
-    [prompt], _ = encode_prompts([Prompt((user("a b c d e f g"),))], with_bos, max_prompt_length=100)
+    [prompt], _ = encode_prompts(
+        [Record("prompt", (user("a b c d e f g"),))], with_bos, max_prompt_length=100
+    )
     [cut], _ = encode_prompts(
         [prompt.record], encoder(tokenizer, overlong="trim"), max_prompt_length=len(prompt.tokens) - 2
     )
@@ -131,7 +135,7 @@ def test_a_prompt_is_what_training_has_before_the_answer(shared: Path, aquila: A
     ).records[::10]
     for tokenizer in (aquila, gpt2):
         trees, _ = encode_all(pairs, encoder(tokenizer))
-        prompts = [Prompt(pair.prompt, "ref", pair.source) for pair in pairs]
+        prompts = [Record("prompt", pair.prompt, (), pair.source, reference="ref") for pair in pairs]
         encoded, account = encode_prompts(prompts, encoder(tokenizer), max_prompt_length=LONG)
         assert not account
         for tree, prompt in zip(trees, encoded, strict=True):
@@ -142,14 +146,16 @@ def test_a_prompt_is_what_training_has_before_the_answer(shared: Path, aquila: A
 
 def test_order_and_count_hold_over_batches(aquila: Any) -> None:
     records = [
-        Chat((user(str(n)), *said(str(n))), f"c:{n}") if n % 3 else Text(f"d{n}", f"c:{n}")
+        Record.chat((user(str(n)), *said(str(n))), f"c:{n}") if n % 3 else Record.document(f"d{n}", f"c:{n}")
         for n in range(600)
     ]
     trees, account = encode_all(records, encoder(aquila))
     assert [tree.source for tree in trees] == [record.source for record in records] and not account
 
 
-@pytest.mark.parametrize("record", [Chat((*PAIR.prompt, *PAIR.chosen), "p.jsonl:3"), PAIR])
+@pytest.mark.parametrize(
+    "record", [Record.chat((*PAIR.prompt, *PAIR.answers[0].messages), "p.jsonl:3"), PAIR]
+)
 def test_too_long_is_an_error_with_place_length_and_remedies(aquila: Any, record: Any) -> None:
     length = encode(record, encoder(aquila))[0].longest_path
     assert encode(record, encoder(aquila, length))
@@ -167,22 +173,22 @@ def test_too_long_is_an_error_with_place_length_and_remedies(aquila: Any, record
 
 
 def test_drop_leaves_out_and_counts(aquila: Any) -> None:
-    short = Chat((user("a"), *said("b")))
-    long = Chat((user("a " * 50), *said("b")))
+    short = Record.chat((user("a"), *said("b")))
+    long = Record.chat((user("a " * 50), *said("b")))
     trees, account = encode_all([short, long, PAIR, long], encoder(aquila, 40, overlong="drop"))
     assert len(trees) == 2
     assert account == Counter({"dropped: longer than cutoff_len": 2})
 
 
 def test_trim_cuts_a_pairs_prompt_alike_and_never_an_answer(aquila: Any) -> None:
-    pair = Preference((user("远 " * 30 + "近"),), said("yes, of course"), said("no"), "p:1")
+    pair = Record.preference((user("远 " * 30 + "近"),), said("yes, of course"), said("no"), "p:1")
     full = encode(pair, encoder(aquila))[0]
     cutoff = full.longest_path - 20
     trees, account = encode_all([pair], encoder(aquila, cutoff, overlong="trim"))
     assert account == Counter({"trimmed: beginning of the prompt": 1})
     for (tokens, flags), (before, flags_before) in zip(trees[0].paths(), full.paths(), strict=True):
         assert tokens.tolist() == before[20:].tolist() and flags.tolist() == flags_before[20:].tolist()
-    huge = Preference((user("a"),), said("yes " * 100), said("no"))
+    huge = Record.preference((user("a"),), said("yes " * 100), said("no"))
     trees, account = encode_all([huge], encoder(aquila, 40, overlong="trim"))
     assert not trees and account == Counter({"dropped: answer longer than cutoff_len": 1})
 
@@ -190,23 +196,23 @@ def test_trim_cuts_a_pairs_prompt_alike_and_never_an_answer(aquila: Any) -> None
 def test_trim_takes_a_chats_oldest_exchanges_first(aquila: Any) -> None:
     system = Message("system", "S")
     turns = [message for n in range(10) for message in (user(f"question {n}"), *said(f"answer {n}"))]
-    full = encode(Chat((system, *turns)), encoder(aquila))[0].longest_path
-    trees, account = encode_all([Chat((system, *turns))], encoder(aquila, full // 2, overlong="trim"))
+    full = encode(Record.chat((system, *turns)), encoder(aquila))[0].longest_path
+    trees, account = encode_all([Record.chat((system, *turns))], encoder(aquila, full // 2, overlong="trim"))
     [text] = whole(aquila, trees[0])
     assert text.startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nquestion ")
     assert "answer 0" not in text and "answer 9<|im_end|>" in text
     assert account == Counter({"trimmed: oldest exchanges": 1})
     kept = text.count("question")
-    one_more = Chat((system, *turns[-2 * (kept + 1) :]))
+    one_more = Record.chat((system, *turns[-2 * (kept + 1) :]))
     assert encode(one_more, encoder(aquila))[0].longest_path > full // 2
 
 
 def test_trim_of_a_single_exchange_cuts_its_question_then_its_answer(aquila: Any) -> None:
-    long_question = Chat((user("a b c " * 40), *said("short")))
+    long_question = Record.chat((user("a b c " * 40), *said("short")))
     trees, account = encode_all([long_question], encoder(aquila, 60, overlong="trim"))
     assert trained(aquila, trees[0]) == ["short<|im_end|>"] and trees[0].longest_path == 60
     assert account == Counter({"trimmed: beginning of the prompt": 1})
-    long_answer = Chat((user("a"), *said("b c d " * 40)))
+    long_answer = Record.chat((user("a"), *said("b c d " * 40)))
     trees, account = encode_all([long_answer], encoder(aquila, 60, overlong="trim"))
     assert trees[0].longest_path == 60 and "<|im_end|>" not in trained(aquila, trees[0])[0]
     assert account == Counter({"trimmed: end of the answer, its end token too": 1})
@@ -226,15 +232,13 @@ def test_trimmed_real_records_fit_and_every_one_is_accounted_for(
     by_source = {pair.source: pair for pair in pairs}
     for tree in trees_of_pairs:
         pair = by_source[tree.source]
-        assert trained(aquila, tree) == [
-            f"{answer[0].content}<|im_end|>" for answer in (pair.chosen, pair.rejected)
-        ]
+        assert trained(aquila, tree) == [f"{answer.messages[0].content}<|im_end|>" for answer in pair.answers]
     for tree in (*trees, *trees_of_pairs):
         assert tree.longest_path <= cutoff_len and tree.n_trained
 
 
 def test_prompts_too_long_follow_the_same_word(aquila: Any) -> None:
-    prompt = Prompt((user("a b c d e f g h i j"),), source="q.jsonl:2")
+    prompt = Record("prompt", (user("a b c d e f g h i j"),), source="q.jsonl:2")
     [fits], _ = encode_prompts([prompt], encoder(aquila), max_prompt_length=100)
     limit = len(fits.tokens) - 3
     with pytest.raises(UserError, match=r"q\.jsonl:2: .* max_prompt_length is"):
@@ -250,7 +254,7 @@ def test_what_a_template_refuses_is_told_with_its_place(aquila: Any) -> None:
         "Refusing", (), {"render": lambda self, *_, **__: (_ for _ in ()).throw(UserError("no system"))}
     )()
     with pytest.raises(UserError, match=r"^a\.jsonl:4: no system$"):
-        encode(Chat((user("a"), *said("b")), "a.jsonl:4"), Encoder(aquila, refusing, LONG))
+        encode(Record.chat((user("a"), *said("b")), "a.jsonl:4"), Encoder(aquila, refusing, LONG))
 
 
 def test_a_tokenizer_without_an_end_is_refused_for_documents(vocabulary: Vocabulary, gpt2: Any) -> None:
@@ -258,26 +262,26 @@ def test_a_tokenizer_without_an_end_is_refused_for_documents(vocabulary: Vocabul
     bare = type(gpt2).from_pretrained(vocabulary("aquila_bpe"))
     bare.eos_token = None
     with pytest.raises(UserError, match=r"t:1: .*set eos_token"):
-        encode(Text("春眠", "t:1"), Encoder(bare, template, LONG))
+        encode(Record.document("春眠", "t:1"), Encoder(bare, template, LONG))
 
 
 def test_a_long_document_is_tokenised_in_stretches_and_loses_nothing(
     aquila: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。\n" * 40
-    whole, _ = encode_all([Text(text, "t:1")], encoder(aquila, 50))
-    monkeypatch.setattr("espalier.data.encode.long_texts._LONG", 130)
-    pieces, account = encode_all([Text(text, "t:1")], encoder(aquila, 50))
+    whole, _ = encode_all([Record.document(text, "t:1")], encoder(aquila, 50))
+    monkeypatch.setattr("espalier.data.encode.encoding._LONG", 130)
+    pieces, account = encode_all([Record.document(text, "t:1")], encoder(aquila, 50))
     assert [tree.tokens.tolist() for tree in pieces] == [tree.tokens.tolist() for tree in whole]
-    unbroken, _ = encode_all([Text("春" * 1000, "t:2")], encoder(aquila, 50))
+    unbroken, _ = encode_all([Record.document("春" * 1000, "t:2")], encoder(aquila, 50))
     assert "".join(trained(aquila, tree)[0] for tree in unbroken).count("春") >= 999 and not account
 
 
 def test_an_endless_record_is_told_without_being_tokenised(
     aquila: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("espalier.data.encode.long_texts._LONG", 1000)
-    chats = [Chat((user("a"), *said("b " * 3000)), "c:1"), Chat((user("a"), *said("b")), "c:2")]
+    monkeypatch.setattr("espalier.data.encode.encoding._LONG", 1000)
+    chats = [Record.chat((user("a"), *said("b " * 3000)), "c:1"), Record.chat((user("a"), *said("b")), "c:2")]
     with pytest.raises(UserError, match=r"c:1: 6,0.. characters in one record.*line breaks"):
         encode_all(chats, encoder(aquila, 40))
     for overlong in ("drop", "trim"):

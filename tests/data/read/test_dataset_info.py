@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from espalier.data.read.sources import Loaded
+from espalier.data.read.sources import LoadReport
 from espalier.data.read.specs import parse_specs
-from espalier.data.records import Chat, Message, Preference, Text, Unpaired
+from espalier.data.records import Message
 from espalier.errors import UserError
 from tests.data.listed import load_records
 
@@ -22,7 +22,7 @@ def folder_of(folder: Path, info: dict[str, Any], **files: Any) -> Path:
     return folder
 
 
-def load(folder: Path, names: list[Any], kind: str) -> Loaded:
+def load(folder: Path, names: list[Any], kind: str) -> LoadReport:
     return load_records(parse_specs(names, str(folder)), kind)
 
 
@@ -69,18 +69,18 @@ def test_columns_and_speakers_of_their_own(tmp_path: Path) -> None:
         pre=[{"text": "春眠不觉晓"}],
     )  # fmt: skip
     [chat] = load(folder, ["own"], "chat").records
-    assert isinstance(chat, Chat)
+    assert chat.kind == "chat"
     assert [(m.role, m.content) for m in chat.messages] == [
         ("system", "S"), ("user", "1"), ("assistant", "{}"), ("tool", "2"), ("assistant", "3"),
     ]  # fmt: skip
     first, second = load(folder, ["flat"], "chat").records
     assert [m.content for m in first.messages] == ["x", "y", "q", "a"] and len(second.messages) == 2
     [pair] = load(folder, ["pairs"], "preference").records
-    assert isinstance(pair, Preference) and pair.chosen == (Message("assistant", "g"),)
+    assert pair.kind == "preference" and pair.answers[0].messages == (Message("assistant", "g"),)
     [kto] = load(folder, ["kto"], "unpaired").records
-    assert isinstance(kto, Unpaired) and kto.label is False
+    assert kto.kind == "unpaired" and kto.answers[0].label is False
     [text] = load(folder, ["pre"], "text").records
-    assert isinstance(text, Text) and text.text == "春眠不觉晓"
+    assert text.kind == "text" and text.text == "春眠不觉晓"
     some = load(folder, ["some"], "chat")
     assert len(some.records) == 1 and sum(some.left_out.values()) == 1
 

@@ -6,18 +6,8 @@ import json
 
 import pytest
 
-from espalier.data.read.formats import parse_row
-from espalier.data.records import (
-    BadRecord,
-    Chat,
-    LeftOut,
-    Message,
-    Preference,
-    Prompt,
-    Ranking,
-    Text,
-    Unpaired,
-)
+from espalier.data.read.rows import parse_row
+from espalier.data.records import BadRecord, LeftOut, Message, Record
 
 
 def user(text: str) -> Message:
@@ -52,7 +42,7 @@ SHARED = [{"from": "human", "value": "2+3=?"}, {"from": "gpt", "value": "5"}]
     ],
 )
 def test_every_layout_gives_the_same_chat(row: dict) -> None:
-    assert parse_row(row, "a:1", "chat") == Chat(QA, "a:1")
+    assert parse_row(row, "a:1", "chat") == Record.chat(QA, "a:1")
 
 
 def test_alpaca_joins_input_and_reads_both_kinds_of_history() -> None:
@@ -64,7 +54,7 @@ def test_alpaca_joins_input_and_reads_both_kinds_of_history() -> None:
         "system": "Be brief",
     }
     flat = pairs | {"history": ["hi", "hello"]}
-    wanted = Chat(
+    wanted = Record.chat(
         (Message("system", "Be brief"), user("hi"), said("hello"), user("Translate\n树"), said("tree")), "a:1"
     )
     assert parse_row(pairs, "a:1", "chat") == wanted
@@ -73,7 +63,7 @@ def test_alpaca_joins_input_and_reads_both_kinds_of_history() -> None:
     assert isinstance(odd, BadRecord) and odd.cause == "broken history"
 
 
-PAIR = Preference((user("2+3=?"),), (said("5"),), (said("6"),), "a:1")
+PAIR = Record.preference((user("2+3=?"),), (said("5"),), (said("6"),), "a:1")
 
 
 @pytest.mark.parametrize(
@@ -96,8 +86,8 @@ PAIR = Preference((user("2+3=?"),), (said("5"),), (said("6"),), "a:1")
 )
 def test_every_layout_gives_the_same_pair(row: dict) -> None:
     assert parse_row(row, "a:1", "preference") == PAIR
-    assert parse_row(row, "a:1", "prompt") == Prompt((user("2+3=?"),), None, "a:1")
-    assert parse_row(row, "a:1", "ranking") == Ranking(
+    assert parse_row(row, "a:1", "prompt") == Record("prompt", (user("2+3=?"),), (), "a:1")
+    assert parse_row(row, "a:1", "ranking") == Record.ranking(
         PAIR.prompt, (((said("5"),), 1.0), ((said("6"),), 0.0)), "a:1"
     )
 
@@ -108,10 +98,10 @@ def test_dialogues_that_part_early_share_only_what_is_equal() -> None:
         "rejected": "\n\nHuman: a\n\nAssistant: B\n\nHuman: c\n\nAssistant: d",
     }
     pair = parse_row(row, "a:1", "preference")
-    assert isinstance(pair, Preference)
+    assert pair.kind == "preference"
     assert pair.prompt == (user("a"),)
-    assert pair.chosen == (said("b"), user("c"), said("d"))
-    assert pair.rejected == (said("B"), user("c"), said("d"))
+    assert pair.answers[0].messages == (said("b"), user("c"), said("d"))
+    assert pair.answers[1].messages == (said("B"), user("c"), said("d"))
 
 
 def test_dialogues_that_part_at_a_question_share_up_to_the_answer_before_it() -> None:
@@ -120,28 +110,30 @@ def test_dialogues_that_part_at_a_question_share_up_to_the_answer_before_it() ->
         "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: C\n\nAssistant: d",
     }
     pair = parse_row(row, "a:1", "preference")
-    assert isinstance(pair, Preference) and pair.prompt == (user("a"),)
+    assert pair.kind == "preference" and pair.prompt == (user("a"),)
 
 
 def test_a_ranking_is_sorted_and_keeps_its_prefix_out_of_the_answers() -> None:
     answers = [{"answer": "坏", "score": -1}, {"answer": "好", "score": 2.5}, {"answer": "差", "score": -1}]
     ranking = parse_row({"prompt": "评：", "prefix": "我说", "answers": answers}, "a:1", "preference")
-    assert isinstance(ranking, Ranking)
-    assert [(answer[0].content, answer[0].prefix, score) for answer, score in ranking.answers] == [
+    assert ranking.kind == "ranking"
+    assert [
+        (answer.messages[0].content, answer.messages[0].prefix, answer.score) for answer in ranking.answers
+    ] == [
         ("好", "我说", 2.5),
         ("坏", "我说", -1.0),
         ("差", "我说", -1.0),
     ]
     prompt = parse_row({"prompt": "评：", "prefix": "我说", "answers": answers}, "a:1", "prompt")
-    assert isinstance(prompt, Prompt) and prompt.prefix == "我说"
+    assert prompt.kind == "prompt" and prompt.prefix == "我说"
 
 
 @pytest.mark.parametrize("label", [True, 1, "true", "True"])
 def test_unpaired_answers_carry_their_label(label: object) -> None:
     good = parse_row({"messages": TURNS, "label": label}, "a:1", "unpaired")
-    assert good == Unpaired(QA[:1], QA[1:], True, "a:1")
+    assert good == Record.unpaired(QA[:1], QA[1:], True, "a:1")
     bad = parse_row({"prompt": "2+3=?", "completion": "6", "label": False}, "a:1", "unpaired")
-    assert bad == Unpaired(QA[:1], (said("6"),), False, "a:1")
+    assert bad == Record.unpaired(QA[:1], (said("6"),), False, "a:1")
 
 
 def test_prompts_find_their_reference_under_its_names() -> None:
@@ -151,15 +143,19 @@ def test_prompts_find_their_reference_under_its_names() -> None:
         {"messages": TURNS, "ground_truth": 5},
         {"instruction": "2+3=?", "reference": "5"},
     ):
-        assert parse_row(row, "a:1", "prompt") == Prompt((user("2+3=?"),), "5", "a:1")
-    assert parse_row({"instruction": "2+3=?"}, "a:1", "prompt") == Prompt((user("2+3=?"),), None, "a:1")
+        assert parse_row(row, "a:1", "prompt") == Record("prompt", (user("2+3=?"),), (), "a:1", reference="5")
+    assert parse_row({"instruction": "2+3=?"}, "a:1", "prompt") == Record(
+        "prompt", (user("2+3=?"),), (), "a:1"
+    )
 
 
 def test_text_tools_and_renamed_columns() -> None:
-    assert parse_row({"content": "春眠"}, "a:1", "text") == Text("春眠", "a:1")
-    assert parse_row({"body": "春眠"}, "a:1", "text", columns={"text": "body"}) == Text("春眠", "a:1")
+    assert parse_row({"content": "春眠"}, "a:1", "text") == Record.document("春眠", "a:1")
+    assert parse_row({"body": "春眠"}, "a:1", "text", columns={"text": "body"}) == Record.document(
+        "春眠", "a:1"
+    )
     chat = parse_row({"q": "2+3=?", "a": "5"}, "a:1", "chat", columns={"prompt": "q", "completion": "a"})
-    assert chat == Chat(QA, "a:1")
+    assert chat == Record.chat(QA, "a:1")
     called = [
         *SHARED[:1],
         {"from": "function_call", "value": "{}"},
@@ -167,9 +163,9 @@ def test_text_tools_and_renamed_columns() -> None:
         SHARED[1],
     ]
     chat = parse_row({"conversations": called, "tools": '[{"name": "add"}]'}, "a:1", "chat")
-    assert isinstance(chat, Chat) and chat.tools == '[{"name": "add"}]'
+    assert chat.kind == "chat" and chat.tools == '[{"name": "add"}]'
     assert [message.role for message in chat.messages] == ["user", "assistant", "tool", "assistant"]
-    assert parse_row({"conversations": SHARED, "tools": "[]"}, "a:1", "chat") == Chat(QA, "a:1")
+    assert parse_row({"conversations": SHARED, "tools": "[]"}, "a:1", "chat") == Record.chat(QA, "a:1")
 
 
 def test_openai_tool_calls_become_the_text_of_the_call() -> None:
@@ -180,14 +176,14 @@ def test_openai_tool_calls_become_the_text_of_the_call() -> None:
     }
     turns = [TURNS[0], call, {"role": "tool", "content": "5"}, TURNS[1]]
     chat = parse_row({"messages": turns}, "a:1", "chat")
-    assert isinstance(chat, Chat)
+    assert chat.kind == "chat"
     assert json.loads(chat.messages[1].content) == {"name": "add", "arguments": {"a": 2}}
 
 
 def test_a_named_format_is_used_in_place_of_the_detected_one() -> None:
     row = {"messages": TURNS, "instruction": "1+1=?", "output": "2"}
-    assert parse_row(row, "a:1", "chat") == Chat(QA, "a:1")
-    assert parse_row(row, "a:1", "chat", format="alpaca") == Chat((user("1+1=?"), said("2")), "a:1")
+    assert parse_row(row, "a:1", "chat") == Record.chat(QA, "a:1")
+    assert parse_row(row, "a:1", "chat", format="alpaca") == Record.chat((user("1+1=?"), said("2")), "a:1")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +257,7 @@ def test_rows_that_teach_nothing_are_left_out_with_their_cause() -> None:
 def test_a_ranking_of_one_answer_serves_as_chat_and_makes_no_pair() -> None:
     row = {"prompt": "x", "prefix": "答：", "answers": [{"answer": "y", "score": 1}]}
     chat = parse_row(row, "a:1", "chat")
-    assert isinstance(chat, Chat) and (chat.messages[1].prefix, chat.messages[1].content) == ("答：", "y")
+    assert chat.kind == "chat" and (chat.messages[1].prefix, chat.messages[1].content) == ("答：", "y")
     for kind in ("preference", "ranking"):
         outcome = parse_row(row, "a:1", kind)
         assert isinstance(outcome, LeftOut) and outcome.cause == "only one answer, so no pair"
@@ -276,14 +272,14 @@ def test_verl_rows_are_prompts_with_their_truth() -> None:
         "extra_info": {"index": 0},
     }
     prompt = parse_row(row, "a.parquet:1", "prompt")
-    assert isinstance(prompt, Prompt) and (prompt.messages[0].content, prompt.reference) == ("2+3=?", "5")
+    assert prompt.kind == "prompt" and (prompt.messages[0].content, prompt.reference) == ("2+3=?", "5")
 
 
 def test_a_question_keeps_the_passage_it_is_about() -> None:
     chat = parse_row({"context": "春天来了。", "question": "什么来了？", "answer": "春天"}, "a:1", "chat")
-    assert isinstance(chat, Chat) and chat.messages[0].content == "春天来了。\n什么来了？"
+    assert chat.kind == "chat" and chat.messages[0].content == "春天来了。\n什么来了？"
 
 
 def test_pairs_of_input_and_target_are_chats() -> None:
     chat = parse_row({"input": "是或否？", "target": "是", "type": "nli"}, "a:1", "chat")
-    assert isinstance(chat, Chat) and [turn.content for turn in chat.messages] == ["是或否？", "是"]
+    assert chat.kind == "chat" and [turn.content for turn in chat.messages] == ["是或否？", "是"]

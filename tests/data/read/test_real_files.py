@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from espalier.data.read.sources import DatasetSpec, Loaded
-from espalier.data.records import Chat, Preference, Prompt, Text, Unpaired
+from espalier.data.read.sources import DatasetSpec, LoadReport
+from espalier.data.records import Record
 from espalier.errors import UserError
 from tests.data.listed import load_records
 
 EMPTY, ORDER, BROKEN = "bad record: empty text", "bad record: odd role order", "bad record: broken JSON"
 
 
-def load(shared: Path, path: str, kind: str, **options: str) -> Loaded:
+def load(shared: Path, path: str, kind: str, **options: str) -> LoadReport:
     return load_records([DatasetSpec(str(shared / "data" / path), **options)], kind, skip_bad=True)  # type: ignore[arg-type]
 
 
@@ -60,7 +60,9 @@ def test_a_real_file(shared: Path, path: str, kind: str, good: int, left_out: di
 def test_lines_of_one_text_file_are_documents_when_asked_for(shared: Path) -> None:
     assert len(load(shared, "text_en/wiki_demo.txt", "text", format="lines").records) == 30
     [whole] = load(shared, "text_en/tinyshakespeare/input.txt", "text").records
-    assert whole == Text((shared / "data/text_en/tinyshakespeare/input.txt").read_text("utf-8"), whole.source)
+    assert whole == Record.document(
+        (shared / "data/text_en/tinyshakespeare/input.txt").read_text("utf-8"), whole.source
+    )
 
 
 def test_old_and_new_layouts_of_the_same_pairs_agree(shared: Path) -> None:
@@ -68,7 +70,9 @@ def test_old_and_new_layouts_of_the_same_pairs_agree(shared: Path) -> None:
     new = {pair.prompt: pair for pair in load(shared, f"{folder}/dpo_zh_500.jsonl", "preference").records}
     for old in ("dpo_zh.jsonl", "dpo_zh_500.history_chosen.jsonl"):
         pairs = load(shared, f"{folder}/old_layouts/{old}", "preference").records
-        same = [pair for pair in pairs if pair.prompt in new and new[pair.prompt].chosen == pair.chosen]
+        same = [
+            pair for pair in pairs if pair.prompt in new and new[pair.prompt].answers[0] == pair.answers[0]
+        ]
         assert len(same) > 90, old
 
 
@@ -78,9 +82,9 @@ def test_hh_pairs_say_what_the_strings_say(shared: Path) -> None:
         rows = [json.loads(line) for line in stream]
     names = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
     for pair in load(shared, "hh_rlhf", "preference").records:
-        assert isinstance(pair, Preference)
+        assert pair.kind == "preference"
         row = rows[int(pair.source.rsplit(":", 1)[1]) - 1]
-        for answer, column in ((pair.chosen, "chosen"), (pair.rejected, "rejected")):
+        for answer, column in zip((a.messages for a in pair.answers), ("chosen", "rejected"), strict=True):
             text = "".join(names[message.role] + message.content for message in (*pair.prompt, *answer))
             assert text.replace(" ", "") == row[column].replace(" ", "")
 
@@ -103,12 +107,13 @@ def test_broken_lines_are_named_by_line(shared: Path) -> None:
 
 def test_single_records_of_real_files(shared: Path) -> None:
     problem = load(shared, "math_bench/math_benchmarks_0710.jsonl", "prompt").records[0]
-    assert isinstance(problem, Prompt)
+    assert problem.kind == "prompt"
     assert (problem.messages[0].role, problem.reference) == ("system", "204")
     call = load(shared, "llamafactory_demo/glaive_toolcall_zh_demo.json", "chat").records[0]
-    assert isinstance(call, Chat) and json.loads(call.tools or "")[0]["name"] == "generate_invoice"
+    assert call.kind == "chat" and json.loads(call.tools or "")[0]["name"] == "generate_invoice"
     labels = Counter(
-        record.label for record in load(shared, "llamafactory_demo/kto_en_demo.json", "unpaired").records
+        record.answers[0].label
+        for record in load(shared, "llamafactory_demo/kto_en_demo.json", "unpaired").records
     )
     assert labels == {True: 150, False: 150}
-    assert isinstance(load(shared, "llamafactory_demo/kto_en_demo.json", "unpaired").records[0], Unpaired)
+    assert load(shared, "llamafactory_demo/kto_en_demo.json", "unpaired").records[0].kind == "unpaired"

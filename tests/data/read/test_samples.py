@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from espalier.data.read.sources import DatasetSpec
-from espalier.data.records import Chat, Message, Messages, Preference, Prompt, Ranking, Text, Unpaired
+from espalier.data.records import Message, Messages, Record
 from espalier.errors import UserError
 from tests.conftest import SAMPLES
 from tests.data.listed import load_records
@@ -58,10 +58,10 @@ def chat_of(row: dict[str, Any]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", ["alpaca.json", "sharegpt.jsonl", "openai.jsonl", "prompt_completion.jsonl"])
 def test_chats(name: str) -> None:
     found = load(FOLDER / name, "chat")
-    assert all(isinstance(record, Chat) for record in found)
+    assert all(record.kind == "chat" for record in found)
     assert [turns(record) for record in found] == [chat_of(row) for row in rows(name)]
     asked = load(FOLDER / name, "prompt")
-    assert all(isinstance(record, Prompt) for record in asked)
+    assert all(record.kind == "prompt" for record in asked)
     assert [record.messages[-1].role for record in asked] == ["user"] * len(found)
 
 
@@ -98,25 +98,25 @@ def test_tables(ending: str, tmp_path: Path) -> None:
 def test_pairs_of_every_shape_are_the_plain_ones(shape: str) -> None:
     name = f"preference_{shape}.json" + ("" if shape == "alpaca" else "l")
     found = load(FOLDER / name, "preference")
-    assert all(isinstance(pair, Preference) for pair in found)
+    assert all(pair.kind == "preference" for pair in found)
     wanted = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows("preference_plain.jsonl")]
-    assert [(pair.prompt[-1].content, said(pair.chosen), said(pair.rejected)) for pair in found] == wanted
+    assert [(pair.prompt[-1].content, *(said(a.messages) for a in pair.answers)) for pair in found] == wanted
     assert all([message.role for message in pair.prompt] == ["user"] for pair in found)
 
 
 def test_a_ranking_keeps_its_order_and_scores() -> None:
     [found], [row] = load(FOLDER / "ranking.jsonl", "ranking"), rows("ranking.jsonl")
-    assert isinstance(found, Ranking)
+    assert found.kind == "ranking"
     assert found.prompt == (Message("user", row["prompt"]),)
-    answers = [(said(messages), messages[0].prefix, score) for messages, score in found.answers]
+    answers = [(said(a.messages), a.messages[0].prefix, a.score) for a in found.answers]
     assert answers == [(one["answer"], row["prefix"], one["score"]) for one in row["answers"]]
 
 
 def test_labels_of_single_answers() -> None:
     held, found = rows("kto.jsonl"), load(FOLDER / "kto.jsonl", "unpaired")
-    assert all(isinstance(record, Unpaired) for record in found)
-    assert [record.label for record in found] == [row["label"] for row in held]
-    assert [said(record.completion) for record in found] == [chat_of(row)[-1][1] for row in held]
+    assert all(record.kind == "unpaired" for record in found)
+    assert [record.answers[0].label for record in found] == [row["label"] for row in held]
+    assert [said(record.answers[0].messages) for record in found] == [chat_of(row)[-1][1] for row in held]
     loaded = load_records([DatasetSpec(str(FOLDER / "kto.jsonl"))], "chat")
     assert [turns(chat) for chat in loaded.records] == [chat_of(row) for row in held if row["label"]]
     assert loaded.left_out == Counter({"label is false: no answer to imitate": 1})
@@ -127,7 +127,7 @@ def test_documents() -> None:
         r["text"] for r in rows("text.jsonl")
     ]
     [whole] = load(FOLDER / "document.txt", "text")
-    assert whole == Text((FOLDER / "document.txt").read_text("utf-8"), whole.source)
+    assert whole == Record.document((FOLDER / "document.txt").read_text("utf-8"), whole.source)
 
 
 def test_a_broken_line_is_named_and_may_be_left_out() -> None:

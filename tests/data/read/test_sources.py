@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from espalier.data.choice.choose import held_out, without
-from espalier.data.read.sources import DatasetSpec, prompt_key, prompt_mark
-from espalier.data.read.specs import parse_specs
-from espalier.data.records import Chat, Message, Prompt
+from espalier.data.read.specs import DatasetSpec, parse_specs
+from espalier.data.records import Message, Record
+from espalier.data.store.marks import prompt_key, prompt_mark
 from espalier.errors import UserError
 from tests.data.listed import load_records
 
@@ -180,7 +180,7 @@ def split_validation(records: list[Any], val_size: float, seed: int = 0) -> tupl
 
 def test_validation_never_shares_a_prompt_with_training() -> None:
     records = [
-        Chat((Message("user", f"q{number % 40}"), Message("assistant", f"a{number}")), f"a:{number}")
+        Record.chat((Message("user", f"q{number % 40}"), Message("assistant", f"a{number}")), f"a:{number}")
         for number in range(100)
     ]
     train, held = split_validation(records, 0.2, seed=3)
@@ -193,7 +193,7 @@ def test_validation_never_shares_a_prompt_with_training() -> None:
 
 
 def test_a_split_that_cannot_be_is_refused() -> None:
-    same = [Prompt((Message("user", "q"),), source=f"a:{number}") for number in range(10)]
+    same = [Record("prompt", (Message("user", "q"),), source=f"a:{number}") for number in range(10)]
     with pytest.raises(UserError, match="share only 1 prompts"):
         split_validation(same, 3)
     with pytest.raises(UserError, match="leaves nothing to train on"):

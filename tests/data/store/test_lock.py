@@ -18,7 +18,7 @@ import pytest
 from espalier.data.read.specs import parse_specs
 from espalier.data.steps.forest import stored
 from espalier.data.store import lock
-from espalier.data.store.open import Reading, opened
+from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice
 from tests import processes
 from tests.data.store.helpers import CHATS, job, said, tokenizer_of, write
@@ -27,8 +27,8 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from espalier.data.read.specs import parse_specs
-from espalier.data.store import blocks, crew
-from espalier.data.store.open import Reading, opened
+from espalier.data.store import blocks, build
+from espalier.data.store.open import ReadSettings, opened
 from tests import processes
 from tests.data.store.helpers import job, tokenizer_of
 
@@ -40,9 +40,9 @@ def slow(*args, **options):
     time.sleep(pause)
     return real(*args, **options)
 
-crew.work = slow
+build.work = slow
 wanted = job("chat", tokenizer_of(), cutoff_len=512)
-stack, _, _ = opened(parse_specs(path), wanted, Reading(folder, show=lambda text: print(text, flush=True)))
+stack, _, _ = opened(parse_specs(path), wanted, ReadSettings(folder, show=lambda text: print(text, flush=True)))
 print("has", stack.records, flush=True)
 """
 
@@ -79,8 +79,8 @@ def test_a_killed_writer_leaves_nothing_to_use_and_is_taken_over(
     assert any(name.endswith(".tmp") for name in left) and any(".lock." in name for name in left)
     wanted = job("chat", tokenizer_of(), cutoff_len=512)
     told: list[str] = []
-    stack, _, _ = opened(parse_specs(path), wanted, Reading(folder, show=told.append))
-    fresh, _, _ = opened(parse_specs(path), wanted, Reading(tmp_path / "other"))
+    stack, _, _ = opened(parse_specs(path), wanted, ReadSettings(folder, show=told.append))
+    fresh, _, _ = opened(parse_specs(path), wanted, ReadSettings(tmp_path / "other"))
     assert [said(t) for t in stored(Choice(stack))] == [said(t) for t in stored(Choice(fresh))]
     assert f"waiting for process {killed.pid}" in told[0]
     assert not [entry.name for entry in folder.iterdir() if ".lock." in entry.name or ".tmp" in entry.name]

@@ -19,7 +19,7 @@ from espalier.data.steps.feed import DatasetFeed, Rows
 from espalier.data.steps.forest import stored
 from espalier.data.preflight.run import Preflight
 from espalier.data.read.specs import parse_specs
-from espalier.data.store.open import Reading, opened
+from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice
 from espalier.trees import lay_out_tree
 from tests.data.store.helpers import job, tokenizer_of
@@ -28,7 +28,7 @@ folder = Path(sys.argv[1])
 wanted = job("chat", tokenizer_of(), cutoff_len=512)
 
 def peak(name):
-    stack, order, loaded = opened(parse_specs(str(folder / name)), wanted, Reading(folder / "kept"))
+    stack, order, loaded = opened(parse_specs(str(folder / name)), wanted, ReadSettings(folder / "kept"))
     every = Choice(stack, order)
     marks = lambda: (stack.of_records("prompt", numbers) for numbers in every.chunks())
     train, held = (Choice(stack, p) for p in without(order, len(every), held_out(marks, len(every), 0.01, 0)))

@@ -20,10 +20,9 @@ from espalier.data.store.again import all_records, examples, records_at
 from espalier.data.store.blocks import Job
 from espalier.data.store.build import build
 from espalier.data.store.columns import Writer
-from espalier.data.store.open import Reading, opened
+from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.reading import blocks_of
-from espalier.data.store.stack import Choice, Stack
-from espalier.data.store.stored import Store
+from espalier.data.store.stack import Choice, Stack, Store
 from espalier.errors import UserError
 from tests.data.listed import encode_prompts, load_records
 from tests.data.store.helpers import CHATS, PAIRS, RANKS, ROWS, job, said, tokenizer_of, write
@@ -36,7 +35,7 @@ def tokenizer() -> Any:
 
 def stack_of(path: Any, wanted: Job, folder: Path, **options: Any) -> tuple[Stack, Choice, Any]:
     specs = parse_specs(path)
-    stack, order, loaded = opened(specs, wanted, Reading(folder, **options))
+    stack, order, loaded = opened(specs, wanted, ReadSettings(folder, **options))
     return stack, Choice(stack, order), loaded
 
 
@@ -112,7 +111,8 @@ def test_mixing_chooses_the_same_records(mix: str, tokenizer: Any, tmp_path: Pat
     assert [tree.source for tree in stored(choice)] == [record.source for record in listed.records]
     assert (loaded.counts, loaded.left_out) == (listed.counts, listed.left_out)
     again = sorted(
-        record.source for record in all_records(parse_specs(specs), Job("chat"), Reading(tmp_path), choice)
+        record.source
+        for record in all_records(parse_specs(specs), Job("chat"), ReadSettings(tmp_path), choice)
     )
     assert again == sorted(record.source for record in listed.records)
 
@@ -138,7 +138,7 @@ def test_records_are_found_again_by_their_place(tokenizer: Any, tmp_path: Path) 
     (tmp_path / "brray.json").write_text(json.dumps(CHATS[30:]), "utf-8")
     specs = [write(tmp_path / "a.jsonl", rows), str(tmp_path / "?rray.json")]
     wanted = job("chat", tokenizer)
-    reading = Reading(tmp_path / "kept")
+    reading = ReadSettings(tmp_path / "kept")
     _, choice, _ = stack_of(specs, wanted, tmp_path / "kept")
     records = load_records(parse_specs(specs), "chat").records
     places = [80, 3, 61, 0, 91, 120]

@@ -11,7 +11,7 @@ from rich.text import Text as RichText
 from espalier.data.encode.encoding import encode_pieces
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.tokenise import Encoder, branches_of, encode_all
-from espalier.data.records import Preference, Prompt, Ranking, Record, Text, Unpaired
+from espalier.data.records import Answer, Record
 from espalier.screen import Screen, safe
 from espalier.trees.tree import Tree
 
@@ -33,7 +33,7 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ColouredRecord:
     """One record as a person should see it."""
 
     source: str
@@ -48,16 +48,16 @@ _MOST = 4000
 """Characters of a branch that are shown; of a longer one the beginning and the end."""
 
 
-def shown(record: Record, encoder: Encoder) -> Shown:
+def shown(record: Record, encoder: Encoder) -> ColouredRecord:
     """A record as an encoder trains it; what it cuts is there, marked as cut. Of a long one the two ends."""
-    if isinstance(record, Text) and len(record.text) > 25 * _MOST:
-        found = _whole(replace(record, text=record.text[: 25 * _MOST]), encoder)
+    if record.kind == "text" and len(record.text) > 25 * _MOST:
+        beginning = _whole(Record.document(record.text[: 25 * _MOST], record.source), encoder)
         note = f"of {len(record.text):,} characters only the first {25 * _MOST:,} are looked at here"
-        return _clipped(replace(found, notes=[note, *found.notes]))
+        return _clipped(replace(beginning, notes=[note, *beginning.notes]))
     return _clipped(_whole(record, encoder))
 
 
-def _clipped(record: Shown) -> Shown:
+def _clipped(record: ColouredRecord) -> ColouredRecord:
     return replace(record, branches=[replace(b, spans=_ends(b.spans)) for b in record.branches])
 
 
@@ -66,29 +66,29 @@ def _ends(spans: list[Span]) -> list[Span]:
     total, half = sum(len(text) for _, text in spans), _MOST // 2
     if total <= _MOST:
         return spans
-    found: list[Span] = []
+    ends: list[Span] = []
     place = 0
     for kind, text in spans:
         head, tail = half - place, total - half - place
         if head >= len(text) or tail <= 0:
-            found.append((kind, text))
+            ends.append((kind, text))
         else:
             if head > 0:
-                found.append((kind, text[:head]))
+                ends.append((kind, text[:head]))
             if place <= half:
-                found.append((READ, f" [… {total - 2 * half:,} characters …] "))
+                ends.append((READ, f" [… {total - 2 * half:,} characters …] "))
             if tail < len(text):
-                found.append((kind, text[tail:]))
+                ends.append((kind, text[tail:]))
         place += len(text)
-    return found
+    return ends
 
 
-def _whole(record: Record, encoder: Encoder) -> Shown:
-    if isinstance(record, Prompt):
+def _whole(record: Record, encoder: Encoder) -> ColouredRecord:
+    if record.kind == "prompt":
         return _written(record, encoder.template)
     trees, account = encode_all([record], encoder)
     notes = list(account)
-    if isinstance(record, Text):
+    if record.kind == "text":
         if len(trees) > 1:
             notes.append(f"cut into {len(trees)} pieces of at most cutoff_len tokens; nothing is lost")
         branches = [
@@ -98,7 +98,7 @@ def _whole(record: Record, encoder: Encoder) -> Shown:
         return _counted(record, branches, notes, trees)
     labels = _labels(record)
     if not trees:
-        return Shown(
+        return ColouredRecord(
             record.source,
             [Branch(n, [(CUT, t)]) for n, t in zip(labels, _texts(record, encoder), strict=True)],
             notes,
@@ -117,20 +117,20 @@ def _whole(record: Record, encoder: Encoder) -> Shown:
     return _counted(record, branches, notes, trees)
 
 
-def written(record: Record, template: Template) -> Shown:
+def written(record: Record, template: Template) -> ColouredRecord:
     """A record as a template writes it, without a tokenizer; a prompt is only read. Of a long one the two ends."""
     return _clipped(_written(record, template))
 
 
-def _written(record: Record, template: Template) -> Shown:
-    if isinstance(record, Text):
-        return Shown(record.source, [Branch("", [(TRAINED, record.text)])])
-    if isinstance(record, Prompt):
+def _written(record: Record, template: Template) -> ColouredRecord:
+    if record.kind == "text":
+        return ColouredRecord(record.source, [Branch("", [(TRAINED, record.text)])])
+    if record.kind == "prompt":
         text = prompt_text(template, record.messages, tools=record.tools, prefix=record.prefix)
         reference = [Branch("reference", [(READ, record.reference)])] if record.reference else []
-        return Shown(record.source, [Branch("", [(READ, text)]), *reference])
+        return ColouredRecord(record.source, [Branch("", [(READ, text)]), *reference])
     whole = Encoder(None, template, 1)
-    return Shown(
+    return ColouredRecord(
         record.source,
         [
             Branch(label, [(TRAINED if piece.trained else READ, piece.text) for piece in pieces])
@@ -139,29 +139,33 @@ def _written(record: Record, template: Template) -> Shown:
     )
 
 
-def print_shown(console: Screen, record: Shown) -> None:
+def print_shown(console: Screen, record: ColouredRecord) -> None:
     counted = f", {record.tokens:,} tokens, {record.trained:,} trained" if record.tokens is not None else ""
     console.say(f"{record.source}{counted}", "bold")
     for note in record.notes:
         console.say(f"  {note}", "yellow")
     for branch in record.branches:
         text = RichText(f"[{branch.label}] " if branch.label else "", style="")
-        for kind, said in branch.spans:
-            text.append(safe(said), style=_COLOURS[kind])
+        for kind, span in branch.spans:
+            text.append(safe(span), style=_COLOURS[kind])
         console.print(text, soft_wrap=True)
 
 
-def _counted(record: Record, branches: list[Branch], notes: list[str], trees: Sequence[Tree]) -> Shown:
+def _counted(
+    record: Record, branches: list[Branch], notes: list[str], trees: Sequence[Tree]
+) -> ColouredRecord:
     tokens, trained = sum(tree.n_tokens for tree in trees), sum(tree.n_trained for tree in trees)
-    return Shown(record.source, branches, notes, tokens, trained)
+    return ColouredRecord(record.source, branches, notes, tokens, trained)
 
 
 def _labels(record: Record) -> list[str]:
-    if isinstance(record, Preference):
-        return ["chosen", "rejected"]
-    if isinstance(record, Ranking):
-        return [f"score {score:g}" for _, score in record.answers]
-    return [("good" if record.label else "bad") if isinstance(record, Unpaired) else ""]
+    return ["chosen", "rejected"] if record.kind == "preference" else [_label(a) for a in record.answers]
+
+
+def _label(answer: Answer) -> str:
+    if answer.score is not None:
+        return f"score {answer.score:g}"
+    return "" if answer.label is None else "good" if answer.label else "bad"
 
 
 def _texts(record: Record, encoder: Encoder) -> list[str]:
@@ -171,15 +175,15 @@ def _texts(record: Record, encoder: Encoder) -> list[str]:
 def _spans(tokens: Any, trained: Any, tokenizer: Any) -> list[Span]:
     """Neighbours of one kind as one text; a character that a border cuts into bytes stays whole, before it."""
     ids, flags = [int(token) for token in tokens], [bool(flag) for flag in trained]
-    found: list[Span] = []
+    spans: list[Span] = []
     start = 0
     while start < len(ids):
         end = next((at for at in range(start, len(ids)) if flags[at] != flags[start]), len(ids))
         ends = range(end, min(end + 4, len(ids) + 1))
         end = next((at for at in ends if not tokenizer.decode(ids[start:at]).endswith(_HALF)), end)
-        found.append((TRAINED if flags[start] else READ, tokenizer.decode(ids[start:end])))
+        spans.append((TRAINED if flags[start] else READ, tokenizer.decode(ids[start:end])))
         start = end
-    return found
+    return spans
 
 
 def _with_cut(tokens: Any, trained: Any, whole: Sequence[int], tokenizer: Any) -> list[Span]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from espalier import config
-from espalier.commands.inspect.coloured import Shown, shown
+from espalier.commands.inspect.coloured import ColouredRecord, shown
 from espalier.commands.inspect.page import Section, write_page
 from espalier.config.options import DataOptions, ModelOptions, RunOptions
 from espalier.runs.catalogue import STAGES
@@ -82,7 +82,7 @@ def _read(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -
     return setup
 
 
-def _shown(kind: str, setup: Setup, limit: int) -> list[Shown]:
+def _shown(kind: str, setup: Setup, limit: int) -> list[ColouredRecord]:
     encoder = setup.encoder()
     if setup.option(DataOptions).overlong == "error":  # none is overlong, or reading had stopped
         encoder = replace(encoder, overlong="drop")

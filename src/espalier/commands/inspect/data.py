@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from espalier.commands.inspect.coloured import Shown, print_shown, shown, written
+from espalier.commands.inspect.coloured import ColouredRecord, print_shown, shown, written
 from espalier.commands.inspect.page import Section, write_page
 from espalier.data.encode.named_templates import NamedTemplate, forms
 from espalier.data.encode.templates import SimpleTemplate, Template, choose_template
 from espalier.data.encode.tokenise import Encoder
 from espalier.data.preflight.findings import TRAIN
 from espalier.data.preflight.run import Preflight, PreflightReport
-from espalier.data.read.formats import parse_row
+from espalier.data.read.rows import parse_row
 from espalier.data.read.sources import rows_of
 from espalier.data.read.specs import DatasetSpec, parse_specs
 from espalier.data.records import KINDS, BadRecord, LeftOut
 from espalier.data.store.again import examples, records_at
 from espalier.data.store.blocks import Job
-from espalier.data.store.open import Reading, opened
+from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice
 from espalier.disk.temporary import temporary_folder
 from espalier.errors import UserError
@@ -73,7 +73,7 @@ def show_data(what: str, question: DataQuestion, *, as_json: bool, html: Path | 
     console = Screen()
     with temporary_folder() as folder:
         waiting = Screen(stderr=True)
-        reading = Reading(Path(folder), skip_bad=True, show=lambda text: waiting.say(text, "dim"))
+        reading = ReadSettings(Path(folder), skip_bad=True, show=lambda text: waiting.say(text, "dim"))
         result, records = _looked_at(specs, kind, question, reading)
     if html is not None:
         write_page(html, what, [Section("", f"read as {kind}", result, records)])
@@ -89,8 +89,8 @@ def show_data(what: str, question: DataQuestion, *, as_json: bool, html: Path | 
 
 
 def _looked_at(
-    specs: list[DatasetSpec], kind: str, question: DataQuestion, reading: Reading
-) -> tuple[PreflightReport, list[Shown]]:
+    specs: list[DatasetSpec], kind: str, question: DataQuestion, reading: ReadSettings
+) -> tuple[PreflightReport, list[ColouredRecord]]:
     """The preflight of everything, and the records to show; in flat memory, through a store of its own."""
     encoder: Encoder | None = None
     draw: Callable[[Tree], str] = lambda tree: ""  # noqa: E731

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from espalier import report
-from espalier.commands.inspect.coloured import Shown
+from espalier.commands.inspect.coloured import ColouredRecord
 from espalier.data.preflight.run import PreflightReport
 from espalier.disk.writing import writing_to
 from espalier.engine import files
@@ -25,7 +25,7 @@ class Section:
     name: str
     subtitle: str
     preflight: PreflightReport
-    records: Sequence[Shown]
+    records: Sequence[ColouredRecord]
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:

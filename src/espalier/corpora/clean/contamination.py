@@ -20,7 +20,7 @@ import numpy as np
 
 from espalier.corpora.clean.shingles import Numbers, Units, grams
 from espalier.corpora.clean.view import viewed
-from espalier.corpora.made import Found, Made, Without
+from espalier.corpora.made import CorpusRecord, Omission, Outcomes
 from espalier.data.read.files import SUFFIXES, is_data_file, read_rows
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
@@ -90,7 +90,7 @@ class Exams:
         return found
 
 
-def without_exam_items(found: Found, paths: tuple[Path, ...], account: dict[str, Any]) -> Found:
+def without_exam_items(found: Outcomes, paths: tuple[Path, ...], account: dict[str, Any]) -> Outcomes:
     """Takes out contaminated records; the account says for each exam how many of its items and of the records."""
     exams = Exams(paths)
     for number, name in enumerate(exams.names):
@@ -102,9 +102,9 @@ def without_exam_items(found: Found, paths: tuple[Path, ...], account: dict[str,
         }
     seen: set[str] = set()
     for thing in found:
-        view = viewed(thing.row, thing.source) if isinstance(thing, Made) else None
-        hits = exams.hits(view.text) if view is not None and not isinstance(view, Without) else []
-        if not isinstance(thing, Made) or view is None or isinstance(view, Without) or not hits:
+        view = viewed(thing.row, thing.source) if isinstance(thing, CorpusRecord) else None
+        hits = exams.hits(view.text) if view is not None and not isinstance(view, Omission) else []
+        if not isinstance(thing, CorpusRecord) or view is None or isinstance(view, Omission) or not hits:
             yield thing
             continue
         for name in {name for name, _, _ in hits}:
@@ -117,7 +117,7 @@ def without_exam_items(found: Found, paths: tuple[Path, ...], account: dict[str,
                 example = {"source": thing.source, "item": place, "share": round(share, 3)}
                 account[name]["examples"].append({**example, "text": view.text[:200]})
         name, place, share = max(hits, key=lambda hit: hit[2])
-        yield Without(thing.source, f"has an item of {name}", f"{place} ({share:.0%}): {view.text}")
+        yield Omission(thing.source, f"has an item of {name}", f"{place} ({share:.0%}): {view.text}")
 
 
 def _items(texts: list[str]) -> list[tuple[bool, Numbers]]:

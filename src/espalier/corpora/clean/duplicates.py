@@ -19,14 +19,14 @@ import numpy as np
 from espalier.corpora.clean.minhash import Pairs, Signatures, Signer, across, band_keys, bands_for, candidates
 from espalier.corpora.clean.shingles import Numbers, jaccard, shingles
 from espalier.corpora.clean.view import viewed
-from espalier.corpora.made import DEV, Division, Found, Made, Without, digest
+from espalier.corpora.made import DEV, CorpusRecord, Division, Omission, Outcomes, digest
 from espalier.disk.temporary import temporary_folder
 
 SHOWN = 20
 """Examples of each step in the report."""
 
 
-def without_copies(found: Found, account: dict[str, Any]) -> Found:
+def without_copies(found: Outcomes, account: dict[str, Any]) -> Outcomes:
     """Takes out records whose text differs from an earlier one in nothing but spaces, case, width and marks."""
     account.update(removed=0, examples=[])
     with temporary_folder() as folder:
@@ -40,7 +40,7 @@ def without_copies(found: Found, account: dict[str, Any]) -> Found:
             base.execute(line)
         for thing in found:
             text = _text(thing)
-            if not isinstance(thing, Made) or text is None:
+            if not isinstance(thing, CorpusRecord) or text is None:
                 yield thing
                 continue
             number = digest(text) - 2**63  # SQLite's integers have a sign
@@ -51,11 +51,11 @@ def without_copies(found: Found, account: dict[str, Any]) -> Found:
             [kept] = base.execute("SELECT source FROM seen WHERE number = ?", (number,)).fetchone()
             account["removed"] += 1
             _show(account, {"source": thing.source, "copy_of": kept, "text": text[:200]})
-            yield Without(thing.source, "a copy of an earlier record", f"{kept}: {text}")
+            yield Omission(thing.source, "a copy of an earlier record", f"{kept}: {text}")
         base.close()
 
 
-def without_near_copies(found: Found, threshold: float, account: dict[str, Any]) -> Found:
+def without_near_copies(found: Outcomes, threshold: float, account: dict[str, Any]) -> Outcomes:
     """Takes out records that share at least `threshold` (0 to 1) of their shingles with an earlier one that stays."""
     bands, rows = bands_for(threshold)
     account.update(threshold=threshold, bands=bands, rows=rows, compared=0, removed=0, examples=[])
@@ -67,8 +67,8 @@ def without_near_copies(found: Found, threshold: float, account: dict[str, Any])
 
 
 def without_near_copies_of_dev(
-    found: Found, threshold: float, division: Division, account: dict[str, Any]
-) -> Found:
+    found: Outcomes, threshold: float, division: Division, account: dict[str, Any]
+) -> Outcomes:
     """Takes out of train what shares at least `threshold` (0 to 1) of its shingles with a record of dev."""
     bands, rows = bands_for(threshold)
     account.update(threshold=threshold, compared=0, removed=0, examples=[])
@@ -93,14 +93,17 @@ class _Spool:
         self._end = 0
 
     def fill(
-        self, found: Found, part: Callable[[Made], str] | None = None, dev: array[int] | None = None
-    ) -> Found:
+        self,
+        found: Outcomes,
+        part: Callable[[CorpusRecord], str] | None = None,
+        dev: array[int] | None = None,
+    ) -> Outcomes:
         """Puts all records away and lets through what cannot be compared; `dev` gets the numbers of dev's records."""
         waiting: list[Signatures] = []
         for thing in found:
             text = _text(thing)
             marks = shingles(text) if text else None
-            if not isinstance(thing, Made) or text is None or marks is None or not len(marks):
+            if not isinstance(thing, CorpusRecord) or text is None or marks is None or not len(marks):
                 yield thing
                 continue
             if part is not None and dev is not None and part(thing) == DEV:
@@ -126,12 +129,12 @@ class _Spool:
             for band in range(self._bands):
                 yield np.fromfile(self._folder / f"band-{band}", np.uint64)
 
-    def get(self, number: int) -> tuple[Made, str]:
+    def get(self, number: int) -> tuple[CorpusRecord, str]:
         self._file.seek(self._starts[number])
         *fields, text = json.loads(self._file.readline())
-        return Made(*fields), text
+        return CorpusRecord(*fields), text
 
-    def without(self, pairs: Pairs, threshold: float, account: dict[str, Any], cause: str) -> Found:
+    def without(self, pairs: Pairs, threshold: float, account: dict[str, Any], cause: str) -> Outcomes:
         """All records in their order, but of each pair (may go, may stay) that is alike the first, if the other stays.
 
         `pairs` (P, 2) are sorted by the first.
@@ -147,7 +150,7 @@ class _Spool:
             example = {"source": thing.source, "near_copy_of": other.source, "similarity": round(share, 3)}
             account["removed"] += 1
             _show(account, {**example, "text": text[:200], "kept": other_text[:200]})
-            yield Without(thing.source, cause, f"{other.source} ({share:.2f}): {text}")
+            yield Omission(thing.source, cause, f"{other.source} ({share:.2f}): {text}")
 
     def _alike(self, pairs: Pairs, threshold: float, account: dict[str, Any]) -> dict[int, tuple[int, float]]:
         """Number of what goes -> (the record that stays in its place, their similarity)."""
@@ -165,12 +168,12 @@ class _Spool:
         return gone
 
 
-def _text(thing: Made | Without) -> str | None:
+def _text(thing: CorpusRecord | Omission) -> str | None:
     """What tells copies apart; None where the row cannot be seen through, and it is left alone."""
-    if isinstance(thing, Without):
+    if isinstance(thing, Omission):
         return None
     view = viewed(thing.row, thing.source)
-    return None if isinstance(view, Without) else view.text
+    return None if isinstance(view, Omission) else view.text
 
 
 def _show(account: dict[str, Any], example: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import date
 from typing import Any
 
-from espalier.corpora.made import Found, Made
+from espalier.corpora.made import CorpusRecord, Outcomes
 
 SHOWN = 20
 
@@ -72,11 +72,11 @@ def masked(text: str) -> tuple[str, Counter[str]]:
     return text, counts
 
 
-def without_personal_data(found: Found, account: dict[str, Any]) -> Found:
+def without_personal_data(found: Outcomes, account: dict[str, Any]) -> Outcomes:
     """Masks all texts of all rows; nothing is left out. The account shows what stands around, never what stood there."""
     account.update(records=0, masked=dict.fromkeys(KINDS, 0), examples=[])
     for thing in found:
-        if not isinstance(thing, Made):
+        if not isinstance(thing, CorpusRecord):
             yield thing
             continue
         counts: Counter[str] = Counter()
@@ -90,7 +90,7 @@ def without_personal_data(found: Found, account: dict[str, Any]) -> Found:
         if len(account["examples"]) < SHOWN:
             account["examples"].append({"source": thing.source, "around": _around(row)})
         key = masked(thing.key)[0]
-        yield Made(row, key, thing.source, thing.group, thing.part)
+        yield CorpusRecord(row, key, thing.source, thing.group, thing.part)
 
 
 def _masked(value: Any, counts: Counter[str]) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 from espalier.corpora.clean.shingles import folded
 from espalier.corpora.clean.view import viewed
-from espalier.corpora.made import Found, Made, Without
-from espalier.data.read.script import language
+from espalier.corpora.made import CorpusRecord, Omission, Outcomes
+from espalier.data.store.marks import language
 
 SHOWN = 20
 REPEATED = 8
@@ -32,14 +32,14 @@ def repetition(text: str) -> float:
 
 
 def filtered(
-    found: Found,
+    found: Outcomes,
     account: dict[str, Any],
     *,
     min_chars: int = 0,
     max_chars: int | None = None,
     languages: tuple[str, ...] = (),
     max_repetition: float | None = None,
-) -> Found:
+) -> Outcomes:
     """Takes out records outside the bounds; lengths are of all that is said, in characters."""
     checks: list[tuple[str, Callable[[str], str]]] = []
     if min_chars:
@@ -52,8 +52,8 @@ def filtered(
         checks.append(("repeats itself", lambda text: _repeats(text, max_repetition)))
     account.update({name: {"removed": 0, "examples": []} for name, _ in checks})
     for thing in found:
-        view = viewed(thing.row, thing.source) if isinstance(thing, Made) else None
-        if not isinstance(thing, Made) or view is None or isinstance(view, Without):
+        view = viewed(thing.row, thing.source) if isinstance(thing, CorpusRecord) else None
+        if not isinstance(thing, CorpusRecord) or view is None or isinstance(view, Omission):
             yield thing
             continue
         for name, check in checks:
@@ -64,7 +64,7 @@ def filtered(
                     account[name]["examples"].append(
                         {"source": thing.source, "why": why, "text": view.text[:200]}
                     )
-                yield Without(thing.source, name, f"{why}: {view.text}")
+                yield Omission(thing.source, name, f"{why}: {view.text}")
                 break
         else:
             yield thing

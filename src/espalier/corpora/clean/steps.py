@@ -10,7 +10,7 @@ from espalier.corpora.clean.contamination import without_exam_items
 from espalier.corpora.clean.duplicates import without_copies, without_near_copies, without_near_copies_of_dev
 from espalier.corpora.clean.personal import without_personal_data
 from espalier.corpora.clean.quality import filtered
-from espalier.corpora.made import Division, Found
+from espalier.corpora.made import Division, Outcomes
 
 DEDUP = ("none", "exact", "near")
 
@@ -39,14 +39,14 @@ class Cleaning:
     """Exam files or folders whose items no record may contain."""
 
 
-def cleaned(found: Found, cleaning: Cleaning, division: Division, accounts: dict[str, Any]) -> Found:
+def cleaned(found: Outcomes, cleaning: Cleaning, division: Division, accounts: dict[str, Any]) -> Outcomes:
     """`found` without what the steps take out; `accounts` gets each step's numbers and examples as it goes by."""
     assert cleaning.dedup in DEDUP, cleaning.dedup
 
     def account(name: str) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        accounts[name] = made
-        return made
+        own: dict[str, Any] = {}
+        accounts[name] = own
+        return own
 
     if cleaning.mask:
         found = without_personal_data(found, account("personal_data"))

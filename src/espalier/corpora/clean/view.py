@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from espalier.corpora.made import Without, key_of
-from espalier.data.read.formats import parse_row
-from espalier.data.read.parts import CHOSEN, QUESTION, REJECTED, as_label, first_of
-from espalier.data.records import BadRecord, LeftOut, Prompt, Ranking, Record, Text, Unpaired, texts_of
+from espalier.corpora.made import Omission, key_of
+from espalier.data.read.formats import own_kind
+from espalier.data.read.messages import Bad
+from espalier.data.read.rows import parse_row
+from espalier.data.records import BadRecord, LeftOut, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +28,19 @@ class View:
     """Everything said, or for a ranking the prompt and the best answer (the others may be drawn by chance)."""
 
 
-def viewed(row: Mapping[str, Any], place: str) -> View | Without:
-    """A row that is no record, or that teaches nothing, is a `Without` with the reader's own cause."""
-    kind = _kind(row)
+def viewed(row: Mapping[str, Any], place: str) -> View | Omission:
+    """A row that is no record, or that teaches nothing, is an `Omission` with the reader's own cause."""
+    try:
+        kind = own_kind(row).replace("prompt", "chat")  # what a chat lacks is said first
+    except Bad as bad:
+        return Omission(place, bad.cause, str(row))
     outcome = parse_row(row, place, kind)
     if kind == "chat" and isinstance(outcome, BadRecord) and outcome.cause in ("no answer", "odd role order"):
         prompt = parse_row(row, place, "prompt")
-        kind, outcome = ("prompt", prompt) if isinstance(prompt, Prompt) else (kind, outcome)
+        outcome = prompt if isinstance(prompt, Record) else outcome
     if kind == "ranking" and isinstance(outcome, LeftOut):
-        kind, outcome = "chat", parse_row(row, place, "chat")
+        outcome = parse_row(row, place, "chat")
     if isinstance(outcome, (BadRecord, LeftOut)):
-        return Without(place, outcome.cause, str(row))
-    return View(kind, _key(outcome), "\n".join(texts_of(outcome)))
-
-
-def _kind(row: Mapping[str, Any]) -> str:
-    if isinstance(row.get("answers"), list):
-        return "ranking"
-    if first_of(row, CHOSEN) and first_of(row, REJECTED):
-        return "preference"
-    output = row.get("output")
-    if isinstance(output, list) and len(output) == 2:
-        return "preference"
-    if "label" in row and as_label(row["label"]) is not None:
-        return "unpaired"
-    asked = any(name in row for name in ("messages", "conversations", "instruction", *QUESTION))
-    asked = asked or ("input" in row and "target" in row)
-    return "text" if not asked and ("text" in row or "content" in row) else "chat"
-
-
-def _key(record: Record) -> str:
-    if isinstance(record, Text):
-        return record.text
-    if isinstance(record, (Ranking, Unpaired)):
-        return key_of(Prompt(record.prompt))
-    return key_of(record)
+        return Omission(place, outcome.cause, str(row))
+    key = outcome.text if outcome.kind == "text" else key_of(outcome)
+    return View(outcome.kind, key, "\n".join(outcome.texts))

@@ -10,16 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from espalier.corpora.made import DEV, TRAIN, Division, Found, Made, Without, one_line, ranking, skeleton
+from espalier.corpora.made import (
+    DEV,
+    TRAIN,
+    CorpusRecord,
+    Division,
+    Omission,
+    Outcomes,
+    one_line,
+    ranking,
+    skeleton,
+)
 from espalier.corpora.prepare.shelf import Shelf
-from espalier.data.read.files import read_lines
+from espalier.data.read.lines import read_lines
 from espalier.errors import UserError
 
 WRONG = 2
 OLD, NEW = "古文", "现代文"
 
 
-def classical(where: Path, division: Division) -> Found:
+def classical(where: Path, division: Division) -> Outcomes:
     """Raises `UserError` where neither layout is found.
 
     The part of a pair follows from its classical side, so the translations of one sentence stay together.
@@ -27,7 +37,7 @@ def classical(where: Path, division: Division) -> Found:
     with Shelf() as shelf:
         for path, book in _files(where):
             for found in _pairs(path):
-                if isinstance(found, Without):
+                if isinstance(found, Omission):
                     yield found
                     continue
                 place, old, new = found
@@ -38,7 +48,7 @@ def classical(where: Path, division: Division) -> Found:
                     tag, asked, answer = (NEW, new, old)
                 shelf.add((part, tag, book), asked, answer, place)
         for place, text in shelf.take_out(TRAIN, DEV, keys=True):
-            yield Without(place, "its text stands in dev too", text)
+            yield Omission(place, "its text stands in dev too", text)
         shelf.arrange()
         for (part, tag, book), asked, answer, place in shelf.items():
             chance = division.chance("classical", tag, asked, answer)
@@ -47,7 +57,7 @@ def classical(where: Path, division: Division) -> Found:
             far = shelf.draw(chance, [shelf.span(part, tag)], [same], avoid={*right, *near}, number=WRONG)
             answers = [(answer, 1.0), *((text, 0.0) for text in near), *((text, -1.0) for text in far)]
             row = ranking(f"{tag}：{asked}", f"{NEW if tag == OLD else OLD}：", answers)
-            yield Made(row, key=asked if tag == OLD else answer, source=place, group=book)
+            yield CorpusRecord(row, key=asked if tag == OLD else answer, source=place, group=book)
 
 
 def _files(where: Path) -> list[tuple[Path, str]]:
@@ -69,7 +79,7 @@ def _files(where: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, str, str] | Without]:
+def _pairs(path: Path) -> Iterator[tuple[str, str, str] | Omission]:
     block: dict[str, str] = {}
     start = f"{path}:1"
     for place, line in read_lines(path):
@@ -80,7 +90,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str] | Without]:
             continue
         tag, colon, said = text.partition("：")
         if tag not in (OLD, NEW) or not colon:
-            yield Without(place, "a line without 古文： or 现代文：", text)
+            yield Omission(place, "a line without 古文： or 现代文：", text)
             continue
         if tag in block:  # the blank line between two blocks is missing
             yield from _closed(block, start)
@@ -91,11 +101,11 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str] | Without]:
     yield from _closed(block, start)
 
 
-def _closed(block: dict[str, str], place: str) -> Iterator[tuple[str, str, str] | Without]:
+def _closed(block: dict[str, str], place: str) -> Iterator[tuple[str, str, str] | Omission]:
     if not block:
         return
     old, new = block.get(OLD, "").strip(), block.get(NEW, "").strip()
     if old and new:
         yield place, old, new
     else:
-        yield Without(place, "half a pair", old or new)
+        yield Omission(place, "half a pair", old or new)

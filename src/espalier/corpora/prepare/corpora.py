@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from espalier.corpora.made import Division, Found
+from espalier.corpora.made import Division, Outcomes
 from espalier.corpora.prepare import instructions, news, questions
 from espalier.corpora.prepare.books import metre
 from espalier.corpora.prepare.classical import classical
@@ -21,7 +21,7 @@ class Corpus:
 
     about: str
     gives: str
-    read: Callable[[Path, Division], Found]
+    read: Callable[[Path, Division], Outcomes]
 
 
 CORPORA: dict[str, Corpus] = {

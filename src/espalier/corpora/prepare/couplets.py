@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from espalier.corpora.made import DEV, TRAIN, Division, Found, Made, Without, one_line, ranking
+from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission, Outcomes, one_line, ranking
 from espalier.corpora.prepare.shelf import Shelf
-from espalier.data.read.files import read_lines
+from espalier.data.read.lines import read_lines
 from espalier.errors import UserError
 
 WRONG = 2
 """Wrong lines of each kind."""
 
 
-def couplets(where: Path, division: Division) -> Found:
+def couplets(where: Path, division: Division) -> Outcomes:
     """Raises `UserError` where neither layout is found, and where `in.txt` and `out.txt` differ in length."""
     with Shelf() as shelf:
         for place, first, second in _pairs(where):
             if not first or not second:
-                yield Without(place, "no couplet" if not first and not second else "half a couplet", first)
+                yield Omission(place, "no couplet" if not first and not second else "half a couplet", first)
             elif len(first) != len(second):
-                yield Without(place, "halves of different lengths", f"{first} / {second}")
+                yield Omission(place, "halves of different lengths", f"{first} / {second}")
             else:
                 shelf.add((division.part(first), f"{len(second):05d}"), first, second, place)
         for place, second in shelf.take_out(TRAIN, DEV):
-            yield Without(place, "its second line stands in dev too", second)
+            yield Omission(place, "its second line stands in dev too", second)
         shelf.arrange()
         for (part, length), first, second, place in shelf.items():
             chance = division.chance("couplets", first, second)
@@ -39,7 +39,7 @@ def couplets(where: Path, division: Division) -> Found:
             other = shelf.draw(chance, [shelf.span(part)], [same], avoid=own, number=WRONG)
             answers = [(second, 1.0), *((text, 0.0) for text in equal), *((text, -1.0) for text in other)]
             row = ranking(f"上联：{first}", "下联：", answers)
-            yield Made(row, key=first, source=place, group=f"{len(first)} characters")
+            yield CorpusRecord(row, key=first, source=place, group=f"{len(first)} characters")
 
 
 def _pairs(where: Path) -> Iterator[tuple[str, str, str]]:

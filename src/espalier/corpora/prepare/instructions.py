@@ -13,22 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from espalier.corpora.made import DEV, TRAIN, Division, Found, Made, Without, digest, key_of
+from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission, Outcomes, digest, key_of
 from espalier.corpora.prepare.reading import Row, data_files, lacking, rows, text_of
 from espalier.corpora.prepare.shape import row_of
-from espalier.data.read.formats import parse_row
+from espalier.data.read.rows import parse_row
 from espalier.data.records import BadRecord, LeftOut
 
 _HELD = re.compile(r"(^|[^a-z])(test|eval|dev|valid|validation)([^a-z]|$)", re.IGNORECASE)
 _TURN = re.compile(r"(?:^|\s)(Human|Assistant):")
 
 
-def alpaca(where: Path, division: Division) -> Found:
+def alpaca(where: Path, division: Division) -> Outcomes:
     """BELLE and alpaca: instruction, input, output (and history, system), as chats."""
     yield from _parsed(where, lambda place, row: parse_row(row, place, "chat", format="alpaca"))
 
 
-def instruction_wild(where: Path, division: Division) -> Found:
+def instruction_wild(where: Path, division: Division) -> Outcomes:
     """InstructionWild: chats where there is an output, prompts where there is only an instruction."""
 
     def parse(place: str, row: Row) -> Any:
@@ -38,22 +38,22 @@ def instruction_wild(where: Path, division: Division) -> Found:
     yield from _parsed(where, parse)
 
 
-def hc3(where: Path, division: Division) -> Found:
+def hc3(where: Path, division: Division) -> Outcomes:
     """HC3-Chinese: a question and the first of its human answers, as a chat."""
     yield from _asked(where, "question", "human_answers")
 
 
-def zhihu(where: Path, division: Division) -> Found:
+def zhihu(where: Path, division: Division) -> Outcomes:
     """Zhihu-KOL: INSTRUCTION and RESPONSE, as a chat."""
     yield from _asked(where, "INSTRUCTION", "RESPONSE")
 
 
-def hh(where: Path, division: Division) -> Found:
+def hh(where: Path, division: Division) -> Outcomes:
     """hh-rlhf: chosen and rejected dialogues, parted where they first differ, as preferences."""
     yield from _parsed(where, lambda place, row: parse_row(row, place, "preference"))
 
 
-def prompted_pairs(where: Path, division: Division) -> Found:
+def prompted_pairs(where: Path, division: Division) -> Outcomes:
     """rm-static and DeepSpeed-Chat's local files: prompt, chosen, rejected, as preferences.
 
     A prompt in the form "Human: … Assistant:" is read as turns; the answers lose the space that they begin with.
@@ -90,7 +90,7 @@ def _turns(text: str) -> list[dict[str, str]]:
     return turns[:-1]
 
 
-def _asked(where: Path, question: str, answer: str) -> Found:
+def _asked(where: Path, question: str, answer: str) -> Outcomes:
     def parse(place: str, row: Row) -> Any:
         problem = lacking(place, row, question, answer)
         said = row.get(answer)
@@ -103,7 +103,7 @@ def _asked(where: Path, question: str, answer: str) -> Found:
     yield from _parsed(where, parse)
 
 
-def _parsed(where: Path, parse: Callable[[str, Row], Any]) -> Found:
+def _parsed(where: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
     """Every row through `parse`; held-out files first, so that train can leave out what they hold."""
     files = data_files(where)
     held_files = [path for path in files if _HELD.search(path.name.split(".")[0])]
@@ -112,30 +112,30 @@ def _parsed(where: Path, parse: Callable[[str, Row], Any]) -> Found:
     held: set[int] = set()
     for path in held_files:
         for thing in _made(path, parse):
-            if isinstance(thing, Made):
+            if isinstance(thing, CorpusRecord):
                 held.add(digest(thing.key))
                 thing = replace(thing, part=DEV)
             yield thing
     for path in files:
         for thing in [] if path in held_files else _made(path, parse):
-            if isinstance(thing, Made) and held_files:
+            if isinstance(thing, CorpusRecord) and held_files:
                 if digest(thing.key) in held:
-                    yield Without(thing.source, "its prompt stands in the held-out file", thing.key)
+                    yield Omission(thing.source, "its prompt stands in the held-out file", thing.key)
                     continue
                 thing = replace(thing, part=TRAIN)
             yield thing
 
 
-def _made(path: Path, parse: Callable[[str, Row], Any]) -> Found:
+def _made(path: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
     for found in rows(path):
-        if isinstance(found, Without):
+        if isinstance(found, Omission):
             yield found
             continue
         place, row = found
         outcome = parse(place, row)
-        if isinstance(outcome, Without):
+        if isinstance(outcome, Omission):
             yield outcome
         elif isinstance(outcome, (BadRecord, LeftOut)):
-            yield Without(place, outcome.cause, json.dumps(row, ensure_ascii=False, default=str))
+            yield Omission(place, outcome.cause, json.dumps(row, ensure_ascii=False, default=str))
         else:
-            yield Made(row_of(outcome), key=key_of(outcome), source=place, group=path.name)
+            yield CorpusRecord(row_of(outcome), key=key_of(outcome), source=place, group=path.name)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from espalier.corpora.made import Division, Found, Made, Without, one_line, ranking
+from espalier.corpora.made import CorpusRecord, Division, Omission, Outcomes, one_line, ranking
 from espalier.corpora.prepare.reading import lacking, rows_of, text_of
-from espalier.data.read.files import read_lines
+from espalier.data.read.lines import read_lines
 from espalier.errors import UserError
 
 _HAN = r"[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\u3000-\u303f]"
@@ -17,7 +17,7 @@ _SPACE_BESIDE_HAN = re.compile(rf"(?<={_HAN})\s+|\s+(?={_HAN})")
 _TAG = re.compile(r"<(/?)(doc|human_label|summary|short_text)\b[^>]*>")
 
 
-def weibo(where: Path, division: Division) -> Found:
+def weibo(where: Path, division: Division) -> Outcomes:
     """JSON lines with article, abstract, comments [[text, likes], …].
 
     Comments stand by likes, then by length, most first. `score` is a comment's rank by likes (0 the least liked,
@@ -25,7 +25,7 @@ def weibo(where: Path, division: Division) -> Found:
     beside it.
     """
     for found in rows_of(where):
-        if isinstance(found, Without):
+        if isinstance(found, Omission):
             yield found
             continue
         place, row = found
@@ -34,36 +34,36 @@ def weibo(where: Path, division: Division) -> Found:
         if problem:
             yield problem
         elif not article or not abstract:
-            yield Without(place, "no article" if not article else "no abstract", article or abstract)
+            yield Omission(place, "no article" if not article else "no abstract", article or abstract)
         else:
             comments = []
             for comment in _comments(row["comments"], place):
-                if isinstance(comment, Without):
+                if isinstance(comment, Omission):
                     yield comment
                 else:
                     comments.append(comment)
             if comments:
                 prompt = f"新闻内容：{article} 摘要：{abstract}"
-                yield Made(_ranked(prompt, comments), key=prompt, source=place)
+                yield CorpusRecord(_ranked(prompt, comments), key=prompt, source=place)
             else:
-                yield Without(place, "no comment", article)
+                yield Omission(place, "no comment", article)
 
 
-def _comments(value: Any, place: str) -> Iterator[tuple[str, int] | Without]:
+def _comments(value: Any, place: str) -> Iterator[tuple[str, int] | Omission]:
     for comment in value if isinstance(value, list) else []:
         if not isinstance(comment, list) or len(comment) != 2:
-            yield Without(place, "a comment that is no [text, likes]", str(comment))
+            yield Omission(place, "a comment that is no [text, likes]", str(comment))
             continue
         text = one_line(comment[0])
         try:
             likes = int(comment[1])
         except (TypeError, ValueError):
-            yield Without(place, "a comment whose likes are no number", text)
+            yield Omission(place, "a comment whose likes are no number", text)
             continue
         if text.strip():
             yield text, likes
         else:
-            yield Without(place, "an empty comment")
+            yield Omission(place, "an empty comment")
 
 
 def _ranked(prompt: str, comments: list[tuple[str, int]]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _close(text: str) -> str:
     return _SPACE_BESIDE_HAN.sub("", text).strip()
 
 
-def lcsts(where: Path, division: Division) -> Found:
+def lcsts(where: Path, division: Division) -> Outcomes:
     """LCSTS: the post is the prompt, its summary scores 1.
 
     Either parallel files `X.src.txt` and `X.tgt.txt`, or the original `PART_*.txt` with `<doc>` blocks, whose human
@@ -102,12 +102,12 @@ def lcsts(where: Path, division: Division) -> Found:
         blocks = _parallel(path) if path.name.endswith(".src.txt") else _blocks(path)
         for place, post, summary, label in blocks:
             if not post or not summary:
-                yield Without(place, "no post" if not post else "no summary", post or summary)
+                yield Omission(place, "no post" if not post else "no summary", post or summary)
                 continue
             row = ranking(f"新闻内容：{post}", "摘要：", [(summary, 1)])
             if label:
                 row["answers"][0]["human_label"] = int(label)
-            yield Made(row, key=post, source=place, group=path.name)
+            yield CorpusRecord(row, key=post, source=place, group=path.name)
 
 
 def _parallel(path: Path) -> Iterator[tuple[str, str, str, str]]:

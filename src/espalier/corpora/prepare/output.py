@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from espalier.corpora.made import DEV, PARTS, TRAIN, Division, Made, Without
+from espalier.corpora.made import DEV, PARTS, TRAIN, CorpusRecord, Division, Omission
 from espalier.disk.lock import owned
 from espalier.disk.temporary import remove_left, temporary_name
 from espalier.disk.writing import disk_error, is_refusal, writing_to
@@ -88,7 +88,7 @@ class Tally:
     characters: Counter[int] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
 
-    def add(self, made: Made, part: str, line: str) -> None:
+    def add(self, made: CorpusRecord, part: str, line: str) -> None:
         self.records[part] += 1
         if made.group:
             self.groups[part][made.group] += 1
@@ -109,7 +109,7 @@ class Tally:
 
 
 def write_prepared(
-    found: Iterable[Made | Without],
+    found: Iterable[CorpusRecord | Omission],
     out: Path | None,
     division: Division,
     about: dict[str, Any],
@@ -135,7 +135,7 @@ def write_prepared(
                 "": files.open(places.left_out),
             }
         for thing in found:
-            if isinstance(thing, Without):
+            if isinstance(thing, Omission):
                 tally.left_out[thing.cause] += 1
                 part, row = "", {"source": thing.source, "cause": thing.cause, "text": thing.text[:_SHOWN]}
                 line = json.dumps(row, ensure_ascii=False)

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from espalier.corpora.made import DEV, TRAIN, Division, Found, Made, Without, one_line, ranking
+from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission, Outcomes, one_line, ranking
 from espalier.corpora.prepare.books import BOOKS, PIECES, Book, book_of, genre_of
 from espalier.corpora.prepare.reading import rows
 from espalier.corpora.prepare.shelf import Shelf, Span
@@ -21,7 +21,7 @@ from espalier.data.read.files import is_data_file
 from espalier.errors import UserError
 
 
-def poetry(where: Path, division: Division, genre: Callable[[Book, str], str] = genre_of) -> Found:
+def poetry(where: Path, division: Division, genre: Callable[[Book, str], str] = genre_of) -> Outcomes:
     """`genre` names a work's genre from its book and first line: `books.genre_of` or `books.metre`.
 
     Raises `UserError` where no book is found and where OpenCC is not installed.
@@ -31,7 +31,7 @@ def poetry(where: Path, division: Division, genre: Callable[[Book, str], str] = 
         for path in sorted(path for path in root.rglob("*") if path.is_file() and is_data_file(path)):
             book = book_of(path)
             if book is None:
-                yield Without(f"{path}:1", "a file of no known book")
+                yield Omission(f"{path}:1", "a file of no known book")
             else:
                 yield from _put_away(path, book, genre, shelf, division)
         if not shelf.count():
@@ -40,7 +40,7 @@ def poetry(where: Path, division: Division, genre: Callable[[Book, str], str] = 
                 f"{', '.join(dict.fromkeys(book.folders[0] for book in BOOKS))}"
             )
         for place, text in shelf.take_out(TRAIN, DEV):
-            yield Without(place, "its text stands in dev too", text)
+            yield Omission(place, "its text stands in dev too", text)
         shelf.arrange()
         yield from _with_wrong_works(shelf, division)
 
@@ -55,10 +55,10 @@ def _root(where: Path) -> Path:
 
 def _put_away(
     path: Path, book: Book, genre: Callable[[Book, str], str], shelf: Shelf, division: Division
-) -> Iterator[Without]:
+) -> Iterator[Omission]:
     plain = _simplified() if book.traditional else str
     for found in rows(path):
-        if isinstance(found, Without):
+        if isinstance(found, Omission):
             yield found
             continue
         place, row = found
@@ -66,13 +66,13 @@ def _put_away(
         title = plain(one_line(book.title(row)).strip())
         lines = _lines(row, book.body, plain)
         if lines is None:
-            yield Without(place, f"no list of lines in {book.body!r}", title)
+            yield Omission(place, f"no list of lines in {book.body!r}", title)
         elif not "".join(lines).strip():
-            yield Without(place, "no text", title)
+            yield Omission(place, "no text", title)
         elif not title:
-            yield Without(place, "no title", "".join(lines))
+            yield Omission(place, "no title", "".join(lines))
         elif not author:
-            yield Without(place, "no author", title)
+            yield Omission(place, "no author", title)
         else:
             kind = genre(book, lines[0])
             unit = "篇" if kind in PIECES else "首"
@@ -97,7 +97,7 @@ def _poem(lines: list[str]) -> str:
     return "".join(line + "\n" * line[-1:].isalnum() for line in before) + last
 
 
-def _with_wrong_works(shelf: Shelf, division: Division) -> Iterator[Made]:
+def _with_wrong_works(shelf: Shelf, division: Division) -> Iterator[CorpusRecord]:
     kinds: dict[tuple[str, str], list[str]] = {}
     for part, kind, author in shelf.groups():
         kinds.setdefault((part, author), []).append(kind)
@@ -116,7 +116,7 @@ def _with_wrong_works(shelf: Shelf, division: Division) -> Iterator[Made]:
             drawn = shelf.draw(chance, inside, outside, avoid=taken)
             taken.update(drawn)
             answers += [(wrong, score) for wrong in drawn]
-        yield Made(ranking(prompt, "", answers), key=prompt, source=place, group=kind)
+        yield CorpusRecord(ranking(prompt, "", answers), key=prompt, source=place, group=kind)
 
 
 @cache

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from espalier.corpora.made import Division, Found, Made, Without, one_line, ranking
+from espalier.corpora.made import CorpusRecord, Division, Omission, Outcomes, one_line, ranking
 from espalier.corpora.prepare.reading import lacking, rows_of, text_of
 from espalier.corpora.prepare.shelf import Shelf
 
 
-def zhidao(where: Path, division: Division) -> Found:
+def zhidao(where: Path, division: Division) -> Outcomes:
     """csv files with title, question, reply, is_best: all replies of one title, in the order of the titles.
 
     A reply scores its `is_best`. `question` says more about the title; replies to one title whose questions differ
@@ -23,7 +23,7 @@ def zhidao(where: Path, division: Division) -> Found:
     """
     with Shelf() as shelf:
         for found in rows_of(where):
-            if isinstance(found, Without):
+            if isinstance(found, Omission):
                 yield found
                 continue
             place, row = found
@@ -36,11 +36,11 @@ def zhidao(where: Path, division: Division) -> Found:
             if problem:
                 yield problem
             elif not title.strip():
-                yield Without(place, "no title", reply)
+                yield Omission(place, "no title", reply)
             elif not reply.strip():
-                yield Without(place, "no reply", title)
+                yield Omission(place, "no reply", title)
             elif score is None:
-                yield Without(place, "is_best is neither 0 nor 1", str(row.get("is_best")))
+                yield Omission(place, "is_best is neither 0 nor 1", str(row.get("is_best")))
             else:
                 note = json.dumps([place, content if content.strip() else "", score], ensure_ascii=False)
                 shelf.add(("",), title, reply, note)
@@ -49,7 +49,7 @@ def zhidao(where: Path, division: Division) -> Found:
             yield from _replies(title, [(text, *json.loads(note)) for _, _, text, note in items])
 
 
-def _replies(title: str, items: list[tuple[str, str, str, int]]) -> Iterator[Made]:
+def _replies(title: str, items: list[tuple[str, str, str, int]]) -> Iterator[CorpusRecord]:
     """`items`: (reply, place, content, score) of one title."""
     contents = list(dict.fromkeys(content for _, _, content, _ in items if content))
     for content in contents if len(contents) > 1 else [""]:
@@ -61,11 +61,11 @@ def _replies(title: str, items: list[tuple[str, str, str, int]]) -> Iterator[Mad
         yield _question(title, "", rest)
 
 
-def _question(title: str, content: str, items: list[tuple[str, str, str, int]]) -> Made:
+def _question(title: str, content: str, items: list[tuple[str, str, str, int]]) -> CorpusRecord:
     prompt = f"问题：{title} 内容：{content}" if content else f"问题：{title}"
     row = ranking(prompt, "答：", [(reply, score) for reply, _, _, score in items])
     source = items[0][1]
-    return Made(row, key=title, source=source, group=Path(source.rsplit(":", 1)[0]).name)
+    return CorpusRecord(row, key=title, source=source, group=Path(source.rsplit(":", 1)[0]).name)
 
 
 def _best(value: object) -> int | None:
@@ -73,10 +73,10 @@ def _best(value: object) -> int | None:
     return {"0": 0, "1": 1, "false": 0, "true": 1}.get(text)
 
 
-def baike(where: Path, division: Division) -> Found:
+def baike(where: Path, division: Division) -> Outcomes:
     """JSON lines with title, desc, answer: the longer of title and desc is the prompt, its answer scores 1."""
     for found in rows_of(where):
-        if isinstance(found, Without):
+        if isinstance(found, Omission):
             yield found
             continue
         place, row = found
@@ -87,9 +87,9 @@ def baike(where: Path, division: Division) -> Found:
         if problem:
             yield problem
         elif not prompt.strip():
-            yield Without(place, "no question", answer)
+            yield Omission(place, "no question", answer)
         elif not answer.strip():
-            yield Without(place, "no answer", prompt)
+            yield Omission(place, "no answer", prompt)
         else:
             row = ranking(prompt, "答：", [(answer, 1)])
-            yield Made(row, key=prompt, source=place, group=Path(place.rsplit(":", 1)[0]).name)
+            yield CorpusRecord(row, key=prompt, source=place, group=Path(place.rsplit(":", 1)[0]).name)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from espalier.corpora.made import Without
+from espalier.corpora.made import Omission
 from espalier.data.read.files import is_data_file, read_rows
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
@@ -15,15 +15,15 @@ from espalier.errors import UserError
 Row = dict[str, Any]
 
 
-def rows(path: Path) -> Iterator[tuple[str, Row] | Without]:
-    """The rows of a JSON, JSON lines, CSV or Parquet file; what cannot be read or written again is a `Without`."""
+def rows(path: Path) -> Iterator[tuple[str, Row] | Omission]:
+    """The rows of a JSON, JSON lines, CSV or Parquet file; what cannot be read or written again is an `Omission`."""
     for place, row, raw in read_rows(path):
         if isinstance(row, BadRecord):
-            yield Without(place, row.cause, raw)
+            yield Omission(place, row.cause, raw)
         elif _is_whole(row):
             yield place, row
         else:
-            yield Without(place, "half a character (a lone surrogate)")
+            yield Omission(place, "half a character (a lone surrogate)")
 
 
 def data_files(where: Path) -> list[Path]:
@@ -45,7 +45,7 @@ def data_files(where: Path) -> list[Path]:
     return found
 
 
-def rows_of(where: Path) -> Iterator[tuple[str, Row] | Without]:
+def rows_of(where: Path) -> Iterator[tuple[str, Row] | Omission]:
     """The rows of one file, or of all data files below a folder; raises `UserError` where there is none."""
     for path in data_files(where):
         yield from rows(path)
@@ -57,11 +57,11 @@ def text_of(row: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def lacking(place: str, row: Mapping[str, Any], *names: str) -> Without | None:
+def lacking(place: str, row: Mapping[str, Any], *names: str) -> Omission | None:
     """Why the row is none: a column that it must have is not there at all."""
     for name in names:
         if name not in row:
-            return Without(place, f"no column {name!r}", json.dumps(row, ensure_ascii=False, default=str))
+            return Omission(place, f"no column {name!r}", json.dumps(row, ensure_ascii=False, default=str))
     return None
 
 

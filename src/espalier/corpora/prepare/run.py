@@ -10,12 +10,12 @@ from typing import Any
 
 from espalier.corpora.clean.steps import Cleaning, cleaned
 from espalier.corpora.clean.view import View, viewed
-from espalier.corpora.made import Division, Found, Made, Without
+from espalier.corpora.made import CorpusRecord, Division, Omission, Outcomes
 from espalier.corpora.prepare.corpora import CORPORA
 from espalier.corpora.prepare.output import Places, write_prepared
 from espalier.corpora.prepare.reading import data_files, rows
 from espalier.corpora.prepare.shape import shaped
-from espalier.data.read.script import language
+from espalier.data.store.marks import language
 from espalier.errors import UserError
 
 TASKS = {
@@ -52,7 +52,7 @@ def prepare(
     *,
     cleaning: Cleaning | None = None,
     force: bool = False,
-    watch: Callable[[Found], Found] = iter,
+    watch: Callable[[Outcomes], Outcomes] = iter,
 ) -> dict[str, Any]:
     """Prepares a corpus or data files, writes `out` and its neighbours, returns the report.
 
@@ -96,37 +96,37 @@ def prepare(
     return write_prepared(found, out, division, about, accounts, force=force)
 
 
-def data_rows(where: Path) -> Found:
+def data_rows(where: Path) -> Outcomes:
     """The rows of data files of any format as they are; what the readers refuse is left out by its cause."""
     for path in data_files(where):
         for found in rows(path):
-            if isinstance(found, Without):
+            if isinstance(found, Omission):
                 yield found
                 continue
             place, row = found
             view = viewed(row, place)
             yield (
                 view
-                if isinstance(view, Without)
-                else Made(row, view.key, place, group=f"{path.name}: {view.kind}")
+                if isinstance(view, Omission)
+                else CorpusRecord(row, view.key, place, group=f"{path.name}: {view.kind}")
             )
 
 
-def _languages(found: Found, counts: dict[str, int]) -> Found:
+def _languages(found: Outcomes, counts: dict[str, int]) -> Outcomes:
     """`found`, its records counted by the script of the first thousand characters."""
     for thing in found:
-        if isinstance(thing, Made):
+        if isinstance(thing, CorpusRecord):
             view = viewed(thing.row, thing.source)
             name = language(view.text[:1000]) if isinstance(view, View) else ""
             counts[name or "none"] = counts.get(name or "none", 0) + 1
         yield thing
 
 
-def _first(found: Found, limit: int) -> Iterator[Made | Without]:
+def _first(found: Outcomes, limit: int) -> Iterator[CorpusRecord | Omission]:
     """Up to the `limit`-th record."""
     left = limit
     for thing in found:
-        if isinstance(thing, Made):
+        if isinstance(thing, CorpusRecord):
             if not left:
                 return
             left -= 1

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from espalier.corpora.made import Found, Without
-from espalier.data.records import ASSISTANT, USER, Chat, Messages, Preference, Prompt, Record
+from espalier.corpora.made import Omission, Outcomes
+from espalier.data.records import ASSISTANT, USER, Messages, Record
 from espalier.errors import UserError
 
 SHAPES = ("own", "chat", "preference", "text", "prompt")
@@ -20,17 +20,16 @@ def row_of(record: Record) -> dict[str, Any]:
     """A chat, a preference or a prompt as a row that `formats` reads back.
 
     >>> from espalier.data.records import Message
-    >>> row_of(Chat((Message("user", "2+3=?"), Message("assistant", "5"))))["messages"][1]
+    >>> row_of(Record.chat((Message("user", "2+3=?"), Message("assistant", "5"))))["messages"][1]
     {'role': 'assistant', 'content': '5'}
     """
-    assert isinstance(record, (Chat, Prompt, Preference)), record
+    assert record.kind in ("chat", "prompt", "preference"), record
     tools = {"tools": record.tools} if record.tools else {}
-    if isinstance(record, Chat):
+    if record.kind == "chat":
         return {"messages": _turns(record.messages), **tools}
-    if isinstance(record, Prompt):
-        return {"prompt": _turns(record.messages), **tools}
-    pair = {"chosen": _turns(record.chosen), "rejected": _turns(record.rejected)}
-    return {"prompt": _turns(record.prompt), **pair, **tools}
+    names = ("chosen", "rejected") if record.answers else ()
+    answers = {name: _turns(answer.messages) for name, answer in zip(names, record.answers, strict=True)}
+    return {"prompt": _turns(record.prompt), **answers, **tools}
 
 
 def _turns(messages: Messages) -> Turns:
@@ -40,8 +39,8 @@ def _turns(messages: Messages) -> Turns:
     ]
 
 
-def shaped(found: Found, shape: str) -> Found:
-    """What a corpus gives in another shape; what has none there is a `Without`.
+def shaped(found: Outcomes, shape: str) -> Outcomes:
+    """What a corpus gives in another shape; what has none there is an `Omission`.
 
     chat: the best answer, where it scores above 0. preference: pairs, see `pairs`. text: prompt, prefix and best
     answer as a document. prompt: without answers. Raises `UserError` where a corpus has no pairs at all.
@@ -51,14 +50,14 @@ def shaped(found: Found, shape: str) -> Found:
         yield from found
         return
     for thing in found:
-        if isinstance(thing, Without):
+        if isinstance(thing, Omission):
             yield thing
             continue
         rows = list(_SHAPERS[shape](thing.row))
         for row in rows:
             yield replace(thing, row=row)
         if not rows:
-            yield Without(thing.source, f"no {shape}: {_WHY[shape]}", thing.key)
+            yield Omission(thing.source, f"no {shape}: {_WHY[shape]}", thing.key)
 
 
 _WHY = {
@@ -78,14 +77,14 @@ def pairs(row: dict[str, Any]) -> list[tuple[str, str]]:
     >>> pairs({"answers": [{"answer": text, "score": score} for text, score in scores]})
     [('a0', 'a1'), ('a0', 'a2'), ('a2', 'a3'), ('a2', 'a4')]
     """
-    found = []
+    better_and_worse = []
     better = None
     for above, below in zip(row["answers"], row["answers"][1:], strict=False):
         if above["score"] > below["score"]:
             better = above["answer"]
         if better is not None and better != below["answer"]:
-            found.append((better, below["answer"]))
-    return found
+            better_and_worse.append((better, below["answer"]))
+    return better_and_worse
 
 
 def _chat(row: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -47,11 +47,11 @@ def drawn(
         for source, index in draws(counts, [spec.weight for spec in specs], mix, seed)
     )
     order = np.fromiter(numbers, np.int32)
-    found = np.bincount(np.searchsorted(first, order, side="right") - 1, minlength=len(sizes)).tolist()
-    for spec, used, count in zip(specs, found, counts, strict=True):
+    used_of = np.bincount(np.searchsorted(first, order, side="right") - 1, minlength=len(sizes)).tolist()
+    for spec, used, count in zip(specs, used_of, counts, strict=True):
         if used < count:
             left_out[f"mix_strategy {mix}: not drawn of {spec.path}"] += count - used
-    return order, found
+    return order, used_of
 
 
 def _sampled(size: int, spec: DatasetSpec, seed: int, left_out: Account) -> range | Picks:
@@ -69,10 +69,10 @@ def _weighed(picks: range | Picks, spec: DatasetSpec, seed: int, left_out: Accou
     copies, share = divmod(spec.weight, 1.0)
     rest = random.Random(f"{seed}:{spec.path}").sample(range(len(picks)), round(share * len(picks)))
     every = np.asarray(picks, np.int32)
-    found = np.concatenate([np.tile(every, int(copies)), every[np.sort(np.array(rest, np.int64))]])
-    if len(found) < len(picks):
-        left_out[f"weight {spec.weight:g} of {spec.path}"] += len(picks) - len(found)
-    return found
+    weighed = np.concatenate([np.tile(every, int(copies)), every[np.sort(np.array(rest, np.int64))]])
+    if len(weighed) < len(picks):
+        left_out[f"weight {spec.weight:g} of {spec.path}"] += len(picks) - len(weighed)
+    return weighed
 
 
 def held_out(
@@ -102,8 +102,8 @@ def held_out(
         )
     share = min(2 * wanted / count + 1e-4, 1.0)
     while True:
-        places, found = _lowest(marks(), share, seed)
-        taken, prompts = _fitting(found, wanted)
+        places, lowest = _lowest(marks(), share, seed)
+        taken, prompts = _fitting(lowest, wanted)
         if taken.sum() == wanted or share == 1.0:
             break
         share = min(4 * share, 1.0)
@@ -119,14 +119,14 @@ def _lowest(pieces: Iterable[Marks], share: float, seed: int) -> tuple[npt.NDArr
     """Places and seeded marks of about the lowest `share` of all marks."""
     limit = np.uint64(min(int(share * 2**64), 2**64 - 1))
     salt = _mixed(np.array([seed % 2**64], np.uint64))[0]
-    places, found, start = [np.empty(0, np.int64)], [np.empty(0, np.uint64)], 0
+    places, lowest, start = [np.empty(0, np.int64)], [np.empty(0, np.uint64)], 0
     for piece in pieces:
         mixed = _mixed(piece ^ salt)
         (low,) = np.nonzero(mixed <= limit)
         places.append(low + start)
-        found.append(mixed[low])
+        lowest.append(mixed[low])
         start += len(piece)
-    return np.concatenate(places), np.concatenate(found)
+    return np.concatenate(places), np.concatenate(lowest)
 
 
 def _fitting(marks: Marks, wanted: int) -> tuple[npt.NDArray[np.bool_], int]:

@@ -1,4 +1,4 @@
-"""Pieces of text -> token ids and trained flags.
+"""Pieces of text, each trained or not -> token ids and trained flags.
 
 A text is encoded once and whole, as the model will see it, and its trained tokens are found by their characters.
 Only where a token would reach from the prompt into the answer (white space before an answer, say) is the text cut
@@ -8,15 +8,44 @@ No record, tree or length limit is known here (see `tokenise`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from espalier.data.encode.templates import Piece
 from espalier.errors import UserError
 
 Path = tuple[list[int], list[bool]]
 
 _QUIET = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+_LONG = 1 << 20
+"""Characters of a text that are tokenised at once."""
+_LONGEST = 1 << 22
+"""Characters from which a conversation is too long for any `cutoff_len` without being tokenised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of text; `trained` says whether the model learns to write it.
+
+    >>> [Piece("User:\\n2+3=?\\nAssistant:\\n", False), Piece("5</s>", True), Piece("\\n", False)][1].trained
+    True
+    """
+
+    text: str
+    trained: bool
+
+
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same text in the fewest pieces, none of them empty."""
+    fewest: list[Piece] = []
+    for piece in pieces:
+        if not piece.text:
+            continue
+        if fewest and fewest[-1].trained == piece.trained:
+            fewest[-1] = Piece(fewest[-1].text + piece.text, piece.trained)
+        else:
+            fewest.append(piece)
+    return fewest
 
 
 def adds_bos(tokenizer: Any) -> bool:
@@ -39,7 +68,8 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
         return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-    return tokenizer(list(texts), **_QUIET).input_ids
+    ids: list[list[int]] = tokenizer(list(texts), **_QUIET).input_ids
+    return ids
 
 
 def encode_pieces(tokenizer: Any, rendered: Sequence[Sequence[Piece]], *, bos: bool) -> list[Path]:
@@ -111,8 +141,8 @@ def _cut(tokenizer: Any, pieces: Sequence[Piece]) -> Path | None:
         ids += own
         flags += [piece.trained] * len(own)
     text = "".join(piece.text for piece in pieces)
-    said = _decoded(tokenizer, ids)
-    same = said == text or said == _decoded(tokenizer, tokenizer(text, **_QUIET).input_ids)
+    decoded = _decoded(tokenizer, ids)
+    same = decoded == text or decoded == _decoded(tokenizer, tokenizer(text, **_QUIET).input_ids)
     return (ids, flags) if same else None
 
 
@@ -128,4 +158,40 @@ def _piecewise(tokenizer: Any, pieces: Sequence[Piece]) -> Path:
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def is_long(text: str) -> bool:
+    """Whether a text is tokenised in stretches."""
+    return len(text) > _LONG
+
+
+def in_stretches(tokenizer: Any, text: str) -> Iterator[list[int]]:
+    """The tokens of a long text a stretch at a time, cut behind a line break, or else anywhere."""
+    start = 0
+    while start < len(text):
+        end = start + _LONG
+        line = text.rfind("\n", start, end) + 1 if end < len(text) else len(text)
+        end = line if line > start else min(end, len(text))
+        yield encode_texts(tokenizer, [text[start:end]])[0]
+        start = end
+
+
+def is_endless(branches: Sequence[Sequence[Piece]], cutoff_len: int) -> bool:
+    """Whether a branch has so many characters that it need not be tokenised to be known as too long.
+
+    No tokenizer's tokens have 64 characters on average, so nothing below the limit is wronged.
+    """
+    return _characters(branches) > min(max(_LONG, 64 * cutoff_len), _LONGEST)
+
+
+def endless(source: str, branches: Sequence[Sequence[Piece]], cutoff_len: int) -> UserError:
+    """The error about such a record."""
+    return UserError(
+        f"{source}: {_characters(branches):,} characters in one record, but cutoff_len is {cutoff_len} tokens; are "
+        "line breaks between records missing? Split it, or say `overlong: drop` to leave it out"
+    )
+
+
+def _characters(branches: Sequence[Sequence[Piece]]) -> int:
+    return max((sum(len(piece.text) for piece in pieces) for pieces in branches), default=0)

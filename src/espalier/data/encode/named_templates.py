@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from espalier.data.encode.pieces import Piece, joined
+from espalier.data.encode.encoding import Piece, joined
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
 

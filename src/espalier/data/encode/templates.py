@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from espalier.data.encode.encoding import Piece, joined
 from espalier.data.encode.named_templates import forms, named_template
-from espalier.data.encode.pieces import Piece, joined
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
 from espalier.rendering import rendered

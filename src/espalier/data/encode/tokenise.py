@@ -9,29 +9,27 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import torch
 
-from espalier.data.encode.encoding import Path, adds_bos, encode_pieces, encode_texts
-from espalier.data.encode.long_texts import endless, in_stretches, is_endless, is_long
-from espalier.data.encode.templates import Piece, Template, prompt_text
-from espalier.data.read.account import Account
-from espalier.data.records import (
-    SYSTEM,
-    USER,
-    Chat,
-    Messages,
-    Preference,
-    Prompt,
-    Ranking,
-    Record,
-    Text,
-    Unpaired,
+from espalier.data.encode.encoding import (
+    Path,
+    Piece,
+    adds_bos,
+    encode_pieces,
+    encode_texts,
+    endless,
+    in_stretches,
+    is_endless,
+    is_long,
 )
+from espalier.data.encode.templates import Template, prompt_text
+from espalier.data.read.account import Account
+from espalier.data.records import SYSTEM, USER, Record
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
 
@@ -71,9 +69,9 @@ class Encoder:
 
 
 def encode_all(records: Sequence[Record], encoder: Encoder) -> tuple[list[Tree], Account]:
-    """Trees of all records but `Prompt`s in order, and how many records were left out or trimmed, by cause.
+    """Trees of all records but prompts in order, and how many records were left out or trimmed, by cause.
 
-    A `Text` gives as many trees as it fills; any other record one tree or none. Raises `UserError` with the record's
+    A document gives as many trees as it fills; any other record one tree or none. Raises `UserError` with the record's
     place for one that is too long under `overlong: error`, and where a template or tokenizer cannot serve.
     """
     assert encoder.overlong in OVERLONG, encoder.overlong
@@ -92,8 +90,8 @@ def encode(record: Record, encoder: Encoder) -> list[Tree]:
 
 
 def encode_prompt_ids(
-    records: Sequence[Prompt], encoder: Encoder, max_prompt_length: int, account: Account
-) -> Iterator[tuple[Prompt, list[int] | None]]:
+    records: Sequence[Record], encoder: Encoder, max_prompt_length: int, account: Account
+) -> Iterator[tuple[Record, list[int] | None]]:
     """(record, ids or None) of every prompt in order; `account` is told of each record before it comes."""
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
@@ -128,17 +126,15 @@ def encode_paths(
 def _encode_batch(
     records: Sequence[Record], encoder: Encoder, account: Account
 ) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
-    documents = [r.text for r in records if isinstance(r, Text) and not is_long(r.text)]
+    documents = [r.text for r in records if r.kind == "text" and not is_long(r.text)]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
-    rendered = [
-        [] if isinstance(record, Text) else _located(branches_of, record, encoder) for record in records
-    ]
+    rendered = [[] if record.kind == "text" else _located(branches_of, record, encoder) for record in records]
     flat = [
         pieces for branches in rendered if not is_endless(branches, encoder.cutoff_len) for pieces in branches
     ]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
     for record, branches in zip(records, rendered, strict=True):
-        if isinstance(record, Text):
+        if record.kind == "text":
             whole = not is_long(record.text)
             ids = [next(document_ids)] if whole else in_stretches(encoder.tokenizer, record.text)
             empty = True
@@ -162,26 +158,17 @@ def _encode_batch(
 
 
 def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
-    """The pieces of each branch of a record; in all but chats only what follows the prompt is trained."""
-    if isinstance(record, Chat):
-        return [encoder.template.render(record.messages, tools=record.tools)]
-    assert not isinstance(record, (Text, Prompt)), (
+    """The pieces of each branch of a record; only what follows the prompt is trained."""
+    assert record.kind not in ("text", "prompt"), (
         "documents have no turns, prompts go through encode_prompt_ids"
     )
-    answers: list[Messages]
-    if isinstance(record, Preference):
-        answers = [record.chosen, record.rejected]
-    elif isinstance(record, Ranking):
-        answers = [answer for answer, _ in record.answers]
-    else:
-        answers = [record.completion]
     return [
-        encoder.template.render((*record.prompt, *answer), tools=record.tools, train_from=len(record.prompt))
-        for answer in answers
+        encoder.template.render(branch, tools=record.tools, train_from=len(record.prompt))
+        for branch in record.branches
     ]
 
 
-def _prompt_text(record: Prompt, encoder: Encoder) -> str:
+def _prompt_text(record: Record, encoder: Encoder) -> str:
     return prompt_text(encoder.template, record.messages, tools=record.tools, prefix=record.prefix)
 
 
@@ -198,16 +185,18 @@ def _judged(
 ) -> tuple[list[Path], dict[str, torch.Tensor]]:
     """The branches as they are trained, and what people said about them."""
     extras: dict[str, torch.Tensor] = {}
-    if isinstance(record, Ranking):
-        extras["scores"] = torch.tensor([score for _, score in record.answers])
-    if isinstance(record, Unpaired):
-        extras["desirable"] = torch.tensor([float(record.label)])
-    if isinstance(record, (Preference, Ranking)) and not encoder.answers_trained:
+    scores = [answer.score for answer in record.answers if answer.score is not None]
+    labels = [float(answer.label) for answer in record.answers if answer.label is not None]
+    if scores:
+        extras["scores"] = torch.tensor(scores)
+    if labels:
+        extras["desirable"] = torch.tensor(labels)
+    if record.kind in ("preference", "ranking") and not encoder.answers_trained:
         paths = [(ids, [False] * len(ids)) for ids, _ in paths]
     return paths, extras
 
 
-def _document(record: Text, ids: Iterable[list[int]], encoder: Encoder, account: Account) -> Iterator[Path]:
+def _document(record: Record, ids: Iterable[list[int]], encoder: Encoder, account: Account) -> Iterator[Path]:
     """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens; `ids` in stretches.
 
     A piece after the first begins with the last token of the piece before, untrained, so that every token of the
@@ -220,18 +209,18 @@ def _document(record: Text, ids: Iterable[list[int]], encoder: Encoder, account:
             "tokenizer_config.json"
         )
     size = max(encoder.cutoff_len, 2)
-    held = [tokenizer.bos_token_id] if encoder.bos else []
+    pending = [tokenizer.bos_token_id] if encoder.bos else []
     none = True
     for stretch in chain(ids, [[tokenizer.eos_token_id]]):
-        held += stretch
+        pending += stretch
         start = 0
-        while len(held) - start > size:
-            yield held[start : start + size], [False] + [True] * (size - 1)
+        while len(pending) - start > size:
+            yield pending[start : start + size], [False] + [True] * (size - 1)
             start += size - 1
             none = False
-        held = held[start:]
-    if len(held) > 1:
-        yield held, [False] + [True] * (len(held) - 1)
+        pending = pending[start:]
+    if len(pending) > 1:
+        yield pending, [False] + [True] * (len(pending) - 1)
     elif none:
         account.add("dropped: document without a token", record.source)
 
@@ -246,7 +235,7 @@ def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Accoun
             account.add("dropped: longer than cutoff_len", record.source)
             return None
         trimmed: list[Path] | None
-        if isinstance(record, Chat):
+        if record.kind == "chat":
             trimmed = _trimmed_chat(record, paths[0], encoder, account)
         else:
             trimmed = _trimmed_answers(record, paths, encoder, account)
@@ -279,7 +268,7 @@ def _trimmed_answers(
     return [_without_beginning(path, excess, encoder) for path in paths]
 
 
-def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Account) -> list[Path]:
+def _trimmed_chat(chat: Record, path: Path, encoder: Encoder, account: Account) -> list[Path]:
     """Without its oldest exchanges, then without the beginning of its prompt, then without the end of its answer."""
     shorter = _suffixes(chat)
 
@@ -307,11 +296,12 @@ def _trimmed_chat(chat: Chat, path: Path, encoder: Encoder, account: Account) ->
     return [path]
 
 
-def _suffixes(chat: Chat) -> list[Chat]:
+def _suffixes(chat: Record) -> list[Record]:
     """The chat without its first exchange (a user turn and all up to the next), without two of them, …"""
     system = [message for message in chat.messages[:1] if message.role == SYSTEM]
     asked = [index for index, message in enumerate(chat.messages) if message.role == USER]
-    return [replace(chat, messages=(*system, *chat.messages[index:])) for index in asked[1:]]
+    shorter = [(*system, *chat.messages[index:]) for index in asked[1:]]
+    return [Record.chat(messages, chat.source, chat.tools) for messages in shorter]
 
 
 def _prompt_length(path: Path) -> int:

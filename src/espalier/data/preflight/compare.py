@@ -17,8 +17,8 @@ _AT_ONCE = 1 << 20
 
 def shared_prompts(train: Choice, held_out: Choice) -> list[Finding]:
     """Held-out records whose exact prompt is trained on; memory holds the held-out part's hashes only."""
-    held = np.concatenate([held_out.stack.of_records("prompt", n) for n in held_out.chunks()])
-    known = np.unique(held)
+    held_prompts = np.concatenate([held_out.stack.of_records("prompt", n) for n in held_out.chunks()])
+    known = np.unique(held_prompts)
     met = np.zeros(len(known), bool)
     first: tuple[int, int] | None = None
     for numbers in train.chunks():
@@ -28,7 +28,7 @@ def shared_prompts(train: Choice, held_out: Choice) -> list[Finding]:
         met[at[same]] = True
         if first is None and same.any():
             place = int(np.argmax(same))
-            first = int(numbers[place]), int(np.argmax(held == marks[place]))
+            first = int(numbers[place]), int(np.argmax(held_prompts == marks[place]))
     if first is None:
         return []
     trained_at = train.stack.source(first[0])
@@ -36,7 +36,7 @@ def shared_prompts(train: Choice, held_out: Choice) -> list[Finding]:
         Finding(
             WARNING,
             f"held-out prompts that are trained on (this one at {trained_at})",
-            int(np.isin(held, known[met]).sum()),
+            int(np.isin(held_prompts, known[met]).sum()),
             len(held_out),
             held_out.stack.source(number_of(held_out, first[1])),
             "the held-out numbers would be too good; remove them from one of the two, or use val_size",

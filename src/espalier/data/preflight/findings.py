@@ -68,14 +68,16 @@ def left_out(account: Account, of: int) -> list[Cause]:
 
 def unasked(account: Account, of: int) -> list[Finding]:
     """A warning for each cause of the account that no option has asked for."""
-    found = []
+    warnings = []
     for cause, count in account.most_common():
         if cause.startswith(_ASKED_FOR):
             continue
         place, reason = account.first.get(cause, ("", ""))
         advice = next((text for start, text in _ADVICE.items() if cause.startswith(start)), "")
-        found.append(Finding(WARNING, cause, count, of, place, "; ".join(t for t in (reason, advice) if t)))
-    return found
+        warnings.append(
+            Finding(WARNING, cause, count, of, place, "; ".join(t for t in (reason, advice) if t))
+        )
+    return warnings
 
 
 def stop_at_errors(findings: Iterable[Finding]) -> None:

@@ -73,8 +73,8 @@ def look(part: str, choice: Choice, draw: Callable[[Tree], str]) -> tuple[Part, 
         advice = "they are the same tokens, so nothing can be learned from the difference; remove them"
         what = "equal answers with different judgements"
         findings.append(Finding(WARNING, what, trees.counts[EQUAL], trees.number, tree.source, advice, part))
-    found = records.part(trees.number, lengths, trees.trained, "tokens", trees.tokens)
-    return found, findings, records.account
+    facts = records.part(trees.number, lengths, trees.trained, "tokens", trees.tokens)
+    return facts, findings, records.account
 
 
 class _Records:
@@ -135,16 +135,16 @@ class _Records:
 
 
 def _columns(pairs: Integers) -> tuple[Integers, Integers]:
-    found, counts = np.unique(pairs, axis=1, return_counts=True)
-    return found.T, counts
+    columns, counts = np.unique(pairs, axis=1, return_counts=True)
+    return columns.T, counts
 
 
 def _named(codes: Integers, names: list[str]) -> dict[str, int]:
     counts = np.bincount(codes, minlength=len(names))
-    found: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
     for name, count in zip(names, counts.tolist(), strict=True):
-        found[name] += count
-    return {name: count for name, count in found.items() if count}
+        counted[name] += count
+    return {name: count for name, count in counted.items() if count}
 
 
 class _Trees:
@@ -167,13 +167,13 @@ class _Trees:
 
 def _lengths(pieces: Iterable[Integers]) -> tuple[Integers, Integers]:
     """(lengths that occur, ascending; how often each)."""
-    found: Counter[int] = Counter()
+    counted: Counter[int] = Counter()
     for piece in pieces:
-        found.update(
+        counted.update(
             dict(zip(*(part.tolist() for part in np.unique(piece, return_counts=True)), strict=True))
         )
-    ordered = sorted(found)
-    return np.array(ordered, np.int64), np.array([found[length] for length in ordered], np.int64)
+    ordered = sorted(counted)
+    return np.array(ordered, np.int64), np.array([counted[length] for length in ordered], np.int64)
 
 
 def quantiles(lengths: Integers, counts: Integers | None = None) -> dict[str, int]:

@@ -10,7 +10,7 @@ from espalier.data.preflight.compare import other_languages, shared_prompts, swa
 from espalier.data.preflight.findings import ERROR, HELD_OUT, TRAIN, Cause, Finding, left_out, unasked
 from espalier.data.preflight.look import Part, look
 from espalier.data.read.account import Account
-from espalier.data.read.sources import Loaded
+from espalier.data.read.sources import LoadReport
 from espalier.data.store.stack import Choice
 from espalier.trees.tree import Tree
 
@@ -58,7 +58,7 @@ class Preflight:
 
     def __init__(self, cutoff_len: int | None, draw: Callable[[Tree], str]) -> None:
         self._cutoff_len, self._draw = cutoff_len, draw
-        self._loaded: dict[str, Loaded] = {}
+        self._loaded: dict[str, LoadReport] = {}
         self._parts: dict[str, Part] = {}
         self._choices: dict[str, Choice] = {}
         self._findings: dict[str, list[Finding]] = {}
@@ -74,7 +74,7 @@ class Preflight:
         whole.take_in(self._tokenised)
         return whole
 
-    def read(self, key: str, loaded: Loaded) -> None:
+    def read(self, key: str, loaded: LoadReport) -> None:
         """The files behind an option have become records (again, when they are wanted as another kind)."""
         self._loaded[key] = loaded
 

@@ -69,16 +69,16 @@ def blocks(histogram: Sequence[Sequence[int]]) -> str:
 def _sources(report: PreflightReport, whole: bool) -> list[Line]:
     sources = list(report.sources.items())
     shown = sources if whole else sources[:4]
-    found = []
+    lines = []
     for path, source in shown:
         formats = ", ".join(
             f"{name}{f' {count:,}' if len(source.formats) > 1 else ''}"
             for name, count in source.formats.items()
         )
-        found.append(("", f"{path}: {source.records:,} records ({formats or 'no format'})"))
+        lines.append(("", f"{path}: {source.records:,} records ({formats or 'no format'})"))
     if len(shown) < len(sources):
-        found.append(("", f"… and {len(sources) - len(shown)} more sources"))
-    return found
+        lines.append(("", f"… and {len(sources) - len(shown)} more sources"))
+    return lines
 
 
 def _part(name: str, part: Part, cutoff_len: int | None, whole: bool) -> list[Line]:
@@ -93,15 +93,15 @@ def _part(name: str, part: Part, cutoff_len: int | None, whole: bool) -> list[Li
     if part.trained_tokens:
         head += f", {part.trained_tokens:,} trained"
     spans = ", ".join(f"{key} {value:,}" for key, value in lengths.items())
-    found = [("", f"{head}; {spoken(part.languages)}")]
+    lines = [("", f"{head}; {spoken(part.languages)}")]
     whole = whole and name == TRAIN  # the other parts are compared at a glance
     limit = f" of cutoff_len {cutoff_len:,}" if cutoff_len and unit == "tokens" else ""
     row = "" if whole else f" |{blocks(part.histogram)}|"
-    found.append(("", f"  {unit}: {spans}{limit}{row}"))
+    lines.append(("", f"  {unit}: {spans}{limit}{row}"))
     if whole:
-        found += [("", f"  {bar}") for bar in _bars(part.histogram)]
-        found += [("", f"  {count:,} x {order}") for order, count in part.roles.items()]
-    return found
+        lines += [("", f"  {bar}") for bar in _bars(part.histogram)]
+        lines += [("", f"  {count:,} x {order}") for order, count in part.roles.items()]
+    return lines
 
 
 def _bars(histogram: Sequence[Sequence[int]]) -> list[str]:

@@ -73,9 +73,9 @@ def as_described(
     """
     if kind == "text" and "instruction" in columns:
         columns = {"text": columns["instruction"]}
-    found = {name: value for name, value in row.items() if name not in columns.values()}
-    found.update({ours: row[theirs] for ours, theirs in columns.items() if theirs in row})
-    return retagged(found, tags) if tags else found
+    described = {name: value for name, value in row.items() if name not in columns.values()}
+    described.update({ours: row[theirs] for ours, theirs in columns.items() if theirs in row})
+    return retagged(described, tags) if tags else described
 
 
 def read_info(folder: Path) -> dict[str, dict[str, Any]]:
@@ -172,11 +172,11 @@ def retagged(row: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
         role = value[tags["role_tag"]]
         return {"from": roles.get(role, role), "value": value.get(tags["content_tag"])}
 
-    found = dict(row)
+    renamed = dict(row)
     for name in ("conversations", "chosen", "rejected"):
-        value = found.get(name)
+        value = renamed.get(name)
         if isinstance(value, list):
-            found[name] = [turn(item) for item in value]
+            renamed[name] = [turn(item) for item in value]
         elif isinstance(value, Mapping):
-            found[name] = turn(value)
-    return found
+            renamed[name] = turn(value)
+    return renamed

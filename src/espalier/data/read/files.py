@@ -1,29 +1,24 @@
 """Files -> rows with their places: JSON lines, JSON, CSV, TSV, Parquet and plain text, gzipped or not.
 
 A row's place is "FILE:LINE" (for Parquet the row's number). What cannot be read as a row comes out as a
-`BadRecord` in its place, so that one broken line does not hide the others. A file that is not UTF-8 (or marked
-UTF-16) is an error with the cure: guessing an encoding would train on garbage. Meaning is given by `formats`.
+`BadRecord` in its place, so that one broken line does not hide the others. Encodings are known to `lines`, meaning is
+given by `formats`.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
-import io
 import re
 import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
-from espalier.data.read.json_files import Placed, json_file, json_lines
+from espalier.data.read.json_files import json_file
+from espalier.data.read.lines import Placed, check_not_empty, json_lines, open_text, readable
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
-_PIECE = 1 << 20
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv", ".parquet", ".txt", ".txt.gz")
 
 
@@ -43,12 +38,12 @@ def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{path}: unknown kind of file; wanted one of {', '.join(SUFFIXES)}")
     name = path.name.lower().removesuffix(".gz")
-    with _told(path):
-        _check_not_empty(path)
+    with readable(path):
+        check_not_empty(path)
         if name.endswith(".parquet"):
             yield from _parquet(path)
             return
-        with _open_text(path) as stream:
+        with open_text(path) as stream:
             if name.endswith(".jsonl"):
                 yield from json_lines(path, stream)
             elif name.endswith(".json"):
@@ -59,109 +54,6 @@ def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
                 yield from _text_lines(path, stream)
             else:
                 yield f"{path}:1", {"text": stream.read()}, ""
-
-
-def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file with any suffix, as they are, line breaks included.
-
-    Raises `UserError` for a file that cannot be read, is empty or has a foreign encoding.
-    """
-    with _told(path):
-        _check_not_empty(path)
-        with _open_text(path) as stream:
-            yield from stream
-
-
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, text) of every line of a text file with any suffix, blank lines included, line breaks taken off.
-
-    Raises `UserError` for a file that cannot be read or has a foreign encoding.
-    """
-    with _told(path), _open_text(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            yield f"{path}:{number}", line.rstrip("\r\n")
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What goes wrong with reading a file, as the user's to mend."""
-    try:
-        yield
-    except UnicodeDecodeError:
-        raise _foreign_encoding(path) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); check that the file is whole and may be read"
-        ) from None
-
-
-def _check_not_empty(path: Path) -> None:
-    if path.stat().st_size == 0:
-        raise UserError(
-            f"{path}: the file is empty; wanted at least one record; fill it or remove it from `dataset`"
-        )
-
-
-def _open_bytes(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def _open_text(path: Path) -> TextIO:
-    # newline="\n": only a line feed ends a line; a bare CR or U+2028 inside a JSON string does not.
-    newline = "" if path.name.lower().endswith((".csv", ".tsv")) else "\n"
-    return io.TextIOWrapper(_open_bytes(path), encoding=_encoding(path), newline=newline)
-
-
-def _encoding(path: Path) -> str:
-    """UTF-8 with or without a mark; UTF-16 by its mark, or by the NUL bytes that its Latin characters have."""
-    with _open_bytes(path) as stream:
-        head = stream.read(4)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if len(head) >= 2 and head[1] == 0:
-        return "utf-16-le"
-    if head.startswith(b"\0"):
-        return "utf-16-be"
-    return "utf-8-sig"
-
-
-def _foreign_encoding(path: Path) -> UserError:
-    """Which byte is the first bad one, what the file may be, and how to convert it; read piece by piece."""
-    encoding = _encoding(path)
-    decoder = codecs.getincrementaldecoder(encoding.removesuffix("-sig"))()
-    place = line = 0
-    bad = b"?"
-    with _open_bytes(path) as stream:
-        while piece := stream.read(_PIECE):
-            kept = decoder.getstate()[0]
-            try:
-                decoder.decode(piece)
-            except UnicodeDecodeError as error:
-                start = error.start - len(kept)
-                place, line = place + start, line + piece.count(b"\n", 0, max(start, 0))
-                bad = (kept + piece)[error.start : error.start + 1]
-                break
-            place, line = place + len(piece), line + piece.count(b"\n")
-        else:  # it ends in the middle of a character
-            kept = decoder.getstate()[0]
-            place, bad = place - len(kept), kept[:1] or b"?"
-    guess, cure = ("; it reads as GBK / GB18030", "GB18030") if _is_gbk(path) else ("", "ITS-ENCODING")
-    return UserError(
-        f"{path}:{line + 1}: byte {place} (0x{bad[0]:02x}) is not {encoding.removesuffix('-sig').upper()}{guess}; "
-        f"wanted UTF-8: `iconv -f {cure} -t UTF-8 {path.name} > new-{path.name.removesuffix('.gz')}`"
-    )
-
-
-def _is_gbk(path: Path) -> bool:
-    decoder = codecs.getincrementaldecoder("gb18030")()
-    with _open_bytes(path) as stream:
-        try:
-            while piece := stream.read(_PIECE):
-                decoder.decode(piece)
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return False
-    return True
 
 
 def _csv(path: Path, stream: TextIO, delimiter: str) -> Iterator[Placed]:

@@ -1,4 +1,4 @@
-"""JSON and JSON lines -> rows with their places, read piece by piece: memory holds one record, not the file.
+"""JSON -> rows with their places, read piece by piece: memory holds one record, not the file.
 
 A row that is broken comes out as a `BadRecord` in its place. Opening files and other kinds of them is `files`' task.
 """
@@ -7,38 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from espalier.data.read.lines import Placed, json_lines, json_object
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
-
-# (place, the row or what is wrong with it, the raw text where it is a line)
-Placed = tuple[str, dict[str, Any] | BadRecord, str]
 
 _SPACE = re.compile(r"\s*")
 _CHUNK = 1 << 16
 _NEAR = 16  # an error so close to the end of what was read may only say that more must be read
-
-
-def json_lines(path: Path, lines: Iterable[str], start: int = 1) -> Iterator[Placed]:
-    """One object a line; blank lines are counted and skipped."""
-    for number, line in enumerate(lines, start=start):
-        text = line.rstrip("\r\n")
-        if not text.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            reason = f"broken JSON at column {error.colno} ({error.msg}); repair the line or remove it"
-            yield place, BadRecord(place, "broken JSON", reason), text
-        except RecursionError:
-            reason = "objects nested too deeply to be read; repair the line or remove it"
-            yield place, BadRecord(place, "broken JSON", reason), text
-        else:
-            yield place, _object(place, row), text
 
 
 def json_file(path: Path, stream: TextIO) -> Iterator[Placed]:
@@ -83,7 +62,7 @@ def _single(path: Path, row: Any, line: int) -> Iterator[Placed]:
         for number, value in enumerate(row.values(), start=1):
             yield f"{path}:{number}", value, ""
     else:
-        yield f"{path}:{line}", _object(f"{path}:{line}", row), ""
+        yield f"{path}:{line}", json_object(f"{path}:{line}", row), ""
 
 
 def _is_table(row: dict[str, Any]) -> bool:
@@ -102,14 +81,6 @@ def _lines(rest: str, stream: TextIO) -> Iterator[str]:
     yield from whole
     yield begun + stream.readline()
     yield from stream
-
-
-def _object(place: str, row: Any) -> dict[str, Any] | BadRecord:
-    if isinstance(row, dict):
-        return row
-    return BadRecord(
-        place, "not an object", f"a bare {type(row).__name__}, wanted a JSON object with named columns"
-    )
 
 
 class Window:
@@ -175,7 +146,7 @@ def _array(path: Path, window: Window) -> Iterator[Placed]:
             )
             yield where, BadRecord(where, "broken JSON", reason), window.text[window.at : window.at + 2000]
             return
-        yield place, _object(place, row), ""
+        yield place, json_object(place, row), ""
         window.move(end)
 
 

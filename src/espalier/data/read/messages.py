@@ -81,6 +81,13 @@ def as_text(value: Any, what: str, *, may_be_empty: bool = False) -> str:
     return value
 
 
+def as_label(value: Any) -> bool | None:
+    """True or False by any of the names that labels have; None for anything else."""
+    if isinstance(value, bool) or value in (0, 1):
+        return bool(value)
+    return {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else None
+
+
 def as_messages(value: Any, what: str) -> Messages:
     """A list of turns, or a single turn, or either as JSON text; OpenAI's or ShareGPT's keys.
 
@@ -128,7 +135,7 @@ def _message(turn: Any, what: str) -> Message:
 
 def _tool_calls(calls: Any, what: str) -> str:
     """OpenAI's structured calls as the JSON text that the assistant writes; one call is one object."""
-    found = []
+    written = []
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or "name" not in function:
@@ -141,8 +148,8 @@ def _tool_calls(calls: Any, what: str) -> str:
                 raise Bad(
                     "broken tool call", f"{what}: the arguments of a tool call are broken JSON: {error}"
                 ) from None
-        found.append({"name": function["name"], "arguments": arguments})
-    return json.dumps(found[0] if len(found) == 1 else found, ensure_ascii=False)
+        written.append({"name": function["name"], "arguments": arguments})
+    return json.dumps(written[0] if len(written) == 1 else written, ensure_ascii=False)
 
 
 def _joined_parts(parts: list[Any], what: str) -> str:
@@ -206,9 +213,11 @@ def as_hh_dialogue(value: Any, what: str) -> Messages:
         )
     parts = _HH_TURN.split(text)
     messages = []
-    for number, (speaker, said) in enumerate(zip(parts[1::2], parts[2::2], strict=True), start=1):
+    for number, (speaker, content) in enumerate(zip(parts[1::2], parts[2::2], strict=True), start=1):
         role = USER if speaker == "Human" else ASSISTANT
-        messages.append(Message(role, as_text(said.removeprefix(" "), f"{what}, turn {number} ({speaker})")))
+        messages.append(
+            Message(role, as_text(content.removeprefix(" "), f"{what}, turn {number} ({speaker})"))
+        )
     return tuple(messages)
 
 
@@ -244,3 +253,19 @@ def check_order(messages: Messages, what: str, *, ends_with: str | None = None) 
         raise Bad(
             "no question", f"{what} ends with a {before} turn, wanted a user turn that waits for an answer"
         )
+
+
+def parted(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """Two dialogues as (common prompt, rest, rest); the prompt ends before an assistant's turn of both. Raises `Bad`."""
+    for messages, what in ((chosen, "the chosen dialogue"), (rejected, "the rejected dialogue")):
+        check_order(messages, what, ends_with=ASSISTANT)
+    common = 0
+    while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
+        common += 1
+    while common and not chosen[common].role == rejected[common].role == ASSISTANT:
+        common -= 1
+    if not common:
+        raise Bad(
+            "no common prompt", "the chosen and the rejected dialogue begin differently; they need one prompt"
+        )
+    return chosen[:common], chosen[common:], rejected[common:]

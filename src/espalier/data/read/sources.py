@@ -1,6 +1,6 @@
 """What the config calls `dataset` -> checked records: paths, globs, folders, hub ids; mixing.
 
-Every record that does not come through is counted by its cause in `Loaded.left_out`. Bad records are all
+Every record that does not come through is counted by its cause in `LoadReport.left_out`. Bad records are all
 collected before anything is said: one error names the first ten places, how many there are, and the remedy.
 How a file is read is in `files`, what a row means in `formats`.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import glob
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.read.account import Account
-from espalier.data.read.files import SUFFIXES, Placed, is_data_file, read_rows
+from espalier.data.read.files import SUFFIXES, is_data_file, read_rows
+from espalier.data.read.lines import Placed
 from espalier.data.read.specs import DatasetSpec
-from espalier.data.records import ASSISTANT, Chat, Prompt, Record, Text
 from espalier.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -30,7 +29,7 @@ SHOWN = 10
 
 
 @dataclass
-class Loaded:
+class LoadReport:
     """Records in the order of their sources, and the account of everything else."""
 
     records: Sequence[Any] = field(default_factory=list)
@@ -57,9 +56,9 @@ def too_bad(first: Sequence[str], causes: Counter[str], good: int) -> UserError:
     lines = list(first[:SHOWN])
     if bad > SHOWN:
         lines.append(f"… and {bad - SHOWN} more")
-    said = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
+    counts = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
     lines.append(
-        f"{bad} bad record{'s' if bad > 1 else ''} ({said}), {good} good; repair them, or go on without "
+        f"{bad} bad record{'s' if bad > 1 else ''} ({counts}), {good} good; repair them, or go on without "
         "them: --skip-bad (skip_bad: true) writes them to rejected.jsonl"
     )
     return UserError("\n".join(lines))
@@ -84,17 +83,17 @@ def files_of(spec: DatasetSpec) -> list[Path] | None:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if _visible(file, path) and is_data_file(file))
-        if not found:
+        files = sorted(file for file in path.rglob("*") if _visible(file, path) and is_data_file(file))
+        if not files:
             raise UserError(f"{path}: no data file in this folder; wanted one of {', '.join(SUFFIXES)}")
-        return found
+        return files
     if glob.has_magic(spec.path):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
-        if not found:
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        if not files:
             raise UserError(
                 f"{spec.path}: no file matches; {_nearby(Path(glob.escape(str(path.parent))), path.name)}"
             )
-        return found
+        return files
     if _HUB_ID.fullmatch(spec.path) and not spec.path.lower().endswith(SUFFIXES) and not path.parent.exists():
         return None
     raise UserError(f"{spec.path}: no such file or folder; {_nearby(path.parent, path.name)}")
@@ -141,25 +140,3 @@ def hub_dataset(spec: DatasetSpec) -> Any:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
             "check the name and the network, or give the path of a file"
         ) from None
-
-
-def prompt_key(record: Record) -> str:
-    """What must not stand on both sides of a split: the text up to the first assistant turn."""
-    if isinstance(record, Text):
-        return record.text
-    messages = record.messages if isinstance(record, (Chat, Prompt)) else record.prompt
-    opening = []
-    for message in messages:
-        if message.role == ASSISTANT:
-            break
-        opening.append([message.role, message.content])
-    return json.dumps(opening, ensure_ascii=False)
-
-
-def prompt_mark(record: Record) -> int:
-    """A hash of 64 bits of what must not stand on both sides of a split, the same in every process.
-
-    Two different prompts of five million share one with a chance of one in a million.
-    """
-    key = prompt_key(record).encode("utf-8", "replace")
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")

@@ -125,11 +125,13 @@ def _spec(entry: Any, what: str) -> DatasetSpec:
 
 def _translated(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry with axolotl's keys and values under our names; ours win."""
-    found = {_KEYS.get(key, key): value for key, value in entry.items() if _KEYS.get(key, key) not in entry}
-    found.update({key: value for key, value in entry.items() if key not in _KEYS})
-    if isinstance(found.get("format"), str):
-        found["format"] = _FORMATS.get(found["format"], found["format"])
-    if "field_messages" in found:
-        columns = {**(found.get("columns") or {}), "messages": found.pop("field_messages")}
-        found["columns"] = columns
-    return found
+    translated = {
+        _KEYS.get(key, key): value for key, value in entry.items() if _KEYS.get(key, key) not in entry
+    }
+    translated.update({key: value for key, value in entry.items() if key not in _KEYS})
+    if isinstance(translated.get("format"), str):
+        translated["format"] = _FORMATS.get(translated["format"], translated["format"])
+    if "field_messages" in translated:
+        columns = {**(translated.get("columns") or {}), "messages": translated.pop("field_messages")}
+        translated["columns"] = columns
+    return translated

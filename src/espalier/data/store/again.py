@@ -11,15 +11,15 @@ from espalier.data.read.account import Account
 from espalier.data.read.sources import files_of
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import Record
-from espalier.data.store.blocks import Done, Job, outcomes
+from espalier.data.store.blocks import BlockResult, Job, outcomes
 from espalier.data.store.columns import CHUNK, Numbers
-from espalier.data.store.open import Reading, job_of
+from espalier.data.store.open import ReadSettings, job_of
 from espalier.data.store.reading import blocks_of, rows_at
 from espalier.data.store.stack import Choice
 
 
 def records_at(
-    specs: Sequence[DatasetSpec], job: Job, reading: Reading, choice: Choice, places: Sequence[int]
+    specs: Sequence[DatasetSpec], job: Job, reading: ReadSettings, choice: Choice, places: Sequence[int]
 ) -> list[Record]:
     """The records at `places` of a choice, in this order; their files are read up to the last of them."""
     numbers = [place if choice.picks is None else int(choice.picks[place]) for place in places]
@@ -38,7 +38,7 @@ def records_at(
             if path not in wanted:
                 continue
             seen: Counter[str] = Counter()
-            for record in outcomes(own, rows_at(spec, path, wanted[path], max(wanted[path])), Done()):
+            for record in outcomes(own, rows_at(spec, path, wanted[path], max(wanted[path])), BlockResult()):
                 place = record.source, seen[record.source]
                 seen[record.source] += 1
                 if place in missing:
@@ -68,7 +68,12 @@ def _places(choice: Choice, numbers: Numbers) -> Numbers:
 
 
 def examples(
-    specs: Sequence[DatasetSpec], job: Job, reading: Reading, choice: Choice, account: Account, limit: int
+    specs: Sequence[DatasetSpec],
+    job: Job,
+    reading: ReadSettings,
+    choice: Choice,
+    account: Account,
+    limit: int,
 ) -> list[Record]:
     """The first records, and the first of each cause for which something was left out or cut."""
     first = list(range(min(limit, len(choice))))
@@ -89,7 +94,9 @@ def examples(
     return records_at(specs, job, reading, choice, [*first, *others])
 
 
-def all_records(specs: Sequence[DatasetSpec], job: Job, reading: Reading, choice: Choice) -> Iterator[Record]:
+def all_records(
+    specs: Sequence[DatasetSpec], job: Job, reading: ReadSettings, choice: Choice
+) -> Iterator[Record]:
     """Every record of a choice as often as it was chosen, in the order of the files."""
     times = None
     if choice.picks is not None:
@@ -98,7 +105,7 @@ def all_records(specs: Sequence[DatasetSpec], job: Job, reading: Reading, choice
     for spec, store in zip(specs, choice.stack.stores, strict=True):
         own = job_of(spec, job, reading)
         rows = (placed for block in blocks_of(spec) for placed in block.placed())
-        for at, record in enumerate(outcomes(own, rows, Done())):
+        for at, record in enumerate(outcomes(own, rows, BlockResult())):
             if at >= store.records:
                 break
             for _ in range(1 if times is None else int(times[first + at])):

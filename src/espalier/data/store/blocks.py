@@ -20,12 +20,19 @@ from espalier.data.choice.mixing import takes
 from espalier.data.encode.tokenise import Encoder, encode_paths, encode_prompt_ids
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described
-from espalier.data.read.formats import parse_row
-from espalier.data.read.json_files import Placed, json_lines
-from espalier.data.read.sources import prompt_key, prompt_mark
-from espalier.data.records import BadRecord, LeftOut, Prompt, Ranking, Record, texts_of
+from espalier.data.read.lines import Block, Placed
+from espalier.data.read.rows import parse_row
+from espalier.data.records import BadRecord, LeftOut, Record
 from espalier.data.store.columns import Numbers
-from espalier.data.store.marks import ENDLESS, pair_marks, role_order, script_mark, tree_marks
+from espalier.data.store.marks import (
+    ENDLESS,
+    pair_marks,
+    prompt_key,
+    prompt_mark,
+    role_order,
+    script_mark,
+    tree_marks,
+)
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
 
@@ -85,20 +92,7 @@ class Job:
 
 
 @dataclass
-class Block:
-    """Rows that stand one after the other: as lines of JSON that begin at line `first`, or as they were read."""
-
-    path: str = ""
-    first: int = 1
-    lines: list[str] = field(default_factory=list)
-    rows: list[Placed] = field(default_factory=list)
-
-    def placed(self) -> Iterable[Placed]:
-        return json_lines(self.path, self.lines, self.first) if self.lines else self.rows  # type: ignore[arg-type]
-
-
-@dataclass
-class Done:
+class BlockResult:
     """What became of a block.
 
     Attributes:
@@ -122,26 +116,26 @@ class Done:
     error: str | None = None
 
 
-def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = True) -> Done:
+def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = True) -> BlockResult:
     """The block's columns; of at most `most` good records. Without `tokenise` only counted, for their faults."""
-    done = Done()
+    result = BlockResult()
     records: list[Record] = []
     try:
-        for record in outcomes(job, block.placed(), done):
+        for record in outcomes(job, block.placed(), result):
             if most is None or len(records) < most:
                 records.append(record)
             else:
-                done.beyond += 1
-        done.good = len(records)
+                result.beyond += 1
+        result.good = len(records)
         if tokenise:
-            _Table(job, done).fill(records)
+            _Table(job, result).fill(records)
     except UserError as error:
-        return Done(error=str(error))
-    return done
+        return BlockResult(error=str(error))
+    return result
 
 
-def outcomes(job: Job, rows: Iterable[Placed], done: Done) -> Iterator[Record]:
-    """The good records of rows; everything else is counted in `done`."""
+def outcomes(job: Job, rows: Iterable[Placed], result: BlockResult) -> Iterator[Record]:
+    """The good records of rows; everything else is counted in `result`."""
     for place, row, raw in rows:
         if isinstance(row, BadRecord):
             outcome: Any = row
@@ -150,21 +144,21 @@ def outcomes(job: Job, rows: Iterable[Placed], done: Done) -> Iterator[Record]:
             if job.described:
                 row, columns = as_described(row, columns, job.tags, job.kind), {}
             outcome = parse_row(
-                row, place, job.kind, format=job.format, columns=columns, formats=done.formats
+                row, place, job.kind, format=job.format, columns=columns, formats=result.formats
             )
         if isinstance(outcome, BadRecord):
-            done.bad.append((outcome, raw if isinstance(row, BadRecord) else row))
-            done.left_out.add(f"bad record: {outcome.cause}", outcome.source, outcome.reason)
+            result.bad.append((outcome, raw if isinstance(row, BadRecord) else row))
+            result.left_out.add(f"bad record: {outcome.cause}", outcome.source, outcome.reason)
         elif isinstance(outcome, LeftOut):
-            done.left_out.add(outcome.cause, outcome.source)
+            result.left_out.add(outcome.cause, outcome.source)
         elif job.data_split and not takes(job.data_split, job.kind, prompt_key(outcome), job.seed):
             shares = ",".join(f"{share:g}" for share in job.data_split)
-            done.left_out[f"data_split {shares}: another stage's"] += 1
+            result.left_out[f"data_split {shares}: another stage's"] += 1
         else:
             yield outcome
 
 
-class _Noted(Account):
+class _RecordAccount(Account):
     """An account that also knows what was said of the present record."""
 
     def __init__(self) -> None:
@@ -175,8 +169,8 @@ class _Noted(Account):
         self.now.append(cause)
 
     def taken(self) -> tuple[str, ...]:
-        found, self.now = tuple(self.now), []
-        return found
+        causes, self.now = tuple(self.now), []
+        return causes
 
 
 class _Names:
@@ -192,8 +186,8 @@ class _Names:
 class _Table:
     """Collects the columns of a block; lists, because one conversion at the end is cheaper than one a record."""
 
-    def __init__(self, job: Job, done: Done) -> None:
-        self._job, self._done = job, done
+    def __init__(self, job: Job, result: BlockResult) -> None:
+        self._job, self._result = job, result
         self._lists: dict[str, Any] = {
             name: array("i")
             if name == "tokens"
@@ -213,43 +207,43 @@ class _Table:
         if self._job.encoder is None:
             for record in records:
                 self._record(record, ())
-                self._lists["characters"].append(sum(map(len, texts_of(record))))
+                self._lists["characters"].append(sum(map(len, record.texts)))
                 self._trees_of.append(0)
         elif self._job.kind == "prompt":
             self._prompts(records, self._job.encoder)
         else:
             self._trained(records, self._job.encoder)
-        self._done.columns = {
+        self._result.columns = {
             name: np.array(
                 values, (self._job.record_columns | self._job.tree_columns | self._job.parts).get(name, "<i8")
             )
             for name, values in self._lists.items()
         }
         if self._flags:
-            tokens = self._done.columns["tokens"]
+            tokens = self._result.columns["tokens"]
             flags = np.frombuffer(self._flags, np.bool_)
             tokens[flags] = -1 - tokens[flags]
-        self._done.trees_of = np.array(self._trees_of, np.int64)
-        self._done.names = {name: list(held.numbers) for name, held in self._names.items()}
+        self._result.trees_of = np.array(self._trees_of, np.int64)
+        self._result.names = {name: list(names.numbers) for name, names in self._names.items()}
 
     def _record(self, record: Record, causes: tuple[str, ...]) -> None:
-        held, names = self._lists, self._names
+        lists, names = self._lists, self._names
         path, _, line = record.source.rpartition(":")
         number = int(line)
-        held["file"].append(names["file"][path])
-        held["line"].append(number)
-        held["prompt"].append(prompt_mark(record))
-        held["role"].append(names["role"][role_order(record)])
-        held["script"].append(script_mark(record, number))
-        held["causes"].append(names["causes"][causes])
-        if "pair" in held:
+        lists["file"].append(names["file"][path])
+        lists["line"].append(number)
+        lists["prompt"].append(prompt_mark(record))
+        lists["role"].append(names["role"][role_order(record)])
+        lists["script"].append(script_mark(record, number))
+        lists["causes"].append(names["causes"][causes])
+        if "pair" in lists:
             pair, swapped = pair_marks(record)
-            held["pair"].append(pair)
-            held["swapped"].append(swapped)
-            held["answers"].append(len(record.answers) if isinstance(record, Ranking) else 2)
+            lists["pair"].append(pair)
+            lists["swapped"].append(swapped)
+            lists["answers"].append(len(record.answers))
 
     def _trained(self, records: Sequence[Record], encoder: Encoder) -> None:
-        noted = _Noted()
+        noted = _RecordAccount()
         before: Record | None = None
         for record, paths, extras in encode_paths(records, encoder, noted):
             if record is not before:
@@ -265,8 +259,8 @@ class _Table:
                 self._tree(Tree.join(paths, source=record.source, extras=extras))
             if "extras" in self._lists:
                 assert len(extras) < 2, extras.keys()
-                values = [float(x) for held in extras.values() for x in held]
-                self._done.extras = next(iter(extras), self._done.extras)
+                values = [float(number) for extra in extras.values() for number in extra]
+                self._result.extras = next(iter(extras), self._result.extras)
                 self._part("extras", values)
                 if len(paths) == 1:
                     self._part("shape", [])
@@ -274,14 +268,14 @@ class _Table:
     def _path(self, ids: list[int], flags: list[bool]) -> None:
         """A tree of one branch; as `Tree.from_path` makes it, without making it."""
         assert len(ids) == len(flags) > 0 and not flags[0], "a token without a parent is never trained"
-        held = self._lists
+        lists = self._lists
         self._part("tokens", ids)
         self._flags.extend(flags)
-        held["path_tokens"].append(len(ids))
-        held["longest"].append(len(ids))
-        held["trained"].append(sum(flags))
-        held["branches"].append(1)
-        held["marks"].append(0 if self._ends(ids, flags) else ENDLESS)
+        lists["path_tokens"].append(len(ids))
+        lists["longest"].append(len(ids))
+        lists["trained"].append(sum(flags))
+        lists["branches"].append(1)
+        lists["marks"].append(0 if self._ends(ids, flags) else ENDLESS)
 
     def _ends(self, ids: list[int], flags: list[bool]) -> bool:
         """Whether the last trained token ends an answer, or the branch was cut, or there is no answer in it."""
@@ -292,7 +286,7 @@ class _Table:
         return ids[len(flags) - 1 - flags[::-1].index(True)] in job.stop
 
     def _tree(self, tree: Tree) -> None:
-        held = self._lists
+        lists = self._lists
         shape: list[int] = []
         tokens: list[int] = []
         for node, _ in tree.nodes():
@@ -301,22 +295,21 @@ class _Table:
             self._flags.extend(node.trained.tolist())
         self._part("tokens", tokens)
         self._part("shape", shape)
-        held["path_tokens"].append(tree.n_path_tokens)
-        held["longest"].append(tree.longest_path)
-        held["trained"].append(tree.n_trained)
-        held["branches"].append(tree.n_branches)
+        lists["path_tokens"].append(tree.n_path_tokens)
+        lists["longest"].append(tree.longest_path)
+        lists["trained"].append(tree.n_trained)
+        lists["branches"].append(tree.n_branches)
         assert self._job.encoder is not None
-        held["marks"].append(tree_marks(tree, self._job.stop, self._job.encoder.cutoff_len))
+        lists["marks"].append(tree_marks(tree, self._job.stop, self._job.encoder.cutoff_len))
 
     def _part(self, name: str, values: Sequence[Any]) -> None:
         self._lists[name].extend(values)
         self._lists[f"{name}.size"].append(len(values))
 
     def _prompts(self, records: Sequence[Record], encoder: Encoder) -> None:
-        asked = [record for record in records if isinstance(record, Prompt)]
-        assert self._job.max_prompt_length is not None and len(asked) == len(records)
-        noted = _Noted()
-        for record, ids in encode_prompt_ids(asked, encoder, self._job.max_prompt_length, noted):
+        assert self._job.max_prompt_length is not None
+        noted = _RecordAccount()
+        for record, ids in encode_prompt_ids(records, encoder, self._job.max_prompt_length, noted):
             self._record(record, noted.taken())
             self._trees_of.append(int(ids is not None))
             if ids is not None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from espalier.data.read.account import Account
-from espalier.data.store.blocks import Block, Done, Job, work
+from espalier.data.read.lines import Block
+from espalier.data.store.blocks import BlockResult, Job, work
 from espalier.data.store.columns import Numbers, Writer
 from espalier.data.store.crew import Crew, Task
 from espalier.errors import UserError
@@ -37,10 +39,11 @@ def build(
     Args:
         folder: exists and is empty.
         name: of the source, for the account.
+        workers: how many other processes tokenise; 0 does everything in this one.
         max_samples: at most so many good records; the others are counted.
         skip_bad: False stops tokenising at the first bad record; the rest is only read, to say all that is bad.
         count_only: nothing is tokenised.
-        progress: told how many records are done, after each block.
+        progress: told how many records are result, after each block.
 
     Raises:
         UserError: a file cannot be read, or a record is too long.
@@ -52,16 +55,21 @@ def build(
         for block in blocks:
             yield block, store.left, not stopped
 
-    with store, Crew(job, workers) as crew:
-        for (block, _, _), done in crew.results(tasks()):
-            if done.error is not None and store.left is not None:
-                done = work(
+    with store, ExitStack() as stack:
+        results: Iterator[tuple[Task, BlockResult]]
+        if workers:
+            results = stack.enter_context(Crew(job, workers)).results(tasks())
+        else:
+            results = ((task, work(job, task[0], task[1], tokenise=task[2])) for task in tasks())
+        for (block, _, _), result in results:
+            if result.error is not None and store.left is not None:
+                result = work(
                     job, block, store.left
                 )  # what stopped it may stand behind the last that is wanted
-            if done.error is not None:
-                raise UserError(done.error)
-            stopped = stopped or (bool(done.bad) and not skip_bad)
-            store.add(done, tokenised=not stopped)
+            if result.error is not None:
+                raise UserError(result.error)
+            stopped = stopped or (bool(result.bad) and not skip_bad)
+            store.add(result, tokenised=not stopped)
             progress(store.records)
     return store.manifest()
 
@@ -90,38 +98,38 @@ class _Building:
         """How many records are wanted yet; None: all."""
         return None if self._max is None else self._max - self.records
 
-    def add(self, done: Done, *, tokenised: bool) -> None:
+    def add(self, result: BlockResult, *, tokenised: bool) -> None:
         """A block's results; `tokenised` False: it has no columns, and is only counted."""
-        self._formats.update(done.formats)
-        self._left_out.take_in(done.left_out)
-        for bad, row in done.bad:
+        self._formats.update(result.formats)
+        self._left_out.take_in(result.left_out)
+        for bad, row in result.bad:
             self._bad.add(bad.cause, bad.source, bad.reason)
             if len(self._first_bad) < _SHOWN:
                 self._first_bad.append(str(bad))
             line = {"source": bad.source, "cause": bad.cause, "reason": bad.reason, "row": row}
             self._rejected.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
-        good = done.good if self.left is None else min(done.good, self.left)
-        self._beyond += done.beyond + done.good - good
+        good = result.good if self.left is None else min(result.good, self.left)
+        self._beyond += result.beyond + result.good - good
         if tokenised:
-            self._append(done, good)
+            self._append(result, good)
         self.records += good
 
-    def _append(self, done: Done, good: int) -> None:
-        trees = int(done.trees_of[:good].sum())
-        self._start("first_tree", done.trees_of[:good])
+    def _append(self, result: BlockResult, good: int) -> None:
+        trees = int(result.trees_of[:good].sum())
+        self._start("first_tree", result.trees_of[:good])
         for part in self._job.parts:
-            sizes = done.columns[f"{part}.size"][:trees]
+            sizes = result.columns[f"{part}.size"][:trees]
             self._start(f"{part}.start", sizes)
-            self._writer.add(part, done.columns[part][: int(sizes.sum())])
+            self._writer.add(part, result.columns[part][: int(sizes.sum())])
         for column in self._job.record_columns:
-            self._writer.add(column, self._renamed(column, done.columns[column][:good], done))
+            self._writer.add(column, self._renamed(column, result.columns[column][:good], result))
         for column in self._job.tree_columns:
             if column != "record":
-                self._writer.add(column, done.columns[column][:trees])
+                self._writer.add(column, result.columns[column][:trees])
         if self._job.tree_columns:
-            self._writer.add("record", np.repeat(np.arange(good) + self.records, done.trees_of[:good]))
+            self._writer.add("record", np.repeat(np.arange(good) + self.records, result.trees_of[:good]))
         self._trees += trees
-        self._extras = self._extras or done.extras
+        self._extras = self._extras or result.extras
 
     def _start(self, name: str, sizes: Numbers) -> None:
         ends = np.cumsum(sizes, dtype=np.int64) + self._ends[name]
@@ -129,12 +137,12 @@ class _Building:
         if len(ends):
             self._ends[name] = int(ends[-1])
 
-    def _renamed(self, column: str, values: Numbers, done: Done) -> Numbers:
+    def _renamed(self, column: str, values: Numbers, result: BlockResult) -> Numbers:
         """A block's own numbers for names as the store's."""
         known = self._names.get(column)
         if known is None:
             return values
-        ours = [known.setdefault(value, len(known)) for value in done.names[column]]
+        ours = [known.setdefault(value, len(known)) for value in result.names[column]]
         return np.array(ours, values.dtype)[values] if ours else values
 
     def manifest(self) -> dict[str, Any]:
@@ -146,7 +154,7 @@ class _Building:
             "types": self._types,
             "lengths": self._writer.lengths,
             "sums": self._writer.sums,
-            "names": {name: list(held) for name, held in self._names.items()},
+            "names": {name: list(numbers) for name, numbers in self._names.items()},
             "extras": self._extras,
             "formats": dict(self._formats),
             "left_out": _as_json(self._left_out),
@@ -165,8 +173,8 @@ def _as_json(account: Account) -> dict[str, Any]:
     return {"counts": dict(account), "first": {cause: list(first) for cause, first in account.first.items()}}
 
 
-def from_json(said: dict[str, Any]) -> Account:
+def from_json(counts: dict[str, Any]) -> Account:
     """An account as a manifest holds it."""
-    account = Account(said["counts"])
-    account.first = {cause: (place, reason) for cause, (place, reason) in said["first"].items()}
+    account = Account(counts["counts"])
+    account.first = {cause: (place, reason) for cause, (place, reason) in counts["first"].items()}
     return account

@@ -12,7 +12,7 @@ from typing import Any
 from espalier.data.store.build import MANIFEST, REJECTED
 from espalier.data.store.key import key_of
 from espalier.data.store.lock import held
-from espalier.data.store.stored import Store
+from espalier.data.store.stack import Store
 from espalier.disk.checksums import sum_of_file, sum_of_json
 from espalier.disk.temporary import remove_left, temporary_name
 from espalier.errors import UserError
@@ -24,8 +24,10 @@ Make = Callable[[Path, Callable[[str], None]], dict[str, Any]]
 """(an empty folder, told what is being done) -> the manifest, once everything else is in the folder."""
 
 
-def find_or_make(folder: Path, said: Mapping[str, Any], make: Make, say: Callable[[str], None]) -> Store:
-    """The store that depends on `said`, from `folder` or made there.
+def find_or_make(
+    folder: Path, depends_on: Mapping[str, Any], make: Make, say: Callable[[str], None]
+) -> Store:
+    """The store of the data that `depends_on` describes, from `folder` or made there.
 
     Of several processes that ask for the same one makes it, and the others wait and say for whom. It is written under
     another name and renamed when it is whole and on the disk; what a killed process has left behind is removed.
@@ -33,16 +35,16 @@ def find_or_make(folder: Path, said: Mapping[str, Any], make: Make, say: Callabl
     Raises:
         UserError: the folder cannot be written to, the disk is full, or what `make` raises.
     """
-    name = key_of(said)
+    name = key_of(depends_on)
     final = folder / name
     told: set[str] = set()
 
-    def found() -> Store | None:
+    def existing() -> Store | None:
         if not (final / MANIFEST).is_file():
             return None
         try:
             manifest = _manifest(final)
-            if manifest["depends_on"] != said:
+            if manifest["depends_on"] != depends_on:
                 return None
             _check(final, manifest)
             return Store(final, manifest)
@@ -53,7 +55,7 @@ def find_or_make(folder: Path, said: Mapping[str, Any], make: Make, say: Callabl
             told.add(problem)
             return None
 
-    store = found()
+    store = existing()
     if store is not None:
         return store
     doing = ["begins to tokenise"]
@@ -66,13 +68,13 @@ def find_or_make(folder: Path, said: Mapping[str, Any], make: Make, say: Callabl
         ) from None
     with held(
         folder / name,
-        done=lambda: found() is not None,
+        done=lambda: existing() is not None,
         waiting=lambda who: say(f"waiting for {who}"),
         doing=lambda: doing[0],
     ) as owner:
         if owner:
-            _make(final, said, make, doing)
-    store = found()
+            _make(final, depends_on, make, doing)
+    store = existing()
     if store is None:
         raise UserError(f"{final}: the tokenised data cannot be read back; is the disk sound?")
     return store
@@ -80,7 +82,7 @@ def find_or_make(folder: Path, said: Mapping[str, Any], make: Make, say: Callabl
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """What `_make` has written. Raises ValueError where it is another format's or damaged, and what reading raises."""
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
     if manifest.get("format") != FORMAT:
         raise ValueError(f"its format is {manifest.get('format', 1)}, and this version's {FORMAT}")
     if manifest.pop("checksum", None) != sum_of_json(manifest):
@@ -101,21 +103,28 @@ def _check(folder: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         OSError, ValueError: a file is missing, or is not what was written.
     """
-    names = {f"{name}.bin": said for name, said in manifest["sums"].items()} | {
+    names = {f"{name}.bin": checksum for name, checksum in manifest["sums"].items()} | {
         REJECTED: manifest["rejected_sum"]
     }
-    for name, said in names.items():
+    for name, checksum in names.items():
         path = folder / name
         state = path.stat()
-        mark = (str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, said)
+        mark = (
+            str(path.resolve()),
+            state.st_size,
+            state.st_mtime_ns,
+            state.st_ctime_ns,
+            state.st_ino,
+            checksum,
+        )
         if mark in _checked:
             continue
-        if sum_of_file(path) != said:
+        if sum_of_file(path) != checksum:
             raise ValueError(f"the checksum of {name} is another than when it was written")
         _checked[mark] = None
 
 
-def _make(final: Path, said: Mapping[str, Any], make: Make, doing: list[str]) -> None:
+def _make(final: Path, depends_on: Mapping[str, Any], make: Make, doing: list[str]) -> None:
     remove_left(final.parent, final.name, of_anyone=True)
     remove_left(final.parent)
     temporary = temporary_name(final)
@@ -125,7 +134,7 @@ def _make(final: Path, said: Mapping[str, Any], make: Make, doing: list[str]) ->
 
     try:
         temporary.mkdir()
-        manifest = {"format": FORMAT, "depends_on": said, **make(temporary, tell)}
+        manifest = {"format": FORMAT, "depends_on": depends_on, **make(temporary, tell)}
         manifest["rejected_sum"] = sum_of_file(temporary / REJECTED)
         manifest["checksum"] = sum_of_json(manifest)
         with (temporary / MANIFEST).open("w", encoding="utf-8") as stream:

@@ -92,7 +92,8 @@ class Column:
             return np.empty(0, self._dtype)
         low, high = int(places.min()), int(places.max()) + 1
         if high - low <= max(8 * len(places), 4096):
-            return self.read(low, high)[places - low]
+            values: Numbers = self.read(low, high)[places - low]
+            return values
         return np.concatenate([self.read(int(place), int(place) + 1) for place in places])
 
     def chunks(self) -> Iterator[tuple[int, Numbers]]:

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from espalier.data.store.blocks import Block, Done, Job, work
+from espalier.data.read.lines import Block
+from espalier.data.store.blocks import BlockResult, Job
 from espalier.errors import UserError
 
 Task = tuple[Block, int | None, bool]
@@ -33,7 +34,7 @@ class Crew:
 
     Args:
         job: what is done with every block; it must pickle.
-        workers: how many processes; 0 does everything in this one.
+        workers: how many processes, at least 1.
     """
 
     def __init__(self, job: Job, workers: int) -> None:
@@ -41,28 +42,24 @@ class Crew:
         self._workers = [_Worker(job) for _ in range(workers)]
         self._free = deque(self._workers)
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(workers) if workers else None
+        self._threads = ThreadPoolExecutor(workers)
 
-    def results(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Done]]:
+    def results(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, BlockResult]]:
         """Each task with its result, in order; tasks are taken a few ahead of what was given.
 
         Raises:
             UserError: a worker died.
         """
-        if self._threads is None:
-            for task in tasks:
-                yield task, work(self._job, task[0], task[1], tokenise=task[2])
-            return
-        begun: deque[tuple[Task, Future[Done]]] = deque()
+        begun: deque[tuple[Task, Future[BlockResult]]] = deque()
         for task in tasks:
-            begun.append((task, self._threads.submit(self._done, task)))
+            begun.append((task, self._threads.submit(self._result, task)))
             if len(begun) > len(self._workers) * _AHEAD:
                 first, future = begun.popleft()
                 yield first, future.result()
         for first, future in begun:
             yield first, future.result()
 
-    def _done(self, task: Task) -> Done:
+    def _result(self, task: Task) -> BlockResult:
         with self._lock:
             worker = self._free.popleft()
         try:
@@ -79,8 +76,7 @@ class Crew:
     ) -> None:
         for worker in self._workers:
             worker.end()
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
 
 class _Worker:
@@ -102,7 +98,7 @@ class _Worker:
         self._to, self._from = self._process.stdin, self._process.stdout
         self._job: Job | None = job
 
-    def ask(self, task: Task) -> Done:
+    def ask(self, task: Task) -> BlockResult:
         try:
             if self._job is not None:
                 pickle.dump(self._job, self._to, pickle.HIGHEST_PROTOCOL)
@@ -118,7 +114,7 @@ class _Worker:
             ) from None
         if isinstance(answer, BaseException):
             raise answer
-        assert isinstance(answer, Done)
+        assert isinstance(answer, BlockResult)
         return answer
 
     def end(self) -> None:

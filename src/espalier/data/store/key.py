@@ -36,7 +36,7 @@ def description(
     hashes: file -> sha256 of all files behind `spec` (see `content`).
     """
     encoder = job.encoder
-    said: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "code": _code(),
         "libraries": {name: version(name) for name in ("tokenizers", "transformers", "jinja2")},
         "files": sorted(hashes.items()),
@@ -51,7 +51,7 @@ def description(
         "encoder": None,
     }
     if encoder is not None:
-        said["encoder"] = {
+        facts["encoder"] = {
             "tokenizer": tokenizer_hash(encoder.tokenizer),
             "template": template_key(encoder.template),
             "cutoff_len": encoder.cutoff_len,
@@ -60,12 +60,13 @@ def description(
             "max_prompt_length": job.max_prompt_length,
             "stop": list(job.stop),
         }
-    return json.loads(json.dumps(said))
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
 
 
-def key_of(said: Mapping[str, Any]) -> str:
+def key_of(facts: Mapping[str, Any]) -> str:
     """The name of a store: 24 hexadecimal digits of a description's hash."""
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def content(spec: DatasetSpec, known: Path) -> dict[str, str]:
@@ -78,20 +79,20 @@ def content(spec: DatasetSpec, known: Path) -> dict[str, str]:
     if files is None:
         return {spec.path: hub_version(spec)}
     remembered = _read(known)
-    found = {}
+    hashes = {}
     for path in files:
         state = path.stat()
         mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
         name = str(path.resolve())
         if state.st_size >= _LARGE and remembered.get(name, {}).get("mark") == mark:
-            found[str(path)] = remembered[name]["sha256"]
+            hashes[str(path)] = remembered[name]["sha256"]
             continue
         with path.open("rb") as stream:
-            found[str(path)] = hashlib.file_digest(stream, "sha256").hexdigest()
+            hashes[str(path)] = hashlib.file_digest(stream, "sha256").hexdigest()
         if state.st_size >= _LARGE and time.time() - state.st_ctime > _SETTLED:
-            remembered[name] = {"mark": mark, "sha256": found[str(path)]}
+            remembered[name] = {"mark": mark, "sha256": hashes[str(path)]}
             _write(known, remembered)
-    return found
+    return hashes
 
 
 def hub_version(spec: DatasetSpec) -> str:
@@ -125,8 +126,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def template_key(template: Template) -> str:
     """A template's class and all that it was made with but the tokenizer."""
     assert hasattr(template, "__dataclass_fields__"), "a template is a frozen dataclass"
-    held = {f.name: repr(getattr(template, f.name)) for f in fields(template) if f.name != "tokenizer"}  # type: ignore[arg-type]
-    return f"{type(template).__qualname__} {json.dumps(held, sort_keys=True)}"
+    values = {f.name: repr(getattr(template, f.name)) for f in fields(template) if f.name != "tokenizer"}  # type: ignore[arg-type]
+    return f"{type(template).__qualname__} {json.dumps(values, sort_keys=True)}"
 
 
 @cache

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.choice.choose import Picks, drawn
-from espalier.data.read.sources import SHOWN, Loaded, files_of, no_record, too_bad
+from espalier.data.read.sources import SHOWN, LoadReport, files_of, no_record, too_bad
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.store.blocks import Job
 from espalier.data.store.build import build, from_json
 from espalier.data.store.cache import find_or_make
 from espalier.data.store.key import content, description
 from espalier.data.store.reading import blocks_of
-from espalier.data.store.stack import Choice, Stack
-from espalier.data.store.stored import Store
+from espalier.data.store.stack import Choice, Stack, Store
 from espalier.disk.writing import write_whole, writing_to
 
 _OF_A_WORKER, _AS_ASKED = 4 << 20, 1 << 20
@@ -30,7 +29,7 @@ than two such are done in this one."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadSettings:
     """How the data of a run is read, whatever it is.
 
     Attributes:
@@ -56,7 +55,7 @@ class Reading:
     show: Callable[[str], None] = lambda text: None
 
 
-class _Faulty(Exception):
+class _BadRecords(Exception):
     """A source has bad records, and was not tokenised to its end."""
 
     def __init__(self, manifest: dict[str, Any]) -> None:
@@ -64,16 +63,18 @@ class _Faulty(Exception):
         self.manifest = manifest
 
 
-def opened(specs: Sequence[DatasetSpec], job: Job, reading: Reading) -> tuple[Stack, Picks | None, Loaded]:
+def opened(
+    specs: Sequence[DatasetSpec], job: Job, reading: ReadSettings
+) -> tuple[Stack, Picks | None, LoadReport]:
     """(all records of the sources, the numbers of those that are used in their order or None for all, the account).
 
-    Of `job` only what is the same for every source is given; `Loaded.records` is the choice.
+    Of `job` only what is the same for every source is given; `LoadReport.records` is the choice.
 
     Raises:
         UserError: a source is missing or empty, or nothing is left; bad records without `skip_bad`, the first ten
             of them named; a record that is too long under `overlong: error`, or that the template cannot write.
     """
-    loaded = Loaded()
+    loaded = LoadReport()
     stores: list[Store] = []
     manifests: list[dict[str, Any]] = []
     known: dict[str, str] = {}
@@ -87,8 +88,8 @@ def opened(specs: Sequence[DatasetSpec], job: Job, reading: Reading) -> tuple[St
             store = _store(spec, job, reading, hashes, count_only=faulty)
             stores.append(store)
             manifests.append(store.manifest)
-        except _Faulty as found:
-            manifests.append(found.manifest)
+        except _BadRecords as faulty_source:
+            manifests.append(faulty_source.manifest)
     _check(manifests, reading.skip_bad)
     for spec, manifest in zip(specs, manifests, strict=True):
         loaded.left_out.take_in(from_json(manifest["left_out"]))
@@ -107,7 +108,7 @@ def opened(specs: Sequence[DatasetSpec], job: Job, reading: Reading) -> tuple[St
     return stack, order, loaded
 
 
-def job_of(spec: DatasetSpec, job: Job, reading: Reading) -> Job:
+def job_of(spec: DatasetSpec, job: Job, reading: ReadSettings) -> Job:
     """What is done with the rows of one source."""
     return replace(
         job,
@@ -121,10 +122,10 @@ def job_of(spec: DatasetSpec, job: Job, reading: Reading) -> Job:
 
 
 def _store(
-    spec: DatasetSpec, job: Job, reading: Reading, hashes: dict[str, str], *, count_only: bool
+    spec: DatasetSpec, job: Job, reading: ReadSettings, hashes: dict[str, str], *, count_only: bool
 ) -> Store:
     own = job_of(spec, job, reading)
-    said = description(spec, own, max_samples=reading.max_samples, hashes=hashes)
+    depends_on = description(spec, own, max_samples=reading.max_samples, hashes=hashes)
 
     def make(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
         began = told = time.monotonic()
@@ -151,10 +152,10 @@ def _store(
             progress=progress,
         )
         if count_only or (manifest["bad"]["counts"] and not reading.skip_bad):
-            raise _Faulty(manifest)
+            raise _BadRecords(manifest)
         return manifest
 
-    return find_or_make(reading.folder, said, make, reading.show)
+    return find_or_make(reading.folder, depends_on, make, reading.show)
 
 
 def _check(manifests: Sequence[dict[str, Any]], skip_bad: bool) -> None:

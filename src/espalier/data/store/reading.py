@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from espalier.data.read.files import lines_of, read_rows
-from espalier.data.read.json_files import Placed, json_lines
+from espalier.data.read.files import read_rows
+from espalier.data.read.lines import CHARACTERS, RECORDS, Block, Placed, json_lines, line_blocks, lines_of
 from espalier.data.read.sources import files_of, hub_rows
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import BadRecord
-from espalier.data.store.blocks import Block
-
-RECORDS, CHARACTERS = 512, 1 << 20
-"""A block ends with whichever is reached first."""
 
 
 def blocks_of(spec: DatasetSpec) -> Iterator[Block]:
@@ -26,13 +22,14 @@ def blocks_of(spec: DatasetSpec) -> Iterator[Block]:
     """
     files = files_of(spec)
     if files is None:
-        yield from _of_rows(hub_rows(spec))
-        return
-    for path in files:
-        if _is_lines(path):
-            yield from _of_lines(path)
-        else:
-            yield from _of_rows(read_rows(path, lines=spec.format == "lines"))
+        return _of_rows(hub_rows(spec))
+    return chain.from_iterable(_of_file(path, spec) for path in files)
+
+
+def _of_file(path: Path, spec: DatasetSpec) -> Iterator[Block]:
+    if _is_lines(path):
+        return line_blocks(path)
+    return _of_rows(read_rows(path, lines=spec.format == "lines"))
 
 
 def rows_at(spec: DatasetSpec, path: str, lines: Container[int], last: int) -> Iterator[Placed]:
@@ -53,19 +50,6 @@ def rows_at(spec: DatasetSpec, path: str, lines: Container[int], last: int) -> I
 
 def _is_lines(path: Path) -> bool:
     return path.name.lower().removesuffix(".gz").endswith(".jsonl")
-
-
-def _of_lines(path: Path) -> Iterator[Block]:
-    lines: list[str] = []
-    first, size = 1, 0
-    for number, line in enumerate(lines_of(path), start=1):
-        lines.append(line)
-        size += len(line)
-        if len(lines) >= RECORDS or size >= CHARACTERS:
-            yield Block(str(path), first, lines)
-            lines, first, size = [], number + 1, 0
-    if lines:
-        yield Block(str(path), first, lines)
 
 
 def _of_rows(rows: Iterator[Placed]) -> Iterator[Block]:

@@ -15,7 +15,7 @@ import torch
 
 from espalier.data.encode.templates import Template
 from espalier.data.encode.tokenise import Encoder, encode_all
-from espalier.data.records import Messages, Preference, Ranking
+from espalier.data.records import Messages, Record
 from espalier.errors import UserError
 from espalier.exam.answers.scorer import ROW_TOKENS, Cost
 from espalier.models.forward import TreeModel, Want
@@ -54,7 +54,7 @@ class Rater:
         self._row_tokens = ROW_TOKENS.get(self._device.type, 4096)
         self._encoder = Encoder(tokenizer, template, context_length(model.lm), "trim", answers_trained=False)
 
-    def rate(self, records: Sequence[Preference | Ranking]) -> tuple[list[Rated], Cost]:
+    def rate(self, records: Sequence[Record]) -> tuple[list[Rated], Cost]:
         """Every record's answers, in order.
 
         Raises:
@@ -91,10 +91,9 @@ class Rater:
         return scores, cost
 
 
-def _rated(record: Preference | Ranking, scores: list[float], cut: bool) -> Rated:
-    if isinstance(record, Ranking):
-        return Rated([_text(a) for a, _ in record.answers], scores, [s for _, s in record.answers], cut)
-    return Rated([_text(record.chosen), _text(record.rejected)], scores, [1.0, 0.0], cut)
+def _rated(record: Record, scores: list[float], cut: bool) -> Rated:
+    said = [answer.score for answer in record.answers if answer.score is not None] or [1.0, 0.0]
+    return Rated([_text(answer.messages) for answer in record.answers], scores, said, cut)
 
 
 def _text(answer: Messages) -> str:

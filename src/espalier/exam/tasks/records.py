@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.read.files import is_data_file, read_rows
-from espalier.data.read.formats import parse_row
-from espalier.data.records import BadRecord, Chat, LeftOut, Preference, Ranking, Text
+from espalier.data.read.rows import parse_row
+from espalier.data.records import BadRecord, LeftOut, Record
 from espalier.errors import UserError
 from espalier.exam.judges.judge import judge_text
 from espalier.exam.task import Generation, Question, Shots, Task
@@ -72,12 +72,12 @@ def _records(paths: list[Path], kind: str) -> Iterator[Any]:
 
 
 def _rated(record: Any) -> Any:
-    assert isinstance(record, Preference | Ranking | LeftOut), record
+    assert isinstance(record, LeftOut) or record.kind in ("preference", "ranking"), record
     return record
 
 
 def _whole(record: Any) -> Any:
-    if isinstance(record, Text) and not record.text:
+    if isinstance(record, Record) and not record.text:
         return LeftOut(record.source, "empty text")
     return record
 
@@ -86,7 +86,7 @@ def _last_turn(record: Any) -> Question | LeftOut:
     """The last turn as the question, what was said before as its solved examples."""
     if isinstance(record, LeftOut):
         return record
-    assert isinstance(record, Chat)
+    assert record.kind == "chat"
     place = record.source
     intro = "".join(m.content + "\n" for m in record.messages if m.role == "system")
     turns = [m for m in record.messages if m.role != "system"]

@@ -37,7 +37,8 @@ test: check tests
 test-quick: $(TEST_STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
-check: format types arrows
+check: $(TEST_STAMP)
+	$(MAKE) --jobs --output-sync=target format types arrows
 
 format: $(TEST_STAMP)
 	$(BIN)/ruff format --check src tests benchmarks

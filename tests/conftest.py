@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -36,6 +37,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             f"{missing} tests need the real data sets or old checkpoints (a folder `shared` beside the project, or "
             "ESPALIER_SHARED=FOLDER) and were skipped; the others ran on tests/samples and on what they make."
         )
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries and the tests have made so far stays: a collection need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

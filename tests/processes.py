@@ -8,7 +8,6 @@ fresh interpreter starts one with `subprocess` itself.
 from __future__ import annotations
 
 import array
-import atexit
 import contextlib
 import fcntl
 import gc
@@ -17,6 +16,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,9 +28,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[1]
 _started: list[str] = []
-"""The address of this process's own nursery, once one was asked for."""
+"""The address of the process that forks, once one was asked for."""
 
 
 class Popen(subprocess.Popen[str]):
@@ -94,7 +96,12 @@ def run(
 
 def _ask(asked: Mapping[str, Any], descriptors: Sequence[int]) -> dict[str, Any]:
     if not _started:
-        _started.append(_nursery())
+        address = Path(tempfile.gettempdir()) / f"tests-{_tests()}" / "line"
+        address.parent.mkdir(exist_ok=True)
+        with FileLock(f"{address}.lock"):
+            if not address.exists():
+                _start_nursery(address)
+        _started.append(str(address))
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(_started[0])
         text = json.dumps(asked).encode()
@@ -107,31 +114,30 @@ def _ask(asked: Mapping[str, Any], descriptors: Sequence[int]) -> dict[str, Any]
             return json.loads(answer.read())
 
 
-def _nursery() -> str:
-    folder = tempfile.TemporaryDirectory(prefix="tests-")
-    address = str(Path(folder.name) / "line")
+def _tests() -> int:
+    """The process of this run of the tests: the parent of xdist's workers, or this one."""
+    return os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+
+
+def _start_nursery(address: Path) -> None:
+    """One for all workers; it ends when the run of the tests does."""
     path = os.pathsep.join([str(ROOT), *(p for p in sys.path if p)])
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.processes", address],
+        [sys.executable, "-m", "tests.processes", str(address), str(_tests())],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"},
-        stdin=subprocess.PIPE,  # it ends when this one does
+        stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
-    assert process.stdin is not None
-    atexit.register(folder.cleanup)
-    atexit.register(process.wait)
-    atexit.register(process.stdin.close)
-    while not Path(address).exists():
+    while not address.exists():
         assert process.poll() is None, "the process that forks did not start"
         time.sleep(0.02)
-    return address
 
 
 # --- the process that forks -------------------------------------------------------------------------
 
 
-def _serve(address: str) -> dict[str, Any] | None:
+def _serve(address: str, tests: int) -> dict[str, Any] | None:
     """Answer until the tests end: None. In each child: what it is asked to be."""
     _import_all()
     door = socket.socket(socket.AF_UNIX)
@@ -140,9 +146,14 @@ def _serve(address: str) -> dict[str, Any] | None:
     Path(address + ".new").rename(address)
     ended: dict[int, int] = {}
     while True:
-        ready, _, _ = select.select([door, 0], [], [])
-        if 0 in ready:
-            return None
+        ready, _, _ = select.select([door], [], [], 1.0)
+        if not ready:
+            try:
+                os.kill(tests, 0)
+            except ProcessLookupError:
+                shutil.rmtree(Path(address).parent, ignore_errors=True)
+                return None
+            continue
         line, _ = door.accept()
         with line:
             size, rights, _, _ = line.recvmsg(8, socket.CMSG_SPACE(4 * 64))
@@ -229,6 +240,6 @@ def _work(asked: Mapping[str, Any], address: str) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    wanted = _serve(sys.argv[1])
+    wanted = _serve(sys.argv[1], int(sys.argv[2]))
     if wanted is not None:
         _work(wanted, sys.argv[1])

@@ -13,9 +13,7 @@ LINES, PARAMETERS = 60, 8
 
 FOREIGN = {
     "exam/lm_eval.py: __init__",  # lm_eval calls it with names of its own
-    "models/legacy/chatglm.py: forward",  # as the classes of transformers are called
-    "models/legacy/glm.py: forward",
-    "models/legacy/pangu.py: forward",
+    "models/legacy/native.py: forward",  # as the classes of transformers are called
     "api.py: generate",  # for people: keywords as every library of the field has them
 }
 """Functions whose parameters others have chosen."""

@@ -119,8 +119,7 @@ def start(options: dict[str, Any], tmp_path: Path, *, ranks: int = 1) -> subproc
     file.write_text(json.dumps(options), "utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     extra = [f"num_processes={ranks}"] if ranks > 1 else []
-    opened = processes.Popen if ranks == 1 else subprocess.Popen  # several ranks: once as a user starts them
-    return opened(
+    return processes.Popen(
         [sys.executable, "-m", "espalier.cli", "run", str(file), *extra],
         env=environment,
         text=True,

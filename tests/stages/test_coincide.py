@@ -71,7 +71,7 @@ TIMED = ("tokens_per_second", "memory_bytes")
 
 def _stopped(chosen: dict[str, Any], checkpoints: int) -> None:
     """Run until so many checkpoints were written, then stop as a signal does."""
-    from espalier.engine import loop
+    from espalier.engine import loop, step
     from espalier.engine.loop import Stopped
 
     class Raised(loop.StopSignal):
@@ -79,16 +79,16 @@ def _stopped(chosen: dict[str, Any], checkpoints: int) -> None:
 
     seen = {"n": 0}
 
-    def totals(batches: Any, objective: Any, stop: bool, _real: Any = loop._totals) -> list[float]:
+    def totals(batches: Any, objective: Any, stop: bool, _real: Any = step._totals) -> list[float]:
         seen["n"] += 1
         return _real(batches, objective, seen["n"] > checkpoints)
 
-    before, loop._totals = loop._totals, totals
+    before, step._totals = step._totals, totals
     try:
         with pytest.raises(Stopped):
             run(chosen)
     finally:
-        loop._totals = before
+        step._totals = before
 
 
 @pytest.mark.slow

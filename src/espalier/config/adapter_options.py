@@ -32,10 +32,10 @@ class AdaloraOptions(Options):
     adalora_init_r: int = option(12, "The rank of every layer at the start.", min=2)
     adalora_target_r: int | None = option(None, "The layers' mean rank in the end; null: lora_rank.", min=1)
     adalora_tinit: int | None = option(
-        None, "Steps before ranks are given away; null: a tenth of all.", min=0
+        None, "Steps at the start with all ranks; null: a tenth of all.", min=0
     )
     adalora_tfinal: int | None = option(
-        None, "Steps after the last are given away; null: a fifth of all.", min=0
+        None, "Steps at the end with the ranks that are left; null: a fifth of all.", min=0
     )
     adalora_delta_t: int = option(10, "Steps between two decisions.", min=1)
     adalora_beta: float = option(0.85, "Decay of the means that importance is judged by.", above=0, below=1)

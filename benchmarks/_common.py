@@ -23,14 +23,12 @@ from espalier.engine.hardware import device_name, keep_freed_memory
 from espalier.models import load
 
 MODELS = {
-    "T": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 2,
-          "num_key_value_heads": 2},
     "S": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4,
           "num_key_value_heads": 4},
     "M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
           "num_key_value_heads": 2},
 }  # fmt: skip
-VOCABULARY = {"T": 8192, "S": 8192, "M": 32768}
+VOCABULARY = {"S": 8192, "M": 32768}
 
 
 def words(n: int, seed: int) -> list[str]:

@@ -180,9 +180,6 @@ def bench(
 def main() -> NoReturn:
     """The entry point of the command `espalier`."""
     show_only_ours()
-    # Before torch is loaded. Threads that spin while they wait take the core from whom they wait for as soon as
-    # something else runs on the machine: a step of a small model then takes twenty times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 

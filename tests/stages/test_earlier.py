@@ -329,6 +329,15 @@ def test_a_finished_model_whose_weights_changed_is_refused_and_not_written_over(
     assert run(chosen)["status"] == "done"
 
 
+@pytest.mark.parametrize("noted", [{"model": {"model.safetensors": 1}}, {"model": [1]}, [1], "x"])
+def test_a_note_of_the_weights_in_another_form_is_not_known(own: Make, noted: Any) -> None:
+    chosen = own()
+    first = run(chosen)
+    file = folder_of(chosen) / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "models": noted}), "utf-8")
+    assert run(chosen)["started"] == first["started"], "skipped"
+
+
 def test_a_run_of_0_1_0_is_compared_by_the_precision_that_it_computed_in(own: Make) -> None:
     """That version wrote `precision: auto` into its config, and what that came to into its summary only."""
     chosen = own()

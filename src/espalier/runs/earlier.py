@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from espalier import config
-from espalier.disk.checksums import fault, sums_of
+from espalier.disk.checksums import Sums, fault, sums_of
 from espalier.engine import checkpoint, files
 from espalier.errors import UserError
 from espalier.runs.catalogue import CLASSES
@@ -175,10 +175,21 @@ def noted(folder: Path, summary: Mapping[str, Any]) -> MadeFrom | None:
     return MadeFrom(now.options, {key: {file: data[file] for file in files} for key, files in known.items()})
 
 
+def _weights(summary: Mapping[str, Any]) -> dict[str, Sums]:
+    """Folder -> `weights_in` it, of a summary that any version wrote; what is in another form is not known."""
+    models = summary.get("models")
+    if not isinstance(models, dict):
+        return {}
+    return {
+        name: {file: noted for file, noted in weights.items() if isinstance(noted, list) and len(noted) == 2}
+        for name, weights in models.items()
+        if isinstance(weights, dict)
+    }
+
+
 def fault_of_models(folder: Path, summary: Mapping[str, Any]) -> str | None:
     """What is missing of the models that a finished run says it has saved, or None."""
-    models = summary.get("models")
-    for name, weights in (models if isinstance(models, dict) and models else {"model": {}}).items():
+    for name, weights in (_weights(summary) or {"model": {}}).items():
         if not any((folder / name / file).is_file() for file in ("config.json", "adapter_config.json")):
             return (
                 f"its folder {name} is missing"
@@ -202,7 +213,7 @@ def refuse_other_weights(folder: Path, summary: Mapping[str, Any]) -> None:
     Raises:
         UserError: weights of a finished run are not those that it wrote: a flipped bit, or put there by hand.
     """
-    for name, weights in (summary.get("models") or {}).items():
+    for name, weights in _weights(summary).items():
         harm = fault(folder / name, weights)
         if harm is not None:
             raise UserError(

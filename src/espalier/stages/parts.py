@@ -1,7 +1,7 @@
-"""What a stage is: a function from a `Setup` to `Parts`, and an objective that the loop can learn.
+"""What a stage gives to the one loop, and what several objectives are made of.
 
-A stage declares its own options beside it, says which records it reads, and builds the parts that the one
-loop needs. It knows nothing of launching, checkpoints or tracking, and no other stage.
+A stage (`stage.Stage`) builds `Parts` from a `Setup`. It knows nothing of launching, checkpoints or tracking, and no
+other stage.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ demo: $(STAMP)
 
 test: check tests
 
-# What takes a second or two each; `make test` runs all.
+# What takes a fraction of a second each, in about three minutes; `make test` runs all.
 test-quick: $(TEST_STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 

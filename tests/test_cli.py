@@ -55,6 +55,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_good_file_runs_and_is_then_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path, lines(GOOD))
     assert call("sft", file) == 0
@@ -73,6 +74,7 @@ def test_a_bom_is_no_mistake(tmp_path: Path) -> None:
     assert call("sft", file) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
@@ -176,6 +178,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "number", "code"),
     [("nowhere", None, 2), ("bug", None, 1), ("slow", signal.SIGTERM, 143), ("slow", signal.SIGHUP, 129)],

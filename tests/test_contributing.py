@@ -69,6 +69,7 @@ def test_the_table_counts_the_files_of_each_example() -> None:
     assert told == touched and len(told) == 5
 
 
+@pytest.mark.slow
 def test_every_example_works(copy: Path, tmp_path: Path) -> None:
     """One interpreter for all five, which begins with a look that it is the copy that runs."""
     script = f"import espalier\nassert espalier.__file__.startswith({str(copy)!r})\n"

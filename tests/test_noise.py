@@ -65,11 +65,13 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_only_our_lines(lines: list[str]) -> None:
     ours = ("$ ", "sft: ", "sft 0/1", "sft 1/1", "report: ", "note: ")
     assert [line for line in lines if not line.startswith(ours)] == []
 
 
+@pytest.mark.slow
 def test_our_own_notices_are_there_each_once_in_one_line(lines: list[str]) -> None:
     notes = [line for line in lines if line.startswith("note: ")]
     assert len([n for n in notes if "num_key_value_heads is 2, as num_attention_heads says" in n]) == 1

@@ -87,6 +87,7 @@ def test_bounds_change_nothing_of_what_is_written(template: str, prompt: bool) -
     assert "".join(bounded.generate(**given)) == plain.render(**given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_does_not_end_is_refused_at_once(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = ENDLESS[name] + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -114,6 +115,7 @@ def test_a_template_with_a_mistake_is_one_message(template: str, tokenizer: PreT
         TokenizerTemplate(tokenizer).render([Message("user", "hi")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [*ENDLESS.values(), "{{ raise_exception('no system here') }}"])
 def test_whoever_writes_a_conversation_meets_the_bounds(
     template: str, tokenizer: PreTrainedTokenizerBase

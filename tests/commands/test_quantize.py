@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "bits"), METHODS)
 def test_a_written_folder_loads_and_answers(
     method: str, bits: int, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -68,6 +69,7 @@ def test_a_written_folder_loads_and_answers(
     assert json.loads(capsys.readouterr().out)["quantisation"].startswith(f"{method}, {bits} bits")
 
 
+@pytest.mark.slow
 def test_the_table_and_our_own_sentences(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +94,7 @@ def test_the_table_and_our_own_sentences(
     )
 
 
+@pytest.mark.slow
 def test_calibration_lowers_the_error(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -278,6 +278,7 @@ def test_words_for_people() -> None:
     assert role_order(Record.ranking(turns[:2], ())) == "system, user -> answers"
 
 
+@pytest.mark.slow
 def test_languages_of_a_file_that_alternates(tmp_path: Path) -> None:
     """Only some lines of a long file have their script found out, and these must not be every second one."""
     said = ["春眠不觉晓，处处闻啼鸟。", "the quick brown fox jumps"]

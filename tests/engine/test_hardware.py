@@ -50,6 +50,7 @@ def test_a_machine_is_named_by_what_it_is() -> None:
     assert name.endswith(" cores") and socket.gethostname() not in name
 
 
+@pytest.mark.slow
 def test_memory_in_use_grows_with_what_is_held() -> None:
     """In a process of its own: here the memory of earlier tests may be used again."""
     code = (

@@ -83,12 +83,14 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_ranks_that_are_fine_write_where_the_parent_does_or_behind_their_number() -> None:
     code, out, err = end(start("fine"))
     assert code == 0 and out == "rank 0 of 3 at work\n"
     assert sorted(err.splitlines()) == [f"[rank {i}] rank {i} of 3 at work" for i in (1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "code", "said"),
     [
@@ -106,6 +108,7 @@ def test_an_error_is_said_once_with_its_code(what: str, code: int, said: str) ->
     assert what != "bug" or own[-1].startswith("(in rank ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("whom", ["parent", "group"])
 def test_a_signal_reaches_every_rank_once_and_is_waited_for(
@@ -119,6 +122,7 @@ def test_a_signal_reaches_every_rank_once_and_is_waited_for(
     assert not any(map(alive, ranks))
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     process = start("stubborn", f"{tmp_path}/")
     ranks = pids(tmp_path)
@@ -131,6 +135,7 @@ def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     assert not any(map(alive, ranks))
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_named_and_ends_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +161,7 @@ def test_a_rank_that_dies_is_named_and_ends_the_others(
 SHORT = "from espalier.engine import launch; launch.GRACE = 0.3\n"
 
 
+@pytest.mark.slow
 def test_no_rank_outlives_its_parent(tmp_path: Path) -> None:
     process = start("wait", f"{tmp_path}/")
     ranks = pids(tmp_path)

@@ -63,6 +63,7 @@ def test_results_come_back_errors_too_and_one_process_serves(target: str) -> Non
     assert gone(pid), "nobody wants it any more"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "value"), [("sleep", 1000), ("power", 9)])
 def test_what_does_not_come_back_is_ended_and_the_next_call_works(target: str, what: str, value: int) -> None:
     child, seen = Limited(target), list[float]()

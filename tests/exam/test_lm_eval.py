@@ -112,6 +112,7 @@ def test_an_encoder_decoder_is_asked_as_the_hf_backend_asks_it(tmp_path: Path) -
     assert said == theirs.generate_until(requests("generate_until", written), disable_tqdm=True)
 
 
+@pytest.mark.slow
 def test_rolling_loglikelihoods_are_those_of_the_hf_backend(both: tuple[EspalierLM, HFLM]) -> None:
     ours, theirs = both
     # no text that repeats itself: lm_eval takes windows of equal tokens for one request

@@ -93,6 +93,7 @@ def marked(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return MODELS[request.param](tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_from_sft_to_chat(name: str, tmp_path: Path) -> None:
     from_sft_to_chat(MODELS[name](tmp_path), tmp_path)
@@ -114,6 +115,7 @@ def test_every_stage(marked: Path, tmp_path: Path) -> None:
     run(options("grpo", learned, tmp_path, reward_function="brevity", **sampled))
 
 
+@pytest.mark.slow
 def test_what_is_scored_is_the_answer_after_the_whole_prompt(marked: Path, tmp_path: Path) -> None:
     """`score`, an exam and the model itself, asked by hand, say the same."""
     lm, tokenizer = espalier.load_model(str(marked), device="cpu")

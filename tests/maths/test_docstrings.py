@@ -30,6 +30,7 @@ def test_every_public_function_shows_a_number(name: str) -> None:
             assert ">>>" in (function.__doc__ or ""), function_name
 
 
+@pytest.mark.slow
 def test_imports_torch_and_nothing_heavy() -> None:
     code = "; ".join(f"import espalier.maths.{name}" for name in MODULES) + (
         "; import sys; heavy = {'transformers', 'accelerate', 'datasets', 'peft', 'trl'} & set(sys.modules)"

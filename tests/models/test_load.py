@@ -179,6 +179,7 @@ def test_nothing_is_frozen_below_one_block(tiny: Tiny) -> None:
     assert all(p.requires_grad for p in lm.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["aquila_bpe", "gpt2"])
 def test_folders_in_the_form_of_gpt2_round_trip(vocabulary: Vocabulary, name: str) -> None:
     tokenizer = load_tokenizer(str(vocabulary(name)))

@@ -122,6 +122,7 @@ def test_what_cannot_be_called_is_said_before_it_is(tmp_path: Path) -> None:
         find_rule(f"{file}:score")
 
 
+@pytest.mark.slow
 def test_a_slow_one_is_told_and_a_long_answer_is_not_an_hour(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_weights_that_broke_in_the_middle_are_no_checkpoint(
 # --- rewards ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "wanted"),
     [
@@ -154,6 +155,7 @@ def test_a_reward_that_fails_names_its_answer_and_keeps_the_checkpoint(
     assert status(chosen) == "failed" and checkpoints(chosen) == ["step-1"]
 
 
+@pytest.mark.slow
 def test_one_ctrl_c_ends_the_wait_for_a_reward_with_a_checkpoint(
     options: Make, rewards: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -174,6 +176,7 @@ def test_one_ctrl_c_ends_the_wait_for_a_reward_with_a_checkpoint(
     assert run(chosen)["status"] == "done"
 
 
+@pytest.mark.slow
 def test_equal_rewards_are_no_step(options: Make, rewards: Callable[[str], str], world: Path) -> None:
     for price in (0.0, 0.05):
         name = f"price{price}"
@@ -196,6 +199,7 @@ def test_a_group_of_one_is_refused(options: Make) -> None:
         run(options("grpo", group_size=1))
 
 
+@pytest.mark.slow
 def test_a_clip_that_makes_all_scores_equal_is_said_and_counted(
     options: Make, rewards: Callable[[str], str]
 ) -> None:

@@ -43,6 +43,7 @@ def first(options: dict[str, Any]) -> dict[str, Any]:
     return next(row for row in rows(options) if "loss" in row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_sft_trains_saves_and_loads_again(kind: str, options: Make) -> None:
     chosen = options("sft", **KINDS[kind], max_steps=6, learning_rate=1e-2)
@@ -61,6 +62,7 @@ def test_sft_trains_saves_and_loads_again(kind: str, options: Make) -> None:
     assert said.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_dpo_begins_at_the_loss_of_equals(kind: str, options: Make) -> None:
     chosen = options("dpo", **KINDS[kind] | {"lora_dropout": 0.0}, max_steps=3)
@@ -69,6 +71,7 @@ def test_dpo_begins_at_the_loss_of_equals(kind: str, options: Make) -> None:
     assert rows(chosen)[-2].get("loss", first(chosen)["loss"]) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "adalora", "ia3", "prompt", "prefix"])
 def test_the_reward_head_is_trained_and_saved_with_the_adapter(kind: str, options: Make) -> None:
     chosen = options("reward", **KINDS[kind], max_steps=3, learning_rate=1e-2)
@@ -78,6 +81,7 @@ def test_the_reward_head_is_trained_and_saved_with_the_adapter(kind: str, option
     assert abs(first(chosen)["margin"]) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "kind"),
     [("ppo", kind) for kind in ("lora", "bias", "adalora", "p_tuning", "prefix")]
@@ -93,6 +97,7 @@ def test_policy_and_reference_agree_at_the_first_step(stage: str, kind: str, opt
         assert read_scalar_head(saved(chosen).replace("model", "critic")) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_of_an_adapter_that_goes_on_is_that_adapter(kind: str, options: Make) -> None:
     old = options("sft", **KINDS[kind] | {"lora_dropout": 0.0}, max_steps=3, learning_rate=3e-2, name="old")
@@ -119,6 +124,7 @@ def test_the_reference_of_an_adapter_that_goes_on_is_that_adapter(kind: str, opt
         assert 0 < gap.abs().max() < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "adalora", "ia3", "prompt", "p_tuning", "prefix"])
 def test_a_stopped_run_goes_on_to_the_last_bit(kind: str, options: Make, tmp_path: Path) -> None:
     whole = options("sft", **KINDS[kind], max_steps=6, learning_rate=1e-2, output_dir=str(tmp_path / "whole"))
@@ -160,6 +166,7 @@ def logits(folder: str) -> torch.Tensor:
     return out[-8:]
 
 
+@pytest.mark.slow
 def test_adapters_stack_and_the_last_goes_on(options: Make) -> None:
     """[a, b]: a is merged, b is trained on; with create_new_adapter both are merged and a third begins."""
     a = options("sft", finetuning_type="lora", max_steps=3, learning_rate=3e-2, name="a")
@@ -198,6 +205,7 @@ def test_adapters_stack_and_the_last_goes_on(options: Make) -> None:
     torch.testing.assert_close(logits(saved(full)), logits(saved(b)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_with_virtual_tokens_is_trained_on_wherever_it_is_named(options: Make) -> None:
     a = options("sft", **KINDS["prefix"], max_steps=3, learning_rate=3e-2, name="a")
     run(a)
@@ -251,6 +259,7 @@ def test_what_does_not_go_together_is_said(changes: dict[str, Any], said: str, o
         run(options("sft", **changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "moved"),
     [
@@ -274,6 +283,7 @@ def test_named_weights_alone_are_trained(changes: dict[str, Any], moved: list[st
             assert torch.equal(tensor, after[name]) != any(part in name for part in moved), name
 
 
+@pytest.mark.slow
 def test_adalora_ends_with_the_ranks_that_were_asked_for(options: Make) -> None:
     chosen = options(
         "sft", finetuning_type="adalora", adalora_init_r=6, adalora_target_r=2, adalora_tinit=2, adalora_tfinal=3,
@@ -287,6 +297,7 @@ def test_adalora_ends_with_the_ranks_that_were_asked_for(options: Make) -> None:
     assert sorted(shapes.values()) == sorted(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adalora", "prompt", "bias"])
 def test_micro_batches_do_not_change_what_is_learned(kind: str, options: Make, tmp_path: Path) -> None:
     found = []
@@ -328,6 +339,7 @@ def test_an_exam_with_virtual_tokens_scores_each_candidate_as_if_alone(options: 
         assert (alone, n) == (pytest.approx(total, abs=1e-4), tokens)
 
 
+@pytest.mark.slow
 def test_longer_positions_from_the_options_to_the_folder(options: Make) -> None:
     chosen = options("sft", finetuning_type="lora", rope_scaling="linear", cutoff_len=1000, max_steps=2)
     run(chosen)

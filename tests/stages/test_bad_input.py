@@ -69,6 +69,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save_keeps_the_checkpoint_befor
     assert far(weights(whole), weights(full)) == 0.0
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_the_model_is_saved_keeps_the_last_checkpoint(
     options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_disk_that_is_full_when_the_model_is_saved_keeps_the_last_checkpoint(
     assert run(chosen)["status"] == "done" and (folder / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_options_or_other_data_is_refused(
     options: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, world: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_checkpoint_of_other_options_or_other_data_is_refused(
     assert run({**chosen, "resume": False})["status"] == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "key"), [("ppo", "reward_model"), ("grpo", "reward_model"), ("dpo", "ref_model")]
 )

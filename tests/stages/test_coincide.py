@@ -41,6 +41,7 @@ def test_padded_layout_trains_the_same_model(stage: str, options: Make) -> None:
     assert told[0]["held_out"]["after"] == pytest.approx(told[1]["held_out"]["after"], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo", "grpo"])
 def test_checkpointed_activations_train_the_same_model(stage: str, options: Make) -> None:
     kept, again = options(stage, name="kept"), options(stage, name="again", gradient_checkpointing=True)
@@ -106,6 +107,7 @@ def test_a_killed_process_goes_on(stage: str, number: signal.Signals, options: M
     assert far(weights(whole), weights(broken)) == 0.0
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_skipped_and_a_changed_one_is_not(options: Make) -> None:
     chosen = options("sft")
     first = run(chosen)

@@ -105,6 +105,7 @@ def test_nothing_is_kept_where_no_folder_is_given(tmp_path: Path) -> None:
     assert any((tmp_path / "mine").iterdir())
 
 
+@pytest.mark.slow
 def test_a_second_run_tokenises_nothing(
     options: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_second_run_tokenises_nothing(
         run(options("sft", tokenized_path=str(tmp_path / "mine"), cutoff_len=100, **changes, name="b"))
 
 
+@pytest.mark.slow
 def test_steps_of_tokens_stop_and_go_on(options: Callable[..., dict[str, Any]]) -> None:
     from tests.stages.conftest import far, weights
     from tests.stages.test_coincide import _stopped

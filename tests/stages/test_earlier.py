@@ -84,6 +84,7 @@ def other_weights(tmp_path: Path) -> None:
     files.write_safetensors(file, {name: t + 0.01 for name, t in tensors.items()}, {"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [other_records, other_weights])
 def test_a_finished_run_of_other_content_runs_again_and_says_why(
     change: Callable[[Path], None], own: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -104,6 +105,7 @@ def test_a_finished_run_of_other_content_runs_again_and_says_why(
     assert run(chosen) == again, "and is finished then"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [other_records, other_weights])
 def test_an_interrupted_run_of_other_content_is_refused_by_name(
     change: Callable[[Path], None], own: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,6 +125,7 @@ def test_an_interrupted_run_of_other_content_is_refused_by_name(
     assert run({**chosen, "resume": False})["status"] == "done"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_overwritten_halfway_keeps_its_old_model_until_the_new_one_is_whole(
     own: Make, tmp_path: Path
 ) -> None:
@@ -157,6 +160,7 @@ def test_other_options_never_replace_a_model(own: Make, monkeypatch: pytest.Monk
     assert (folder_of(chosen) / "metrics.jsonl").read_text("utf-8") == before and weights(chosen)
 
 
+@pytest.mark.slow
 def test_keys_that_change_no_result_let_a_run_go_on(own: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = own()
     stopped(chosen, monkeypatch)
@@ -185,6 +189,7 @@ def test_a_missing_tracker_is_said_before_anything_is_touched(
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["before the model", "before the summary", "before the checkpoints go"])
 def test_a_kill_at_the_end_loses_no_step(
     place: str, own: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -212,6 +217,7 @@ def test_a_kill_at_the_end_loses_no_step(
     assert not list((folder_of(chosen) / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_done_without_a_whole_model_is_not_done(options: Make, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = options("ppo", max_steps=2, precision="fp32")
     run(chosen)
@@ -262,6 +268,7 @@ HARM: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_aloud_and_never_for_0(
     own: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -295,6 +302,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_never_for_0(
         run({**chosen, "resume": str(folder_of(chosen) / "checkpoints" / "step-1")})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_first_format_is_still_read(own: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, chosen = own(name="whole"), own()
     run(whole)
@@ -329,6 +337,7 @@ def test_a_finished_model_whose_weights_changed_is_refused_and_not_written_over(
     assert run(chosen)["status"] == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noted", [{"model": {"model.safetensors": 1}}, {"model": [1]}, [1], "x"])
 def test_a_note_of_the_weights_in_another_form_is_not_known(own: Make, noted: Any) -> None:
     chosen = own()
@@ -356,6 +365,7 @@ def test_a_run_of_0_1_0_is_compared_by_the_precision_that_it_computed_in(own: Ma
         run({**chosen, "precision": "bf16"})
 
 
+@pytest.mark.slow
 def test_rows_and_summaries_that_nobody_can_read_stop_nothing(
     own: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

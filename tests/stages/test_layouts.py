@@ -65,6 +65,7 @@ def numbers(logged: list[dict[str, Any]]) -> dict[str, float]:
     return {f"{i}.{k}": v for i, row in enumerate(logged) for k, v in row.items() if k not in left}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "judge"), list(product(KINDS, KINDS)))
 def test_every_pair_is_what_it_is_padded(policy: str, judge: str, options: Make, models: Path) -> None:
     """PPO has all four: the critic begins as the reward model, the reference as the policy."""
@@ -78,6 +79,7 @@ def test_every_pair_is_what_it_is_padded(policy: str, judge: str, options: Make,
         assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("policy", "judge"), [("llama", "mpt"), ("bloom", "gpt2")])
 def test_groups_are_judged_in_the_judge_s_own_layout(
     policy: str, judge: str, options: Make, models: Path
@@ -86,6 +88,7 @@ def test_groups_are_judged_in_the_judge_s_own_layout(
     assert numbers(logged) == pytest.approx(numbers(truth), rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precomputed", [False, True])
 @pytest.mark.parametrize(("policy", "reference"), [("llama", "mpt"), ("bloom", "gpt2")])
 def test_a_reference_of_another_kind(
@@ -115,6 +118,7 @@ def _model(models: Path, kind: str) -> TreeModel:
     return TreeModel(lm, probe(lm)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_an_attention_that_is_asked_for_is_the_one_that_runs(
     attention: str, options: Make, monkeypatch: pytest.MonkeyPatch

@@ -78,6 +78,7 @@ def test_every_stage_reads_and_writes_the_same_tokenizer(chain: dict[str, Path],
     encodes_as_written(tokenizer, chain["base"])
 
 
+@pytest.mark.slow
 def test_merged_quantised_and_with_further_pieces(chain: dict[str, Path], tmp_path: Path) -> None:
     merged, few, more = (str(tmp_path / name) for name in ("merged", "few", "more"))
     text = lines(tmp_path / "more.jsonl", [{"text": "apples and pears " * 9}])

@@ -101,6 +101,7 @@ def test_every_mistake_is_told_before_the_first_file_is_touched(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_overrides_and_changes_reach_their_stage(chain: Callable[..., Path], tmp_path: Path) -> None:
     file = chain()
     pipeline.run(file, ["two.pref_beta=0.4"])

@@ -37,12 +37,14 @@ def bf16(options: Make, stage: str, **changes: Any) -> dict[str, Any]:
     return options(stage, precision="bf16", **changes)
 
 
+@pytest.mark.slow
 def test_bf16_is_really_computed(options: Make) -> None:
     half, full = bf16(options, "sft", name="half"), options("sft", name="full")
     assert run(half)["precision"] == "bf16" and run(full)["precision"] == "fp32"
     assert 0 < abs(first(half)["loss"] - first(full)["loss"]) < LOGPROB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_micro_batches_coincide_in_bf16(stage: str, options: Make) -> None:
     one = bf16(options, stage, name="one", per_device_train_batch_size=8, max_steps=1)
@@ -61,6 +63,7 @@ def test_micro_batches_coincide_in_bf16(stage: str, options: Make) -> None:
     assert first(one)["grad_norm"] == pytest.approx(first(eight)["grad_norm"], rel=2 * ROUNDINGS * U)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_layouts_coincide_in_bf16(stage: str, options: Make) -> None:
     tree, padded = (bf16(options, stage, name=k, layout=k, max_steps=1) for k in ("tree", "padded"))
@@ -69,6 +72,7 @@ def test_layouts_coincide_in_bf16(stage: str, options: Make) -> None:
     assert first(tree)["grad_norm"] == pytest.approx(first(padded)["grad_norm"], rel=2 * ROUNDINGS * U)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_a_stop_is_no_stop_in_bf16(stage: str, options: Make) -> None:
     """To the last bit: the same products of the same numbers."""
@@ -80,6 +84,7 @@ def test_a_stop_is_no_stop_in_bf16(stage: str, options: Make) -> None:
     assert far(weights(whole), weights(broken)) == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dpo", "ppo", "grpo", "reward"])
 def test_a_first_step_in_bf16_is_where_it_must_be(stage: str, options: Make) -> None:
     """The run refuses it otherwise; how near it is, beside the bound of the rounding."""
@@ -113,6 +118,7 @@ def test_auto_is_decided_and_written_down(options: Make, machine: Callable[[str]
     assert "precision: bf16" in (folder / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("bf16", "fp32"), ("fp32", "bf16")])
 def test_a_continuation_keeps_it_on_another_machine(
     before: str, after: str, options: Make, machine: Callable[[str], None]
@@ -137,6 +143,7 @@ def test_a_run_from_the_beginning_decides_anew(options: Make, machine: Callable[
     assert run({**made, "resume": False})["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_two_stages_of_two_precisions_in_one_process(options: Make) -> None:
     """As a pipeline or a notebook has them; each computes in its own."""
     losses = []
@@ -147,6 +154,7 @@ def test_two_stages_of_two_precisions_in_one_process(options: Make) -> None:
     assert losses[0] == losses[2] != losses[1]
 
 
+@pytest.mark.slow
 def test_every_fingerprint_has_the_precision(options: Make) -> None:
     found = {run(options("sft", name=p, precision=p, max_steps=1))["fingerprint"] for p in ("bf16", "fp32")}
     assert len(found) == 2

@@ -33,6 +33,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_sft_learns_on_any_of_them(method: dict[str, Any], options: Make) -> None:
     made = options("sft", max_steps=12, learning_rate=1e-2, **QLORA, **method)
@@ -46,6 +47,7 @@ def test_sft_learns_on_any_of_them(method: dict[str, Any], options: Make) -> Non
     assert summary["parameters"] == own + summary["trainable_parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [METHODS[0], METHODS[2]])
 @pytest.mark.parametrize("stage", ["reward", "dpo", "ppo", "grpo"])
 def test_every_stage_starts_where_it_must(stage: str, method: dict[str, Any], options: Make) -> None:
@@ -71,6 +73,7 @@ def test_a_stop_in_the_middle_changes_nothing(options: Make) -> None:
     assert far(weights(whole), weights(broken)) == 0.0
 
 
+@pytest.mark.slow
 def test_an_adapter_names_its_base_and_meets_it_plain_or_quantised(options: Make, world: Path) -> None:
     made = options("sft", **QLORA, quantization_method="cpm", quantization_bit=8)
     run(made)
@@ -85,6 +88,7 @@ def test_an_adapter_names_its_base_and_meets_it_plain_or_quantised(options: Make
     assert "cpm, 8 bits" in " ".join(run(on_it)["notes"])
 
 
+@pytest.mark.slow
 def test_a_quantised_folder_is_trained_by_an_adapter_alone(
     options: Make, world: Path, tmp_path: Path
 ) -> None:

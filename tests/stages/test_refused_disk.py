@@ -93,6 +93,7 @@ def test_a_full_disk_is_one_message(
     assert not left and set(before) <= {p.name for p in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_place_that_is_no_folder_is_one_message(finished: Path, world: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     place = tmp_path / "file"
@@ -121,6 +122,7 @@ def test_two_preparations_of_one_out(world: Path, tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")] and out.is_file()
 
 
+@pytest.mark.slow
 def test_two_exams_in_one_folder(world: Path, tmp_path: Path) -> None:
     from espalier.disk.lock import owned
 

@@ -36,6 +36,7 @@ def bent(model: nn.Module) -> nn.Module:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "wanted"), [("sigmoid", 0.6931), ("ipo", 25.0), ("hinge", 1.0)])
 def test_dpo_begins_at_the_loss_of_equals(loss: str, wanted: float, options: Make) -> None:
     chosen = options("dpo", pref_loss=loss, max_steps=1)
@@ -53,6 +54,7 @@ def test_dpo_against_another_reference_than_its_start_is_refused(
         run(options("dpo", pref_loss=loss, pref_beta=0.5))
 
 
+@pytest.mark.slow
 def test_a_further_preference_loss_is_a_row(options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tang et al. 2024 (GPO), the exponential loss: exp(-beta * margin)."""
 
@@ -107,6 +109,7 @@ def test_a_new_reward_head_that_does_not_score_near_0_is_refused(
         run(options("reward"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
 def test_a_forward_that_disagrees_with_the_rollouts_is_refused(
     stage: str, options: Make, monkeypatch: pytest.MonkeyPatch

@@ -78,6 +78,7 @@ def pair(better: int, worse: int, **extras: Tensor) -> Tree:
     return Tree(made.tokens, made.trained, made.children, made.ends, made.source, extras)
 
 
+@pytest.mark.slow
 def test_next_token_learns_the_frequencies_and_its_loss_is_their_entropy() -> None:
     text = [0, 1, 0, 1, 0, 2, 1, 1, 0, 3, 3, 0, 1, 2, 2]
     batch = lay_out_tree([Tree.from_path(text, [False] + [True] * (len(text) - 1))])
@@ -103,6 +104,7 @@ def preferences(wins: dict[tuple[int, int], int]) -> Batch:
     return lay_out_tree(trees)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_dpo_reaches_the_preference_probability(smoothing: float) -> None:
     """At the optimum sigmoid(beta * (log ratio of policies)) is the share of people who preferred the answer."""
@@ -117,6 +119,7 @@ def test_dpo_reaches_the_preference_probability(smoothing: float) -> None:
     assert told[-1]["accuracy"] == pytest.approx(6 / 9), "the majority of each pair wins"
 
 
+@pytest.mark.slow
 def test_ipo_stops_at_its_margin() -> None:
     """Azar et al. 2023: the log ratio comes to 1 / (2 beta) and no further, though the pair is always won."""
     beta, model = 0.4, Table()
@@ -125,6 +128,7 @@ def test_ipo_stops_at_its_margin() -> None:
     assert (gained[2] - gained[0]).item() == pytest.approx(1 / (2 * beta), abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["log_sig", "log_exp"])
 def test_reward_differences_are_the_log_odds_of_winning(loss: str) -> None:
     """Bradley & Terry 1952: score(a) - score(b) = log(wins / losses)."""
@@ -178,6 +182,7 @@ def bandit(
     return torch.stack(kept).mean(0)
 
 
+@pytest.mark.slow
 def test_grpo_without_a_price_of_kl_takes_the_best_arm() -> None:
     model = Table()
     options = grpo.GRPOOptions()
@@ -191,6 +196,7 @@ def test_grpo_without_a_price_of_kl_takes_the_best_arm() -> None:
     assert found.argmax() == REWARDS.argmax() and found.max() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["token", "answer"])
 def test_grpo_with_a_price_of_kl_stops_where_theory_says(average: Any) -> None:
     """The slope of k3 under fresh samples is that of KL(ref || policy), so with centred advantages
@@ -247,6 +253,7 @@ def replace_extras(tree: Tree, extras: dict[str, Tensor]) -> Tree:
     return replace(tree, extras=extras)
 
 
+@pytest.mark.slow
 def test_ppo_with_documents_also_learns_them() -> None:
     """The ptx loss alone (no reward, nothing to gain) moves the policy to the frequencies of the documents."""
     answers = [replace_extras(FOREST[0], {

@@ -31,6 +31,7 @@ def expected_tokens(paths: list[Path]) -> int:
     return len(kept)
 
 
+@pytest.mark.slow
 @given(st.lists(branch, min_size=1, max_size=7))
 @settings(max_examples=300, deadline=None)
 def test_join_then_paths_is_the_identity_and_shares_all_that_may_be_shared(

@@ -88,6 +88,7 @@ def test_a_share_of_runs_by_brute_force(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_real_exams_find_their_own_questions_and_little_else(shared: Path) -> None:
     folder = shared / "data"
     ceval = [

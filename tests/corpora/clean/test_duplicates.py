@@ -66,6 +66,7 @@ def texts(shared: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_shingles_are_the_sets_that_they_say(texts: list[str]) -> None:
     short = ["", "?!", "春", "春眠", "a", "a b", "a b c d", "Ｈello，World！", "表A1", "日本語テキスト"]
     for one in [*short, *texts[:40]]:
@@ -116,6 +117,7 @@ def test_near_copies_against_brute_force(texts: list[str]) -> None:
     assert stay == sorted(set(range(len(texts))) - removed)
 
 
+@pytest.mark.slow
 def test_train_has_no_near_copy_of_dev(texts: list[str]) -> None:
     division, threshold = Division(seed=2, dev=0.2), 0.7
     account: dict[str, Any] = {}
@@ -191,6 +193,7 @@ def test_candidates_against_all_pairs() -> None:
     assert candidates(iter(())).tolist() == []
 
 
+@pytest.mark.slow
 def test_memory_is_a_few_bytes_a_record() -> None:
     peaks = []
     for number in (300, 1800):

@@ -141,6 +141,7 @@ def test_files_of_different_lengths_are_refused(tmp_path: Path) -> None:
         list(couplets(tmp_path / "nothing", Division()))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     path = single(tmp_path, PAIRS + SHORT)
     code = (
@@ -170,6 +171,7 @@ def test_work_does_not_grow_with_the_corpus(shared: Path, monkeypatch: pytest.Mo
     assert len(looked_at) < 4.5 * number
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     peaks = []
     for number in (1_000, 8_000):

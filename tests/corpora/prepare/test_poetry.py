@@ -162,6 +162,7 @@ def test_a_work_of_the_same_title_is_no_wrong_answer(tmp_path: Path, by_score: A
             assert by_score(thing.row)[0] == ["故人西辞。"]
 
 
+@pytest.mark.slow
 def test_dev_shares_nothing_with_train(shared: Path) -> None:
     division = Division(seed=3, dev=0.2)
     texts: dict[str, set[str]] = {TRAIN: set(), DEV: set()}

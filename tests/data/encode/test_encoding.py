@@ -33,6 +33,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sharegpt_zh", "llamafactory_demo/alpaca_en_demo.json", "numina_cot"])
 def test_trained_tokens_decode_to_the_answers_and_their_ends(shared: Path, tokenizer: Any, name: str) -> None:
     chats = load_records([DatasetSpec(str(shared / "data" / name))], "chat", skip_bad=True).records[:100]

@@ -241,6 +241,7 @@ def test_the_choice_of_a_template() -> None:
         choose_template(without)
 
 
+@pytest.mark.slow
 def test_real_conversations_come_through_whole(shared: Path) -> None:
     from espalier.data.read.sources import DatasetSpec
 

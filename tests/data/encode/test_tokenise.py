@@ -129,6 +129,7 @@ def test_a_bos_token_where_the_tokenizer_adds_one(vocabulary: Vocabulary, gpt2: 
     assert cut.tokens == [bos, *prompt.tokens[3:]]
 
 
+@pytest.mark.slow
 def test_a_prompt_is_what_training_has_before_the_answer(shared: Path, aquila: Any, gpt2: Any) -> None:
     pairs = load_records(
         [DatasetSpec(str(shared / "data/llamafactory_demo/dpo_*.json"))], "preference"
@@ -218,6 +219,7 @@ def test_trim_of_a_single_exchange_cuts_its_question_then_its_answer(aquila: Any
     assert account == Counter({"trimmed: end of the answer, its end token too": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cutoff_len", [24, 64, 256])
 def test_trimmed_real_records_fit_and_every_one_is_accounted_for(
     shared: Path, aquila: Any, cutoff_len: int

@@ -62,6 +62,7 @@ def test_columns_are_those_of_the_file() -> None:
     assert place == "a.json:1" and isinstance(bad, BadRecord) and "at column 27 " in bad.reason
 
 
+@pytest.mark.slow
 def test_memory_is_one_record(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with path.open("w", encoding="utf-8") as stream:

@@ -147,6 +147,7 @@ def test_rows_of_a_long_set_are_full() -> None:
     assert np.median(spread) > len(sizes) / 2
 
 
+@pytest.mark.slow
 def test_rows_of_real_records_are_full(shared: Any, aquila: Any) -> None:
     from espalier.data.encode.templates import choose_template
     from espalier.data.encode.tokenise import Encoder, encode_all

@@ -147,6 +147,7 @@ def test_a_lock_that_nobody_can_read_is_taken_over(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_living_owner_is_waited_for_and_a_silent_one_on_another_machine_is_not_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def test_mixing_chooses_the_same_records(mix: str, tokenizer: Any, tmp_path: Pat
     assert again == sorted(record.source for record in listed.records)
 
 
+@pytest.mark.slow
 def test_samples_and_shares_are_counted_as_before(tokenizer: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", CHATS * 20)  # more than one block
     for options in (

@@ -55,6 +55,7 @@ def test_trees_score_as_one_sequence_at_a_time(name: str, prefix: str, tokenizer
             assert count == n and score == pytest.approx(truth, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
 def test_order_rows_and_layout_change_nothing(name: str, tokenizer: Any) -> None:
     model = model_of(name, tokenizer)

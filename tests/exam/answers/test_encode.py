@@ -40,6 +40,7 @@ def tokenizer(
     return tokenizer_of(str(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", EXAMS)
 def test_parts_are_the_whole(name: str, prompts: Any, tokenizer: Any, layouts: Path) -> None:

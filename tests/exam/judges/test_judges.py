@@ -27,6 +27,7 @@ def longest_common_run(a: list[str], b: list[str]) -> int:
                 if any(a[i : i + n] == b[j : j + n] for j in range(len(b) - n + 1))), default=0)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "right", "f1", "exact"),
     [
@@ -44,6 +45,7 @@ def test_cmrc_by_hand(said: str, right: str, f1: float, exact: float) -> None:
     assert (found["f1"], found["exact_match"]) == pytest.approx((f1, exact))
 
 
+@pytest.mark.slow
 def test_cmrc_f1_on_real_answers_is_the_plain_formula(shared: Path) -> None:
     data = json.loads((shared / "data" / "cmrc2018" / "dev.json").read_text("utf-8"))["data"]
     asked = [qa for article in data for p in article["paragraphs"] for qa in p["qas"]][:300]
@@ -109,6 +111,7 @@ def test_an_ellipsis_is_no_sign_of_the_official_script() -> None:
     assert found == {"f1": pytest.approx(4 / 9), "exact_match": 0.0}
 
 
+@pytest.mark.slow
 def test_every_reference_of_the_mathematical_sets_equals_itself_and_not_another(shared: Path) -> None:
     folder = shared / "data" / "math_bench"
     references = [
@@ -154,6 +157,7 @@ def test_symbolic_equality(said: str, right: str, equal: bool) -> None:
     assert judge_expression(rf"So \boxed{{{said}}}", (right,)) == {"accuracy": float(equal)}
 
 
+@pytest.mark.slow
 def test_what_no_computer_writes_out_is_not_comparable_and_the_next_answer_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -170,6 +174,7 @@ def test_what_no_computer_writes_out_is_not_comparable_and_the_next_answer_is(
 # --- texts ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rouge_of_chinese_by_hand() -> None:
     found = judge_rouge("今天下雨", ("今天不下雨",))
     assert found["rouge_1"] == pytest.approx(2 * 4 / 9)  # 今 天 下 雨 of 4 and 5

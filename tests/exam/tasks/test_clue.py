@@ -99,6 +99,7 @@ def test_an_independent_scorer_agrees(
     assert count == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["plain", "pangu"])
 @pytest.mark.parametrize("name", sorted(EXAMS))
 def test_every_question_of_the_file_is_asked(name: str, prompts: Any, layouts: Path) -> None:

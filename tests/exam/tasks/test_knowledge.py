@@ -127,6 +127,7 @@ def test_an_independent_scorer_agrees(
             assert line["gold"] == "ABCD".index(row[5])
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_gets_everything_and_averages_are_by_subject(
     shared: Path, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:

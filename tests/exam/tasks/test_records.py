@@ -146,6 +146,7 @@ def test_bits_per_byte_and_perplexity_of_real_text(
     assert results["tasks"]["perplexity_wiki"]["n"] == 5 and found["bits_per_byte_stderr"] > 0
 
 
+@pytest.mark.slow
 def test_a_window_that_slides_is_one_sequence_at_a_time(shared: Path, tokenizer: Any) -> None:
     model = model_of("llama", tokenizer)
     text = "The cat sat on the mat and looked at the moon. " * 12
@@ -168,6 +169,7 @@ def test_a_window_that_slides_is_one_sequence_at_a_time(shared: Path, tokenizer:
 # --- generation ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_references_have_a_perplexity(shared: Path, tokenizer: Any, tmp_path: Path) -> None:
     pytest.importorskip("rouge_score", reason="the judges of the extra `exams` are not installed")
     path = shared / "data" / "alpaca_en" / "alpaca_5000.json"

@@ -290,6 +290,7 @@ def test_ia3_scales_keys_values_and_inner_activations(tiny: Tiny) -> None:
         assert len(settings.target_modules) == 2 * (len(outer) + len(inner))
 
 
+@pytest.mark.slow
 def test_a_grown_vocabulary_travels_with_the_adapter(tiny: Tiny, tmp_path: Path) -> None:
     for kind in ("lora", "ia3", "prompt", "prefix"):
         folder = tmp_path / kind

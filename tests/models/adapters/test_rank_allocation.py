@@ -56,6 +56,7 @@ def trained(lm: nn.Module) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in lm.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 def test_the_decisions_are_pefts_own_whole_and_continued(tiny: Tiny) -> None:
     base = tiny("llama")
     lm = with_adalora(copy.deepcopy(base)).train()

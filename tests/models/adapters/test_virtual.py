@@ -124,6 +124,7 @@ def test_gradients_reach_the_virtual_tokens_alike_in_both_layouts(
     torch.testing.assert_close(tree, padded, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKERS)
 def test_virtual_tokens_learn_what_to_say(tiny: Tiny, kind: str) -> None:
     lm = MAKERS[kind](tiny("llama")).train()

@@ -188,6 +188,7 @@ def _real_lines(shared: Path) -> list[str]:
     return [line[:300] for line in lines if line.strip()][:400]
 
 
+@pytest.mark.slow
 def test_the_command_and_its_refusals(
     tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,6 +105,7 @@ def test_with_a_vocabulary(
     from_the_original_folder_to_an_answer(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_chatglm_6b(tmp_path: Path) -> None:
     blanks = [f"<|blank_{k}|>" for k in range(2, 81)]
     symbols = ["<n>", "<|tab|>", *blanks, "[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>"]

@@ -314,6 +314,7 @@ def rwkv_original(state: State) -> State:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_file", [False, True])
 def test_rwkv_by_its_own_names(as_file: bool, tmp_path: Path) -> None:
     made = RwkvConfig(

@@ -261,6 +261,7 @@ def test_tables_of_sines_are_made_anew(kind: str, tmp_path: Path) -> None:
         make("codegen", {"rope_type": "dynamic", "factor": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scaling"),
     [

@@ -41,6 +41,7 @@ def full_logprobs(lm: nn.Module, prompt: list[int], tokens: list[int], temperatu
     return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_is_transformers_greedy(tiny: Tiny, name: str) -> None:
     plain = tiny(name)

@@ -109,6 +109,7 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
     assert tokenizer.backend_tokenizer.decode(ids) == truth.decode(ids)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_every_architecture_encodes_as_written_and_saved_and_loaded_again(
     tmp_path: Path, vocabulary: str
@@ -145,6 +146,7 @@ CLASSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", ["byte_level", "sentencepiece_like"])
 def test_whatever_class_the_settings_name(tmp_path: Path, vocabulary: str) -> None:
     made = VOCABULARIES[vocabulary]()

@@ -95,6 +95,7 @@ def test_the_answer_and_its_end_are_trained(
     assert not any(flags[: len(asked)])
 
 
+@pytest.mark.slow
 def test_only_the_last_answer_of_a_prefix_model_is_trained(vocabulary: Vocabulary) -> None:
     tokenizer: Any = load_tokenizer(str(vocabulary("glm_chinese_sp")))
     template = choose_template(tokenizer)

@@ -147,6 +147,7 @@ def test_glm_4(tmp_path: Path, shared: Path) -> None:
             assert tokenizer(text)["input_ids"] == [20002, 20004, *ids]
 
 
+@pytest.mark.slow
 def test_moss(shared: Path, tmp_path: Path) -> None:
     source = shared / "data" / "tokenizers" / "gpt2"
     folder = tmp_path / "old"

@@ -30,6 +30,7 @@ def examples(shared: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text("utf-8"))["pangu"]["examples"]
 
 
+@pytest.mark.slow
 def test_the_wanted_ids(tokenizer: Any, examples: list[dict[str, Any]]) -> None:
     assert len(examples) > 10
     for example in examples:

@@ -22,6 +22,7 @@ def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["baichuan2/tokenizer.model", "glm_chinese_sp/cog-pretrain.model"])
 def test_sentencepiece_models(name: str, lines: list[str], shared: Path) -> None:
     file = shared / "data" / "tokenizers" / name
@@ -34,6 +35,7 @@ def test_sentencepiece_models(name: str, lines: list[str], shared: Path) -> None
             assert made.decode(encoding.ids, skip_special_tokens=False) == truth.decode(encoding.ids)
 
 
+@pytest.mark.slow
 def test_the_file_s_own_fields(shared: Path) -> None:
     folder = shared / "data" / "tokenizers"
     baichuan = read_model(folder / "baichuan2" / "tokenizer.model")
@@ -44,6 +46,7 @@ def test_the_file_s_own_fields(shared: Path) -> None:
     assert (len(pangu.charsmap), pangu.dummy_prefix, pangu.squeeze) == (237539, True, True)
 
 
+@pytest.mark.slow
 def test_glm_chinese(shared: Path, tmp_path: Path) -> None:
     made = load_tokenizer(str(shared / "data" / "tokenizers" / "glm_chinese_sp"))
     held = json.loads((shared / "golden" / "tokenizer_examples.json").read_text("utf-8"))["glm_chinese"]
@@ -97,6 +100,7 @@ def test_baichuan2(lines: list[str], shared: Path, tmp_path: Path) -> None:
         assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
 
 
+@pytest.mark.slow
 def test_aquila_s_special_tokens_have_their_own_ids(shared: Path) -> None:
     made = load_tokenizer(str(shared / "data" / "tokenizers" / "aquila_bpe"))
     assert (made.bos_token_id, made.eos_token_id, made.pad_token_id) == (100006, 100007, 0)

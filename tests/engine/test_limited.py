@@ -93,13 +93,21 @@ def test_what_a_function_starts_cannot_answer_in_its_place_nor_read_what_is_aske
         "        with multiprocessing.get_context('fork').Pool(2) as pool: return pool.map(abs, [-value, value])\n"
         "    if what == 'cat': return subprocess.run(['cat'], capture_output=True, text=True, timeout=5).stdout\n"
         "    if what == 'input': return sys.stdin.read()\n"
+        "    if what == 'fork and end':\n"
+        "        child = os.fork()\n"
+        "        if child == 0: time.sleep(1000)\n"
+        "        os.kill(child, 15)\n"
+        "        return os.WTERMSIG(os.waitpid(child, 0)[1])\n"
         "    return value\n",
         "utf-8",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     child = Limited("starting:work")
     assert [child.call("fork", n, seconds=10) for n in range(3)] == [0, 1, 2]
-    assert child.call("pool", 3, seconds=10) == [3, 3]
+    assert child.call("pool", 3, seconds=60) == [3, 3]
+    assert child.call("fork and end", 0, seconds=60) == signal.SIGTERM, (
+        "a pool ends its workers so, and waits"
+    )
     assert [child.call(what, 0, seconds=10) for what in ("cat", "input")] == ["", ""]
     begun = time.monotonic()
     with pytest.raises(Died, match="ended with 7"):

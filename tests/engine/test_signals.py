@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -46,6 +49,21 @@ def test_who_waits_for_something_else_can_ask() -> None:
         signal.raise_signal(signal.SIGHUP)
         assert stop_asked()
     assert not stop_asked()
+
+
+@pytest.mark.parametrize("handled", [StopSignal, raising])
+def test_a_process_that_is_forked_off_ends_at_sigterm(
+    handled: Callable[[], contextlib.AbstractContextManager[object]],
+) -> None:
+    """As a pool's worker, in a reward function say: the pool ends it so and waits for its end."""
+    with handled():
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                signal.raise_signal(signal.SIGTERM)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        assert not stop_asked()
 
 
 def test_a_hangup_that_nohup_has_ignored_stays_ignored() -> None:

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from espalier.engine.signals import ENDING, stop_asked
+from espalier.engine.signals import handling, stop_asked
 from espalier.errors import Stopped
 
 STARTING = 60.0
@@ -161,21 +161,20 @@ def main(target: str, parent: int, memory: int) -> None:
 
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     # Whoever asked decides what a signal means. A handler and not SIG_IGN, which what is started here would inherit.
-    for number in ENDING:
-        signal.signal(number, lambda number, frame: None)
-    asked, answers = _own_pipes()
-    module, _, name = target.partition(":")
-    function = getattr(importlib.import_module(module), name)
-    _tell(answers, {"result": None})
-    own = os.getpid()
-    for arguments in _calls(asked):
-        try:
-            answer = {"result": function(*arguments)}
-        except Exception:
-            answer = {"raised": traceback.format_exc()}
-        if os.getpid() != own:  # the function has forked, and this is the child, whom nobody has asked
-            os._exit(0)
-        _tell(answers, answer)
+    with handling(lambda number, frame: None):
+        asked, answers = _own_pipes()
+        module, _, name = target.partition(":")
+        function = getattr(importlib.import_module(module), name)
+        _tell(answers, {"result": None})
+        own = os.getpid()
+        for arguments in _calls(asked):
+            try:
+                answer = {"result": function(*arguments)}
+            except Exception:
+                answer = {"raised": traceback.format_exc()}
+            if os.getpid() != own:  # the function has forked, and this is the child, whom nobody has asked
+                os._exit(0)
+            _tell(answers, answer)
 
 
 def _own_pipes() -> tuple[IO[str], IO[str]]:

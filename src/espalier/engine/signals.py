@@ -6,6 +6,8 @@ Outside the main thread (a notebook's worker, a server) no handler can be set, a
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import signal
 import threading
 import time
@@ -22,6 +24,10 @@ TOGETHER = 0.2
 Handler = Callable[[int, FrameType | None], None]
 
 _open: list[StopSignal] = []
+_ours: list[Handler] = []
+"""The handlers that were set and not put back yet."""
+
+_mask = threading.local()
 
 
 class Ended(KeyboardInterrupt):
@@ -98,9 +104,39 @@ def _handle(handler: Handler) -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     wanted = [n for n in ENDING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    _ours.append(handler)
     return {number: signal.signal(number, handler) for number in wanted}
 
 
 def _put_back(before: dict[int, Any]) -> None:
     for number, handler in before.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    if before:
+        _ours.pop()
+
+
+# --- a process that is forked off -------------------------------------------------------------------
+#
+# A pool ends its workers with SIGTERM and waits for them: for ever, where they have inherited a handler that only takes
+# note. The signals of a terminal reach all its processes at once, and what those mean is for the first of them to say.
+# A signal that comes between the fork and the first line in Python is forgotten by the interpreter, so it is held back.
+
+
+def _before_fork() -> None:
+    if _ours:
+        _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _forked(*, child: bool) -> None:
+    before = _mask.__dict__.pop("before", None)
+    if before is not None:
+        if child and signal.getsignal(signal.SIGTERM) in _ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_child=functools.partial(_forked, child=True),
+    after_in_parent=functools.partial(_forked, child=False),
+)

@@ -1,26 +1,9 @@
 from __future__ import annotations
 
-import math
-import statistics
-
 import pytest
 import torch
 
 from espalier.maths import metrics
-
-
-def test_mean_and_its_error_against_python_statistics() -> None:
-    numbers = torch.randn(50, dtype=torch.float64).tolist()
-    value, stderr, n = metrics.mean_with_stderr(numbers)
-    assert value == pytest.approx(statistics.mean(numbers))
-    assert stderr == pytest.approx(statistics.stdev(numbers) / math.sqrt(50))
-    assert n == 50
-
-
-def test_one_number_has_no_error_bar() -> None:
-    assert metrics.mean_with_stderr([3.0]) == (3.0, None, 1)
-    with pytest.raises(AssertionError):
-        metrics.mean_with_stderr([])
 
 
 def test_clip_fraction_counts_exactly_the_tokens_whose_gradient_is_stopped() -> None:

@@ -32,6 +32,7 @@ def test_a_share_has_the_binomial_error() -> None:
 def test_equal_weights_give_the_mean_and_its_error() -> None:
     numbers = torch.randn(50, dtype=torch.float64)
     found = ratio(3 * numbers, torch.full((50,), 3.0))
+    assert found.n == 50
     assert found.value == pytest.approx(statistics.mean(numbers.tolist()))
     assert found.stderr == pytest.approx(statistics.stdev(numbers.tolist()) / math.sqrt(50))
 
@@ -48,4 +49,7 @@ def test_one_pass_and_two_agree_and_follow_the_book() -> None:
 
 
 def test_one_unit_says_nothing_about_spread() -> None:
-    assert ratio(torch.tensor([6.0]), torch.tensor([3.0])).stderr == seen([6.0], [3.0]).stderr == 0.0
+    assert ratio(torch.tensor([6.0]), torch.tensor([3.0])) == (2.0, None, 1)
+    assert seen([6.0], [3.0]).stderr is None
+    with pytest.raises(AssertionError, match="non-empty"):
+        ratio(torch.tensor([]), torch.tensor([]))

@@ -130,9 +130,9 @@ def _known(manager: Any) -> set[str]:
     return {*manager.all_tasks, *manager.all_groups, *manager.all_tags}
 
 
-def _metrics(numbers: dict[str, Any]) -> dict[str, float]:
+def _metrics(numbers: dict[str, Any]) -> dict[str, float | None]:
     """``acc,none`` and ``acc_stderr,none`` -> acc and acc_stderr; a filter other than "none" stays in the name."""
-    metrics = {}
+    metrics: dict[str, float | None] = {}
     for key, value in numbers.items():
         name, comma, filtered = key.partition(",")
         if not comma or name.endswith("_stderr") or not isinstance(value, int | float):
@@ -140,7 +140,7 @@ def _metrics(numbers: dict[str, Any]) -> dict[str, float]:
         error = numbers.get(f"{name}_stderr,{filtered}")
         short = name if filtered == "none" else f"{name}_{filtered}"
         metrics[short] = float(value)
-        metrics[f"{short}_stderr"] = float(error) if isinstance(error, int | float) else 0.0
+        metrics[f"{short}_stderr"] = float(error) if isinstance(error, int | float) else None
     return metrics
 
 

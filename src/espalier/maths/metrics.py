@@ -7,7 +7,6 @@ Left out: intervals other than the normal one, and anything that needs a tokeniz
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -17,13 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-class Estimate(NamedTuple):
-    """A mean of n numbers with its standard error (None where n < 2: one number says nothing about spread)."""
-
-    value: float
-    stderr: float | None
-    n: int
+from espalier.maths.ratio import ratio
 
 
 class Difference(NamedTuple):
@@ -34,18 +27,6 @@ class Difference(NamedTuple):
     low: float
     high: float
     n: int
-
-
-def mean_with_stderr(numbers: Sequence[float] | Tensor) -> Estimate:
-    """Mean and s / sqrt(n), s the unbiased standard deviation; numbers: (Q,), at least one.
-
-    >>> mean_with_stderr([1.0, 3.0])
-    Estimate(value=2.0, stderr=1.0, n=2)
-    """
-    x = torch.as_tensor(numbers, dtype=torch.float64)
-    assert x.dim() == 1 and len(x) > 0, "a mean needs a flat, non-empty list of numbers"
-    stderr = x.std().item() / math.sqrt(len(x)) if len(x) > 1 else None
-    return Estimate(x.mean().item(), stderr, len(x))
 
 
 def clip_fraction(
@@ -80,7 +61,7 @@ def paired_difference(
     """
     first, second = (torch.as_tensor(x, dtype=torch.float64) for x in (before, after))
     assert first.shape == second.shape and len(first) > 1, "a paired difference needs two equally long lists"
-    mean, stderr, n = mean_with_stderr(second - first)
+    mean, stderr, n = ratio(second - first, torch.ones_like(first))
     assert stderr is not None
     reach = NormalDist().inv_cdf(0.5 + level / 2) * stderr
     return Difference(mean, stderr, mean - reach, mean + reach, n)

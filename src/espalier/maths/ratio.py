@@ -8,45 +8,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Judged:
-    """sum(x) / sum(w) over n units, and its standard error."""
+class Estimate(NamedTuple):
+    """sum(x) / sum(w) over n units, and its standard error (None where n < 2)."""
 
     value: float
-    stderr: float
+    stderr: float | None
     n: int
 
 
-def ratio(numerators: Tensor, denominators: Tensor) -> Judged:
-    """The estimate of n units that are all at hand; numerators, denominators: (n,), x and w of each.
+def ratio(numerators: Tensor, denominators: Tensor) -> Estimate:
+    """The estimate of n units that are all at hand; numerators, denominators: (n,), x and w of each; n >= 1.
 
     >>> from torch import tensor
     >>> ratio(tensor([1.0, 0.0]), tensor([1.0, 1.0]))
-    Judged(value=0.5, stderr=0.5, n=2)
+    Estimate(value=0.5, stderr=0.5, n=2)
     """
+    assert numerators.dim() == 1 and len(numerators) > 0, (
+        "an estimate needs a flat, non-empty list of numbers"
+    )
     x, w = numerators.double(), denominators.double()
     n, total = len(x), float(w.sum())
     value = float(x.sum()) / total
     residual = x - value * w
-    return Judged(value, ratio_error(float((residual**2).sum()), n, total), n)
+    return Estimate(value, ratio_error(float((residual**2).sum()), n, total), n)
 
 
-def ratio_error(squares: float, n: int, total: float) -> float:
+def ratio_error(squares: float, n: int, total: float) -> float | None:
     """The standard error of sum(x) / sum(w).
 
     Args:
         squares: the sum of (x - ratio * w)^2.
-        n: units; a single one says nothing about spread, and its error is 0.
+        n: units; a single one says nothing about spread, and there is no error: None.
         total: the sum of w.
 
     >>> ratio_error(0.5, 2, 2.0), ratio_error(0.5, 1, 2.0)
-    (0.5, 0.0)
+    (0.5, None)
     """
-    return math.sqrt(squares * n / (n - 1)) / total if n > 1 else 0.0
+    return math.sqrt(squares * n / (n - 1)) / total if n > 1 else None
 
 
 @dataclass
@@ -85,7 +88,7 @@ class Moments:
         return self.x / self.w
 
     @property
-    def stderr(self) -> float:
+    def stderr(self) -> float | None:
         """See `ratio_error`."""
         squares = max(0.0, self.xx - 2 * self.mean * self.xw + self.mean**2 * self.ww)
         return ratio_error(squares, self.n, self.w)

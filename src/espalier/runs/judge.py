@@ -6,11 +6,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from espalier.maths.ratio import Judged, ratio
+from espalier.maths.ratio import Estimate, ratio
 from espalier.stages.parts import Units
 
 
-def judged(units: Units | None, accelerator: Accelerator) -> Judged | None:
+def judged(units: Units | None, accelerator: Accelerator) -> Estimate | None:
     """The estimate over the units of all ranks; None where no rank has any."""
     own = [] if units is None else [(units[0].tolist(), units[1].tolist())]
     everything = gather_object(own) if accelerator.num_processes > 1 else own

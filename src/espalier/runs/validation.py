@@ -34,7 +34,9 @@ def validate(running: Running, step: int) -> dict[str, float]:
     estimate = judged(units, live.accelerator)
     if estimate is not None:
         name = parts.held_out.name
-        logged[f"eval_{name}"], logged[f"eval_{name}_stderr"] = estimate.value, estimate.stderr
+        logged[f"eval_{name}"] = estimate.value
+        if estimate.stderr is not None:
+            logged[f"eval_{name}_stderr"] = estimate.stderr
     _check_finite(running, logged, step)
     if estimate is not None:
         when = "before" if step == 0 else "after"

@@ -47,8 +47,16 @@ def test_nats_a_token_are_given_as_perplexity_too() -> None:
     assert found["perplexity_stderr"] == pytest.approx(found["perplexity"] * found["nats_per_token_stderr"])
 
 
-def test_one_number_has_no_spread() -> None:
-    assert moments([1.0]).stderr == 0.0
+def test_one_number_has_no_spread_and_nor_has_a_mean_with_it() -> None:
+    tally = Tally()
+    for group, values in {"law": [1.0], "art": [1.0, 0.0]}.items():
+        for value in values:
+            tally.add({"accuracy": value}, group=group)
+    summary = tally.summary({"humanities": ("art",)})
+    assert summary["subjects"]["law"]["accuracy_stderr"] is None
+    assert summary["metrics"]["macro_accuracy_stderr"] is None
+    assert summary["metrics"]["accuracy_stderr"] == pytest.approx(1 / 3)
+    assert summary["parts"]["humanities"]["macro_accuracy_stderr"] == 0.5
 
 
 def test_micro_macro_parts_chance_and_majority() -> None:

@@ -27,6 +27,9 @@ def predicted(scored: Scored, normalise: str) -> int:
 
 LN2 = math.log(2)
 
+Numbers = dict[str, float | None]
+"""Metrics and their standard errors by name; a metric of a single question has none."""
+
 Number = float | tuple[float, float]
 """What one question adds to a metric: a number, or x and w of a ratio."""
 
@@ -99,27 +102,30 @@ class Tally:
         return summary
 
 
-def _part(names: Sequence[str], members: Sequence[dict[str, Moments]]) -> dict[str, float]:
-    part: dict[str, float] = {"n": sum(next(iter(m.values())).n for m in members)}
+def _part(names: Sequence[str], members: Sequence[dict[str, Moments]]) -> Numbers:
+    part: Numbers = {"n": sum(next(iter(m.values())).n for m in members)}
     for name in names:
         part |= _named(name, _pooled([m[name] for m in members]))
         part |= _named(f"macro_{name}", _averaged([m[name] for m in members]))
     return part
 
 
-def _named(name: str, pair: tuple[float, float]) -> dict[str, float]:
-    numbers = {name: pair[0], f"{name}_stderr": pair[1]}
+def _named(name: str, pair: tuple[float, float | None]) -> Numbers:
+    numbers: Numbers = {name: pair[0], f"{name}_stderr": pair[1]}
     if name.endswith("nats_per_token"):  # the same number as people know it; its error by the delta method
         known = name.replace("nats_per_token", "perplexity")
         value = math.exp(min(pair[0], 700.0))
-        numbers |= {known: value, f"{known}_stderr": value * pair[1]}
+        numbers |= {known: value, f"{known}_stderr": None if pair[1] is None else value * pair[1]}
     return numbers
 
 
-def _pooled(each: Sequence[Moments]) -> tuple[float, float]:
+def _pooled(each: Sequence[Moments]) -> tuple[float, float | None]:
     whole = Moments(*(sum(values) for values in zip(*(astuple(m) for m in each), strict=True)))
     return whole.mean, whole.stderr
 
 
-def _averaged(each: Sequence[Moments]) -> tuple[float, float]:
-    return sum(m.mean for m in each) / len(each), math.sqrt(sum(m.stderr**2 for m in each)) / len(each)
+def _averaged(each: Sequence[Moments]) -> tuple[float, float | None]:
+    """The mean of the groups' means; without an error where a group has a single question, and so none itself."""
+    errors = [m.stderr for m in each if m.stderr is not None]
+    whole = math.sqrt(sum(error**2 for error in errors)) / len(each) if len(errors) == len(each) else None
+    return sum(m.mean for m in each) / len(each), whole

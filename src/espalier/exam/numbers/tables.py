@@ -27,7 +27,7 @@ def results_table(results: dict[str, Any]) -> Table:
             str(row["n"]),
             str(row["shots"]),
             metric or "no labels",
-            "-" if metric is None else with_error(row["metrics"], metric, row["n"]),
+            "-" if metric is None else with_error(row["metrics"], metric),
             _share(row.get("chance")),
             _share(row.get("majority")),
             f"{saved:.0%}",
@@ -40,16 +40,16 @@ def results_table(results: dict[str, Any]) -> Table:
                     str(numbers["n"]),
                     "",
                     "",
-                    with_error(numbers, metric, numbers["n"]),
+                    with_error(numbers, metric),
                     *[""] * 4,
                 )
     return made
 
 
-def with_error(numbers: dict[str, Any], metric: str, n: int) -> str:
+def with_error(numbers: dict[str, Any], metric: str) -> str:
     """Value ± standard error; one number alone has none."""
-    error = f"±{numbers[f'{metric}_stderr']:.3f}" if n > 1 else ""
-    return f"{numbers[metric]:.3f}{error}"
+    error = numbers[f"{metric}_stderr"]
+    return f"{numbers[metric]:.3f}" + ("" if error is None else f"±{error:.3f}")
 
 
 def _share(value: float | None) -> str:

@@ -98,6 +98,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "tokens_in_rows": progress.tokens,
         "idle_steps": progress.idle,
         "held_out": running.held_out,
+        "best": progress.best,
         "final": {k: v for k, v in progress.last.items() if math.isfinite(v)},
         "notes": start.notes,
         "models": running.saved,

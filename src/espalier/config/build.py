@@ -190,6 +190,8 @@ def unknown_key(
     owners = [name for name, classes in all_classes.items() if key in known_keys(classes)]
     if owners:
         return f"{values.where(key)} is an option of {' and '.join(owners)}, not of {stage}. Remove it here."
+    if key in SWITCHES:
+        return f"{values.where(key)} is {found_name(values[key])}; wanted true, false or auto."
     if key in REFUSED:
         return f"{values.where(key)} cannot be taken over. {REFUSED[key].cure}"
     if key == "stages":

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from espalier.config.elsewhere import ELSEWHERE
+from espalier.config.predecessors import NOTHING, SAME
 
 SYNONYMS: dict[str, str] = {
     # the model
@@ -123,6 +124,7 @@ SYNONYMS: dict[str, str] = {
     "max_input_token": "cutoff_len",
     "prompt_template": "template",
     "response_length": "max_new_tokens",
+    **SAME,
 }
 
 STAGE_SYNONYMS: dict[str, dict[str, str]] = {
@@ -136,7 +138,7 @@ STAGE_SYNONYMS: dict[str, dict[str, str]] = {
         "epsilon_high": "clip_high",
         "num_iterations": "grpo_epochs",
     },
-    "ppo": {"ppo_target": "kl_target", "sft_model_path": "model_name_or_path"},
+    "ppo": {"ppo_target": "kl_target", "sft_model_path": "model_name_or_path", "max_epochs": "ppo_epochs"},
 }
 
 SPREAD: dict[str, dict[str, tuple[str, ...]]] = {
@@ -164,6 +166,17 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "quantization_method": {"bitsandbytes": "bnb"},
     "report_to": {"none": []},
+    "strategy": {
+        "naive": "single",
+        "colossalai_zero2": "zero2",
+        "colossalai_gemini": "zero3",
+        "0": "auto",
+        "1": "zero1",
+        "2": "zero2",
+        "3": "zero3",
+    },
+    "quantization_bit": {"32": None, "16": None},
+    "lora_rank": {"0": None},
     "max_steps": {"-1": None},
     "deepspeed": {"": None},
 }
@@ -262,4 +275,5 @@ IGNORED: dict[str, str] = {
     "predict_with_generate": _GENERATE,
     "infer_backend": _GENERATE,
     **ELSEWHERE,
+    **NOTHING,
 }

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from espalier.config.predecessors import CURES
+
 
 @dataclass(frozen=True)
 class Refused:
@@ -76,7 +78,7 @@ _CURES: dict[str, str] = {
 }
 
 REFUSED: dict[str, Refused] = {
-    **{name: Refused(cure) for cure, names in _CURES.items() for name in names.split()},
+    **{name: Refused(cure) for cure, names in {**_CURES, **CURES}.items() for name in names.split()},
     "metric_for_best_model": Refused(
         "The stage's own held-out number decides: loss (pretrain, sft), accuracy (reward, dpo), reward (ppo, grpo).",
         harmless=("loss", "eval_loss"),

@@ -98,6 +98,13 @@ def test_a_file_of_each_stage_is_taken_as_it_is(tmp_path: Path, stage: str) -> N
         assert built[PPOOptions].kl_target == 6.0 and built[RolloutOptions].reward_model == "saves/rm"
 
 
+def test_a_file_that_merges_is_sent_to_merge() -> None:
+    with pytest.raises(UserError, match=r"writes a model and trains none.* espalier merge saves/lora out$"):
+        stage_of(
+            {"model_name_or_path": "m", "adapter_name_or_path": "saves/lora", "export_dir": "out"}, CLASSES
+        )
+
+
 def test_every_documented_key_of_llama_factory_has_a_meaning() -> None:
     """Their argument classes (model, data, finetuning, generating), as of version 0.9."""
     names = [
@@ -328,6 +335,7 @@ def test_every_documented_key_of_llama_factory_has_a_meaning() -> None:
          {"model_name_or_path": "m", "finetuning_type": "lora", "lora_rank": 4, "lora_target": ["all"],
           "cutoff_len": 64, "per_device_train_batch_size": 2, "num_train_epochs": 1, "optim": "adamw_8bit"}),
         ({"stage": "sft", "chat_template": "tokenizer_default"}, {"template": "tokenizer"}),
+        ({"stage": "sft", "bf16": "auto", "target_modules": "all-linear"}, {"precision": "auto", "lora_target": "all"}),
         # llms_tool
         ({"stage": "sft", "fine_tuning_type": "p_tuning", "max_input_token": 9, "prompt_template": "ziya"},
          {"finetuning_type": "p_tuning", "cutoff_len": 9, "template": "ziya"}),

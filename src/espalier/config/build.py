@@ -111,6 +111,14 @@ def stage_of(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> str:
     if isinstance(stage, str) and stage in all_classes:
         return stage
     choices = ", ".join(all_classes)
+    if stage is None and raw.get("export_dir") is not None:
+        adapter = values.get("adapter_name_or_path")
+        command = (
+            f"espalier merge {adapter} {raw['export_dir']}" if isinstance(adapter, str) else "espalier merge"
+        )
+        raise UserError(
+            f"`export_dir`: this file writes a model and trains none; wanted here is a file with `stage`. Use: {command}"
+        )
     if stage is None:
         raise UserError(f"`stage` is missing; wanted one of {choices}, for example `stage: sft`.")
     raise UserError(

@@ -177,6 +177,7 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "quantization_bit": {"32": None, "16": None},
     "lora_rank": {"0": None},
+    "lora_target": {"all-linear": "all"},
     "max_steps": {"-1": None},
     "deepspeed": {"": None},
 }

@@ -34,6 +34,8 @@ SYNONYMS: dict[str, str] = {
     "peft_use_rslora": "use_rslora",
     "peft_use_dora": "use_dora",
     "use_peft_rslora": "use_rslora",
+    "lora_modules_to_save": "modules_to_save",
+    "additional_target": "modules_to_save",
     "num_layer_trainable": "freeze_trainable_layers",
     "name_module_trainable": "freeze_trainable_modules",
     "unfrozen_parameters": "freeze_trainable_modules",

@@ -70,8 +70,6 @@ _CURES: dict[str, str] = {
     "Write its keys as keys of the run, such as model_revision or temperature.": """
         model_init_kwargs ref_model_init_kwargs generation_kwargs""",
     "Records are shuffled by `seed`; to keep their order is not offered.": "disable_shuffling",
-    "Only LoRA's own matrices are trained beside it; use finetuning_type: freeze or full for whole parts.": """
-        modules_to_save lora_modules_to_save additional_target""",
     "The last records of an epoch are trained too; remove it.": "dataloader_drop_last",
     "Remove copies once, before training: espalier clean.": "dataset_exact_deduplication",
     "Rename the columns where the data is named: dataset: {path: …, columns: {text: …}}.": "dataset_kwargs",

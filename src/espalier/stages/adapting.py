@@ -5,6 +5,7 @@ Options stop here, as in `setup`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,12 +36,15 @@ from espalier.stages.quantised import quantisation_of
 from espalier.trees import Batch
 
 
-def adapted(lm: nn.Module, options: OptionSet, tokenizer: Any, *, own: bool) -> nn.Module:
+def adapted(
+    lm: nn.Module, options: OptionSet, tokenizer: Any, *, own: bool, new_tokens: Sequence[int] = ()
+) -> nn.Module:
     """The model with what the options train of it.
 
     Args:
         lm: a plain model, or one whose virtual tokens came with its folder: they are trained on.
         own: whether it is the run's own model, which `adapter_name_or_path` is for (a critic is not).
+        new_tokens: ids that the model has not met before; a new LoRA trains their rows.
 
     Raises:
         UserError: adapters that cannot be stacked or trained on in this way.
@@ -60,7 +64,7 @@ def adapted(lm: nn.Module, options: OptionSet, tokenizer: Any, *, own: bool) -> 
     if adapters.is_adapted(lm):  # virtual tokens that came with the model's folder and cannot be merged
         _check_same("model_name_or_path" if own else "the reward model", str(adapters.kind_of(lm)), kind)
         return adapters.trained_on(lm)
-    return lm if kind in ("full", "freeze") else new_adapter(lm, options, tokenizer)
+    return lm if kind in ("full", "freeze") else new_adapter(lm, options, tokenizer, new_tokens)
 
 
 def merges_first(options: OptionSet, *, own: bool) -> bool:
@@ -85,7 +89,9 @@ def _check_same(where: str, found: str, kind: str) -> None:
         )
 
 
-def new_adapter(lm: nn.Module, options: OptionSet, tokenizer: Any) -> nn.Module:
+def new_adapter(
+    lm: nn.Module, options: OptionSet, tokenizer: Any, new_tokens: Sequence[int] = ()
+) -> nn.Module:
     """The model with a new adapter of the kind that the options name; the same on every process and at a resume."""
     kind = options[AdapterOptions].finetuning_type
     lora, ada, virtual = options[LoraOptions], options[AdaloraOptions], options[VirtualTokenOptions]
@@ -98,8 +104,9 @@ def new_adapter(lm: nn.Module, options: OptionSet, tokenizer: Any) -> nn.Module:
             dropout=lora.lora_dropout,
             target=lora.lora_target,
             bias=lora.lora_bias,
-            rslora=lora.use_rslora,
-            dora=lora.use_dora,
+            variant=adapter_kinds.LoraVariant(
+                lora.use_rslora, lora.use_dora, lora.modules_to_save, new_tokens
+            ),
         )
     if kind == "adalora":
         return adapter_kinds.add_adalora(

@@ -64,14 +64,15 @@ class Setup(Datasets):
         wanted = None if merges_first(self.options, own=name is None) else quantisation_of(adapter)
         if name is not None:
             self._check_tokenizer(name)
-        lm, head = self._lm(name or model.model_name_or_path, wanted, own=name is None)
-        lm = adapted(lm, self.options, self.tokenizer, own=name is None)
+        lm, head, new = self._lm(name or model.model_name_or_path, wanted, own=name is None)
+        lm = adapted(lm, self.options, self.tokenizer, own=name is None, new_tokens=new)
         check_trainable(lm, adapter, self.option(EngineOptions))
         traits = self._traits(lm)
         self.say(traits.reason)
         frozen = frozen_part(lm, self.option(AdapterOptions))
         if frozen is not None:
             self.say(frozen)
+        self._tell_of_new(lm, new)
         if not scalar_head:
             head = None
         elif head is None:
@@ -80,10 +81,24 @@ class Setup(Datasets):
             load.checkpoint_activations(lm)
         return TreeModel(lm, traits, head).to(self.device)
 
+    def _tell_of_new(self, lm: nn.Module, new: range) -> None:
+        """Whether the rows of new tokens are learned, which otherwise stay at the mean of all others."""
+        if not new:
+            return
+        embeddings = lm.get_input_embeddings()  # type: ignore[operator]
+        which = f"{len(new)} new tokens ({', '.join(self.tokenizer.convert_ids_to_tokens(list(new[:3])))}, …)"
+        if any(parameter.requires_grad for parameter in embeddings.parameters()):
+            self.say(f"{which}: their embeddings are trained")
+        else:
+            self.say(
+                f"{which} stay at their first embeddings, for nothing trains these: use finetuning_type lora or full, "
+                "or freeze with freeze_extra_modules: [the embeddings' name]"
+            )
+
     def load_frozen(self, name: str, *, scalar_head: bool = False) -> TreeModel:
         """Another model (a reward model, a critic's start); without a scalar head of its own it is an error."""
         self._check_tokenizer(name)
-        lm, head = self._lm(name)
+        lm, head, _ = self._lm(name)
         if scalar_head and head is None:
             raise UserError(
                 f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
@@ -118,14 +133,15 @@ class Setup(Datasets):
 
     def _lm(
         self, name: str | None, quantisation: Quantisation | None = None, *, own: bool = False
-    ) -> tuple[nn.Module, ScalarHead | None]:
+    ) -> tuple[nn.Module, ScalarHead | None, range]:
+        """A model, its scalar head, and the ids that it has not met before."""
         model = self.option(ModelOptions)
         if name is None:
             torch.manual_seed(self.option(RunOptions).seed)
             config = load.read_config(model.model_config or {})
             ids = {k: getattr(self.tokenizer, k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
             scaling = {"rope_scaling": model.rope_scaling, "length": self.cutoff_len}
-            return load.new_lm(config, len(self.tokenizer), ids, **scaling), None  # type: ignore[arg-type]
+            return load.new_lm(config, len(self.tokenizer), ids, **scaling), None, range(0)  # type: ignore[arg-type]
         lm, head = (
             load_adapted.load_with_adapter(
                 name,
@@ -139,12 +155,20 @@ class Setup(Datasets):
         )
         if quantisation is not None:
             self.say(f"the frozen linear layers are stored by {quantisation}")
+        rows = int(lm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         grown = load.fit_vocabulary(lm, self.tokenizer)
         if grown:
             self.say(
                 f"{grown} rows were added to the embeddings: the tokenizer knows more tokens than the model"
             )
-        return lm, head
+        return lm, head, range(self._known(name, rows), len(self.tokenizer))
+
+    def _known(self, name: str, rows: int) -> int:
+        """How many of the run's tokens a model that was trained before, with so many rows, has met."""
+        model = self.option(ModelOptions)
+        if model.tokenizer is None or not load.has_tokenizer(Path(name)):
+            return rows
+        return min(rows, len(load.load_tokenizer(name, trust_remote_code=model.trust_remote_code)))
 
     def refresh_sampler(self, live: Live, policy: TreeModel) -> None:
         """Bring the copy that is sampled from up to date, where the trained weights are sharded."""

@@ -20,6 +20,7 @@ from espalier.models.adapters.adapter import (
     merged,
 )
 from espalier.models.adapters.kinds import (
+    LoraVariant,
     add_adalora,
     add_ia3,
     add_lora,
@@ -56,9 +57,11 @@ def learned(lm: nn.Module) -> nn.Module:
 MAKERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "lora": lambda lm: add_lora(lm, rank=2, alpha=None, dropout=0.0, target=None, bias="none"),
     "rslora": lambda lm: add_lora(
-        lm, rank=4, alpha=8, dropout=0.0, target=["auto"], bias="none", rslora=True
+        lm, rank=4, alpha=8, dropout=0.0, target=["auto"], bias="none", variant=LoraVariant(rslora=True)
     ),
-    "dora": lambda lm: add_lora(lm, rank=2, alpha=None, dropout=0.0, target=None, bias="none", dora=True),
+    "dora": lambda lm: add_lora(
+        lm, rank=2, alpha=None, dropout=0.0, target=None, bias="none", variant=LoraVariant(dora=True)
+    ),
     "bias": lambda lm: add_lora(lm, rank=2, alpha=None, dropout=0.0, target=None, bias="all"),
     "adalora": lambda lm: add_adalora(
         lm, first_rank=4, rank=2, alpha=None, dropout=0.0, target=None, beta=0.85, orthogonality=0.5

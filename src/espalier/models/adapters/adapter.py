@@ -94,7 +94,7 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
         UserError: the folder is no adapter's, or its weights do not fit the model.
     """
     settings = read_settings(folder)
-    _grow(lm, Path(folder))
+    _grow(lm, Path(folder), settings)
     virtual = is_virtual(folder)
     try:
         with warnings.catch_warnings():
@@ -104,7 +104,7 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
             made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)
     except pickle.UnpicklingError as error:
         raise UserError(not_safe(folder, error)) from error
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
         first = str(error).strip().split("\n")[0][:300]
         raise UserError(
             f"{folder}: this adapter does not fit the model ({first}). It was made for "
@@ -138,15 +138,22 @@ def trained_on(lm: nn.Module) -> nn.Module:
     return model
 
 
-def _grow(lm: nn.Module, folder: Path) -> None:
+def _grow(lm: nn.Module, folder: Path, settings: dict[str, Any]) -> None:
     """As many embeddings as the adapter was trained with, where it brings its own."""
     inner = lm.get_input_embeddings()  # type: ignore[operator]
     name = next(n for n, module in lm.named_modules() if module is inner)
+    # The rows of tokens that it has trained are all in it, whatever the others are.
+    trained = settings.get("trainable_token_indices") or []
+    trained = [i for rows in trained.values() for i in rows] if isinstance(trained, dict) else trained
+    if max(trained, default=-1) >= inner.weight.shape[0]:
+        lm.resize_token_embeddings(max(trained) + 1, mean_resizing=False)  # type: ignore[operator]
     if not (folder / WEIGHTS).is_file():
         return
     with safe_open(folder / WEIGHTS, framework="pt") as held:
         for key in held.keys():  # noqa: SIM118
-            if key.endswith((f"{name}.weight", f"{name}.base_layer.weight")):
+            if key.endswith(
+                tuple(f"{name}.{end}weight" for end in ("", "base_layer.", "token_adapter.base_layer."))
+            ):
                 rows = held.get_slice(key).get_shape()[0]
                 if rows != inner.weight.shape[0]:
                     lm.resize_token_embeddings(rows, mean_resizing=False)  # type: ignore[operator]

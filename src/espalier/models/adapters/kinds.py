@@ -7,8 +7,10 @@ read that text; p-tuning and a projected prefix begin as what their small networ
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,6 +42,23 @@ PEFT_AND_TRANSFORMERS = ".*is_gradient_checkpointing.* is deprecated"
 """PEFT asks for a property that transformers has renamed; nothing that a user could do anything about."""
 
 
+@dataclass(frozen=True)
+class LoraVariant:
+    """What may be different about LoRA, and what is trained beside its matrices.
+
+    Attributes:
+        rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023).
+        dora: learn the weights' directions and their lengths apart (Liu et al. 2024).
+        modules_to_save: ends of the paths of modules that are trained whole and saved with the adapter.
+        new_tokens: ids whose embeddings, and rows of an output head of its own, are trained.
+    """
+
+    rslora: bool = False
+    dora: bool = False
+    modules_to_save: Sequence[str] = ()
+    new_tokens: Sequence[int] = ()
+
+
 def add_lora(
     lm: nn.Module,
     *,
@@ -48,8 +67,7 @@ def add_lora(
     dropout: float,
     target: Sequence[str] | None,
     bias: str,
-    rslora: bool = False,
-    dora: bool = False,
+    variant: LoraVariant = LoraVariant(),
 ) -> nn.Module:
     """The model with low-rank adapters (Hu et al. 2021).
 
@@ -60,11 +78,10 @@ def add_lora(
         dropout: on the adapter's input, 0 to 1; no effect on the reference.
         target: see `adapter_targets.chosen_layers`; None is all.
         bias: "none", "all" or "lora_only".
-        rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023).
-        dora: learn the weights' directions and their lengths apart (Liu et al. 2024).
+        variant: see there.
 
     Raises:
-        UserError: a target that matches no layer.
+        UserError: a target that matches no layer, or a module to save that does not exist.
     """
     settings = LoraConfig(
         r=rank,
@@ -72,12 +89,37 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=_targets(lm, target),
         bias=bias,  # type: ignore[arg-type]
-        use_rslora=rslora,
-        use_dora=dora,
+        use_rslora=variant.rslora,
+        use_dora=variant.dora,
         task_type=_task(lm),
         fan_in_fan_out=_transposed(lm),
+        **_beside(lm, variant),
     )
     return _made(lm, settings)
+
+
+def _beside(lm: nn.Module, variant: LoraVariant) -> dict[str, Any]:
+    """PEFT's settings for what is trained beside LoRA's matrices."""
+    wanted, given = list(variant.modules_to_save), dict[str, Any]()
+    paths = [name for name, _ in lm.named_modules() if name]
+    for name in wanted:
+        if not any(path == name or path.endswith(f".{name}") for path in paths):
+            near = difflib.get_close_matches(name, {path.rpartition(".")[2] for path in paths}, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"modules_to_save: {name} is no module of this model.{hint}")
+    model: Any = lm
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    ends = {module: path.rpartition(".")[2] for path, module in lm.named_modules()}
+    tied = outputs is None or outputs.weight is inputs.weight
+    if wanted:
+        # Embeddings that are also the head stay so, unless both are named.
+        both = {ends[inputs], ends.get(outputs)} <= set(wanted)
+        given |= {"modules_to_save": wanted, "ensure_weight_tying": tied and not both}
+    if variant.new_tokens:
+        layers = {ends[inputs]} if tied else {ends[inputs], ends[outputs]}
+        rows = {name: list(variant.new_tokens) for name in sorted(layers - set(wanted))}
+        given |= {"trainable_token_indices": rows} if rows else {}
+    return given
 
 
 def add_adalora(

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from espalier.models.adapters.kinds import add_lora
 from espalier.models.forward import TreeModel, Want
 from espalier.models.heads import ScalarHead
-from espalier.models.load import load_lm
+from espalier.models.load import load_lm, train_tokenizer
 from espalier.models.load_adapted import load_with_adapter
 from espalier.models.probe import probe
 from espalier.models.saved import HEAD_FILE, read_scalar_head, save_model
@@ -64,6 +64,41 @@ def test_a_reward_model_is_a_sequence_classifier_to_others(
             for tokens, _ in tree.paths()
         ]
     torch.testing.assert_close(torch.stack(theirs), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "bloom"])
+def test_others_read_the_same_score_in_a_padded_batch_where_padding_was_the_end(
+    tiny: Tiny, name: str, tmp_path: Path
+) -> None:
+    end = 2
+    lm, head = tiny(name, pad_token_id=end), ScalarHead(32)
+    lm.config.pad_token_id = end
+    paths = [[5, 6, 7, 8, end], [5, 6, end], [9, 10, 11, end]]
+    trees = [Tree.from_path(path, [False] + [True] * (len(path) - 1)) for path in paths]
+    truth = scores(lm, head, trees)
+    save_model(tmp_path, TreeModel(lm, probe(lm), head), None, ends=(end,))
+    other = AutoModelForSequenceClassification.from_pretrained(str(tmp_path)).eval()
+    pad = other.config.pad_token_id
+    assert pad != end
+    rows = torch.tensor([path + [pad] * (5 - len(path)) for path in paths])
+    with torch.no_grad():
+        theirs = other(input_ids=rows, attention_mask=(rows != pad).long()).logits[:, 0]
+        other.config.pad_token_id = end
+        early = other(input_ids=rows, attention_mask=(rows != pad).long()).logits[:, 0]
+    torch.testing.assert_close(theirs, truth, rtol=1e-5, atol=1e-5)
+    assert float((early - truth).abs().max()) > 1e-4, "as it was read before"
+
+
+def test_the_tokenizer_of_a_reward_model_pads_with_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    lm, head = tiny("llama"), ScalarHead(32)
+    lm.config.eos_token_id = [2, 3]
+    tokenizer = train_tokenizer(["some text"] * 9, 300)
+    tokenizer.pad_token = tokenizer.eos_token
+    save_model(tmp_path, TreeModel(lm, probe(lm), head), tokenizer, ends=(4,))
+    again = AutoTokenizer.from_pretrained(str(tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert again.pad_token_id == config["pad_token_id"] not in (2, 3, 4, again.eos_token_id)
+    assert tokenizer.pad_token == tokenizer.eos_token, "the policy's own stays"
 
 
 def test_without_a_classifier_class_the_head_lies_beside_the_weights(

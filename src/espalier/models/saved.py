@@ -6,6 +6,7 @@ so that others can load it; else the head lies beside the weights.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from espalier.models.adapters.adapter import is_adapted, save_adapter
-from espalier.models.endings import save_ends
+from espalier.models.endings import ends_of, save_ends
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.load_adapted import vocabulary_of
@@ -55,7 +56,8 @@ def save_model(
     lm.config._attn_implementation = "sdpa"  # ours means nothing to others
     try:
         if head is not None and not (is_adapted(lm) or is_quantised(lm)) and _classifier(lm) is not None:
-            _save_classifier(folder, lm, state, head)
+            tokenizer, pad = padded_otherwise(lm, tokenizer, ends)
+            _save_classifier(folder, lm, state, head, pad)
         else:
             if is_adapted(lm):
                 save_adapter(lm, folder, state, embeddings=_has_grown(lm))
@@ -102,7 +104,33 @@ def _classifier(lm: Any) -> type | None:
     return kind
 
 
-def _save_classifier(folder: Path, lm: Any, state: dict[str, Tensor], head: Tensor) -> None:
+def padded_otherwise(lm: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[Any, int]:
+    """The tokenizer and the id for padding, which no answer ends with.
+
+    transformers' classifiers read the score at the last token that is not the padding. Where that is also the end token,
+    as base models have it, the score would be read one token too early.
+
+    Args:
+        tokenizer: a copy with another padding token is returned where its own ends answers; may be None.
+        ends: tokens that answers end with, beside the model's and the tokenizer's own.
+    """
+    config = lm.config.get_text_config()
+    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    ending = {*ends, *ends_of(lm), *own, getattr(tokenizer, "eos_token_id", None)}
+    special = (
+        []
+        if tokenizer is None
+        else [tokenizer.pad_token_id, tokenizer.unk_token_id, *tokenizer.all_special_ids]
+    )
+    ids = [*special, config.pad_token_id, *reversed(range(config.vocab_size))]
+    pad = next(i for i in ids if i is not None and i not in ending)
+    if tokenizer is not None and tokenizer.pad_token_id != pad:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    return tokenizer, int(pad)
+
+
+def _save_classifier(folder: Path, lm: Any, state: dict[str, Tensor], head: Tensor, pad: int) -> None:
     """The backbone and one score, in the names of transformers' sequence classifier."""
     backbone = lm.base_model_prefix + "."
     kept = {name: t.cpu().contiguous() for name, t in state.items() if name.startswith(backbone)}
@@ -112,6 +140,10 @@ def _save_classifier(folder: Path, lm: Any, state: dict[str, Tensor], head: Tens
     classifier = _classifier(lm)
     assert classifier is not None
     config.update(
-        architectures=[classifier.__name__], num_labels=1, id2label={"0": "score"}, label2id={"score": 0}
+        architectures=[classifier.__name__],
+        num_labels=1,
+        id2label={"0": "score"},
+        label2id={"score": 0},
+        pad_token_id=pad,
     )
     (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", "utf-8")

@@ -189,10 +189,10 @@ def guarded(call: Callable[[], Any]) -> int:
     parent = connected()
     try:
         with raising() as ended:
-            found = call()
-        if ended and found == 128 + signal.SIGINT:  # typer's code for whatever signal
+            code = call()
+        if ended and code == 128 + signal.SIGINT:  # typer's code for whatever signal
             return 128 + ended[-1].number
-        return found if isinstance(found, int) else 0
+        return code if isinstance(code, int) else 0
     except typer.Exit as wish:
         return wish.exit_code
     except typer.Abort:

@@ -80,7 +80,7 @@ def prepare(
             tuple(Path(name.strip()) for name in exams.split(",") if name.strip()),
         ),
         force=force,
-        watch=lambda found: _watched(source, found),
+        watch=lambda outcomes: _watched(source, outcomes),
     )
     if as_json:
         print(json_text(report))
@@ -103,15 +103,15 @@ def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: 
         raise UserError(f"--max-repetition {max_repetition}: wanted a share from 0 to 1, such as 0.5.")
 
 
-def _watched(name: str, found: Outcomes) -> Outcomes:
-    """`found`, counted on one live line."""
+def _watched(name: str, outcomes: Outcomes) -> Outcomes:
+    """`outcomes`, counted on one live line."""
     from espalier.corpora.made import CorpusRecord
     from espalier.engine.progress import ProgressLine
 
     line = ProgressLine(name, None)
     records = without = 0
     try:
-        for thing in found:
+        for thing in outcomes:
             if isinstance(thing, CorpusRecord):
                 records += 1
             else:

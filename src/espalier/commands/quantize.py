@@ -208,8 +208,8 @@ def _halves(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
         {"role": "assistant", "content": text[len(text) // 2 :]},
     ]
     asked, whole = (
-        tokenizer(said, add_special_tokens=False).input_ids
-        for said in (
+        tokenizer(dialogue, add_special_tokens=False).input_ids
+        for dialogue in (
             rendered(tokenizer, chat[:1], add_generation_prompt=True),
             rendered(tokenizer, chat),
         )

@@ -129,6 +129,6 @@ def agreed_precision(precision: Precision, *, cpu: bool) -> Precision:
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=cpu)
-    said = [precision]
-    broadcast_object_list(said)
-    return said[0]
+    agreed = [precision]
+    broadcast_object_list(agreed)
+    return agreed[0]

@@ -196,11 +196,11 @@ def whole_moments(
         if is_deepspeed(accelerator):
             from deepspeed.utils import safe_get_full_optimizer_state
 
-            held = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         else:
-            held = dict(inner.state.get(parameter, {}))
+            moments = dict(inner.state.get(parameter, {}))
         states.update(
-            {f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in held.items() if t is not None}
+            {f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in moments.items() if t is not None}
         )
     return states
 

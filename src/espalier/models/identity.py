@@ -30,7 +30,9 @@ def model_identity(name: str) -> dict[str, str]:
     prefix, seen = "", set[str]()
     while name not in seen:
         seen.add(name)
-        identities |= {prefix + file: said for file, said in _files(name, (*_WEIGHTS, *_OTHERS)).items()}
+        identities |= {
+            prefix + file: identity for file, identity in _files(name, (*_WEIGHTS, *_OTHERS)).items()
+        }
         try:
             base = json.loads((Path(name) / _ADAPTER).read_text("utf-8"))["base_model_name_or_path"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -45,8 +47,8 @@ def tokenizer_identity(name: str) -> dict[str, str]:
     """The same of what a tokenizer is read from: all but the weights."""
     identities = _files(name, _OTHERS)
     return {
-        file: said
-        for file, said in identities.items()
+        file: identity
+        for file, identity in identities.items()
         if file != "generation_config.json" and "index" not in file
     }
 

@@ -237,13 +237,13 @@ class _Layer(CacheLayerMixin):
         self.answer_values[:, :, at] = value_states[:, :, 0]
         return self.answer_keys[:, :, : at + 1], self.answer_values[:, :, : at + 1]
 
-    def _read(self, stores: list[Tensor], held: Tensor) -> None:
+    def _read(self, stores: list[Tensor], states: Tensor) -> None:
         """Cut the row of the prompts that are read now, one after the other, into their places."""
         memory = self.memory
-        _, kinds, _, size = held.shape
+        _, kinds, _, size = states.shape
         if not stores:
             stores += [
-                held.new_empty(len(g.prompts), kinds, g.longest, size, dtype=memory.dtype)
+                states.new_empty(len(g.prompts), kinds, g.longest, size, dtype=memory.dtype)
                 for g in memory.groups
             ]
         first, last = memory.reading
@@ -252,7 +252,7 @@ class _Layer(CacheLayerMixin):
             for place, prompt in enumerate(group.prompts):
                 if first <= prompt < last:
                     length = memory.lengths[prompt]
-                    store[place, :, :length] = held[0, :, start : start + length]
+                    store[place, :, :length] = states[0, :, start : start + length]
                     store[place, :, length:] = 0.0  # masked, but a NaN would not be
                     start += length
 

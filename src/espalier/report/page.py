@@ -98,25 +98,25 @@ def _stage_view(stage: Stage) -> Row:
     }
 
 
-def _held_out(held: Row) -> Row | None:
+def _held_out(numbers: Row) -> Row | None:
     """The stage's own number before and after, and whether the change is more than noise (two standard errors)."""
-    before, after = number(held.get("before")), number(held.get("after"))
+    before, after = number(numbers.get("before")), number(numbers.get("after"))
     if before is None and after is None:
         return None
-    errors = [number(held.get("stderr_before")), number(held.get("stderr_after"))]
+    errors = [number(numbers.get("stderr_before")), number(numbers.get("stderr_after"))]
     error = math.hypot(*(e or 0.0 for e in errors))
     verdict = ""
     if before is not None and after is not None:
-        gain = (after - before) * (-1 if held.get("better") == "lower" else 1)
+        gain = (after - before) * (-1 if numbers.get("better") == "lower" else 1)
         verdict = "within noise" if abs(gain) <= 2 * error else "better" if gain > 0 else "worse"
     return {
-        "name": str(held.get("name", "")),
-        "better": str(held.get("better", "higher")),
+        "name": str(numbers.get("name", "")),
+        "better": str(numbers.get("better", "higher")),
         "before": before,
         "after": after,
         "stderr_before": errors[0],
         "stderr_after": errors[1],
-        "n": number(held.get("n")),
+        "n": number(numbers.get("n")),
         "change": after - before if before is not None and after is not None else None,
         "error": error,
         "verdict": verdict,

@@ -78,9 +78,9 @@ def read_run(path: Path) -> Run:
     for results in sorted(
         [*path.glob("results.json"), *path.glob("*/results.json"), *path.glob("*/*/results.json")]
     ):
-        found = _read_json(results, run)
+        exam = _read_json(results, run)
         name = results.parent.relative_to(path).as_posix()
-        run.exams.append((name if name != "." else Path(str(found.get("model", "exam"))).name, found))
+        run.exams.append((name if name != "." else Path(str(exam.get("model", "exam"))).name, exam))
     for compared in sorted([*path.glob("compare.json"), *path.glob("*/compare.json")]):
         run.comparisons.append(_read_json(compared, run))
     if not (run.config_text or run.stages or run.exams):

@@ -33,12 +33,12 @@ class Difference:
 
     Attributes:
         key: an option.
-        said: what it was and what it is now, for people.
+        text: what it was and what it is now, for people.
         by_option: whether the user has written another value; else the content behind the same value has changed.
     """
 
     key: str
-    said: str
+    text: str
     by_option: bool
 
 
@@ -57,13 +57,13 @@ class MadeFrom:
     defaults: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def from_json(cls, said: Any) -> MadeFrom | None:
+    def from_json(cls, written: Any) -> MadeFrom | None:
         """What `as_json` gave; None for anything else."""
-        if not isinstance(said, dict) or not all(
-            isinstance(said.get(k), dict) for k in ("options", "contents")
+        if not isinstance(written, dict) or not all(
+            isinstance(written.get(k), dict) for k in ("options", "contents")
         ):
             return None
-        return cls(said["options"], said["contents"])
+        return cls(written["options"], written["contents"])
 
     def as_json(self) -> dict[str, Any]:
         return {"options": self.options, "contents": self.contents}
@@ -124,7 +124,7 @@ def made_from(
                 specs = parse_specs(value, options[DataOptions].dataset_dir, weights) if value else []
                 value = [_plain(spec) for spec in specs]
                 contents[item.name] = {
-                    file: said for spec in specs for file, said in content(spec, known).items()
+                    file: identity for spec in specs for file, identity in content(spec, known).items()
                 }
             elif kind is not None:
                 contents[item.name] = _content(kind, value)
@@ -157,7 +157,7 @@ def _content(kind: str, value: Any) -> dict[str, str]:
             identities[name] = file_identity(Path(name))
         else:
             files = model_identity(name) if kind == "model" else tokenizer_identity(name)
-            identities |= {prefix + file: said for file, said in files.items()}
+            identities |= {prefix + file: identity for file, identity in files.items()}
     return identities
 
 

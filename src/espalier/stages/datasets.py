@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -141,8 +141,8 @@ class Datasets:
                 "eval_dataset", others, kind, owner=self
             )
         if data.val_size:
-            train, held = (RecordSet("dataset", specs, kind, part, self) for part in (TRAIN, HELD_OUT))
-            return train, held
+            train = RecordSet("dataset", specs, kind, TRAIN, self)
+            return train, replace(train, part=HELD_OUT)
         return RecordSet("dataset", specs, kind, owner=self), RecordSet("", (), kind, owner=self)
 
     def load_file(self, value: Any, kind: str) -> RecordSet:
@@ -174,8 +174,8 @@ class Datasets:
                 self.option(DataOptions).val_size,
                 self.option(RunOptions).seed,
             )
-            kept, held = without(order, stack.records, places)
-            self._picks[*at, TRAIN], self._picks[*at, HELD_OUT] = kept, held
+            kept, set_aside = without(order, stack.records, places)
+            self._picks[*at, TRAIN], self._picks[*at, HELD_OUT] = kept, set_aside
 
     @property
     def _reading(self) -> ReadSettings:

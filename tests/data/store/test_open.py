@@ -19,7 +19,7 @@ from espalier.data.store import build as building
 from espalier.data.store.again import all_records, examples, records_at
 from espalier.data.store.blocks import Job
 from espalier.data.store.build import build
-from espalier.data.store.columns import Writer
+from espalier.data.store.columns import ColumnWriter
 from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.reading import blocks_of
 from espalier.data.store.stack import Choice, Stack, Store
@@ -360,11 +360,11 @@ def test_a_failed_writing_leaves_nothing(
     path = write(tmp_path / "a.jsonl", CHATS)
     wanted = job("chat", tokenizer, cutoff_len=512)
 
-    def full(self: Writer, name: str, values: Any) -> None:
+    def full(self: ColumnWriter, name: str, values: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "add", full)
+        patch.setattr(ColumnWriter, "add", full)
         with pytest.raises(UserError, match="tokenized_path"):
             stack_of(path, wanted, tmp_path / "kept")
     assert not names(tmp_path / "kept")

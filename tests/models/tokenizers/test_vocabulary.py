@@ -92,14 +92,14 @@ def test_pieces_stay_within_words_and_out_of_numbers() -> None:
 
 
 @pytest.fixture
-def extended() -> tuple[Any, Any, list[vocabulary.Piece]]:
+def extended() -> tuple[Any, Any, list[vocabulary.NewPiece]]:
     """A tokenizer before and after, and the new pieces."""
     old, new = train_tokenizer(OLD, 290), train_tokenizer(OLD, 290)
     return old, new, vocabulary.extended(new, vocabulary.joined_pieces(new, NEW, 40))
 
 
 def test_every_text_becomes_what_it_was_with_pieces_joined(
-    extended: tuple[Any, Any, list[vocabulary.Piece]], tmp_path: Path
+    extended: tuple[Any, Any, list[vocabulary.NewPiece]], tmp_path: Path
 ) -> None:
     old, new, pieces = extended
     assert len(pieces) > 10 and len(new) == len(old) + len(pieces)
@@ -120,7 +120,7 @@ def test_every_text_becomes_what_it_was_with_pieces_joined(
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("spare", [0, 64])
 def test_new_rows_are_the_means_of_the_old_pieces(
-    extended: tuple[Any, Any, list[vocabulary.Piece]], tied: bool, spare: int
+    extended: tuple[Any, Any, list[vocabulary.NewPiece]], tied: bool, spare: int
 ) -> None:
     old, new, pieces = extended
     ids = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}

@@ -66,9 +66,9 @@ def grams(row: Numbers, length: int) -> Numbers:
 
 def mixed(numbers: Numbers) -> Numbers:
     """Each number spread over all 64 bits, one to one (the finisher of splitmix64, Steele et al. 2014)."""
-    found = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return found ^ (found >> np.uint64(31))
+    bits = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
 
 
 def shingles(text: str) -> Numbers:

@@ -79,7 +79,7 @@ class Places:
 
 
 @dataclass
-class Tally:
+class CorpusCounts:
     """Counts that grow with the kinds of things counted, never with their number."""
 
     records: Counter[str] = field(default_factory=Counter)
@@ -109,7 +109,7 @@ class Tally:
 
 
 def write_prepared(
-    found: Iterable[CorpusRecord | Omission],
+    outcomes: Iterable[CorpusRecord | Omission],
     out: Path | None,
     division: Division,
     about: dict[str, Any],
@@ -122,7 +122,7 @@ def write_prepared(
     Without `out` only the report is made. Raises `UserError` where nothing at all became a record, with the causes, and
     where something else stands at `out` (without `force`); no file is written then.
     """
-    tally = Tally()
+    counts = CorpusCounts()
     places = Places(out) if out else None
     with _alone(places), Together() as files:
         if places and not force:
@@ -134,24 +134,24 @@ def write_prepared(
                 DEV: files.open(places.dev),
                 "": files.open(places.left_out),
             }
-        for thing in found:
+        for thing in outcomes:
             if isinstance(thing, Omission):
-                tally.left_out[thing.cause] += 1
+                counts.left_out[thing.cause] += 1
                 part, row = "", {"source": thing.source, "cause": thing.cause, "text": thing.text[:_SHOWN]}
                 line = json.dumps(row, ensure_ascii=False)
             else:
                 part = thing.part or division.part(thing.key)
                 line = json.dumps(thing.row, ensure_ascii=False, default=str)
-                tally.add(thing, part, line)
+                counts.add(thing, part, line)
             if streams:
                 streams[part].write(line + "\n")
-        if not tally.records:
-            causes = ", ".join(f"{count} {cause}" for cause, count in tally.left_out.most_common(5))
+        if not counts.records:
+            causes = ", ".join(f"{count} {cause}" for cause, count in counts.left_out.most_common(5))
             raise UserError(
-                f"{about.get('input', out)}: not one record came out ({causes or 'nothing was found'}); check that "
+                f"{about.get('input', out)}: not one record came out ({causes or 'nothing was outcomes'}); check that "
                 "this is the right folder and source"
             )
-        report = {**about, **tally.as_json(), **accounts}
+        report = {**about, **counts.as_json(), **accounts}
         if places:
             files.open(places.report).write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
             files.open(places.text).write(as_markdown(report))

@@ -65,11 +65,11 @@ def stored(choice: Choice) -> Forest:
         read: Callable[[Any], Any] = stack.sizes
         if paths:
             read = lambda numbers: stack.of_trees("path_tokens", numbers)  # noqa: E731
-        found, at = np.empty(count, np.int32), 0
+        counts, at = np.empty(count, np.int32), 0
         for piece in chunks(picks, count):
-            found[at : at + len(piece)] = read(piece)
+            counts[at : at + len(piece)] = read(piece)
             at += len(piece)
-        return found
+        return counts
 
     return Forest(lambda at: stack.tree(at if picks is None else int(picks[at])), sizes, count)
 

@@ -30,7 +30,7 @@ def records_at(
         path, _, line = source.rpartition(":")
         wanted[path].add(int(line))
     missing = set(sources.values())
-    found: dict[tuple[str, int], Record] = {}
+    records: dict[tuple[str, int], Record] = {}
     for spec in specs:
         own = job_of(spec, job, reading)
         files = files_of(spec)
@@ -43,10 +43,10 @@ def records_at(
                 seen[record.source] += 1
                 if place in missing:
                     missing.remove(place)
-                    found[place] = record
+                    records[place] = record
                 if not missing:
                     break
-    return [found[sources[number]] for number in numbers]
+    return [records[sources[number]] for number in numbers]
 
 
 def _same_before(choice: Choice, number: int) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 from espalier.data.read.account import Account
 from espalier.data.read.lines import Block
 from espalier.data.store.blocks import BlockResult, Job, work
-from espalier.data.store.columns import Numbers, Writer
-from espalier.data.store.crew import Crew, Task
+from espalier.data.store.columns import ColumnWriter, Numbers
+from espalier.data.store.crew import BlockTask, Crew
 from espalier.errors import UserError
 
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
@@ -51,12 +51,12 @@ def build(
     store = _Building(folder, job, name, max_samples)
     stopped = count_only
 
-    def tasks() -> Iterator[Task]:
+    def tasks() -> Iterator[BlockTask]:
         for block in blocks:
             yield block, store.left, not stopped
 
     with store, ExitStack() as stack:
-        results: Iterator[tuple[Task, BlockResult]]
+        results: Iterator[tuple[BlockTask, BlockResult]]
         if workers:
             results = stack.enter_context(Crew(job, workers)).results(tasks())
         else:
@@ -81,7 +81,7 @@ class _Building:
         self._job, self._name, self._max = job, name, max_samples
         starts = {"first_tree": "<i8", **{f"{part}.start": "<i8" for part in job.parts}}
         self._types = {**job.record_columns, **job.tree_columns, **job.parts, **starts}
-        self._writer = Writer(folder, self._types)
+        self._writer = ColumnWriter(folder, self._types)
         for start in starts:
             self._writer.add(start, np.zeros(1, np.int64))
         self._ends = dict.fromkeys(starts, 0)

@@ -22,7 +22,7 @@ CHUNK = 1 << 16
 """How many numbers a pass over a column holds at once."""
 
 
-class Writer:
+class ColumnWriter:
     """Appends arrays to named columns of a folder. Use it in a `with`; on a clean end everything is on the disk."""
 
     def __init__(self, folder: Path, types: Mapping[str, str]) -> None:
@@ -43,7 +43,7 @@ class Writer:
         self._sums[name].update(written)
         self.lengths[name] += len(values)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> ColumnWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

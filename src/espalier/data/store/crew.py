@@ -22,7 +22,7 @@ from espalier.data.read.lines import Block
 from espalier.data.store.blocks import BlockResult, Job
 from espalier.errors import UserError
 
-Task = tuple[Block, int | None, bool]
+BlockTask = tuple[Block, int | None, bool]
 """A block, and `most` and `tokenise` of `blocks.work`."""
 
 _AHEAD = 2
@@ -44,13 +44,13 @@ class Crew:
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(workers)
 
-    def results(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, BlockResult]]:
+    def results(self, tasks: Iterator[BlockTask]) -> Iterator[tuple[BlockTask, BlockResult]]:
         """Each task with its result, in order; tasks are taken a few ahead of what was given.
 
         Raises:
             UserError: a worker died.
         """
-        begun: deque[tuple[Task, Future[BlockResult]]] = deque()
+        begun: deque[tuple[BlockTask, Future[BlockResult]]] = deque()
         for task in tasks:
             begun.append((task, self._threads.submit(self._result, task)))
             if len(begun) > len(self._workers) * _AHEAD:
@@ -59,7 +59,7 @@ class Crew:
         for first, future in begun:
             yield first, future.result()
 
-    def _result(self, task: Task) -> BlockResult:
+    def _result(self, task: BlockTask) -> BlockResult:
         with self._lock:
             worker = self._free.popleft()
         try:
@@ -98,7 +98,7 @@ class _Worker:
         self._to, self._from = self._process.stdin, self._process.stdout
         self._job: Job | None = job
 
-    def ask(self, task: Task) -> BlockResult:
+    def ask(self, task: BlockTask) -> BlockResult:
         try:
             if self._job is not None:
                 pickle.dump(self._job, self._to, pickle.HIGHEST_PROTOCOL)

@@ -144,10 +144,10 @@ def _grow(lm: nn.Module, folder: Path) -> None:
     name = next(n for n, module in lm.named_modules() if module is inner)
     if not (folder / WEIGHTS).is_file():
         return
-    with safe_open(folder / WEIGHTS, framework="pt") as held:
-        for key in held.keys():  # noqa: SIM118
+    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
             if key.endswith((f"{name}.weight", f"{name}.base_layer.weight")):
-                rows = held.get_slice(key).get_shape()[0]
+                rows = tensors.get_slice(key).get_shape()[0]
                 if rows != inner.weight.shape[0]:
                     lm.resize_token_embeddings(rows, mean_resizing=False)  # type: ignore[operator]
 

@@ -34,7 +34,7 @@ FIRST = 0x20000
 
 
 @dataclass(frozen=True)
-class Piece:
+class NewPiece:
     """A new piece.
 
     Attributes:
@@ -70,7 +70,7 @@ def fast(tokenizer: Any) -> Any:
     return settings
 
 
-def joined_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece]:
+def joined_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[NewPiece]:
     """The BPE's own training, continued on these texts: at most `size` new pieces, the most frequent first.
 
     Args:
@@ -112,7 +112,7 @@ def joined_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece
         text = "".join(by_id[i] for i in parts)
         # An old piece of the same text exists where the old merges do not lead to it; it is led to now.
         pair = ("".join(by_id[ord(c) - FIRST] for c in left), "".join(by_id[ord(c) - FIRST] for c in right))
-        pieces.append(Piece(text, parts, pair))
+        pieces.append(NewPiece(text, parts, pair))
         vocabulary.add(text)
     return pieces
 
@@ -158,7 +158,7 @@ def _batches(texts: Iterable[str], size: int = 512) -> Iterator[list[str]]:
         yield batch
 
 
-def sentencepiece_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[Piece]:
+def sentencepiece_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> list[NewPiece]:
     """Pieces that sentencepiece finds in these texts and the tokenizer has not, the best first.
 
     Before them all come the characters that the tokenizer has no piece for, not even in bytes.
@@ -210,7 +210,7 @@ def sentencepiece_pieces(tokenizer: Any, texts: Iterable[str], size: int) -> lis
         if trained.is_control(i) or trained.is_unknown(i) or text in known:
             continue
         parts = _cut(tokenizer, text)
-        piece = Piece(text, parts, None, trained.get_score(i))
+        piece = NewPiece(text, parts, None, trained.get_score(i))
         if len(text.strip(SPACE)) > 1 and parts:
             longer.append(piece)
         elif len(text) == 1 and parts == (tokenizer.unk_token_id,):
@@ -228,7 +228,7 @@ def _cut(tokenizer: Any, piece: str) -> tuple[int, ...]:
     return tuple(token.id for token in tokenizer.backend_tokenizer.model.tokenize(piece))
 
 
-def extended(tokenizer: Any, pieces: Sequence[Piece]) -> list[Piece]:
+def extended(tokenizer: Any, pieces: Sequence[NewPiece]) -> list[NewPiece]:
     """Put the pieces into the tokenizer, after everything that it has; returns those that were new.
 
     A piece without a pair gets every merge of two known pieces that makes it, after all merges that there are; one that
@@ -263,23 +263,23 @@ def extended(tokenizer: Any, pieces: Sequence[Piece]) -> list[Piece]:
     return fresh
 
 
-def _put(tokenizer: Any, held: dict[str, Any]) -> None:
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(held))
+def _put(tokenizer: Any, settings: dict[str, Any]) -> None:
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(settings))
 
 
-def _with_added(held: dict[str, Any], vocabulary: dict[str, int]) -> int:
+def _with_added(settings: dict[str, Any], vocabulary: dict[str, int]) -> int:
     """Added tokens become entries too, or they would be numbered anew after the new ones; the next free id."""
-    for token in held["added_tokens"]:
+    for token in settings["added_tokens"]:
         vocabulary.setdefault(token["content"], token["id"])
     return max(vocabulary.values()) + 1
 
 
 def _add_bpe(
-    held: dict[str, Any], known: dict[str, int], fresh: Sequence[Piece], ordered: Sequence[Piece]
+    settings: dict[str, Any], known: dict[str, int], fresh: Sequence[NewPiece], ordered: Sequence[NewPiece]
 ) -> None:
-    model = held["model"]
+    model = settings["model"]
     vocabulary = model["vocab"]
-    following = max(_with_added(held, vocabulary), max(known.values()) + 1)
+    following = max(_with_added(settings, vocabulary), max(known.values()) + 1)
     for i, piece in enumerate(fresh):
         vocabulary[piece.text] = following + i
     merges = [m.split(" ", 1) if isinstance(m, str) else list(m) for m in model["merges"]]
@@ -297,9 +297,9 @@ def _add_bpe(
     model["merges"] = merges
 
 
-def _add_unigram(held: dict[str, Any], known: dict[str, int], fresh: Sequence[Piece]) -> None:
-    entries = held["model"]["vocab"]
-    for token in sorted(held["added_tokens"], key=lambda token: token["id"]):
+def _add_unigram(settings: dict[str, Any], known: dict[str, int], fresh: Sequence[NewPiece]) -> None:
+    entries = settings["model"]["vocab"]
+    for token in sorted(settings["added_tokens"], key=lambda token: token["id"]):
         if token["id"] >= len(entries):
             assert token["id"] == len(entries), "the ids of a Unigram have no gaps"
             entries.append([token["content"], -1e6])
@@ -307,7 +307,7 @@ def _add_unigram(held: dict[str, Any], known: dict[str, int], fresh: Sequence[Pi
 
 
 @torch.no_grad()
-def grow_embeddings(lm: nn.Module, tokenizer: Any, pieces: Sequence[Piece]) -> int:
+def grow_embeddings(lm: nn.Module, tokenizer: Any, pieces: Sequence[NewPiece]) -> int:
     """A row for each new piece, the mean of its old pieces' rows, in the input and the output embeddings.
 
     Tied embeddings stay tied. A model with rows to spare keeps their number.

@@ -48,7 +48,7 @@ def extend(
     from espalier.models import load
     from espalier.models.open import find_tokenizer, open_model
     from espalier.models.saved import save_model
-    from espalier.models.tokenizers import vocabulary
+    from espalier.models.tokenizers import new_pieces, vocabulary
 
     if kind not in ("auto", "bpe", "sentencepiece"):
         raise UserError(f"--kind {kind}: wanted auto, bpe or sentencepiece.")
@@ -58,7 +58,7 @@ def extend(
     files.check_new_folder(out)
     load.check_folder(model, allow_pickle=allow_pickle)
     tokenizer = find_tokenizer(model) or load.load_tokenizer(model)
-    settings = vocabulary.fast(tokenizer)
+    settings = new_pieces.fast(tokenizer)
     specs, job = parse_specs(list(named)), Job("text")
     with temporary_folder() as folder:
         reading = ReadSettings(Path(folder))
@@ -68,7 +68,7 @@ def extend(
     apart = texts[HELD_OUT - 1 :: HELD_OUT] or texts
     learned = [t for i, t in enumerate(texts) if i % HELD_OUT != HELD_OUT - 1] or texts
     way = {"BPE": "bpe", "Unigram": "sentencepiece"}[settings["model"]["type"]] if kind == "auto" else kind
-    train = vocabulary.joined_pieces if way == "bpe" else vocabulary.sentencepiece_pieces
+    train = new_pieces.joined_pieces if way == "bpe" else new_pieces.sentencepiece_pieces
     before, old_size = vocabulary.characters_per_token(tokenizer, apart), len(tokenizer)
     unknown = vocabulary.unknown_share(tokenizer, apart)
     pieces = vocabulary.extended(tokenizer, train(tokenizer, learned, size))

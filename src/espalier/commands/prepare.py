@@ -90,7 +90,7 @@ def prepare(
 
 def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
     from espalier.corpora.clean.steps import DEDUP
-    from espalier.data.store.marks import LANGUAGES
+    from espalier.data.store.table import LANGUAGES
 
     if dedup not in DEDUP:
         raise UserError(f"--dedup {dedup}: wanted {', '.join(DEDUP)}.")

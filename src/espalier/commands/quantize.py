@@ -157,10 +157,9 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     from espalier.data.encode.templates import choose_template
     from espalier.data.encode.tokenise import Encoder
     from espalier.data.read.specs import parse_specs
-    from espalier.data.steps.forest import stored
-    from espalier.data.store.blocks import Job
+    from espalier.data.store.job import Job
     from espalier.data.store.open import ReadSettings, opened
-    from espalier.data.store.stack import Choice
+    from espalier.data.store.stack import Choice, stored
     from espalier.disk.temporary import temporary_folder
 
     specs = parse_specs(data)

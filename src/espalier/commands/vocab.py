@@ -40,7 +40,7 @@ def extend(
     """Train further pieces on a text, add them to a model's tokenizer, and give each a row that means the same."""
     from espalier.data.read.specs import parse_specs
     from espalier.data.store.again import all_records
-    from espalier.data.store.blocks import Job
+    from espalier.data.store.job import Job
     from espalier.data.store.open import ReadSettings, opened
     from espalier.data.store.stack import Choice
     from espalier.disk.temporary import temporary_folder

@@ -26,11 +26,10 @@ from espalier.data.preflight.run import Preflight
 from espalier.data.read.specs import DatasetSpec, parse_specs
 from espalier.data.records import ASSISTANT, Messages, Record
 from espalier.data.steps.feed import Batches, DatasetFeed, Rows
-from espalier.data.steps.forest import Forest, stored
 from espalier.data.store.again import all_records, examples, records_at
-from espalier.data.store.blocks import Job
+from espalier.data.store.job import Job
 from espalier.data.store.open import ReadSettings, opened
-from espalier.data.store.stack import Choice, Stack
+from espalier.data.store.stack import Choice, Forest, Stack, stored
 from espalier.disk.temporary import temporary_folder
 from espalier.errors import UserError
 from espalier.models.forward import TreeModel

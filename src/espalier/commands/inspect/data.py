@@ -20,7 +20,7 @@ from espalier.data.read.sources import rows_of
 from espalier.data.read.specs import DatasetSpec, parse_specs
 from espalier.data.records import KINDS, BadRecord, LeftOut
 from espalier.data.store.again import examples, records_at
-from espalier.data.store.blocks import Job
+from espalier.data.store.job import Job
 from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice
 from espalier.disk.temporary import temporary_folder

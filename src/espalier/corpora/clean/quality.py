@@ -11,7 +11,7 @@ from typing import Any
 from espalier.corpora.clean.shingles import folded
 from espalier.corpora.clean.view import viewed
 from espalier.corpora.made import CorpusRecord, Omission, Outcomes
-from espalier.data.store.marks import language
+from espalier.data.store.table import language
 
 SHOWN = 20
 REPEATED = 8

@@ -11,8 +11,9 @@ from espalier.data.read.account import Account
 from espalier.data.read.sources import files_of
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import Record
-from espalier.data.store.blocks import BlockResult, Job, outcomes
+from espalier.data.store.build import outcomes
 from espalier.data.store.columns import CHUNK, Numbers
+from espalier.data.store.job import BlockResult, Job
 from espalier.data.store.open import ReadSettings, job_of
 from espalier.data.store.reading import blocks_of, rows_at
 from espalier.data.store.stack import Choice

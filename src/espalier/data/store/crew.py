@@ -1,4 +1,4 @@
-"""Blocks through `blocks.work` in several processes, their results in the order of the blocks.
+"""Blocks through `build.work` in several processes, their results in the order of the blocks.
 
 The workers are fresh interpreters that speak over pipes: nothing of the parent's threads, locks or GPU is copied into
 them as by a fork, and a script without `if __name__ == "__main__"` is not run again as by `multiprocessing`'s spawn.
@@ -19,11 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from espalier.data.read.lines import Block
-from espalier.data.store.blocks import BlockResult, Job
+from espalier.data.store.job import BlockResult, Job
 from espalier.errors import UserError
 
 BlockTask = tuple[Block, int | None, bool]
-"""A block, and `most` and `tokenise` of `blocks.work`."""
+"""A block, and `most` and `tokenise` of `build.work`."""
 
 _AHEAD = 2
 """Blocks a worker may have done before they are asked for; what bounds the memory."""

@@ -18,7 +18,7 @@ import espalier.data
 from espalier.data.encode.templates import Template
 from espalier.data.read.sources import files_of, hub_dataset
 from espalier.data.read.specs import DatasetSpec
-from espalier.data.store.blocks import Job
+from espalier.data.store.job import Job
 from espalier.disk.temporary import temporary_folder, temporary_name
 from espalier.trees import tree
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from espalier.config.options import Options, option
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.steps.feed import Rows
-from espalier.data.steps.forest import Forest
 from espalier.data.store.columns import Column, ColumnWriter
+from espalier.data.store.stack import Forest
 from espalier.disk.temporary import temporary_folder
 from espalier.engine.track import Numbers
 from espalier.maths.losses import PREFERENCES, PreferenceLoss

@@ -207,4 +207,9 @@ def _reference(setup: Setup, policy: TreeModel, name: str | None) -> Reference:
     return Reference(policy, setup.load_frozen(name).eval().requires_grad_(False))
 
 
-STAGE = Stage("preference", build, (DPOOptions,), reference=True)
+STAGE = Stage(
+    "preference",
+    build,
+    (DPOOptions,),
+    reference=lambda options: PREFERENCES[options[DPOOptions].pref_loss].reference,
+)

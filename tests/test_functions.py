@@ -18,9 +18,6 @@ FOREIGN = {
 }
 """Functions whose parameters others have chosen."""
 
-WAITING = {"data/store/build.py: build", "models/load.py: load_lm"}
-"""Functions that are still to be made smaller; the list may only get shorter."""
-
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -52,19 +49,10 @@ def parameters(node: Function) -> int:
 
 def test_functions_are_short() -> None:
     long = {name for name, node in functions() if lines(node) > LINES}
-    assert long - WAITING == set()
+    assert long == set()
 
 
 def test_functions_take_few_parameters() -> None:
     wide = {name for name, node in functions() if parameters(node) > PARAMETERS and not is_command(node)}
-    assert wide - WAITING - FOREIGN == set()
+    assert wide - FOREIGN == set()
     assert wide >= FOREIGN, "an exception that nothing needs any more"
-
-
-def test_what_waits_is_still_there() -> None:
-    large = {
-        name
-        for name, node in functions()
-        if lines(node) > LINES or (parameters(node) > PARAMETERS and not is_command(node))
-    }
-    assert large >= WAITING, "made smaller: take it off the list"

@@ -19,6 +19,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
+from espalier.commands.arguments import AllowPickle, RopeScaling, TrustRemoteCode
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
@@ -128,13 +129,9 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 0.9,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    rope_scaling: Annotated[str | None, typer.Option(help="For longer texts, such as yarn:4.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    rope_scaling: RopeScaling = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to a model in the terminal."""
     from espalier.models.open import open_model

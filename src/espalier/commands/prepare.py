@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from espalier.commands.arguments import AsJson
 from espalier.errors import UserError
 from espalier.screen import Screen, json_text
 
@@ -47,7 +48,7 @@ def prepare(
         str, typer.Option(help="Exam files or folders to keep out of the data; with commas.")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that were made otherwise.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Raw corpora into records, and records into cleaner ones, with a report of what was left out and why."""
     from espalier.corpora.clean.steps import Cleaning

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from espalier.commands.arguments import AllowPickle, AsJson
 from espalier.errors import UserError
 from espalier.screen import Screen, json_text
 
@@ -45,10 +46,8 @@ def quantize(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Without it the plain model is never held in full.")
     ] = True,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """A model with its linear layers in few bits, and what that costs: size, speed, logits, perplexity."""
     from espalier.engine import files

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from espalier.commands.arguments import AllowPickle
 from espalier.errors import UserError
 from espalier.screen import safe
 
@@ -35,7 +36,7 @@ def extend(
     kind: Annotated[
         str, typer.Option(help="bpe goes on with the tokenizer's own merges; sentencepiece; auto.")
     ] = "auto",
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights in .bin files.")] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Train further pieces on a text, add them to a model's tokenizer, and give each a row that means the same."""
     from espalier.data.read.specs import parse_specs

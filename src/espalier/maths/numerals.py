@@ -18,8 +18,8 @@ _DASHES = str.maketrans({"−": "-", "–": "-", "﹣": "-"})
 def final_number(text: str) -> str | None:
     """The number that a worked solution ends in, as plain digits; None where there is no number.
 
-    A dash right behind a digit is a minus between two numbers and no sign. It is the first one after the last "####" (GSM8K), or
-    else the last one. Commas of thousands, signs of money and full-width forms don't count.
+    It is the first number after the last "####" (GSM8K), or else the last one of the text. A dash right behind a digit
+    is a minus between two numbers and no sign. Commas of thousands, signs of money and full-width forms don't count.
 
     >>> final_number("48/2 = <<48/2=24>>24, so 1,224\\n#### 1,224"), final_number("The answer is $-3.50.")
     ('1224', '-3.50')

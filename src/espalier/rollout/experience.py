@@ -164,20 +164,17 @@ def whitened(trees: Sequence[Tree], name: str) -> list[Tree]:
     """The (B, A) extra `name` of all trees together with mean 0 and variance 1 over the real tokens."""
     from espalier.maths.reduce import whiten
 
-    masks = [_mask(tree) for tree in trees]
+    masks = [trained_mask(tree) for tree in trees]
     flat = torch.cat([tree.extras[name][mask] for tree, mask in zip(trees, masks, strict=True)])
     white = whiten(flat, torch.ones_like(flat, dtype=torch.bool))
-    whitened_trees, start = [], 0
-    for tree, mask in zip(trees, masks, strict=True):
-        grid = torch.zeros_like(tree.extras[name])
-        count = int(mask.sum())
-        grid[mask] = white[start : start + count]
-        start += count
-        whitened_trees.append(tree.with_extras(**{name: grid}))
-    return whitened_trees
+    parts = torch.split(white, [int(mask.sum()) for mask in masks])  # type: ignore[no-untyped-call]
+    return [
+        tree.with_extras(**{name: torch.zeros_like(tree.extras[name]).masked_scatter(mask, part)})
+        for tree, mask, part in zip(trees, masks, parts, strict=True)
+    ]
 
 
-def _mask(tree: Tree) -> Tensor:
+def trained_mask(tree: Tree) -> Tensor:
     """(B, A) where the tree's trained tokens are."""
     lengths = torch.tensor([int(trained.sum()) for _, trained in tree.paths()])
     return torch.arange(int(lengths.max()))[None] < lengths[:, None]

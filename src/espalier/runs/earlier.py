@@ -8,7 +8,6 @@ which is compared in its turn. ``resume: false`` asks for a new start whatever i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 
 from espalier import config
 from espalier.disk.checksums import Sums, fault, sums_of
+from espalier.disk.reading import object_or_nothing
 from espalier.engine import checkpoint, files
 from espalier.errors import UserError
 from espalier.runs.catalogue import CLASSES
@@ -148,11 +148,7 @@ def listed(differences: list[Difference]) -> str:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json`` as far as it can be read; {} where it cannot."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
+    return object_or_nothing(folder / "summary.json")
 
 
 def noted(folder: Path, summary: Mapping[str, Any]) -> MadeFrom | None:

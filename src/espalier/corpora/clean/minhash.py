@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from espalier.corpora.clean.shingles import Numbers, mixed
+from espalier.corpora.clean.shingles import Numbers
+from espalier.data.choice.choose import mixed
 
 PLACES = 128
 """The longest signature."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -37,8 +37,7 @@ def build(
     name: str,
     workers: int = 0,
     max_samples: int | None = None,
-    skip_bad: bool = True,
-    count_only: bool = False,
+    tokenise: Literal["all", "until bad", "none"] = "all",
     progress: Callable[[int], None] = lambda records: None,
 ) -> dict[str, Any]:
     """Writes the columns and returns what is known beside them (the manifest, without what it depends on).
@@ -48,15 +47,15 @@ def build(
         name: of the source, for the account.
         workers: how many other processes tokenise; 0 does everything in this one.
         max_samples: at most so many good records; the others are counted.
-        skip_bad: False stops tokenising at the first bad record; the rest is only read, to say all that is bad.
-        count_only: nothing is tokenised.
-        progress: told how many records are result, after each block.
+        tokenise: "until bad" stops tokenising at the first bad record, and with "none" nothing is tokenised; the rest is
+            only read, to say all that is bad.
+        progress: told after each block how many records are done.
 
     Raises:
         UserError: a file cannot be read, or a record is too long.
     """
     store = _Building(folder, job, name, max_samples)
-    stopped = count_only
+    stopped = tokenise == "none"
 
     def tasks() -> Iterator[BlockTask]:
         for block in blocks:
@@ -70,12 +69,11 @@ def build(
             results = ((task, work(job, task[0], task[1], tokenise=task[2])) for task in tasks())
         for (block, _, _), result in results:
             if result.error is not None and store.left is not None:
-                result = work(
-                    job, block, store.left
-                )  # what stopped it may stand behind the last that is wanted
+                # What stopped it may stand behind the last that is wanted.
+                result = work(job, block, store.left)
             if result.error is not None:
                 raise UserError(result.error)
-            stopped = stopped or (bool(result.bad) and not skip_bad)
+            stopped = stopped or (bool(result.bad) and tokenise != "all")
             store.add(result, tokenised=not stopped)
             progress(store.records)
     return store.manifest()

@@ -148,8 +148,7 @@ def _store(
             name=spec.path,
             workers=_workers(spec, own, reading.workers),
             max_samples=reading.max_samples,
-            skip_bad=reading.skip_bad,
-            count_only=count_only,
+            tokenise="none" if count_only else "all" if reading.skip_bad else "until bad",
             progress=progress,
         )
         if count_only or (manifest["bad"]["counts"] and not reading.skip_bad):

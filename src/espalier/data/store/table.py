@@ -40,7 +40,8 @@ _LOOKED_AT, _CHARACTERS = 1024, 400  # a script is plain from few words, and a s
 def language(text: str) -> str:
     """The script of most of the text, which tells its language well enough for an account of data.
 
-    "" where there is no letter. Kana make it Japanese. A Han character weighs as much as three letters, about what it takes to write it in Latin ones.
+    "" where there is no letter. Kana make it Japanese. A Han character counts as three letters, for it takes about three
+    Latin ones to write it.
 
     >>> language("用 PyTorch 训练语言模型"), language("これは日本語です"), language("2 + 3 = 5")
     ('zh', 'ja', '')

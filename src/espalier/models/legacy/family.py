@@ -6,7 +6,6 @@ A family is one file in this folder, with its value in `FAMILIES` at the end, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from espalier.errors import UserError
+from espalier.disk import reading
 from espalier.models.legacy.conversion import Conversion
 
 Config = Mapping[str, Any]
@@ -62,12 +61,7 @@ class VocabularyFiles:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object; {} without the file. Raises UserError: not JSON."""
-    try:
-        settings = json.loads(file.read_text("utf-8"))
-    except OSError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}).") from error
+    settings = reading.read_json(file) if file.is_file() else {}
     return settings if isinstance(settings, dict) else {}
 
 

@@ -59,13 +59,18 @@ def fast_tokenizer(
         made.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     made.normalizer = normalizers.Sequence(_normalisation(model, written))
     made.decoder = decoders.Sequence(_decoding(model, written, list(special)))
-    by_id = sorted(special.items(), key=lambda item: item[1])
-    made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in by_id])
+    add_special(made, special)
     if found_first and not (model.dummy_prefix or model.charsmap):
         made.add_tokens([AddedToken(text, normalized=False) for text in user_defined])
+    return made
+
+
+def add_special(made: Tokenizer, special: Mapping[str, int]) -> None:
+    """Texts that are found before anything else, each with its id, which must follow what is there without gaps."""
+    by_id = sorted(special.items(), key=lambda item: item[1])
+    made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in by_id])
     for text, number in by_id:
         assert made.token_to_id(text) == number, f"{text} became {made.token_to_id(text)}, not {number}"
-    return made
 
 
 def _escaped(text: str) -> str:

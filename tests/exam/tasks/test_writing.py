@@ -175,7 +175,7 @@ def test_a_cut_file_of_passages_names_its_line(tmp_path: Path, exams: Path) -> N
     (tmp_path / "cmrc2018").mkdir()
     text = (exams / "cmrc2018" / "dev.json").read_text("utf-8")
     (tmp_path / "cmrc2018" / "dev.json").write_text(text[: len(text) // 2], "utf-8")
-    with pytest.raises(UserError, match=r"dev\.json:\d+: not valid JSON .* is the file whole"):
+    with pytest.raises(UserError, match=r"dev\.json:\d+: broken JSON .* is the file whole"):
         plan(["cmrc2018"], [0], Settings(tmp_path))
 
 

@@ -33,16 +33,16 @@ def data_files(where: Path) -> list[Path]:
     """
     if where.is_file():
         return [where]
-    files = (
+    found = (
         sorted(path for path in where.rglob("*") if path.is_file() and is_data_file(path))
         if where.is_dir()
         else []
     )
-    if not files:
+    if not found:
         raise UserError(
             f"{where}: no data file here; wanted a JSON, JSON lines, CSV or Parquet file, or a folder of them"
         )
-    return files
+    return found
 
 
 def rows_of(where: Path) -> Iterator[tuple[str, Row] | Omission]:

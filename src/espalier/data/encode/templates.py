@@ -202,8 +202,8 @@ class TokenizerTemplate:
     def _specials(self) -> tuple[str, ...]:
         """Special tokens that may end a turn; longest first, so that none hides behind its own beginning."""
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        specials = {*self.tokenizer.all_special_tokens, *added} - {self.tokenizer.bos_token}
-        return tuple(sorted(specials, key=lambda token: (-len(token), token)))
+        found = {*self.tokenizer.all_special_tokens, *added} - {self.tokenizer.bos_token}
+        return tuple(sorted(found, key=lambda token: (-len(token), token)))
 
     def _text(self, messages: Sequence[Message], add_generation_prompt: bool, tools: str | None) -> str:
         turns = [{"role": message.role, "content": message.prefix + message.content} for message in messages]

@@ -16,7 +16,6 @@ from typing import Any
 
 from espalier.data.read.files import read_rows
 from espalier.data.records import BadRecord, LeftOut
-from espalier.disk.reading import read_json
 from espalier.errors import UserError
 
 Row = dict[str, Any]
@@ -152,7 +151,14 @@ def read_c3(path: Path) -> Iterator[Item | LeftOut]:
 
 
 def _array(path: Path) -> list[Any]:
-    array = read_json(path)
+    try:
+        array = json.loads(path.read_text("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{error.lineno}: broken JSON ({error.msg}); is the file whole? Fetch it again."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from error
     if not isinstance(array, list):
         raise UserError(f"{path}: wanted one JSON array.")
     return array
@@ -188,4 +194,10 @@ def read_chid(path: Path) -> Iterator[Item | LeftOut]:
 
 def _chid_answers(path: Path) -> dict[str, int]:
     file = path.with_name(f"{path.stem}_answer.json")
-    return read_json(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        answers: dict[str, int] = json.loads(file.read_text("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: broken JSON ({error.msg}).") from error
+    return answers

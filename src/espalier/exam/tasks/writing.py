@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
-from espalier.disk.reading import read_json
 from espalier.errors import UserError
 from espalier.exam.judges.cmrc import judge_cmrc
 from espalier.exam.judges.judge import judge_rouge
@@ -77,7 +77,10 @@ def read_cmrc(paths: list[Path]) -> Iterator[Question]:
 
 
 def _passages(path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
-    whole = read_json(path)
+    try:
+        whole = json.loads(path.read_text("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); is the file whole?") from error
     if isinstance(whole, list):
         for passage in whole:
             context, questions = wanted(passage, str(path), "context_text", "qas")

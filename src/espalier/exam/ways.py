@@ -50,7 +50,7 @@ class ChoiceWay:
     task: Task
 
     def answer(self, block: Sequence[Question], journal: Journal) -> tuple[list[QuestionResult], Cost]:
-        asking = Asking(self.asker, block)
+        asking = QuestionBlock(self.asker, block)
         scored_block, cost = self.chooser.score(asking.asked, asking.shorter)
         answered = []
         for question, asked, scored, fewer in zip(
@@ -93,7 +93,7 @@ class WritingWay:
     how: Generation
 
     def answer(self, block: Sequence[Question], journal: Journal) -> tuple[list[QuestionResult], Cost]:
-        how, asking = self.how, Asking(self.asker, block)
+        how, asking = self.how, QuestionBlock(self.asker, block)
         texts, cuts, cost = self.writer.write(
             [asked.prefix + asked.prompt for asked in asking.asked],
             max_new_tokens=how.max_new_tokens,
@@ -119,7 +119,7 @@ class WritingWay:
         return answered, cost
 
     def _likelihoods(
-        self, block: Sequence[Question], asking: Asking, cost: Cost
+        self, block: Sequence[Question], asking: QuestionBlock, cost: Cost
     ) -> list[dict[str, scores.Number]]:
         """Nats a token of each question's first right answer; {} where the answer is longer than the context."""
         likelihoods: list[dict[str, scores.Number]] = [{} for _ in block]
@@ -187,7 +187,7 @@ class ReadingWay:
         return answered, cost
 
 
-class Asking:
+class QuestionBlock:
     """The questions of a block as they are asked, with fewer solved examples where they do not fit."""
 
     def __init__(self, asker: Asker, block: Sequence[Question]) -> None:

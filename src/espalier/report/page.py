@@ -19,7 +19,7 @@ from espalier.disk.writing import write_text
 from espalier.report.data import data_view
 from espalier.report.exams import comparisons, exam_cards
 from espalier.report.plots import Chart, chart, number, percent, show, show_estimate, show_seconds
-from espalier.report.read import Row, Run, Stage, mapping, read_run
+from espalier.report.read import Row, Run, StageRecord, mapping, read_run
 
 NOT_CURVES = {"step", "epoch", "tokens"}
 MACHINE = ["learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"]
@@ -73,7 +73,7 @@ def render(run: Run) -> str:
     )
 
 
-def _stage_view(stage: Stage) -> Row:
+def _stage_view(stage: StageRecord) -> Row:
     summary = stage.summary
     curves, machine = _charts(stage.rows)
     last = stage.rows[-1] if stage.rows else {}
@@ -209,7 +209,7 @@ def _times(run: Run) -> list[tuple[str, float]]:
     return [(name, seconds) for name, seconds in stages + exams if seconds > 0]
 
 
-def _facts(stages: list[Stage]) -> list[tuple[str, str]]:
+def _facts(stages: list[StageRecord]) -> list[tuple[str, str]]:
     """Device, seed and versions; a fact on which stages differ shows all its values."""
     seen: dict[str, dict[str, None]] = {}
     for stage in stages:

@@ -21,7 +21,7 @@ from espalier.disk.reading import object_or_nothing
 from espalier.engine import checkpoint, files
 from espalier.errors import UserError
 from espalier.runs.catalogue import CLASSES
-from espalier.runs.provenance import Difference, MadeFrom, made_from
+from espalier.runs.provenance import KeyChange, MadeFrom, made_from
 
 CHECKPOINTS = "checkpoints"
 
@@ -129,7 +129,7 @@ def _begun(folder: Path, now: MadeFrom, summary: Mapping[str, Any], *, whole: bo
     )
 
 
-def _again(differences: list[Difference]) -> str:
+def _again(differences: list[KeyChange]) -> str:
     return f"runs again, for what it was made from has changed:\n{listed(differences)}"
 
 
@@ -142,7 +142,7 @@ def ways_out(folder: Path) -> str:
     )
 
 
-def listed(differences: list[Difference]) -> str:
+def listed(differences: list[KeyChange]) -> str:
     return "\n".join(f"  {difference.text}" for difference in differences)
 
 

@@ -28,7 +28,7 @@ Contents = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Difference:
+class KeyChange:
     """One key that differs from an earlier start.
 
     Attributes:
@@ -75,9 +75,9 @@ class MadeFrom:
         contents = {k: list(files.values()) for k, files in self.contents.items()}
         return config.options_hash({"options": options, "contents": contents})
 
-    def differences(self, earlier: MadeFrom) -> list[Difference]:
+    def differences(self, earlier: MadeFrom) -> list[KeyChange]:
         """In what this start differs from an earlier one, by key; what the earlier one did not note is not compared."""
-        differences: list[Difference] = []
+        differences: list[KeyChange] = []
         for key, value in self.options.items():
             before = earlier.options.get(key, self.defaults.get(key))
             ours, theirs = self.contents.get(key), earlier.contents.get(key)
@@ -89,9 +89,9 @@ class MadeFrom:
             ):
                 continue  # whatever the paths are
             if value != before:
-                differences.append(Difference(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
+                differences.append(KeyChange(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
             elif ours is not None and theirs is not None and ours != theirs:
-                differences.append(Difference(key, f"{key}: {_changed(ours, theirs)}", False))
+                differences.append(KeyChange(key, f"{key}: {_changed(ours, theirs)}", False))
         return differences
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from espalier import config
 from espalier.config.options import DataOptions, TrainOptions
-from espalier.data.read.specs import DatasetSpec, parse_specs
+from espalier.data.read.specs import parse_specs
 from espalier.data.store.key import content
 from espalier.models.identity import file_identity, model_identity, tokenizer_identity
 
@@ -122,7 +122,7 @@ def made_from(
             if kind == "data":
                 weights = options[DataOptions].interleave_probs if item.name == "dataset" else None
                 specs = parse_specs(value, options[DataOptions].dataset_dir, weights) if value else []
-                value = [_plain(spec) for spec in specs]
+                value = [{k: v for k, v in asdict(spec).items() if v is not None} for spec in specs]
                 contents[item.name] = {
                     file: identity for spec in specs for file, identity in content(spec, known).items()
                 }
@@ -135,10 +135,6 @@ def made_from(
     if precision is not None:
         values["precision"] = precision
     return MadeFrom(json.loads(json.dumps(values, default=str)), contents, defaults)
-
-
-def _plain(spec: DatasetSpec) -> dict[str, Any]:
-    return {key: value for key, value in asdict(spec).items() if value is not None}
 
 
 def _content(kind: str, value: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ import torch
 
 from espalier.data.encode.templates import Template
 from espalier.data.encode.tokenise import Encoder, encode_all
-from espalier.data.records import Messages, Record
+from espalier.data.records import Record
 from espalier.errors import UserError
 from espalier.exam.answers.scorer import ROW_TOKENS, Cost
 from espalier.models.forward import TreeModel, Want
@@ -93,11 +93,8 @@ class Rater:
 
 def _rated(record: Record, scores: list[float], cut: bool) -> Rated:
     preferences = [answer.score for answer in record.answers if answer.score is not None] or [1.0, 0.0]
-    return Rated([_text(answer.messages) for answer in record.answers], scores, preferences, cut)
-
-
-def _text(answer: Messages) -> str:
-    return "\n".join(message.prefix + message.content for message in answer)
+    texts = ["\n".join(turn.prefix + turn.content for turn in answer.messages) for answer in record.answers]
+    return Rated(texts, scores, preferences, cut)
 
 
 def pair_numbers(scores: Sequence[float], preferences: Sequence[float]) -> dict[str, tuple[float, float]]:

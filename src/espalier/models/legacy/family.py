@@ -65,16 +65,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _by_its_model_type(config: Config) -> bool:
-    """No other family has these model types."""
-    return True
-
-
-def _no_tokenizer(files: VocabularyFiles) -> None:
-    """The tokenizer of a family that transformers reads by itself."""
-    return
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What is known about a family.
@@ -97,8 +87,8 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     convert: Callable[[Config], Conversion]
-    owns: Callable[[Config], bool] = _by_its_model_type
-    tokenizer: Callable[[VocabularyFiles], PreTrainedTokenizerBase | None] = _no_tokenizer
+    owns: Callable[[Config], bool] = lambda config: True
+    tokenizer: Callable[[VocabularyFiles], PreTrainedTokenizerBase | None] = lambda files: None
     native: type[PreTrainedModel] | None = None
     lora_targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reads_marks: bool = False

@@ -49,7 +49,7 @@ def fast_tokenizer(
         # it is; so words stay together where BPE would not arrive at each piece.
         whole = _all_within_reach(made, model)
         made.model.ignore_merges = True
-        longest_first = sorted((_escaped(text) for text in user_defined), key=len, reverse=True)
+        longest_first = sorted((text.replace(" ", SPACE) for text in user_defined), key=len, reverse=True)
         cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), "isolated"))
     else:
         whole = True
@@ -71,10 +71,6 @@ def add_special(made: Tokenizer, special: Mapping[str, int]) -> None:
     made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in by_id])
     for text, number in by_id:
         assert made.token_to_id(text) == number, f"{text} became {made.token_to_id(text)}, not {number}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace(" ", SPACE)
 
 
 def _ends(text: str) -> bool:

@@ -17,29 +17,34 @@ from espalier.corpora.prepare.poetry import poetry
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a corpus is, and what reads it: a folder or file and a division -> records."""
+    """What a corpus is, what it gives, and what reads it: a folder or file and a division -> records."""
 
     about: str
+    gives: str
     read: Callable[[Path, Division], Outcomes]
 
 
 CORPORA: dict[str, Corpus] = {
-    "couplets": Corpus("couplet-dataset (in.txt, out.txt) or couplets.txt", couplets),
-    "poetry": Corpus("chinese-poetry, all books", poetry),
-    "poetry-metre": Corpus("the same, verse named by its metre", partial(poetry, genre=metre)),
-    "classical": Corpus("NiuTrans Classical-Modern, present and flat layout", classical),
-    "zhidao": Corpus("Zhidao csv: title, question, reply, is_best", questions.zhidao),
-    "baike": Corpus("baike_qa2019: title, desc, answer", questions.baike),
-    "weibo": Corpus("Weibo news, abstract, comments with likes", news.weibo),
-    "lcsts": Corpus("LCSTS: Weibo news and its summary", news.lcsts),
+    "couplets": Corpus("couplet-dataset (in.txt, out.txt) or couplets.txt", "ranking", couplets),
+    "poetry": Corpus("chinese-poetry, all books", "ranking", poetry),
+    "poetry-metre": Corpus("the same, verse named by its metre", "ranking", partial(poetry, genre=metre)),
+    "classical": Corpus("NiuTrans Classical-Modern, present and flat layout", "ranking", classical),
+    "zhidao": Corpus("Zhidao csv: title, question, reply, is_best", "ranking", questions.zhidao),
+    "baike": Corpus("baike_qa2019: title, desc, answer", "ranking", questions.baike),
+    "weibo": Corpus("Weibo news, abstract, comments with likes", "ranking", news.weibo),
+    "lcsts": Corpus("LCSTS: Weibo news and its summary", "ranking", news.lcsts),
     "instruction-wild": Corpus(
-        "InstructionWild: with outputs, or prompts only", instructions.instruction_wild
+        "InstructionWild: with outputs, or prompts only", "chat", instructions.instruction_wild
     ),
-    "alpaca": Corpus("alpaca: instruction, input, output", instructions.alpaca),
-    "belle": Corpus("BELLE: the same columns", instructions.alpaca),
-    "hh-rlhf": Corpus("Anthropic hh-rlhf: chosen and rejected dialogues", instructions.hh),
-    "rm-static": Corpus("Dahoas rm-static: prompt, chosen, rejected", instructions.prompted_pairs),
-    "deepspeed-chat": Corpus("DeepSpeed-Chat's train.json and eval.json", instructions.prompted_pairs),
-    "hc3": Corpus("HC3-Chinese: question, human_answers", instructions.hc3),
-    "zhihu-kol": Corpus("Zhihu-KOL: INSTRUCTION, RESPONSE", instructions.zhihu),
+    "alpaca": Corpus("alpaca: instruction, input, output", "chat", instructions.alpaca),
+    "belle": Corpus("BELLE: the same columns", "chat", instructions.alpaca),
+    "hh-rlhf": Corpus("Anthropic hh-rlhf: chosen and rejected dialogues", "preference", instructions.hh),
+    "rm-static": Corpus(
+        "Dahoas rm-static: prompt, chosen, rejected", "preference", instructions.prompted_pairs
+    ),
+    "deepspeed-chat": Corpus(
+        "DeepSpeed-Chat's train.json and eval.json", "preference", instructions.prompted_pairs
+    ),
+    "hc3": Corpus("HC3-Chinese: question, human_answers", "chat", instructions.hc3),
+    "zhihu-kol": Corpus("Zhihu-KOL: INSTRUCTION, RESPONSE", "chat", instructions.zhihu),
 }

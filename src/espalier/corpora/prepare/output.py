@@ -109,7 +109,7 @@ class CorpusCounts:
 
 
 def write_prepared(
-    outcomes: Iterable[CorpusRecord | Omission],
+    found: Iterable[CorpusRecord | Omission],
     out: Path | None,
     division: Division,
     about: dict[str, Any],
@@ -122,7 +122,7 @@ def write_prepared(
     Without `out` only the report is made. Raises `UserError` where nothing at all became a record, with the causes, and
     where something else stands at `out` (without `force`); no file is written then.
     """
-    counts = CorpusCounts()
+    tally = CorpusCounts()
     places = Places(out) if out else None
     with _alone(places), Together() as files:
         if places and not force:
@@ -134,24 +134,24 @@ def write_prepared(
                 DEV: files.open(places.dev),
                 "": files.open(places.left_out),
             }
-        for thing in outcomes:
+        for thing in found:
             if isinstance(thing, Omission):
-                counts.left_out[thing.cause] += 1
+                tally.left_out[thing.cause] += 1
                 part, row = "", {"source": thing.source, "cause": thing.cause, "text": thing.text[:_SHOWN]}
                 line = json.dumps(row, ensure_ascii=False)
             else:
                 part = thing.part or division.part(thing.key)
                 line = json.dumps(thing.row, ensure_ascii=False, default=str)
-                counts.add(thing, part, line)
+                tally.add(thing, part, line)
             if streams:
                 streams[part].write(line + "\n")
-        if not counts.records:
-            causes = ", ".join(f"{count} {cause}" for cause, count in counts.left_out.most_common(5))
+        if not tally.records:
+            causes = ", ".join(f"{count} {cause}" for cause, count in tally.left_out.most_common(5))
             raise UserError(
-                f"{about.get('input', out)}: not one record came out ({causes or 'nothing was outcomes'}); check that "
+                f"{about.get('input', out)}: not one record came out ({causes or 'nothing was found'}); check that "
                 "this is the right folder and source"
             )
-        report = {**about, **counts.as_json(), **accounts}
+        report = {**about, **tally.as_json(), **accounts}
         if places:
             files.open(places.report).write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
             files.open(places.text).write(as_markdown(report))

@@ -85,7 +85,7 @@ def prepare(
     accounts: dict[str, Any] = {}
     if source == "stats":
         read = _languages(read, accounts.setdefault("languages", {}))
-    outcomes = watch(cleaned(shaped(read, what.shape), cleaning, division, accounts))
+    found = watch(cleaned(shaped(read, what.shape), cleaning, division, accounts))
     about = {
         "source": source,
         "input": str(where),
@@ -93,17 +93,17 @@ def prepare(
         "dev": division.dev,
         "as": what.shape,
     }
-    return write_prepared(outcomes, out, division, about, accounts, force=force)
+    return write_prepared(found, out, division, about, accounts, force=force)
 
 
 def data_rows(where: Path) -> Outcomes:
     """The rows of data files of any format as they are; what the readers refuse is left out by its cause."""
     for path in data_files(where):
-        for entry in rows(path):
-            if isinstance(entry, Omission):
-                yield entry
+        for found in rows(path):
+            if isinstance(found, Omission):
+                yield found
                 continue
-            place, row = entry
+            place, row = found
             view = viewed(row, place)
             yield (
                 view
@@ -112,9 +112,9 @@ def data_rows(where: Path) -> Outcomes:
             )
 
 
-def _languages(outcomes: Outcomes, counts: dict[str, int]) -> Outcomes:
-    """`outcomes`, its records counted by the script of the first thousand characters."""
-    for thing in outcomes:
+def _languages(found: Outcomes, counts: dict[str, int]) -> Outcomes:
+    """`found`, its records counted by the script of the first thousand characters."""
+    for thing in found:
         if isinstance(thing, CorpusRecord):
             view = viewed(thing.row, thing.source)
             name = language(view.text[:1000]) if isinstance(view, View) else ""
@@ -122,10 +122,10 @@ def _languages(outcomes: Outcomes, counts: dict[str, int]) -> Outcomes:
         yield thing
 
 
-def _first(outcomes: Outcomes, limit: int) -> Iterator[CorpusRecord | Omission]:
+def _first(found: Outcomes, limit: int) -> Iterator[CorpusRecord | Omission]:
     """Up to the `limit`-th record."""
     left = limit
-    for thing in outcomes:
+    for thing in found:
         if isinstance(thing, CorpusRecord):
             if not left:
                 return

@@ -39,7 +39,7 @@ def _turns(messages: Messages) -> Turns:
     ]
 
 
-def shaped(outcomes: Outcomes, shape: str) -> Outcomes:
+def shaped(found: Outcomes, shape: str) -> Outcomes:
     """What a corpus gives in another shape; what has none there is an `Omission`.
 
     chat: the best answer, where it scores above 0. preference: pairs, see `pairs`. text: prompt, prefix and best
@@ -47,9 +47,9 @@ def shaped(outcomes: Outcomes, shape: str) -> Outcomes:
     """
     assert shape in SHAPES, shape
     if shape == "own":
-        yield from outcomes
+        yield from found
         return
-    for thing in outcomes:
+    for thing in found:
         if isinstance(thing, Omission):
             yield thing
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from espalier.stages.next_token import next_token
+from espalier.stages.likelihood import LikelihoodOptions, likelihood
 from espalier.stages.stage import Stage
 
-STAGE = Stage("text", partial(next_token, kind="text"))
+STAGE = Stage("text", partial(likelihood, reads="text"), options=(LikelihoodOptions,))

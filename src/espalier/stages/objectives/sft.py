@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from espalier.stages.next_token import next_token
+from espalier.stages.likelihood import LikelihoodOptions, likelihood
 from espalier.stages.stage import Stage
 
-STAGE = Stage("chat", partial(next_token, kind="chat"))
+STAGE = Stage("chat", partial(likelihood, reads="chat"), options=(LikelihoodOptions,))

@@ -120,10 +120,9 @@ def _ours(asked: Any) -> dict[str, float]:
     from espalier.data.preflight.look import look
     from espalier.data.read.specs import parse_specs
     from espalier.data.steps.feed import packed
-    from espalier.data.steps.forest import stored
-    from espalier.data.store.blocks import Job
+    from espalier.data.store.job import Job
     from espalier.data.store.open import ReadSettings, opened
-    from espalier.data.store.stack import Choice
+    from espalier.data.store.stack import Choice, stored
 
     encoder = _encoder(asked)
     with tempfile.TemporaryDirectory(dir=asked.file.parent) as folder, Memory() as memory:

@@ -70,8 +70,8 @@ def score(
     """
     chooser = Chooser(TreeModel(model, _probed(model)).eval(), tokenizer)
     prompt = marked(prompt, around_prompt(model, tokenizer))
-    ((found,), _) = chooser.score([ExamPrompt("", prompt, tuple(Candidate(text) for text in candidates))])
-    return list(zip(found.scores, found.tokens, strict=True))
+    ((scored,), _) = chooser.score([ExamPrompt("", prompt, tuple(Candidate(text) for text in candidates))])
+    return list(zip(scored.scores, scored.tokens, strict=True))
 
 
 def generate(

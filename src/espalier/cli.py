@@ -19,6 +19,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
+from espalier.commands.arguments import AllowPickle, RopeScaling, TrustRemoteCode
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
@@ -46,8 +47,8 @@ File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="The options, as 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Options that win over the file's.")
 ]
-_WrongCall: Any = typer.BadParameter.__mro__[2]
-"""Any mistake in the arguments: click's ClickException, which typer has inside under another name in each version."""
+_WrongCall: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""Any mistake in the arguments. Newer versions of typer bring click inside, so it may not be imported as click's own."""
 _errors = Screen(stderr=True)
 _state = {"verbose": False}
 
@@ -128,13 +129,9 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 0.9,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    rope_scaling: Annotated[str | None, typer.Option(help="For longer texts, such as yarn:4.")] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    rope_scaling: RopeScaling = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to a model in the terminal."""
     from espalier.models.open import open_model
@@ -189,10 +186,10 @@ def guarded(call: Callable[[], Any]) -> int:
     parent = connected()
     try:
         with raising() as ended:
-            found = call()
-        if ended and found == 128 + signal.SIGINT:  # typer's code for whatever signal
+            code = call()
+        if ended and code == 128 + signal.SIGINT:  # typer's code for whatever signal
             return 128 + ended[-1].number
-        return found if isinstance(found, int) else 0
+        return code if isinstance(code, int) else 0
     except typer.Exit as wish:
         return wish.exit_code
     except typer.Abort:

@@ -30,8 +30,8 @@ def safe(text: str) -> str:
     return _UNSAFE.sub(_written_out, text)
 
 
-def _written_out(found: re.Match[str]) -> str:
-    code = ord(found.group())
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match.group())
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
@@ -42,7 +42,7 @@ def json_text(value: Any, indent: int | None = 2) -> str:
     {"字": "\u009b2J\u007f"}
     """
     made = json.dumps(value, ensure_ascii=False, indent=indent)
-    return re.sub(r"[\x7f-\x9f\ud800-\udfff]", lambda found: f"\\u{ord(found.group()):04x}", made)
+    return re.sub(r"[\x7f-\x9f\ud800-\udfff]", lambda match: f"\\u{ord(match.group()):04x}", made)
 
 
 class Screen(Console):

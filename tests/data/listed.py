@@ -19,7 +19,7 @@ from espalier.data.read.rows import parse_row
 from espalier.data.read.sources import SHOWN, LoadReport, no_record, rows_of, too_bad
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import KINDS, BadRecord, LeftOut, Record
-from espalier.data.store.marks import prompt_key
+from espalier.data.store.table import prompt_key
 from espalier.disk.writing import write_text, writing_to
 
 

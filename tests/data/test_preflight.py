@@ -22,10 +22,10 @@ from espalier.data.preflight.text import blocks, lines, share
 from espalier.data.read.account import Account
 from espalier.data.read.specs import parse_specs
 from espalier.data.records import Message, Record
-from espalier.data.store.blocks import Job
-from espalier.data.store.marks import has_equal_answers, role_order
+from espalier.data.store.job import Job
 from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice, Stack
+from espalier.data.store.table import has_equal_answers, role_order
 from espalier.errors import UserError
 from espalier.models.load import train_tokenizer
 from espalier.trees.tree import Tree

@@ -18,7 +18,7 @@ MONTHS_ZH = words("一 二 三 四 五 六 七 八 九 十 十一 十二")
 MONTHS_EN = words("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec")
 
 
-def solve(task: data.Task) -> str | None:
+def solve(task: data.Exercise) -> str | None:
     """The answer worked out from the prompt's text alone; None for word knowledge (opposite, group)."""
     numbers = [int(n) for n in re.findall(r"\d+", task.prompt)]
     if task.kind == "sum":
@@ -54,7 +54,7 @@ def solve(task: data.Task) -> str | None:
 ALL_MONTHS = words("January February March April May June July August September October November December")
 
 
-def word_of(task: data.Task) -> str:
+def word_of(task: data.Exercise) -> str:
     """The one word that the question is about: what no other question of its kind shares."""
     if task.language == "zh":
         return re.sub(r"把|倒过来写|反写|倒着念是什么|[“”。？]", "", task.prompt)
@@ -62,13 +62,13 @@ def word_of(task: data.Task) -> str:
 
 
 @pytest.fixture(scope="module")
-def everything() -> list[data.Task]:
+def everything() -> list[data.Exercise]:
     asked = [question for fact in FACTS for question in QUESTIONS[fact.kind][fact.language]]
     count = sum(data.is_dev(p.format(**f.slots)) for f in FACTS for p in QUESTIONS[f.kind][f.language])
     return data.tasks(len(asked) - count, 0) + data.tasks(count, 0, "dev")
 
 
-def test_every_answer_follows_from_its_question(everything: list[data.Task]) -> None:
+def test_every_answer_follows_from_its_question(everything: list[data.Exercise]) -> None:
     checked = Counter()
     for task in everything:
         wanted = solve(task)
@@ -91,7 +91,7 @@ def test_word_knowledge_is_consistent() -> None:
     assert known["苹果"] == "水果" and known["红色"] == "颜色" and known["horse"] == "animal"
 
 
-def test_one_prompt_has_one_answer_and_one_side(everything: list[data.Task]) -> None:
+def test_one_prompt_has_one_answer_and_one_side(everything: list[data.Exercise]) -> None:
     assert len({task.prompt for task in everything}) == len(everything)
     train, dev = data.tasks(600, 3), data.tasks(130, 4, "dev")
     assert not {task.prompt for task in train} & {task.prompt for task in dev}
@@ -118,7 +118,7 @@ def test_too_many_tasks_are_refused_with_the_number_there_is() -> None:
         data.tasks(10**6, 0)
 
 
-def test_plain_text_is_true_and_keeps_dev_questions_out(everything: list[data.Task]) -> None:
+def test_plain_text_is_true_and_keeps_dev_questions_out(everything: list[data.Exercise]) -> None:
     text = data.sentences(400, 0)
     assert len(text) == 400
     told = {

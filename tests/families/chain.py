@@ -75,7 +75,7 @@ def losses(options: dict[str, Any]) -> list[float]:
 
 def run(options: dict[str, Any]) -> Path:
     """One stage; its model's folder. No loss may be anything but a number."""
-    run_stage(config.Placed(options))
+    run_stage(config.RawConfig(options))
     found = losses(options)
     assert found and all(map(math.isfinite, found)), found
     return Path(options["output_dir"]) / options["stage"] / "model"

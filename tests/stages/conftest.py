@@ -93,7 +93,7 @@ def options(world: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 def run(options: dict[str, Any]) -> dict[str, Any]:
     """One stage in this process."""
-    return run_stage(config.Placed(options))
+    return run_stage(config.RawConfig(options))
 
 
 def weights(options: dict[str, Any], name: str = "model") -> dict[str, torch.Tensor]:

@@ -132,3 +132,20 @@ def test_a_model_of_another_tokenizer_is_refused(
     with pytest.raises(UserError, match=r"other: has another tokenizer than the model that is trained"):
         run(chosen | {key: str(other)})
     run(chosen | {key: str(world / "judge")})
+
+
+def test_a_tokenizer_beside_the_policy_runs_its_own_code_where_that_is_allowed(
+    options: Make, world: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(world / "judge", other)
+    config = json.loads((other / "tokenizer_config.json").read_text("utf-8"))
+    named = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (other / "tokenizer_config.json").write_text(json.dumps({**config, **named}), "utf-8")
+    code = (
+        "from transformers import PreTrainedTokenizerFast\n\nclass Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    (other / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n{code}", "utf-8")
+    chosen = options("dpo", max_steps=1, ref_model=str(other))
+    run({**chosen, "trust_remote_code": True})
+    assert (tmp_path / "ran").exists()

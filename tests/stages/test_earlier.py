@@ -390,12 +390,12 @@ def test_a_second_start_is_refused_and_harms_nothing(own: Make, monkeypatch: pyt
 
     def meanwhile(*given: Any) -> None:
         with pytest.raises(UserError) as refusal:
-            pipeline.run_options(config.Placed({**chosen, "resume": False}))
+            pipeline.run_options(config.RawConfig({**chosen, "resume": False}))
         told.append(str(refusal.value))
         real(*given)
 
     monkeypatch.setattr(results, "save_model", meanwhile)
-    assert pipeline.run_options(config.Placed(chosen))["status"] == "done"
+    assert pipeline.run_options(config.RawConfig(chosen))["status"] == "done"
     assert re.match(rf"{folder}: process {os.getpid()} on .* writes here", told[0])
     assert (
         not (folder / ".lock").exists() and torch.isfinite(weights(chosen)["model.embed_tokens.weight"]).all()

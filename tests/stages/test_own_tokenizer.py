@@ -45,7 +45,7 @@ def train(stage: str, folder: Path, **options: Any) -> Path:
     common = {"max_steps": 1, "per_device_train_batch_size": 4, "precision": "fp32", "save_steps": 0}
     out = folder / stage
     made = {"stage": stage, "output_dir": str(out), "cutoff_len": 128, "samples": 0, "val_size": 0}
-    run_stage(config.Placed({**made, **common, **options}))
+    run_stage(config.RawConfig({**made, **common, **options}))
     return out / stage / "model"
 
 

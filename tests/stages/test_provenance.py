@@ -53,7 +53,7 @@ def own(world: Path, tmp_path: Path, options: Make) -> Callable[..., dict[str, A
 
 
 def of(chosen: dict[str, Any], processes: int = 1) -> MadeFrom:
-    built = config.build(config.Placed(chosen), CLASSES[chosen["stage"]], all_classes=CLASSES)
+    built = config.build(config.RawConfig(chosen), CLASSES[chosen["stage"]], all_classes=CLASSES)
     made = made_from(built, processes=processes, known=Path(chosen["output_dir"]) / "files.json")
     back = MadeFrom.from_json(json.loads(json.dumps(made.as_json())))
     assert back is not None and made.differences(back) == [] and made.fingerprint == back.fingerprint
@@ -89,7 +89,7 @@ def test_content_behind_the_same_path_is_named(what: str, own: Make, tmp_path: P
     change(tmp_path)
     now = of(own())
     (found,) = now.differences(before)
-    assert found.key == key and said in found.said and not found.by_option
+    assert found.key == key and said in found.text and not found.by_option
     assert now.fingerprint != before.fingerprint
 
 
@@ -132,7 +132,7 @@ def test_every_other_key_is_named_with_what_it_was_and_is(own: Make, tmp_path: P
              "precision": "bf16", "max_steps": 9, "layout": "padded"}  # fmt: skip
     found = of(own(**other)).differences(before)
     assert {d.key for d in found} == set(other) and all(d.by_option for d in found)
-    assert "learning_rate: 0.001 -> 0.002" in [d.said for d in found]
+    assert "learning_rate: 0.001 -> 0.002" in [d.text for d in found]
     (found_other,) = of(own(reward_function=f"{tmp_path / 'rule.py'}:g")).differences(before)
     assert found_other.key == "reward_function" and found_other.by_option
     (weighed,) = of(own(dataset=[{"path": str(tmp_path / "prompts.jsonl"), "weight": 2.0}])).differences(
@@ -163,7 +163,7 @@ def test_how_a_step_is_divided_does_not_count_and_its_size_does(own: Make) -> No
     assert of(own(per_device_train_batch_size=4, gradient_accumulation_steps=2)).differences(before) == []
     assert of(halves, processes=2).differences(before) == []
     (found,) = of(halves).differences(before)
-    assert found.key == RECORDS and found.said.endswith("8 -> 4")
+    assert found.key == RECORDS and found.text.endswith("8 -> 4")
 
 
 def test_a_key_that_an_earlier_version_did_not_know_had_its_default(own: Make) -> None:
@@ -237,8 +237,8 @@ def test_what_is_missing_is_said_before_anything_is_touched(own: Make, tmp_path:
     ):
         chosen = own(**changes)
         with pytest.raises(UserError, match=said):
-            built = config.build(config.Placed(chosen), CLASSES["grpo"], all_classes=CLASSES)
+            built = config.build(config.RawConfig(chosen), CLASSES["grpo"], all_classes=CLASSES)
             check_startable("grpo", built)
     for name in ("../../x", "a/b", "/x", ".."):
         with pytest.raises(UserError, match=r"`name` is .*folder in output_dir"):
-            config.build(config.Placed(own(name=name)), CLASSES["grpo"], all_classes=CLASSES)
+            config.build(config.RawConfig(own(name=name)), CLASSES["grpo"], all_classes=CLASSES)

@@ -54,7 +54,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {"stage": "sft", "output_dir": str(folder / "run"), "model_name_or_path": str(world / "base"),
                "dataset": [str(world / "sft_train.jsonl")], "eval_dataset": [str(world / "sft_dev.jsonl")],
                "cutoff_len": 128, "max_steps": 1, "save_steps": 0, "samples": 1, "precision": "fp32"}  # fmt: skip
-    pipeline.run_options(config.Placed(options))
+    pipeline.run_options(config.RawConfig(options))
     (folder / "sft.yaml").write_text(json.dumps(options), "utf-8")
     return folder / "sft.yaml"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from espalier import config
 from espalier.errors import UserError
 from espalier.maths.losses import PREFERENCES, PreferenceLoss
 from espalier.models.heads import ScalarHead
+from espalier.runs.catalogue import CLASSES, check_possible
 from espalier.stages.objectives import dpo, grpo, ppo
 from espalier.stages.rollouts import Roller, check_apart, check_first_step
 from espalier.stages.setup import Setup
@@ -84,6 +87,11 @@ def test_a_preference_loss_without_a_reference_loads_none(
     monkeypatch.setattr(dpo, "frozen_copy", lambda policy: pytest.fail("nobody asks for a reference"))
     chosen = options("dpo", pref_loss="hinge", max_steps=1)
     run(chosen)
+    sharded = {**chosen, "finetuning_type": "lora", "strategy": "fsdp"}
+    for loss, possible in (("hinge", True), ("sigmoid", False)):
+        built = config.build({**sharded, "pref_loss": loss}, CLASSES["dpo"], all_classes=CLASSES)
+        with nullcontext() if possible else pytest.raises(UserError, match="in dpo: its reference is"):
+            check_possible("dpo", built)
     assert next(step["loss"] for step in rows(chosen) if "loss" in step) > 0
     for key, value in (("ref_model", "judge"), ("precompute_ref_logprobs", True)):
         (problem,) = dpo.DPOOptions(pref_loss="hinge", **{key: value}).problems()

@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 
+from espalier.commands.arguments import AllowPickle
 from espalier.screen import safe
 
 
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The folder of an old checkpoint.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The plain folder to write.")],
-    allow_pickle: Annotated[
-        bool,
-        typer.Option("--allow-pickle", help="Read .bin and .pth files, through torch's safe loader."),
-    ] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """An old checkpoint as a plain folder of safetensors that loads without remote code."""
     from espalier.engine import files

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from espalier.commands.arguments import AllowPickle, AsJson, RopeScaling, TrustRemoteCode
 from espalier.errors import UserError
 from espalier.screen import json_text, safe
 
@@ -30,24 +31,18 @@ def evaluate(
         bool, typer.Option("--new-shots", help="Draw examples anew for each question.")
     ] = False,
     layout: Annotated[str, typer.Option(help="auto, tree or padded.")] = "auto",
-    rope_scaling: Annotated[
-        str | None, typer.Option(help="Longer texts than the model was made for, such as yarn:4.")
-    ] = None,
+    rope_scaling: RopeScaling = None,
     template: Annotated[str, typer.Option(help="Ask in a chat template: none, auto, or a name.")] = "none",
     shots_as: Annotated[
         str, typer.Option(help="In a template: examples as turns, or in one message.")
     ] = "turns",
     seed: Annotated[int, typer.Option(help="Of the choice of examples.")] = 42,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
     lm_eval_files: Annotated[
         bool, typer.Option("--lm-eval-files", help="Write results in the form of lm_eval's files, too.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Examine models: CLUE, C-Eval, CMMLU, MMLU, written answers, and tasks of your own."""
     from espalier.exam.evaluate import Asking

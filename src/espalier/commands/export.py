@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from espalier.commands.arguments import AllowPickle
 from espalier.errors import UserError
 from espalier.screen import safe
 
@@ -15,9 +16,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A model or adapter folder, or a hub id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to write.")],
     kind: Annotated[str, typer.Option("--type", help="Of the matrices: f32, f16 or q8_0.")] = "f16",
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """A model of the Llama family as one GGUF file, for llama.cpp and what is built on it."""
     from espalier.disk.temporary import remove_left

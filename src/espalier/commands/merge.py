@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from espalier.commands.arguments import AllowPickle
 from espalier.errors import UserError
 from espalier.screen import safe
 
@@ -22,9 +23,7 @@ def merge(
     base: Annotated[
         str | None, typer.Option(help="Merge into this model, not into the one the first adapter names.")
     ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Adapters and their base model as one plain model folder."""
     from espalier.engine import files

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from espalier.commands.arguments import AsJson
 from espalier.errors import UserError
 from espalier.screen import Screen, json_text
 
@@ -47,7 +48,7 @@ def prepare(
         str, typer.Option(help="Exam files or folders to keep out of the data; with commas.")
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that were made otherwise.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Raw corpora into records, and records into cleaner ones, with a report of what was left out and why."""
     from espalier.corpora.clean.steps import Cleaning
@@ -80,7 +81,7 @@ def prepare(
             tuple(Path(name.strip()) for name in exams.split(",") if name.strip()),
         ),
         force=force,
-        watch=lambda found: _watched(source, found),
+        watch=lambda outcomes: _watched(source, outcomes),
     )
     if as_json:
         print(json_text(report))
@@ -90,7 +91,7 @@ def prepare(
 
 def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
     from espalier.corpora.clean.steps import DEDUP
-    from espalier.data.store.marks import LANGUAGES
+    from espalier.data.store.table import LANGUAGES
 
     if dedup not in DEDUP:
         raise UserError(f"--dedup {dedup}: wanted {', '.join(DEDUP)}.")
@@ -103,15 +104,15 @@ def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: 
         raise UserError(f"--max-repetition {max_repetition}: wanted a share from 0 to 1, such as 0.5.")
 
 
-def _watched(name: str, found: Outcomes) -> Outcomes:
-    """`found`, counted on one live line."""
+def _watched(name: str, outcomes: Outcomes) -> Outcomes:
+    """`outcomes`, counted on one live line."""
     from espalier.corpora.made import CorpusRecord
     from espalier.engine.progress import ProgressLine
 
     line = ProgressLine(name, None)
     records = without = 0
     try:
-        for thing in found:
+        for thing in outcomes:
             if isinstance(thing, CorpusRecord):
                 records += 1
             else:

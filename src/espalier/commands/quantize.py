@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from espalier.commands.arguments import AllowPickle, AsJson
 from espalier.errors import UserError
 from espalier.screen import Screen, json_text
 
@@ -45,10 +46,8 @@ def quantize(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Without it the plain model is never held in full.")
     ] = True,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin files, through torch's safe loader.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    allow_pickle: AllowPickle = False,
+    as_json: AsJson = False,
 ) -> None:
     """A model with its linear layers in few bits, and what that costs: size, speed, logits, perplexity."""
     from espalier.engine import files
@@ -157,10 +156,9 @@ def _rows(model: str, data: str | None, limit: int) -> list[Any]:
     from espalier.data.encode.templates import choose_template
     from espalier.data.encode.tokenise import Encoder
     from espalier.data.read.specs import parse_specs
-    from espalier.data.steps.forest import stored
-    from espalier.data.store.blocks import Job
+    from espalier.data.store.job import Job
     from espalier.data.store.open import ReadSettings, opened
-    from espalier.data.store.stack import Choice
+    from espalier.data.store.stack import Choice, stored
     from espalier.disk.temporary import temporary_folder
 
     specs = parse_specs(data)
@@ -208,8 +206,8 @@ def _halves(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
         {"role": "assistant", "content": text[len(text) // 2 :]},
     ]
     asked, whole = (
-        tokenizer(said, add_special_tokens=False).input_ids
-        for said in (
+        tokenizer(dialogue, add_special_tokens=False).input_ids
+        for dialogue in (
             rendered(tokenizer, chat[:1], add_generation_prompt=True),
             rendered(tokenizer, chat),
         )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from espalier.commands.arguments import AllowPickle
 from espalier.errors import UserError
 from espalier.screen import safe
 
@@ -35,12 +36,12 @@ def extend(
     kind: Annotated[
         str, typer.Option(help="bpe goes on with the tokenizer's own merges; sentencepiece; auto.")
     ] = "auto",
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights in .bin files.")] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Train further pieces on a text, add them to a model's tokenizer, and give each a row that means the same."""
     from espalier.data.read.specs import parse_specs
     from espalier.data.store.again import all_records
-    from espalier.data.store.blocks import Job
+    from espalier.data.store.job import Job
     from espalier.data.store.open import ReadSettings, opened
     from espalier.data.store.stack import Choice
     from espalier.disk.temporary import temporary_folder
@@ -48,7 +49,7 @@ def extend(
     from espalier.models import load
     from espalier.models.open import find_tokenizer, open_model
     from espalier.models.saved import save_model
-    from espalier.models.tokenizers import vocabulary
+    from espalier.models.tokenizers import new_pieces, vocabulary
 
     if kind not in ("auto", "bpe", "sentencepiece"):
         raise UserError(f"--kind {kind}: wanted auto, bpe or sentencepiece.")
@@ -58,7 +59,7 @@ def extend(
     files.check_new_folder(out)
     load.check_folder(model, allow_pickle=allow_pickle)
     tokenizer = find_tokenizer(model) or load.load_tokenizer(model)
-    settings = vocabulary.fast(tokenizer)
+    settings = new_pieces.fast(tokenizer)
     specs, job = parse_specs(list(named)), Job("text")
     with temporary_folder() as folder:
         reading = ReadSettings(Path(folder))
@@ -68,7 +69,7 @@ def extend(
     apart = texts[HELD_OUT - 1 :: HELD_OUT] or texts
     learned = [t for i, t in enumerate(texts) if i % HELD_OUT != HELD_OUT - 1] or texts
     way = {"BPE": "bpe", "Unigram": "sentencepiece"}[settings["model"]["type"]] if kind == "auto" else kind
-    train = vocabulary.joined_pieces if way == "bpe" else vocabulary.sentencepiece_pieces
+    train = new_pieces.joined_pieces if way == "bpe" else new_pieces.sentencepiece_pieces
     before, old_size = vocabulary.characters_per_token(tokenizer, apart), len(tokenizer)
     unknown = vocabulary.unknown_share(tokenizer, apart)
     pieces = vocabulary.extended(tokenizer, train(tokenizer, learned, size))

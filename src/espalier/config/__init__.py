@@ -6,7 +6,7 @@ The way back: `dump_yaml` (the run as it ran), `options_hash` (is a stage unchan
 """
 
 from espalier.config.build import build, canonical, stage_of
-from espalier.config.file import Placed, load_yaml
+from espalier.config.file import RawConfig, load_yaml
 from espalier.config.names import IGNORED, SYNONYMS
 from espalier.config.option_set import OptionSet
 from espalier.config.pipeline import split_pipeline
@@ -17,7 +17,7 @@ __all__ = [
     "SYNONYMS",
     "OptionRow",
     "OptionSet",
-    "Placed",
+    "RawConfig",
     "build",
     "canonical",
     "describe",

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from espalier.config.convert import Unfit, convert, found_name
-from espalier.config.file import Placed
+from espalier.config.file import RawConfig
 from espalier.config.names import (
     IGNORED,
     SPREAD,
@@ -31,7 +31,7 @@ from espalier.errors import UserError
 Classes = Sequence[type]
 
 
-def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
+def canonical(raw: Mapping[str, Any]) -> tuple[RawConfig, list[str]]:
     """Other tools' names and values -> ours, without the keys that Espalier has no use for.
 
     Works on one stage and on a pipeline (its `stages` too), and changes nothing the second time.
@@ -42,7 +42,7 @@ def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
     Raises:
         UserError: one option is written under two names with different values.
     """
-    given, out, notes = Placed.of(raw), Placed(), list[str]()
+    given, out, notes = RawConfig.of(raw), RawConfig(), list[str]()
     spread: dict[str, Any] = {}
     stage = VALUES["stage"].get(str(given.get("stage")), given.get("stage"))
     for key, value in given.items():
@@ -78,7 +78,7 @@ def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
     return out, list(dict.fromkeys(notes))
 
 
-def _translate(given: Placed, key: str, stage: str) -> tuple[str, Any, bool]:
+def _translate(given: RawConfig, key: str, stage: str) -> tuple[str, Any, bool]:
     """Our name and value of one key, and whether it says anything (`fp16: false` beside `bf16: true` does not)."""
     value = given[key]
     if key in SWITCHES and _boolean(value) is not None:
@@ -161,7 +161,7 @@ def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str,
     return OptionSet(tuple(built))
 
 
-def _instance(values: Placed, kind: type) -> tuple[Options | None, list[str]]:
+def _instance(values: RawConfig, kind: type) -> tuple[Options | None, list[str]]:
     arguments: dict[str, Any] = {}
     errors: list[str] = []
     for item in fields(kind):
@@ -176,7 +176,7 @@ def _instance(values: Placed, kind: type) -> tuple[Options | None, list[str]]:
     return (None if errors else kind(**arguments)), errors
 
 
-def _checked(values: Placed, item: Field[Any], wanted: Any) -> Any:
+def _checked(values: RawConfig, item: Field[Any], wanted: Any) -> Any:
     """The value of one field; `Unfit` with the whole message where its type or its range is wrong."""
     given, where = values[item.name], values.where(item.name)
     try:
@@ -192,7 +192,7 @@ def _checked(values: Placed, item: Field[Any], wanted: Any) -> Any:
 
 
 def unknown_key(
-    values: Placed, key: str, stage: str, known: Iterable[str], all_classes: Mapping[str, Classes]
+    values: RawConfig, key: str, stage: str, known: Iterable[str], all_classes: Mapping[str, Classes]
 ) -> str:
     """The message about a key that `stage` does not have: whose it is, or the nearest name."""
     owners = [name for name, classes in all_classes.items() if key in known_keys(classes)]

@@ -17,7 +17,7 @@ from espalier.config.names import SWITCHES, SYNONYMS
 from espalier.errors import UserError
 
 
-class Placed(dict[str, Any]):
+class RawConfig(dict[str, Any]):
     """A mapping that remembers where each key stands and how it was written there.
 
     ``places`` is ``{"cutoff_len": "sft.yaml:3"}`` and ``written`` is ``{"cutoff_len": "max_length"}``; keys that came
@@ -35,9 +35,9 @@ class Placed(dict[str, Any]):
         self.written: dict[str, str] = dict(written or {})
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Placed:
+    def of(cls, values: Mapping[str, Any]) -> RawConfig:
         """`values` itself, or a copy without places of a mapping that has none."""
-        return values if isinstance(values, Placed) else cls(values)
+        return values if isinstance(values, RawConfig) else cls(values)
 
     def where(self, key: str) -> str:
         """How a message about this key begins: "sft.yaml:3: `cutoff_len` (written `max_length`)"."""
@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Any:
-    placed = Placed()
+    placed = RawConfig()
     yield placed
     seen: dict[Any, int] = {}
     loader.flatten_mapping(node)
@@ -81,7 +81,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Placed:
+def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> RawConfig:
     """Reads one YAML file and lays `key=value` words over it (each value read as YAML).
 
     A dotted key reaches into a mapping (``model_config.hidden_size=64``) or, in a pipeline, into one stage
@@ -92,11 +92,11 @@ def load_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Placed:
             mapping, or a word that is not key=value.
     """
     raw = _parse(_read(Path(path)), str(path))
-    if not isinstance(raw, Placed):
-        found = (
+    if not isinstance(raw, RawConfig):
+        content = (
             "is empty" if raw is None else f"holds {'a list' if isinstance(raw, list) else repr(raw)[:60]}"
         )
-        raise UserError(f"{path}: the file {found}; wanted `key: value` lines, for example `stage: sft`.")
+        raise UserError(f"{path}: the file {content}; wanted `key: value` lines, for example `stage: sft`.")
     for override in overrides:
         _override(raw, override)
     return raw
@@ -146,7 +146,7 @@ def _parse(text: str, name: str) -> Any:
         loader.dispose()
 
 
-def _override(raw: Placed, override: str) -> None:
+def _override(raw: RawConfig, override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip().removeprefix("--")
     if not equals or not key:
@@ -159,7 +159,7 @@ def _override(raw: Placed, override: str) -> None:
     for same in [old for old in target if _meaning(old) == _meaning(last)]:
         del target[same]
     target[last] = value
-    if isinstance(target, Placed):
+    if isinstance(target, RawConfig):
         target.places[last] = "the command line"
 
 
@@ -173,7 +173,7 @@ def _inside(target: dict[str, Any], name: str, override: str) -> dict[str, Any]:
     for stage in stages if isinstance(stages, list) else []:
         if isinstance(stage, dict) and stage.get("name") == name:
             return stage
-    inner = target.setdefault(name, Placed())
+    inner = target.setdefault(name, RawConfig())
     if not isinstance(inner, dict):
         raise UserError(
             f"`{override}`: `{name}` is neither a stage's name nor a mapping here, so nothing is in it."

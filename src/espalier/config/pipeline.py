@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from espalier.config.build import Classes, canonical, known_keys, listed, stage_of, unknown_key
-from espalier.config.file import Placed
+from espalier.config.file import RawConfig
 from espalier.config.options import FOLDER_NAME
 from espalier.errors import UserError
 
 
-def split_pipeline(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> list[Placed]:
+def split_pipeline(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> list[RawConfig]:
     """One flat mapping for each stage, in order, the shared keys filled in.
 
     A shared key goes to the stages that know it; a stage's own key wins over a shared one. ``run:NAME`` stays as it
@@ -53,7 +53,11 @@ def split_pipeline(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -
 
 
 def _check_names(stages: Any) -> None:
-    if not isinstance(stages, list) or not stages or not all(isinstance(stage, Placed) for stage in stages):
+    if (
+        not isinstance(stages, list)
+        or not stages
+        or not all(isinstance(stage, RawConfig) for stage in stages)
+    ):
         raise UserError(
             "`stages` must be a list of mappings, each with `name` and `stage`: `- {name: sft, stage: sft}`."
         )
@@ -75,14 +79,14 @@ def _check_names(stages: Any) -> None:
         raise UserError(listed("The pipeline is wrong:", errors))
 
 
-def _merge(shared: Placed, stage: Placed, known: list[str]) -> Placed:
+def _merge(shared: RawConfig, stage: RawConfig, known: list[str]) -> RawConfig:
     mine = {key: value for key, value in shared.items() if key in known and key not in stage}
     places = {key: place for key, place in shared.places.items() if key in mine}
     written = {key: name for key, name in shared.written.items() if key in mine}
-    return Placed({**mine, **stage}, {**places, **stage.places}, {**written, **stage.written})
+    return RawConfig({**mine, **stage}, {**places, **stage.places}, {**written, **stage.written})
 
 
-def _wrong_references(split: list[Placed]) -> list[str]:
+def _wrong_references(split: list[RawConfig]) -> list[str]:
     names = [stage["name"] for stage in split]
     errors = []
     for number, stage in enumerate(split):

@@ -77,11 +77,11 @@ def _quicker() -> list[str]:
 
 def _row(out: Path, name: str) -> dict[str, Any]:
     summary = yaml.safe_load((out / name / "summary.json").read_text("utf-8"))
-    held = summary["held_out"]
+    held_out = summary["held_out"]
     return {
-        **held,
+        **held_out,
         "name": name,
-        "name_of_number": held["name"],
+        "name_of_number": held_out["name"],
         "seconds": summary["seconds"],
         "summary": summary,
     }
@@ -89,11 +89,11 @@ def _row(out: Path, name: str) -> dict[str, Any]:
 
 def _exam(out: Path, name: str) -> dict[str, Any]:
     results = yaml.safe_load((out / f"exam_{name}" / "results.json").read_text("utf-8"))
-    found: dict[str, Any] = {}
+    scores: dict[str, Any] = {}
     for task in results["tasks"].values():
         metric = next(iter(task["metrics"]))
-        found[metric] = (task["metrics"][metric], task["metrics"][f"{metric}_stderr"])
-    return found
+        scores[metric] = (task["metrics"][metric], task["metrics"][f"{metric}_stderr"])
+    return scores
 
 
 def _show(console: Screen, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:
@@ -131,15 +131,17 @@ def _percent(value: tuple[float, float] | None) -> str:
 
 
 def _failures(rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]], quick: bool) -> list[str]:
-    found = []
+    failures = []
     for row in rows:
         if quick and row["name"] not in MUST_IMPROVE_QUICK:
             continue
         gain = row["after"] - row["before"]
         if (gain if row["better"] == "higher" else -gain) <= 0:
-            found.append(f"{row['name']}: {row['name_of_number']} {row['before']:.3f} -> {row['after']:.3f}")
+            failures.append(
+                f"{row['name']}: {row['name_of_number']} {row['before']:.3f} -> {row['after']:.3f}"
+            )
         if row["name"] == "reward" and not quick and row["after"] < REWARD_ACCURACY:
-            found.append(f"reward: accuracy {row['after']:.3f} on unseen pairs, wanted {REWARD_ACCURACY}")
+            failures.append(f"reward: accuracy {row['after']:.3f} on unseen pairs, wanted {REWARD_ACCURACY}")
     if exams["sft"]["exact_match"][0] <= exams["pretrain"]["exact_match"][0]:
-        found.append("sft: exact match is not above that of the pretrained model")
-    return found
+        failures.append("sft: exact match is not above that of the pretrained model")
+    return failures

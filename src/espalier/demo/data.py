@@ -41,7 +41,7 @@ QUIZ = {ZH: "{answer}。", EN: " {answer}."}
 LINKS = {ZH: "", EN: " "}
 DEV_SHARE = 6  # one prompt in six is kept for dev
 
-T = TypeVar("T", Fact, "Task")
+T = TypeVar("T", Fact, "Exercise")
 
 SIZES = {
     "pretrain": 6000,
@@ -57,13 +57,13 @@ SIZES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Exercise:
     """One question with its one right answer.
 
     `answer` is the bare answer ("7"), `reply` the whole right completion ("答案是7。"), `wrong` plausible bare answers
     that are wrong; `kind` is one of `facts.KINDS`, `language` "zh" or "en".
 
-    >>> Task("3加4等于几？", "7", "sum", "zh").reply
+    >>> Exercise("3加4等于几？", "7", "sum", "zh").reply
     '答案是7。'
     """
 
@@ -82,7 +82,7 @@ class Task:
 class Pair:
     """A preference: `chosen` is right and polite; `flaw` says what is the matter with `rejected`."""
 
-    task: Task
+    task: Exercise
     chosen: str
     rejected: str
     flaw: str
@@ -111,7 +111,7 @@ def sentences(n: int, seed: int) -> list[str]:
     return documents
 
 
-def tasks(n: int, seed: int, split: str = "train") -> list[Task]:
+def tasks(n: int, seed: int, split: str = "train") -> list[Exercise]:
     """n different tasks of one side ("train" or "dev"), all kinds and both languages in turn while they last.
 
     Raises UserError when the world has fewer than n prompts on that side.
@@ -123,16 +123,16 @@ def tasks(n: int, seed: int, split: str = "train") -> list[Task]:
         here = [task for fact in facts for task in _ask(fact) if is_dev(task.prompt) == (split == "dev")]
         draw.shuffle(here)
         lists.append(here)
-    found: list[Task] = []
-    while len(found) < n and any(lists):
-        found += [here.pop() for here in lists if here]
-    if len(found) < n:
+    picked: list[Exercise] = []
+    while len(picked) < n and any(lists):
+        picked += [here.pop() for here in lists if here]
+    if len(picked) < n:
         raise UserError(
-            f"the demo's world has {len(found)} {split} tasks and {n} were asked for; ask for at most {len(found)}."
+            f"the demo's world has {len(picked)} {split} tasks and {n} were asked for; ask for at most {len(picked)}."
         )
-    found = found[:n]
-    draw.shuffle(found)
-    return found
+    picked = picked[:n]
+    draw.shuffle(picked)
+    return picked
 
 
 def is_dev(prompt: str) -> bool:
@@ -161,7 +161,7 @@ def chats(n: int, seed: int, split: str = "train", bad_manners: float = 0.0) -> 
     return conversations
 
 
-def _manners(task: Task, draw: random.Random) -> str:
+def _manners(task: Exercise, draw: random.Random) -> str:
     sayings = draw.choice([RUDE, RUDE, EVASIVE])[task.language]
     return draw.choice(sayings).format(answer=task.answer)
 
@@ -233,7 +233,7 @@ def write_demo_data(folder: Path, seed: int, sizes: dict[str, int] | None = None
     return {name: _write_lines(folder / f"{name}.jsonl", lines) for name, lines in rows.items()}
 
 
-def _exam_tasks(want: dict[str, int], seed: int) -> list[Task]:
+def _exam_tasks(want: dict[str, int], seed: int) -> list[Exercise]:
     shown = {task.prompt for task in tasks(want["sft_dev"], seed, "dev")}
     everything = tasks(_prompts("dev"), seed, "dev")
     fresh = [task for task in everything if task.prompt not in shown]
@@ -243,7 +243,7 @@ def _exam_tasks(want: dict[str, int], seed: int) -> list[Task]:
         )
     # In turn by kind, as `tasks` does, so that a short exam asks about everything.
     lists = [*_by_kind(fresh), [task for task in everything if task.prompt in shown]]
-    picked: list[Task] = []
+    picked: list[Exercise] = []
     while len(picked) < want["exam"]:
         source = lists[:-1] if any(lists[:-1]) else lists
         picked += [tasks_here.pop() for tasks_here in source if tasks_here]
@@ -256,9 +256,9 @@ def _prompts(split: str) -> int:
     return len({task.prompt for fact in FACTS for task in _ask(fact) if is_dev(task.prompt) == wanted})
 
 
-def _ask(fact: Fact) -> list[Task]:
+def _ask(fact: Fact) -> list[Exercise]:
     return [
-        Task(question.format(**fact.slots), fact.answer, fact.kind, fact.language, fact.wrong)
+        Exercise(question.format(**fact.slots), fact.answer, fact.kind, fact.language, fact.wrong)
         for question in QUESTIONS[fact.kind][fact.language]
     ]
 
@@ -271,15 +271,15 @@ def _by_kind(things: Sequence[T]) -> list[list[T]]:
     return list(lists.values())
 
 
-def _turn(asked: str, said: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+def _turn(asked: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
 
 
 def _pair_row(pair: Pair) -> dict[str, Any]:
     return {"prompt": pair.task.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
 
 
-def _question_row(number: int, task: Task) -> dict[str, Any]:
+def _question_row(number: int, task: Exercise) -> dict[str, Any]:
     """The right reply and up to three wrong ones, in an order that the question's text decides."""
     replies = [task.reply, *(replace(task, answer=wrong).reply for wrong in task.wrong[:3])]
     replies.sort(key=lambda reply: sha256((task.prompt + reply).encode()).digest())

@@ -44,13 +44,13 @@ def sums_of(folder: Path, names: Iterable[str]) -> dict[str, list[Any]]:
 
 def fault(folder: Path, sums: Sums) -> str | None:
     """What is wrong with a folder's files, or None: one that is missing, has another size, or other bytes."""
-    for name, (size, said) in sums.items():
+    for name, (size, noted) in sums.items():
         path = folder / name
         try:
-            found = path.stat().st_size
-            if found != size:
-                return f"{name} has another size than when it was written ({found:,} bytes, not {size:,})"
-            if sum_of_file(path) != said:
+            actual = path.stat().st_size
+            if actual != size:
+                return f"{name} has another size than when it was written ({actual:,} bytes, not {size:,})"
+            if sum_of_file(path) != noted:
                 return f"{name} is damaged: its checksum is another than when it was written"
         except FileNotFoundError:
             return f"{name} is missing"

@@ -96,6 +96,6 @@ def _sign(descriptor: int) -> None:
 
 def _owner(descriptor: int) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
-        said = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {said['process']} on {said['host']} (since {said['since']})"
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {owner['process']} on {owner['host']} (since {owner['since']})"
     return "another process"

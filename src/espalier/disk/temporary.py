@@ -34,7 +34,7 @@ def temporary_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder for what is needed only now, in the machine's place for such; those of the dead are removed first."""
     with suppress(OSError):
         for path in Path(tempfile.gettempdir()).glob("espalier-*"):
-            if (found := _FOLDER.fullmatch(path.name)) and _is_dead(found, path):
+            if (match := _FOLDER.fullmatch(path.name)) and _is_dead(match, path):
                 shutil.rmtree(path, ignore_errors=True)
     return tempfile.TemporaryDirectory(prefix=f"espalier-{_host()}-{os.getpid()}-")
 
@@ -49,8 +49,8 @@ def remove_left(folder: Path, name: str = "*", *, of_anyone: bool = False) -> No
     """
     with suppress(OSError):
         for path in folder.glob(f".{name}.*.tmp"):
-            found = _NAME.fullmatch(path.name)
-            if of_anyone or (found is not None and _is_dead(found, path)):
+            match = _NAME.fullmatch(path.name)
+            if of_anyone or (match is not None and _is_dead(match, path)):
                 _remove(path)
 
 
@@ -62,9 +62,9 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _is_dead(found: re.Match[str], path: Path) -> bool:
-    if found["host"] in (None, _host()):
-        return not is_alive(int(found["pid"]))
+def _is_dead(name: re.Match[str], path: Path) -> bool:
+    if name["host"] in (None, _host()):
+        return not is_alive(int(name["pid"]))
     with suppress(OSError):
         newest = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
         return time.time() - newest > _FOREIGN

@@ -112,9 +112,9 @@ def is_refusal(error: BaseException) -> bool:
     """Whether a disk that takes nothing (more) is behind an error; libraries in Rust and SQLite say it in words."""
     if isinstance(error, OSError):
         return error.errno in _REFUSED
-    said = str(error)
-    in_rust = any(f"os error {number})" in said for number in _REFUSED)
-    return in_rust or (isinstance(error, sqlite3.Error) and said in _SQLITE)
+    message = str(error)
+    in_rust = any(f"os error {number})" in message for number in _REFUSED)
+    return in_rust or (isinstance(error, sqlite3.Error) and message in _SQLITE)
 
 
 def disk_error(path: Path, error: BaseException) -> UserError:
@@ -129,9 +129,9 @@ def disk_error(path: Path, error: BaseException) -> UserError:
         remedy = (
             "Check that the folder exists and may be written to, or choose another `output_dir` (or --out)"
         )
-    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     return UserError(
-        f"{path}: could not be written ({said}); {free:,} bytes are free on its disk. {remedy}, and start "
+        f"{path}: could not be written ({reason}); {free:,} bytes are free on its disk. {remedy}, and start "
         "again: what was saved before is untouched."
     )
 

@@ -129,9 +129,9 @@ def read_state(path: Path) -> dict[str, Any]:
 def _checkpoints(folder: Path) -> list[Path]:
     """Folders step-N by rising N."""
     steps = [
-        (int(found[1]), path)
+        (int(match[1]), path)
         for path in folder.glob("step-*")
-        if (found := re.fullmatch(r"step-(\d+)", path.name))
+        if (match := re.fullmatch(r"step-(\d+)", path.name))
     ]
     return [path for _, path in sorted(steps)]
 

@@ -115,8 +115,8 @@ def watch_over(command: Sequence[str], processes: int, environment: Mapping[str,
 def _verdict(ranks: Sequence[_Rank], forwarded: int | None) -> int:
     """One ending for all. A rank that loses the others in the middle of an exchange meets an error of its own, so what
     a rank has met by itself comes first: a user's error, a death, a stop; then a bug."""
-    said = sorted((told for rank in ranks for told in rank.told), key=lambda told: told[0])
-    by_kind = {kind: (rank, text) for _, rank, kind, text in reversed(said)}
+    reports = sorted((told for rank in ranks for told in rank.told), key=lambda told: told[0])
+    by_kind = {kind: (rank, text) for _, rank, kind, text in reversed(reports)}
     dead = [rank for rank in ranks if (rank.code() or 0) < 0 and not rank.killed]
     if "error" in by_kind:
         raise UserError(by_kind["error"][1])

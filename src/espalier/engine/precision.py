@@ -8,15 +8,15 @@ began with (`kept_precision`).
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
+from espalier.disk.reading import object_or_nothing
 from espalier.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -109,11 +109,7 @@ def _seconds(dtype: torch.dtype, size: int = 256) -> float:
 
 def kept_precision(folder: Path) -> Precision | None:
     """The precision that a run in this folder has computed with, by its summary; None where there is no run."""
-    try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    precision = summary.get("precision") if isinstance(summary, dict) else None
+    precision = object_or_nothing(folder / "summary.json").get("precision")
     return precision if precision in get_args(Precision) else None
 
 
@@ -129,6 +125,6 @@ def agreed_precision(precision: Precision, *, cpu: bool) -> Precision:
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=cpu)
-    said = [precision]
-    broadcast_object_list(said)
-    return said[0]
+    agreed = [precision]
+    broadcast_object_list(agreed)
+    return agreed[0]

@@ -196,10 +196,10 @@ def whole_moments(
         if is_deepspeed(accelerator):
             from deepspeed.utils import safe_get_full_optimizer_state
 
-            held = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         else:
-            held = dict(inner.state.get(parameter, {}))
-        numbers = {key: torch.as_tensor(value) for key, value in held.items() if value is not None}
+            moments = dict(inner.state.get(parameter, {}))
+        numbers = {key: torch.as_tensor(value) for key, value in moments.items() if value is not None}
         states.update({f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in numbers.items()})
     return states
 

@@ -73,9 +73,8 @@ class WandB:
     """One Weights & Biases run, continued by the same id when the stage is continued."""
 
     def __init__(self, run: TrackedRun) -> None:
-        os.environ.setdefault(
-            "WANDB_ERROR_REPORTING", "false"
-        )  # no reports to others than the user's account
+        # No reports to others than the user's account.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb = _need("wandb", "wandb", "espalier-llm[wandb]")
         host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
         known = bool(os.environ.get("WANDB_API_KEY")) or _in_netrc(host)

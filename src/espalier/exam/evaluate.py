@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from espalier.data.encode.templates import Template, choose_template
 from espalier.data.records import LeftOut
 from espalier.disk.lock import owned
+from espalier.disk.reading import object_or_nothing
 from espalier.engine import files
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.signals import StopSignal
@@ -239,12 +240,8 @@ def _about(task: Task, number: int) -> Mapping[str, Any]:
 
 def _earlier(out: Path, how: Mapping[str, Any]) -> dict[str, Any]:
     """What `out` has of the same model asked in the same way; {} where it has none."""
-    try:
-        results = json.loads((out / "results.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    same = isinstance(results, dict) and all(results.get(key) == value for key, value in how.items())
-    return results if same else {}
+    results = object_or_nothing(out / "results.json")
+    return results if all(results.get(key) == value for key, value in how.items()) else {}
 
 
 def _progress(quiet: bool) -> Progress:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espalier.disk.reading import object_or_nothing
 from espalier.disk.writing import writing_to
 from espalier.engine import files
 from espalier.exam.answers.scorer import Cost
@@ -120,8 +121,5 @@ class Journal:
 
 def _read(path: Path) -> dict[str, Any]:
     """A state that was written whole; {} where it has been damaged since, and the task begins anew."""
-    try:
-        state = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) and state.keys() >= STATE else {}
+    state = object_or_nothing(path)
+    return state if state.keys() >= STATE else {}

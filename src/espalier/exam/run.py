@@ -27,7 +27,7 @@ from espalier.exam.journal import Journal
 from espalier.exam.judges.mathematics import NOT_COMPARABLE
 from espalier.exam.task import Task
 from espalier.exam.tasks.shots import Asker
-from espalier.exam.ways import Choosing, Rating, Reading, Way, Writing
+from espalier.exam.ways import ChoiceWay, RatingWay, ReadingWay, Way, WritingWay
 from espalier.models.forward import TreeModel
 
 BLOCK = 256
@@ -102,19 +102,19 @@ class Examiner:
 
     def _way(self, task: Task) -> Way:
         if task.kind == "choose":
-            return Choosing(self._chooser, self.asker, task)
+            return ChoiceWay(self._chooser, self.asker, task)
         if task.kind == "write":
             assert task.generation is not None
-            return Writing(self._writer, self._chooser, self.asker, task.generation)
+            return WritingWay(self._writer, self._chooser, self.asker, task.generation)
         if task.kind == "read":
-            return Reading(Reader(self.model, self.tokenizer))
+            return ReadingWay(Reader(self.model, self.tokenizer))
         if self.model.scalar_head is None:
             raise UserError(
                 f"{task.name} rates answers, and this model has no scalar head: it is no reward model. "
                 "Train one with `stage: reward`."
             )
         template = self.asker.template or choose_template(self.tokenizer)
-        return Rating(Rater(self.model, self.tokenizer, template))
+        return RatingWay(Rater(self.model, self.tokenizer, template))
 
 
 def _stopped(task: Task, journal: Journal, out: Path) -> Stopped:

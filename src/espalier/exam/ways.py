@@ -42,7 +42,7 @@ class Way(Protocol):
 
 
 @dataclass
-class Choosing:
+class ChoiceWay:
     """The candidate with the highest score is the answer."""
 
     chooser: Chooser
@@ -50,10 +50,12 @@ class Choosing:
     task: Task
 
     def answer(self, block: Sequence[Question], journal: Journal) -> tuple[list[QuestionResult], Cost]:
-        asking = Asking(self.asker, block)
-        found, cost = self.chooser.score(asking.asked, asking.shorter)
+        asking = QuestionBlock(self.asker, block)
+        scored_block, cost = self.chooser.score(asking.asked, asking.shorter)
         answered = []
-        for question, asked, scored, fewer in zip(block, asking.asked, found, asking.dropped, strict=True):
+        for question, asked, scored, fewer in zip(
+            block, asking.asked, scored_block, asking.dropped, strict=True
+        ):
             journal.shorten(fewer, scored.cut)
             answered.append(self._answered(question, asked, scored, journal))
         return answered, cost
@@ -82,7 +84,7 @@ class Choosing:
 
 
 @dataclass
-class Writing:
+class WritingWay:
     """The answer is what the model writes."""
 
     writer: Writer
@@ -91,7 +93,7 @@ class Writing:
     how: Generation
 
     def answer(self, block: Sequence[Question], journal: Journal) -> tuple[list[QuestionResult], Cost]:
-        how, asking = self.how, Asking(self.asker, block)
+        how, asking = self.how, QuestionBlock(self.asker, block)
         texts, cuts, cost = self.writer.write(
             [asked.prefix + asked.prompt for asked in asking.asked],
             max_new_tokens=how.max_new_tokens,
@@ -117,7 +119,7 @@ class Writing:
         return answered, cost
 
     def _likelihoods(
-        self, block: Sequence[Question], asking: Asking, cost: Cost
+        self, block: Sequence[Question], asking: QuestionBlock, cost: Cost
     ) -> list[dict[str, scores.Number]]:
         """Nats a token of each question's first right answer; {} where the answer is longer than the context."""
         likelihoods: list[dict[str, scores.Number]] = [{} for _ in block]
@@ -135,43 +137,45 @@ class Writing:
 
 
 @dataclass
-class Rating:
+class RatingWay:
     """Answers that people compared get their numbers from a reward model."""
 
     rater: Rater
 
     def answer(self, block: Sequence[Any], journal: Journal) -> tuple[list[QuestionResult], Cost]:
-        found, cost = self.rater.rate(block)
+        ratings, cost = self.rater.rate(block)
         answered = []
-        for record, rated in zip(block, found, strict=True):
+        for record, rated in zip(block, ratings, strict=True):
             journal.shorten(0, rated.cut)
-            said, right = (max(range(len(v)), key=v.__getitem__) for v in (rated.scores, rated.said))
+            preferred, right = (
+                max(range(len(v)), key=v.__getitem__) for v in (rated.scores, rated.preferences)
+            )
             line = {
                 "id": record.source.rsplit(":", 1)[-1],
                 "source": record.source,
                 "prompt": [{"role": m.role, "content": m.content} for m in record.prompt],
                 "candidates": [{"text": text} for text in rated.texts],
                 "scores": rated.scores,
-                "preference": rated.said,
+                "preference": rated.preferences,
                 "gold": right,
-                "prediction": said,
+                "prediction": preferred,
             }
-            numbers = pair_numbers(rated.scores, rated.said)
+            numbers = pair_numbers(rated.scores, rated.preferences)
             line["metrics"] = {name: x / n for name, (x, n) in numbers.items()}
             answered.append(QuestionResult(line, dict(numbers), chance=0.5))
         return answered, cost
 
 
 @dataclass
-class Reading:
+class ReadingWay:
     """Texts are read; how likely each of their tokens is."""
 
     reader: Reader
 
     def answer(self, block: Sequence[Any], journal: Journal) -> tuple[list[QuestionResult], Cost]:
-        found, cost = self.reader.read([record.text for record in block])
+        likelihoods, cost = self.reader.read([record.text for record in block])
         answered = []
-        for record, (nats, tokens, size) in zip(block, found, strict=True):
+        for record, (nats, tokens, size) in zip(block, likelihoods, strict=True):
             line = {"id": record.source.rsplit(":", 1)[-1], "source": record.source}
             line |= {"nats": nats, "tokens": tokens, "bytes": size}
             numbers: dict[str, scores.Number] = {
@@ -183,7 +187,7 @@ class Reading:
         return answered, cost
 
 
-class Asking:
+class QuestionBlock:
     """The questions of a block as they are asked, with fewer solved examples where they do not fit."""
 
     def __init__(self, asker: Asker, block: Sequence[Question]) -> None:

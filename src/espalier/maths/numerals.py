@@ -18,8 +18,8 @@ _DASHES = str.maketrans({"−": "-", "–": "-", "﹣": "-"})
 def final_number(text: str) -> str | None:
     """The number that a worked solution ends in, as plain digits; None where there is no number.
 
-    A dash right behind a digit is a minus between two numbers and no sign. It is the first one after the last "####" (GSM8K), or
-    else the last one. Commas of thousands, signs of money and full-width forms don't count.
+    It is the first number after the last "####" (GSM8K), or else the last one of the text. A dash right behind a digit
+    is a minus between two numbers and no sign. Commas of thousands, signs of money and full-width forms don't count.
 
     >>> final_number("48/2 = <<48/2=24>>24, so 1,224\\n#### 1,224"), final_number("The answer is $-3.50.")
     ('1224', '-3.50')
@@ -33,11 +33,11 @@ def final_number(text: str) -> str | None:
     """
     plain = unicodedata.normalize("NFKC", text).translate(_DASHES)
     marked = plain.rsplit("####", 1)
-    found = [*_NUMBER.finditer(marked[1])][:1] if len(marked) > 1 else []
-    found = found or [*_NUMBER.finditer(plain)][-1:]
-    if not found:
+    matches = [*_NUMBER.finditer(marked[1])][:1] if len(marked) > 1 else []
+    matches = matches or [*_NUMBER.finditer(plain)][-1:]
+    if not matches:
         return None
-    number = found[0]
+    number = matches[0]
     negative = (number["sign"] == "-") != (number["inner"] == "-")
     return "-" * negative + number["digits"].replace(",", "")
 
@@ -48,8 +48,8 @@ def same_number(text: str, other: str) -> bool:
     >>> same_number("so it is 0.75", "3/4"), same_number("1/4", "3/4"), same_number("none", "none")
     (True, False, False)
     """
-    said, right = _value(final_number(text)), _value(final_number(other))
-    return said is not None and said == right
+    value, right = _value(final_number(text)), _value(final_number(other))
+    return value is not None and value == right
 
 
 def _value(number: str | None) -> Fraction | None:

@@ -25,7 +25,7 @@ from espalier.models.memory import Memory
 from espalier.models.trunk import Trunk, merge
 from espalier.trees.batch import Batch
 from espalier.trees.mask import additive_mask, block_mask
-from espalier.trees.segments import Piece, plan, tree_attention, with_lse
+from espalier.trees.segments import AttentionPiece, plan, tree_attention, with_lse
 
 NAME = "espalier"
 
@@ -38,7 +38,7 @@ mask over the whole row (any device), or not at all."""
 class _Announcement:
     """The row, or the step of sampling, that the next layers work on."""
 
-    pieces: list[Piece]
+    pieces: list[AttentionPiece]
     blocks: Any
     length: int
     memory: Memory | None = None

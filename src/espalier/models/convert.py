@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from espalier.errors import UserError
+from espalier.disk.writing import check_new_folder
 from espalier.models.load import has_tokenizer, load_lm, load_tokenizer
 
 
@@ -28,10 +28,7 @@ def convert_folder(folder: Path, out: Path, *, allow_pickle: bool = False) -> nn
     Raises:
         UserError: `out` is not empty, or `folder` cannot be loaded.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file. Choose the name of a folder that is not there yet.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: is not empty. Name a new folder; nothing is written over.")
+    check_new_folder(out)
     model: Any = load_lm(str(folder), dtype=None, allow_pickle=allow_pickle)
     tokenizer = load_tokenizer(str(folder)) if folder.is_dir() and has_tokenizer(folder) else None
     model.save_pretrained(str(out), safe_serialization=True)

@@ -22,8 +22,7 @@ from espalier.models.attention import Method, attention_mask
 from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs, shared_logprobs
 from espalier.models.neftune import noisy_embeddings
 from espalier.models.trunk import Trunk
-from espalier.trees.batch import Batch, under_root
-from espalier.trees.layout import unrolled
+from espalier.trees.batch import Batch, under_root, unrolled
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ must keep its time (``cp -p``, ``rsync -t``) to count as the same.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from espalier.disk.checksums import new_sum, sum_of_file
+from espalier.disk.reading import object_or_nothing
 
 LARGE = 1 << 26
 _ADAPTER = "adapter_config.json"
@@ -30,14 +30,13 @@ def model_identity(name: str) -> dict[str, str]:
     prefix, seen = "", set[str]()
     while name not in seen:
         seen.add(name)
-        identities |= {prefix + file: said for file, said in _files(name, (*_WEIGHTS, *_OTHERS)).items()}
-        try:
-            base = json.loads((Path(name) / _ADAPTER).read_text("utf-8"))["base_model_name_or_path"]
-        except (OSError, ValueError, KeyError, TypeError):
-            break
-        name, prefix = str(base or ""), prefix + "base/"
+        identities |= {
+            prefix + file: identity for file, identity in _files(name, (*_WEIGHTS, *_OTHERS)).items()
+        }
+        base = object_or_nothing(Path(name) / _ADAPTER).get("base_model_name_or_path")
         if not base:
             break
+        name, prefix = str(base), prefix + "base/"
     return identities
 
 
@@ -45,8 +44,8 @@ def tokenizer_identity(name: str) -> dict[str, str]:
     """The same of what a tokenizer is read from: all but the weights."""
     identities = _files(name, _OTHERS)
     return {
-        file: said
-        for file, said in identities.items()
+        file: identity
+        for file, identity in identities.items()
         if file != "generation_config.json" and "index" not in file
     }
 

@@ -6,9 +6,9 @@ Weights are float32 (the optimiser's master copy) unless asked otherwise; precis
 
 from __future__ import annotations
 
-import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
 )
 
+from espalier.disk.reading import read_json
 from espalier.errors import UserError
 from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import takes_rows
@@ -77,10 +78,7 @@ def load_lm(
     Raises:
         UserError: the folder is missing, has no config or no weights, or holds another kind of model.
     """
-    check_folder(name, allow_pickle=allow_pickle)
-    check_readable(name)
-    if quantisation is not None and entry_of(name) is not None:
-        raise UserError(f"{name}: is quantised already. Remove quantization_bit, or name the plain model.")
+    _check_loadable(name, quantisation, allow_pickle=allow_pickle)
     quiet()
     name = str(checkpoint.fetched(name, allow_pickle=allow_pickle) or name)
     local = Path(name).exists()
@@ -92,7 +90,7 @@ def load_lm(
         )
         return put_in_place(legacy) if quantisation is None else quantised(legacy, quantisation)
     register(Path(name))
-    try:
+    with _refusing(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
         if rope_scaling is not None:
             set_scaling(config, rope_scaling, length=length)
@@ -107,6 +105,26 @@ def load_lm(
             local_files_only=local,
             **({} if quantisation is None else {"quantization_config": settings(quantisation)}),
         )
+    if not came_with_code(lm):
+        forget_code(lm.config)
+    lm = put_in_place(takes_rows(lm) if config.is_encoder_decoder else lm)
+    if quantisation is not None:
+        check_quantised(lm, quantisation)
+    return never_packed(lm)
+
+
+def _check_loadable(name: str, quantisation: Quantisation | None, *, allow_pickle: bool) -> None:
+    check_folder(name, allow_pickle=allow_pickle)
+    check_readable(name)
+    if quantisation is not None and entry_of(name) is not None:
+        raise UserError(f"{name}: is quantised already. Remove quantization_bit, or name the plain model.")
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """What goes wrong in reading a model, as one message about its folder or hub id."""
+    try:
+        yield
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -122,12 +140,6 @@ def load_lm(
             f"{name}: cannot be loaded as a causal language model ({first_line(error)}). "
             "Give a folder with config.json and *.safetensors, or the id of such a model on the hub."
         ) from error
-    if not came_with_code(lm):
-        forget_code(lm.config)
-    lm = put_in_place(takes_rows(lm) if config.is_encoder_decoder else lm)
-    if quantisation is not None:
-        check_quantised(lm, quantisation)
-    return never_packed(lm)
 
 
 def new_lm(
@@ -222,14 +234,9 @@ def read_config(value: dict[str, Any] | str) -> dict[str, Any]:
     """`model_config` as a mapping, from a mapping or the path of a JSON file."""
     if isinstance(value, dict):
         return value
-    try:
-        made = json.loads(Path(value).read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"model_config: cannot read {value} ({error.strerror}).") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{value}:{error.lineno}: not valid JSON ({error.msg}).") from error
+    made = read_json(Path(value), "model_config")
     if not isinstance(made, dict):
-        raise UserError(f"{value}: wanted a JSON object with model_type and sizes.")
+        raise UserError(f"model_config: {value}: wanted a JSON object with model_type and sizes.")
     return made
 
 

@@ -204,11 +204,28 @@ class Memory(Cache):
         return out.index_select(0, self.stands), lse.index_select(0, self.stands)
 
 
-class _Layer(CacheLayerMixin):
-    """The keys and values of one layer."""
+class KeptLayer(CacheLayerMixin):
+    """A layer of a cache of ours: it sets its places aside itself and has no longest length."""
 
     is_compileable = False
     is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: there is no first call that differs."""
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+
+class _Layer(KeptLayer):
+    """The keys and values of one layer."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
@@ -217,7 +234,6 @@ class _Layer(CacheLayerMixin):
         self.prompt_values: list[Tensor] = []
         self.answer_keys: Tensor | None = None  # (B, K, M, D)
         self.answer_values: Tensor | None = None
-        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take in the prompts' (1, K, T, D), or one token's (B, K, 1, D); returns what to attend to."""
@@ -237,13 +253,13 @@ class _Layer(CacheLayerMixin):
         self.answer_values[:, :, at] = value_states[:, :, 0]
         return self.answer_keys[:, :, : at + 1], self.answer_values[:, :, : at + 1]
 
-    def _read(self, stores: list[Tensor], held: Tensor) -> None:
+    def _read(self, stores: list[Tensor], states: Tensor) -> None:
         """Cut the row of the prompts that are read now, one after the other, into their places."""
         memory = self.memory
-        _, kinds, _, size = held.shape
+        _, kinds, _, size = states.shape
         if not stores:
             stores += [
-                held.new_empty(len(g.prompts), kinds, g.longest, size, dtype=memory.dtype)
+                states.new_empty(len(g.prompts), kinds, g.longest, size, dtype=memory.dtype)
                 for g in memory.groups
             ]
         first, last = memory.reading
@@ -252,7 +268,7 @@ class _Layer(CacheLayerMixin):
             for place, prompt in enumerate(group.prompts):
                 if first <= prompt < last:
                     length = memory.lengths[prompt]
-                    store[place, :, :length] = held[0, :, start : start + length]
+                    store[place, :, :length] = states[0, :, start : start + length]
                     store[place, :, length:] = 0.0  # masked, but a NaN would not be
                     start += length
 
@@ -273,17 +289,8 @@ class _Layer(CacheLayerMixin):
                 store[:, :, :used] = answers[rows, :, :used]
                 setattr(self, name, store)
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the places are set aside at the first token."""
-
     def get_seq_length(self) -> int:
         return 0 if self.memory.step < 0 else max(self.memory.lengths) + self.memory.step
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
 
 
 def attention_over(

@@ -21,7 +21,7 @@ from espalier.models.quantise.turn import dequantised
 
 
 @dataclass(frozen=True)
-class Stack:
+class AdapterStack:
     """Attributes:
     base: a model's folder or hub id.
     adapters: folders in the order in which they are merged.
@@ -31,7 +31,7 @@ class Stack:
     adapters: tuple[str, ...]
 
 
-def stack_of(folders: Sequence[str], base: str | None = None) -> Stack:
+def stack_of(folders: Sequence[str], base: str | None = None) -> AdapterStack:
     """What is merged into what.
 
     Args:
@@ -58,17 +58,17 @@ def stack_of(folders: Sequence[str], base: str | None = None) -> Stack:
     if (Path(base) / "adapter_config.json").is_file():
         below = stack_of([base])
         base, chain = below.base, [*below.adapters, *chain]
-    return Stack(base, tuple(chain))
+    return AdapterStack(base, tuple(chain))
 
 
-def merged_stack(stack: Stack, *, allow_pickle: bool = False) -> nn.Module:
+def merged_stack(stack: AdapterStack, *, allow_pickle: bool = False) -> nn.Module:
     """The plain float32 model, with its positions as the last adapter that says something of them was trained with.
 
     Raises:
         UserError: an adapter does not fit.
     """
     scalings = [adapters.trained_scaling(folder) for folder in reversed(stack.adapters)]
-    scaling = next((found for found in scalings if found is not None), None)
+    scaling = next((given for given in scalings if given is not None), None)
     lm = dequantised(load.load_lm(stack.base, allow_pickle=allow_pickle, rope_scaling=scaling))
     return load_adapted.with_adapters(lm, stack.adapters)
 

@@ -18,7 +18,7 @@ from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.forward import Outputs, Traits, TreeModel, Want
 from espalier.models.quiet import first_line
 from espalier.models.tokenizers.marks import needs_marks
-from espalier.trees.layout import lay_out_padded, lay_out_tree
+from espalier.trees.batch import lay_out_padded, lay_out_tree
 from espalier.trees.tree import Tree
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}

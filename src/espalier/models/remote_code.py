@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from espalier.disk.reading import object_or_nothing
 
 
 def wants_code(error: BaseException, folder: Path) -> str | None:
@@ -20,11 +21,7 @@ def wants_code(error: BaseException, folder: Path) -> str | None:
 
 
 def _named(folder: Path) -> set[str]:
-    file = folder / "config.json"
-    try:
-        auto_map = json.loads(file.read_text("utf-8")).get("auto_map", {})
-    except (OSError, ValueError, AttributeError):
-        return set()
+    auto_map = object_or_nothing(folder / "config.json").get("auto_map", {})
     return {str(name) for name in auto_map.values()} if isinstance(auto_map, dict) else set()
 
 

@@ -84,10 +84,10 @@ def read_scalar_head(name: str) -> ScalarHead | None:
     """The head of a reward model's folder; None where there is none."""
     folder = Path(name)
     for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-        with safe_open(file, framework="pt") as held:
+        with safe_open(file, framework="pt") as tensors:
             for key in _HEAD_NAMES:
-                if key in held.keys():  # noqa: SIM118
-                    weight = held.get_tensor(key).float()
+                if key in tensors.keys():  # noqa: SIM118
+                    weight = tensors.get_tensor(key).float()
                     if weight.shape[0] != 1:
                         return None
                     head = ScalarHead(weight.shape[1])

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
-from espalier.models.memory import attention_over
+from espalier.models.memory import KeptLayer, attention_over
 
 
 class Trunk(Cache):
@@ -46,18 +46,14 @@ class Trunk(Cache):
         return out.reshape(1, heads, length, -1), lse.reshape(1, heads, length)
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(KeptLayer):
     """The keys and values (1, K, P, D) of one layer."""
-
-    is_compileable = False
-    is_sliding = False
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
         self.trunk = trunk
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep the trunk's; of a later row give back its own alone, as `attend` adds the trunk's part."""
@@ -66,17 +62,8 @@ class _Layer(CacheLayerMixin):
             self.keys, self.values = key_states.contiguous(), value_states.contiguous()
         return key_states, value_states
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: the first update sets the keys."""
-
     def get_seq_length(self) -> int:
         return self.trunk.length if self.trunk.filled else 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
 
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:

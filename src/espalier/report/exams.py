@@ -52,10 +52,10 @@ def _line(exam: str, result: Row, metric: str) -> Row:
 
 def _blind(result: Row) -> dict[str, float]:
     """What needs no knowledge: guessing, and always the commonest answer."""
-    found = {
+    scores = {
         name: number(result.get(key)) for name, key in (("guessing", "chance"), ("majority", "majority"))
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def _card(task: str, metric: str, lines: list[Row]) -> Row:
@@ -83,10 +83,10 @@ def _card(task: str, metric: str, lines: list[Row]) -> Row:
     }
 
 
-def comparisons(found: list[Row]) -> list[Row]:
+def comparisons(results: list[Row]) -> list[Row]:
     """Pairs of models with their differences on one scale around zero, task by task."""
     pairs: dict[tuple[str, str], list[Row]] = {}
-    for comparison in found:
+    for comparison in results:
         for pair in comparison.get("pairs") or []:
             pairs.setdefault((str(pair.get("a")), str(pair.get("b"))), []).append(mapping(pair))
     return [{"a": a, "b": b, "lines": _differences(rows)} for (a, b), rows in pairs.items()]
@@ -120,5 +120,5 @@ def _differences(rows: list[Row]) -> list[Row]:
 
 
 def _shown(value: Any) -> str:
-    found = number(value)
-    return "–" if found is None else f"{found:.3f}"
+    score = number(value)
+    return "–" if score is None else f"{score:.3f}"

@@ -19,7 +19,7 @@ from espalier.disk.writing import write_text
 from espalier.report.data import data_view
 from espalier.report.exams import comparisons, exam_cards
 from espalier.report.plots import Chart, chart, number, percent, show, show_estimate, show_seconds
-from espalier.report.read import Row, Run, Stage, mapping, read_run
+from espalier.report.read import Row, Run, StageRecord, mapping, read_run
 
 NOT_CURVES = {"step", "epoch", "tokens"}
 MACHINE = ["learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"]
@@ -73,7 +73,7 @@ def render(run: Run) -> str:
     )
 
 
-def _stage_view(stage: Stage) -> Row:
+def _stage_view(stage: StageRecord) -> Row:
     summary = stage.summary
     curves, machine = _charts(stage.rows)
     last = stage.rows[-1] if stage.rows else {}
@@ -98,25 +98,25 @@ def _stage_view(stage: Stage) -> Row:
     }
 
 
-def _held_out(held: Row) -> Row | None:
+def _held_out(numbers: Row) -> Row | None:
     """The stage's own number before and after, and whether the change is more than noise (two standard errors)."""
-    before, after = number(held.get("before")), number(held.get("after"))
+    before, after = number(numbers.get("before")), number(numbers.get("after"))
     if before is None and after is None:
         return None
-    errors = [number(held.get("stderr_before")), number(held.get("stderr_after"))]
+    errors = [number(numbers.get("stderr_before")), number(numbers.get("stderr_after"))]
     error = math.hypot(*(e or 0.0 for e in errors))
     verdict = ""
     if before is not None and after is not None:
-        gain = (after - before) * (-1 if held.get("better") == "lower" else 1)
+        gain = (after - before) * (-1 if numbers.get("better") == "lower" else 1)
         verdict = "within noise" if abs(gain) <= 2 * error else "better" if gain > 0 else "worse"
     return {
-        "name": str(held.get("name", "")),
-        "better": str(held.get("better", "higher")),
+        "name": str(numbers.get("name", "")),
+        "better": str(numbers.get("better", "higher")),
         "before": before,
         "after": after,
         "stderr_before": errors[0],
         "stderr_after": errors[1],
-        "n": number(held.get("n")),
+        "n": number(numbers.get("n")),
         "change": after - before if before is not None and after is not None else None,
         "error": error,
         "verdict": verdict,
@@ -209,7 +209,7 @@ def _times(run: Run) -> list[tuple[str, float]]:
     return [(name, seconds) for name, seconds in stages + exams if seconds > 0]
 
 
-def _facts(stages: list[Stage]) -> list[tuple[str, str]]:
+def _facts(stages: list[StageRecord]) -> list[tuple[str, str]]:
     """Device, seed and versions; a fact on which stages differ shows all its values."""
     seen: dict[str, dict[str, None]] = {}
     for stage in stages:

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Stage:
+class StageRecord:
     """One stage's folder as read: `rows` of metrics.jsonl, `summary`, `samples`; each empty when its file is missing."""
 
     name: str
@@ -42,7 +42,7 @@ class Run:
     path: Path
     config: Row = field(default_factory=dict)
     config_text: str = ""
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StageRecord] = field(default_factory=list)
     exams: list[tuple[str, Row]] = field(default_factory=list)
     comparisons: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ def read_run(path: Path) -> Run:
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
         if any((folder / name).is_file() for name in STAGE_FILES):
             run.stages.append(
-                Stage(
+                StageRecord(
                     folder.name,
                     _read_json(folder / "summary.json", run),
                     _read_jsonl(folder / "metrics.jsonl", run),
@@ -78,9 +78,9 @@ def read_run(path: Path) -> Run:
     for results in sorted(
         [*path.glob("results.json"), *path.glob("*/results.json"), *path.glob("*/*/results.json")]
     ):
-        found = _read_json(results, run)
+        exam = _read_json(results, run)
         name = results.parent.relative_to(path).as_posix()
-        run.exams.append((name if name != "." else Path(str(found.get("model", "exam"))).name, found))
+        run.exams.append((name if name != "." else Path(str(exam.get("model", "exam"))).name, exam))
     for compared in sorted([*path.glob("compare.json"), *path.glob("*/compare.json")]):
         run.comparisons.append(_read_json(compared, run))
     if not (run.config_text or run.stages or run.exams):
@@ -91,7 +91,7 @@ def read_run(path: Path) -> Run:
 
     planned = _planned(run.config)
     known = {stage.name for stage in run.stages} | {name for name, _ in run.exams}
-    run.stages += [Stage(name) for name in planned if name not in known]
+    run.stages += [StageRecord(name) for name in planned if name not in known]
 
     def place(name: str) -> tuple[int, float]:
         first = next((f for f in STAGE_FILES if (path / name / f).is_file()), "results.json")

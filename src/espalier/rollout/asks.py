@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
-
-from espalier.data.store.stack import Choice
+from espalier.data.store.stack import Choice, Lazy
 from espalier.rollout.experience import Ask
 
 
-class Asks(Sequence[Ask]):
+class Asks(Lazy[Ask]):
     """Prompts by number.
 
     Args:
@@ -17,21 +14,11 @@ class Asks(Sequence[Ask]):
     """
 
     def __init__(self, choice: Choice) -> None:
-        self._stack, self._picks = choice.stack, choice.trees()
+        stack, picks = choice.stack, choice.trees()
 
-    def __len__(self) -> int:
-        return self._stack.trees if self._picks is None else len(self._picks)
+        def make(place: int) -> Ask:
+            number = place if picks is None else int(picks[place])
+            text, reference = stack.note(number)
+            return Ask(stack.tokens(number), text, reference, stack.source_of_tree(number))
 
-    @overload
-    def __getitem__(self, at: int) -> Ask: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Ask]: ...
-    def __getitem__(self, at: int | slice) -> Ask | list[Ask]:
-        if isinstance(at, slice):
-            return [self[place] for place in range(*at.indices(len(self)))]
-        if not -len(self) <= at < len(self):
-            raise IndexError(at)
-        place = at % len(self)
-        number = place if self._picks is None else int(self._picks[place])
-        text, reference = self._stack.note(number)
-        return Ask(self._stack.tokens(number), text, reference, self._stack.source_of_tree(number))
+        super().__init__(make, stack.trees if picks is None else len(picks))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from espalier.data.steps.feed import Rows
 from espalier.errors import Stopped, UserError
 from espalier.models.forward import Traits
-from espalier.models.sampling.generate import Sampled, Sampling, sample
+from espalier.models.sampling.generate import Completion, Sampling, sample
 from espalier.rollout.rewards import OwnFunction, Rule
 from espalier.trees import Batch, Tree
 
@@ -70,10 +70,10 @@ def sample_trees(
 ) -> list[AnswerGroup]:
     """Sample `copies` answers to each prompt; the sampled ids are the trained ids."""
     answers = sample(lm, traits, [ask.tokens for ask in asks], sampling, copies=copies, seeds=seeds)
-    return [_answered(ask, found, decode) for ask, found in zip(asks, answers, strict=True)]
+    return [_answered(ask, samples, decode) for ask, samples in zip(asks, answers, strict=True)]
 
 
-def _answered(ask: Ask, answers: list[Sampled], decode: Callable[[list[int]], str]) -> AnswerGroup:
+def _answered(ask: Ask, answers: list[Completion], decode: Callable[[list[int]], str]) -> AnswerGroup:
     before = [False] * len(ask.tokens)
     paths = [(ask.tokens + a.tokens, before + [True] * len(a.tokens)) for a in answers]
     tree = Tree.join(paths, source=ask.source)
@@ -164,20 +164,17 @@ def whitened(trees: Sequence[Tree], name: str) -> list[Tree]:
     """The (B, A) extra `name` of all trees together with mean 0 and variance 1 over the real tokens."""
     from espalier.maths.reduce import whiten
 
-    masks = [_mask(tree) for tree in trees]
+    masks = [trained_mask(tree) for tree in trees]
     flat = torch.cat([tree.extras[name][mask] for tree, mask in zip(trees, masks, strict=True)])
     white = whiten(flat, torch.ones_like(flat, dtype=torch.bool))
-    found, start = [], 0
-    for tree, mask in zip(trees, masks, strict=True):
-        grid = torch.zeros_like(tree.extras[name])
-        count = int(mask.sum())
-        grid[mask] = white[start : start + count]
-        start += count
-        found.append(tree.with_extras(**{name: grid}))
-    return found
+    parts = torch.split(white, [int(mask.sum()) for mask in masks])  # type: ignore[no-untyped-call]
+    return [
+        tree.with_extras(**{name: torch.zeros_like(tree.extras[name]).masked_scatter(mask, part)})
+        for tree, mask, part in zip(trees, masks, parts, strict=True)
+    ]
 
 
-def _mask(tree: Tree) -> Tensor:
+def trained_mask(tree: Tree) -> Tensor:
     """(B, A) where the tree's trained tokens are."""
     lengths = torch.tensor([int(trained.sum()) for _, trained in tree.paths()])
     return torch.arange(int(lengths.max()))[None] < lengths[:, None]

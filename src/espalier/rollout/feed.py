@@ -98,13 +98,12 @@ class RolloutFeed:
     def _chosen(self, rollout: int) -> list[int]:
         """The prompts of a rollout: an endless sequence of shuffled epochs, cut into pieces."""
         start = rollout * self._per_rollout
-        return [
-            int(self._order(at // self._prompts)[at % self._prompts])
-            for at in range(start, start + self._per_rollout)
-        ]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._plan.seed, epoch]).permutation(self._prompts)
+        places = [divmod(at, self._prompts) for at in range(start, start + self._per_rollout)]
+        orders = {
+            epoch: np.random.default_rng([self._plan.seed, epoch]).permutation(self._prompts)
+            for epoch in {epoch for epoch, _ in places}
+        }
+        return [int(orders[epoch][place]) for epoch, place in places]
 
     def _chunks(self, trees: Sequence[Tree]) -> list[list[Tree]]:
         chunks = []

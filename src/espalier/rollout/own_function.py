@@ -135,14 +135,14 @@ def _chosen(function: Callable[..., Any], given: dict[str, Any]) -> Any:
     return function(**{key: value for key, value in given.items() if key in parameters})
 
 
-def _numbers(found: Any, count: int) -> list[float]:
+def _numbers(returned: Any, count: int) -> list[float]:
     try:
-        found = list(found)
+        returned = list(returned)
     except TypeError:
-        raise _Unfit(f"returned {_short(found)} and not a list of {count} numbers") from None
-    if len(found) != count:
-        raise _Unfit(f"returned {len(found)} numbers for {count} answers")
-    return [_number(value, at) for at, value in enumerate(found)]
+        raise _Unfit(f"returned {_short(returned)} and not a list of {count} numbers") from None
+    if len(returned) != count:
+        raise _Unfit(f"returned {len(returned)} numbers for {count} answers")
+    return [_number(value, at) for at, value in enumerate(returned)]
 
 
 def _number(value: Any, at: int | None = None) -> float:

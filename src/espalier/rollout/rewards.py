@@ -65,9 +65,9 @@ def find_rule(name: str, seconds: float = TIMEOUT) -> Rule:
     Raises:
         UserError: no such rule, file or function, or one that cannot be called.
     """
-    said = problem(name)
-    if said is not None:
-        raise UserError(said)
+    reason = problem(name)
+    if reason is not None:
+        raise UserError(reason)
     return RULES[name] if name in RULES else OwnFunction(name, seconds)
 
 
@@ -127,33 +127,33 @@ class OwnFunction:
             UserError: it raised, took too long, or returned no number; names the answer.
             Stopped: a signal came while it was waited for.
         """
-        found: list[float] = []
+        scores: list[float] = []
         size = len(asked) if self._batch else 1
         for start in range(0, len(asked), size):
             part = list(asked[start : start + size])
             count = f"answers {start + 1} to {start + size}" if self._batch else f"answer {start + 1}"
             told = _Patience(f"{self._name}: {count} of {len(asked)} to {source or 'a prompt'}", show)
-            said = self._asked("score", part, told)
-            if "problem" in said:
-                prompt, answer, _ = part[said["at"]]
+            reply = self._asked("score", part, told)
+            if "problem" in reply:
+                prompt, answer, _ = part[reply["at"]]
                 where = f" ({source})" if source else ""
-                more = " (the first of a batch)" if self._batch and "raised" in said["problem"] else ""
+                more = " (the first of a batch)" if self._batch and "raised" in reply["problem"] else ""
                 raise UserError(
-                    f"reward_function {self._name} {said['problem']} for the answer {_short(answer)}{more} to the "
+                    f"reward_function {self._name} {reply['problem']} for the answer {_short(answer)}{more} to the "
                     f"prompt {_short(prompt)}{where}. A finite number for every answer was wanted: mend the function "
                     f"(it begins at line {self._line} of {self._path}); the last checkpoint is kept."
                 )
-            found += said["scores"]
-        return found
+            scores += reply["scores"]
+        return scores
 
     def _asked(self, what: str, part: list[RuleCall], told: Callable[[float], None]) -> dict[str, Any]:
         columns = [list(column) for column in zip(*part, strict=True)]
         seconds = self._seconds * max(1, len(part))
         try:
-            found: dict[str, Any] = self._process.call(
+            reply: dict[str, Any] = self._process.call(
                 what, self._path, self._function, *columns, seconds=seconds, waiting=told
             )
-            return found
+            return reply
         except TimedOut:
             limit = f"reward_timeout: {self._seconds:g} for an answer"
             return {"problem": f"has not come back after {seconds:g} s ({limit})", "at": 0}

@@ -54,7 +54,7 @@ def _check_sharded(stage: str, options: OptionSet) -> None:
     strategy, kind = options[EngineOptions].strategy, options[AdapterOptions].finetuning_type
     if strategy in SHARDED and kind not in ("full", "freeze"):
         why = None
-        if STAGES[stage].reference:
+        if STAGES[stage].reference(options):
             why = f"in {stage}: its reference is the adapter as it began, inside a sharded model"
         elif kind in VIRTUAL:
             why = "virtual tokens are read outside of the sharded model's own forward"

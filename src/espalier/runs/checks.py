@@ -5,7 +5,6 @@ A pipeline checks all its stages before the first one begins; ``run:NAME`` is no
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from espalier.config.option_set import OptionSet
 from espalier.config.options import DataOptions, EngineOptions, ModelOptions, RunOptions, TrackOptions
 from espalier.data.read.sources import files_of
 from espalier.data.read.specs import parse_specs
+from espalier.disk.reading import read_json
 from espalier.engine.strategy import ZERO
 from espalier.engine.trackers import check_installed
 from espalier.errors import UserError
@@ -71,14 +71,7 @@ def json_object(key: str, path: str) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or is none.
     """
-    try:
-        made = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{key}: cannot read {path} ({error.strerror}).") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{key}: {path}:{error.lineno}: not valid JSON ({error.msg}).") from error
-    except ValueError as error:
-        raise UserError(f"{key}: {path}: not UTF-8. Save the file as UTF-8.") from error
+    made = read_json(Path(path), key)
     if not isinstance(made, dict):
         raise UserError(f"{key}: {path}: wanted a JSON object.")
     return made

@@ -8,7 +8,6 @@ which is compared in its turn. ``resume: false`` asks for a new start whatever i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ import yaml
 
 from espalier import config
 from espalier.disk.checksums import Sums, fault, sums_of
+from espalier.disk.reading import object_or_nothing
 from espalier.engine import checkpoint, files
 from espalier.errors import UserError
 from espalier.runs.catalogue import CLASSES
-from espalier.runs.provenance import Difference, MadeFrom, made_from
+from espalier.runs.provenance import KeyChange, MadeFrom, made_from
 
 CHECKPOINTS = "checkpoints"
 
@@ -33,12 +33,12 @@ class Decision:
     Attributes:
         done: the summary of a finished run that is to be skipped, else None.
         checkpoint: a whole one of this run, to go on from; None: the run begins, and checkpoints that are there go away.
-        said: lines to show: why an earlier result does not count, what is damaged.
+        notes: lines to show: why an earlier result does not count, what is damaged.
     """
 
     done: dict[str, Any] | None = None
     checkpoint: Path | None = None
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def decide(folder: Path, now: MadeFrom, resume: bool | str) -> Decision:
@@ -57,22 +57,24 @@ def decide(folder: Path, now: MadeFrom, resume: bool | str) -> Decision:
     if summary.get("status") == "done" and missing is None:
         refuse_other_weights(folder, summary)
         return _finished(folder, now, summary)
-    said = [f"was finished, but {missing}"] if missing else []
+    notes = [f"was finished, but {missing}"] if missing else []
     if isinstance(resume, str):
         checkpoint.load_checkpoint(Path(resume))
-        return Decision(checkpoint=Path(resume), said=(*said, *_compared(folder, now, Path(resume), summary)))
+        return Decision(
+            checkpoint=Path(resume), notes=(*notes, *_compared(folder, now, Path(resume), summary))
+        )
     newest, passed = checkpoint.newest_whole(folder / CHECKPOINTS)
     faults = "\n".join(f"  {path}: {problem}" for path, problem in passed.items())
     if newest is not None:
         if passed:
-            said.append(f"damaged checkpoints are passed over, and {newest.name} is taken:\n{faults}")
-        return Decision(checkpoint=newest, said=(*said, *_compared(folder, now, newest, summary)))
+            notes.append(f"damaged checkpoints are passed over, and {newest.name} is taken:\n{faults}")
+        return Decision(checkpoint=newest, notes=(*notes, *_compared(folder, now, newest, summary)))
     if passed:
         raise UserError(
             f"{folder / CHECKPOINTS}: no checkpoint here is whole, and the run does not start from 0 unasked:\n"
             f"{faults}\n{ways_out(folder)}"
         )
-    return Decision(said=(*said, *_begun(folder, now, summary, whole=not missing)))
+    return Decision(notes=(*notes, *_begun(folder, now, summary, whole=not missing)))
 
 
 def _finished(folder: Path, now: MadeFrom, summary: Mapping[str, Any]) -> Decision:
@@ -90,7 +92,7 @@ def _finished(folder: Path, now: MadeFrom, summary: Mapping[str, Any]) -> Decisi
             f"{folder}: is finished, and was made with other options than these:\n{listed(differences)}\n"
             + ways_out(folder)
         )
-    return Decision(said=(_again(differences),))
+    return Decision(notes=(_again(differences),))
 
 
 def _compared(folder: Path, now: MadeFrom, path: Path, summary: Mapping[str, Any]) -> list[str]:
@@ -115,19 +117,19 @@ def _begun(folder: Path, now: MadeFrom, summary: Mapping[str, Any], *, whole: bo
     differences = [] if before is None else now.differences(before)
     if whole and (folder / "model").exists():
         if before is None or any(difference.by_option for difference in differences):
-            said = (
+            state = (
                 f" of other options:\n{listed(differences)}\n"
                 if differences
                 else ", and no note of its options. "
             )
-            raise UserError(f"{folder}: holds a model{said}{ways_out(folder)}")
+            raise UserError(f"{folder}: holds a model{state}{ways_out(folder)}")
         return [_again(differences)] if differences else []
     return (
         [f"an earlier start has left no checkpoint; since then\n{listed(differences)}"] if differences else []
     )
 
 
-def _again(differences: list[Difference]) -> str:
+def _again(differences: list[KeyChange]) -> str:
     return f"runs again, for what it was made from has changed:\n{listed(differences)}"
 
 
@@ -140,17 +142,13 @@ def ways_out(folder: Path) -> str:
     )
 
 
-def listed(differences: list[Difference]) -> str:
-    return "\n".join(f"  {difference.said}" for difference in differences)
+def listed(differences: list[KeyChange]) -> str:
+    return "\n".join(f"  {difference.text}" for difference in differences)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """``summary.json`` as far as it can be read; {} where it cannot."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
+    return object_or_nothing(folder / "summary.json")
 
 
 def noted(folder: Path, summary: Mapping[str, Any]) -> MadeFrom | None:
@@ -168,7 +166,7 @@ def noted(folder: Path, summary: Mapping[str, Any]) -> MadeFrom | None:
             known=folder / "files.json",
             precision=str(summary["precision"]),
         )
-        data = {str(file): str(said) for file, said in summary["data"].items()}
+        data = {str(file): str(identity) for file, identity in summary["data"].items()}
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return None
     known = {key: files for key, files in now.contents.items() if files and set(files) <= set(data)}

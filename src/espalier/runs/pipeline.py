@@ -46,7 +46,7 @@ def run(path: str | Path, overrides: Sequence[str] = (), **changes: Any) -> dict
     return run_options(raw)
 
 
-def run_options(raw: config.Placed) -> dict[str, Any]:
+def run_options(raw: config.RawConfig) -> dict[str, Any]:
     """The same from options that are read already."""
     stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
     for stage in stages:  # every mistake of every stage, before the first file is touched
@@ -62,7 +62,7 @@ def run_options(raw: config.Placed) -> dict[str, Any]:
     return summary
 
 
-def _check(stage: config.Placed) -> None:
+def _check(stage: config.RawConfig) -> None:
     kind = config.stage_of(stage, ALL_CLASSES)
     options = config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
     if kind != EXAM:
@@ -81,13 +81,13 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _run_one(raw: config.Placed) -> dict[str, Any]:
+def _run_one(raw: config.RawConfig) -> dict[str, Any]:
     if config.stage_of(raw, ALL_CLASSES) == EXAM:
         return examine.run_exam(raw, ALL_CLASSES) if _is_main() else {}
     return run_stage(raw)
 
 
-def wanted_processes(raw: config.Placed) -> int:
+def wanted_processes(raw: config.RawConfig) -> int:
     """How many processes the options of a file ask for; errors in it are found here first."""
     stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
     wanted = 1
@@ -115,9 +115,9 @@ def run_on_all(path: str, overrides: Sequence[str], flags: Sequence[str] = ()) -
     return 0
 
 
-def _resolved(stage: config.Placed, folder: Path) -> config.Placed:
+def _resolved(stage: config.RawConfig, folder: Path) -> config.RawConfig:
     """``run:NAME`` as the path of the model, ``run:NAME/critic`` as that of another folder beside it."""
-    return config.Placed({k: _replaced(v, folder) for k, v in stage.items()}, stage.places, stage.written)
+    return config.RawConfig({k: _replaced(v, folder) for k, v in stage.items()}, stage.places, stage.written)
 
 
 def _replaced(value: Any, folder: Path) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 from espalier import config
 from espalier.config.options import DataOptions, TrainOptions
-from espalier.data.read.specs import DatasetSpec, parse_specs
+from espalier.data.read.specs import parse_specs
 from espalier.data.store.key import content
 from espalier.models.identity import file_identity, model_identity, tokenizer_identity
 
@@ -28,17 +28,17 @@ Contents = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Difference:
+class KeyChange:
     """One key that differs from an earlier start.
 
     Attributes:
         key: an option.
-        said: what it was and what it is now, for people.
+        text: what it was and what it is now, for people.
         by_option: whether the user has written another value; else the content behind the same value has changed.
     """
 
     key: str
-    said: str
+    text: str
     by_option: bool
 
 
@@ -57,13 +57,13 @@ class MadeFrom:
     defaults: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def from_json(cls, said: Any) -> MadeFrom | None:
+    def from_json(cls, written: Any) -> MadeFrom | None:
         """What `as_json` gave; None for anything else."""
-        if not isinstance(said, dict) or not all(
-            isinstance(said.get(k), dict) for k in ("options", "contents")
+        if not isinstance(written, dict) or not all(
+            isinstance(written.get(k), dict) for k in ("options", "contents")
         ):
             return None
-        return cls(said["options"], said["contents"])
+        return cls(written["options"], written["contents"])
 
     def as_json(self) -> dict[str, Any]:
         return {"options": self.options, "contents": self.contents}
@@ -75,9 +75,9 @@ class MadeFrom:
         contents = {k: list(files.values()) for k, files in self.contents.items()}
         return config.options_hash({"options": options, "contents": contents})
 
-    def differences(self, earlier: MadeFrom) -> list[Difference]:
+    def differences(self, earlier: MadeFrom) -> list[KeyChange]:
         """In what this start differs from an earlier one, by key; what the earlier one did not note is not compared."""
-        differences: list[Difference] = []
+        differences: list[KeyChange] = []
         for key, value in self.options.items():
             before = earlier.options.get(key, self.defaults.get(key))
             ours, theirs = self.contents.get(key), earlier.contents.get(key)
@@ -89,9 +89,9 @@ class MadeFrom:
             ):
                 continue  # whatever the paths are
             if value != before:
-                differences.append(Difference(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
+                differences.append(KeyChange(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
             elif ours is not None and theirs is not None and ours != theirs:
-                differences.append(Difference(key, f"{key}: {_changed(ours, theirs)}", False))
+                differences.append(KeyChange(key, f"{key}: {_changed(ours, theirs)}", False))
         return differences
 
 
@@ -122,9 +122,9 @@ def made_from(
             if kind == "data":
                 weights = options[DataOptions].interleave_probs if item.name == "dataset" else None
                 specs = parse_specs(value, options[DataOptions].dataset_dir, weights) if value else []
-                value = [_plain(spec) for spec in specs]
+                value = [{k: v for k, v in asdict(spec).items() if v is not None} for spec in specs]
                 contents[item.name] = {
-                    file: said for spec in specs for file, said in content(spec, known).items()
+                    file: identity for spec in specs for file, identity in content(spec, known).items()
                 }
             elif kind is not None:
                 contents[item.name] = _content(kind, value)
@@ -135,10 +135,6 @@ def made_from(
     if precision is not None:
         values["precision"] = precision
     return MadeFrom(json.loads(json.dumps(values, default=str)), contents, defaults)
-
-
-def _plain(spec: DatasetSpec) -> dict[str, Any]:
-    return {key: value for key, value in asdict(spec).items() if value is not None}
 
 
 def _content(kind: str, value: Any) -> dict[str, str]:
@@ -157,7 +153,7 @@ def _content(kind: str, value: Any) -> dict[str, str]:
             identities[name] = file_identity(Path(name))
         else:
             files = model_identity(name) if kind == "model" else tokenizer_identity(name)
-            identities |= {prefix + file: said for file, said in files.items()}
+            identities |= {prefix + file: identity for file, identity in files.items()}
     return identities
 
 

@@ -117,9 +117,8 @@ def write_end(running: Running, status: str) -> None:
     """`write_summary` of a run that did not finish. A rank that fails alone says it for the first one, which may wait
     for the others until it is ended, or knows nothing of it yet."""
     path = running.start.folder / "summary.json"
-    with contextlib.suppress(
-        UserError, OSError, ValueError
-    ):  # a full disk must not hide what went wrong first
+    # A full disk must not hide what went wrong first.
+    with contextlib.suppress(UserError, OSError, ValueError):
         if running.start.is_main:
             write_summary(running, status)
         elif status == "failed":

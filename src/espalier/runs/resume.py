@@ -31,7 +31,7 @@ def save(running: Running, step: int) -> None:
     tensors = {
         "model": weights,
         "optimizer": strategy.whole_moments(accelerator, live.module, running.optimizer),
-        **{f"rng-{rank}": held for rank, held in rngs},
+        **{f"rng-{rank}": generators for rank, generators in rngs},
         **{f"average-{name}": dict(m.named_parameters()) for name, m in parts.averages.items()},
     }
     state = {
@@ -39,7 +39,7 @@ def save(running: Running, step: int) -> None:
         "progress": running.progress.state(),
         "feed": running.feed.place(),
         "held_out": running.held_out,
-        "controllers": {name: held.state() for name, held in parts.controllers.items()},
+        "controllers": {name: controller.state() for name, controller in parts.controllers.items()},
     }
     if start.is_main:
         keep = start.option(RunOptions).save_total_limit
@@ -67,8 +67,8 @@ def resume(running: Running) -> None:
     strategy.set_moments(
         live.accelerator, live.module, running.optimizer, tensors["optimizer"], progress["step"]
     )
-    for name, held in parts.controllers.items():
-        held.restore(state["controllers"][name])
+    for name, controller in parts.controllers.items():
+        controller.restore(state["controllers"][name])
     try:
         running.feed.restore(state["feed"])
     except ValueError as changed:

@@ -94,7 +94,7 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     start = Start(stage, options, folder, made, _accelerator(options), list(notes), decision.checkpoint)
     for note in notes:
         start.console.say(note, "yellow")
-    for line in decision.said:
+    for line in decision.notes:
         start.say(line)
     if start.option(EngineOptions).precision == "bf16" and is_emulated(start.accelerator.device):
         start.say(

@@ -81,10 +81,10 @@ def _stacked(options: OptionSet, *, own: bool) -> tuple[list[str], str | None]:
     return folders, None
 
 
-def _check_same(where: str, found: str, kind: str) -> None:
-    if found != kind and {found, kind} != {"p_tuning", "prompt"}:
+def _check_same(where: str, trained: str, kind: str) -> None:
+    if trained != kind and {trained, kind} != {"p_tuning", "prompt"}:
         raise UserError(
-            f"{where} is an adapter of kind {found}, and finetuning_type is {kind}. Set finetuning_type: {found} to "
+            f"{where} is an adapter of kind {trained}, and finetuning_type is {kind}. Set finetuning_type: {trained} to "
             "train it on; or, where it can be merged, give it as adapter_name_or_path with create_new_adapter: true."
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,11 +33,10 @@ from espalier.data.preflight.run import Preflight
 from espalier.data.read.specs import DatasetSpec, parse_specs
 from espalier.data.records import ASSISTANT, Messages, Record
 from espalier.data.steps.feed import Batches, DatasetFeed, Rows
-from espalier.data.steps.forest import Forest, stored
 from espalier.data.store.again import all_records, examples, records_at
-from espalier.data.store.blocks import Job
+from espalier.data.store.job import Job
 from espalier.data.store.open import ReadSettings, opened
-from espalier.data.store.stack import Choice, Stack
+from espalier.data.store.stack import Choice, Forest, Stack, stored
 from espalier.disk.temporary import temporary_folder
 from espalier.errors import UserError
 from espalier.models.forward import TreeModel
@@ -148,8 +147,8 @@ class Datasets:
                 "eval_dataset", others, kind, owner=self
             )
         if data.val_size:
-            train, held = (RecordSet("dataset", specs, kind, part, self) for part in (TRAIN, HELD_OUT))
-            return train, held
+            train = RecordSet("dataset", specs, kind, TRAIN, self)
+            return train, replace(train, part=HELD_OUT)
         return RecordSet("dataset", specs, kind, owner=self), RecordSet("", (), kind, owner=self)
 
     def load_file(self, value: Any, kind: str) -> RecordSet:
@@ -181,8 +180,8 @@ class Datasets:
                 self.option(DataOptions).val_size,
                 self.option(RunOptions).seed,
             )
-            kept, held = without(order, stack.records, places)
-            self._picks[*at, TRAIN], self._picks[*at, HELD_OUT] = kept, held
+            kept, set_aside = without(order, stack.records, places)
+            self._picks[*at, TRAIN], self._picks[*at, HELD_OUT] = kept, set_aside
 
     @property
     def _reading(self) -> ReadSettings:

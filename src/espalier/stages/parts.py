@@ -136,22 +136,22 @@ def validator(
     """Judge the held-out micro-batches of this rank: units, and the objective's own numbers."""
 
     def validate(live: Live) -> tuple[Units | None, Numbers]:
-        found: list[Units] = []
+        units: list[Units] = []
         sums: dict[str, list[float]] = {}
         for batch in batches:
             batch = annotate(batch, live) if annotate else batch
             outputs = live.run(batch, judge.want)
             if batch.weight:
-                found.append(judge.judge(outputs, batch))
+                units.append(judge.judge(outputs, batch))
             # A rank that has only fillers names the same numbers as the others, and adds nothing to them.
             for name, (total, weight) in judge.loss(outputs, batch)[1].items():
-                held = sums.setdefault(name, [0.0, 0.0])
+                total_weight = sums.setdefault(name, [0.0, 0.0])
                 if batch.weight:
-                    held[0] += float(total)
-                    held[1] += float(weight)
+                    total_weight[0] += float(total)
+                    total_weight[1] += float(weight)
         numbers: Numbers = {name: (total, weight) for name, (total, weight) in sums.items()}
-        if not found:
+        if not units:
             return None, numbers
-        return (torch.cat([n for n, _ in found]).cpu(), torch.cat([d for _, d in found]).cpu()), numbers
+        return (torch.cat([n for n, _ in units]).cpu(), torch.cat([d for _, d in units]).cpu()), numbers
 
     return validate

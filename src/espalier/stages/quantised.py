@@ -28,9 +28,9 @@ def quantisation_of(adapter: AdapterOptions) -> Quantisation | None:
 def check_whole(engine: EngineOptions) -> None:
     """Raises UserError where quantised weights would be cut into shards or cast."""
     if engine.strategy not in WHOLE or engine.deepspeed is not None:
-        found = f"strategy: {engine.strategy}" if engine.deepspeed is None else "deepspeed"
+        setting = f"strategy: {engine.strategy}" if engine.deepspeed is None else "deepspeed"
         raise UserError(
-            f"{found} shards or casts the weights, and those in few bits can be neither. Use strategy: single or ddp "
+            f"{setting} shards or casts the weights, and those in few bits can be neither. Use strategy: single or ddp "
             "with quantised models; what is trained of them is small."
         )
 

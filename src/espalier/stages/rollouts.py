@@ -61,8 +61,8 @@ class RolloutOptions(Options):
     def problems(self) -> list[str]:
         if (self.reward_model is None) == (self.reward_function is None):
             return ["Give `reward_model` (a trained one) or `reward_function` (a rule), and not both."]
-        said = problem(self.reward_function) if self.reward_function is not None else None
-        return [] if said is None else [said]
+        reason = problem(self.reward_function) if self.reward_function is not None else None
+        return [] if reason is None else [reason]
 
 
 def reward_rule(setup: Setup) -> Rule | None:

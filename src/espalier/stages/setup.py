@@ -120,7 +120,9 @@ class Setup(Datasets):
         if not load.has_tokenizer(Path(name)):
             return
         ends = [self.tokenizer.decode([token]) for token in self.stop]
-        text = disagreement(self.tokenizer, load.load_tokenizer(name), ends)
+        trusted = self.option(ModelOptions).trust_remote_code
+        other = load.load_tokenizer(name, trust_remote_code=trusted)
+        text = disagreement(self.tokenizer, other, ends)
         if text is not None:
             raise UserError(
                 f"{name}: has another tokenizer than the model that is trained ({text[:40]!r} gets other ids), and would "

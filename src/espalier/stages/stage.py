@@ -10,10 +10,6 @@ from espalier.stages.parts import Parts
 from espalier.stages.setup import Setup
 
 
-def _anything(options: OptionSet) -> None:
-    """Every combination of its options is possible."""
-
-
 @dataclass(frozen=True)
 class Stage:
     """A training stage.
@@ -24,7 +20,7 @@ class Stage:
         options: option classes of its own, beside those that every stage has.
         answers_trained: whether the tokens of answers are trained, so that a record without any is left out.
         samples: whether it samples from the model that it trains; its options then hold `RolloutOptions`.
-        reference: whether the model is compared with what it was at the first step.
+        reference: whether, with these options, the model is compared with what it was at the first step.
         check: refuses options that do not go together, by a `UserError`, before anything is loaded.
     """
 
@@ -33,5 +29,5 @@ class Stage:
     options: tuple[type, ...] = ()
     answers_trained: bool = True
     samples: bool = False
-    reference: bool = False
-    check: Callable[[OptionSet], None] = _anything
+    reference: Callable[[OptionSet], bool] = lambda options: False
+    check: Callable[[OptionSet], None] = lambda options: None

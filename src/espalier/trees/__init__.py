@@ -3,8 +3,7 @@
 Imports torch and numpy and nothing of ours above this room.
 """
 
-from espalier.trees.batch import Batch
-from espalier.trees.layout import lay_out_padded, lay_out_tree, unrolled
+from espalier.trees.batch import Batch, lay_out_padded, lay_out_tree, unrolled
 from espalier.trees.packing import pack
 from espalier.trees.tree import Path, Tree
 

@@ -29,7 +29,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 @dataclass(frozen=True)
-class Piece:
+class AttentionPiece:
     """Queries ``q_start:q_end`` against keys ``k_start:k_end``: all of them, causally, or under a mask."""
 
     q_start: int
@@ -40,7 +40,7 @@ class Piece:
     mask: Tensor | None = None
 
 
-def plan(subtree_end: Tensor, small: int = SMALL) -> list[Piece]:
+def plan(subtree_end: Tensor, small: int = SMALL) -> list[AttentionPiece]:
     """The pieces that together are the rule ``k <= q < subtree_end[k]``.
 
     Args:
@@ -48,7 +48,7 @@ def plan(subtree_end: Tensor, small: int = SMALL) -> list[Piece]:
         small: tokens up to which neighbouring subtrees are taken together under a mask.
     """
     ends = subtree_end.tolist()
-    pieces: list[Piece] = []
+    pieces: list[AttentionPiece] = []
     # Each entry is a stretch of the row that holds whole sibling subtrees (a forest).
     stack = [(0, len(ends))]
     while stack:
@@ -63,9 +63,9 @@ def plan(subtree_end: Tensor, small: int = SMALL) -> list[Piece]:
                 at = block
                 continue
             node_end = _run(ends, at)
-            pieces.append(Piece(at, node_end, at, node_end, causal=True))
+            pieces.append(AttentionPiece(at, node_end, at, node_end, causal=True))
             if node_end < ends[at]:
-                pieces.append(Piece(node_end, ends[at], at, node_end))
+                pieces.append(AttentionPiece(node_end, ends[at], at, node_end))
                 stack.append((node_end, ends[at]))
             at = ends[at]
     return pieces
@@ -79,15 +79,17 @@ def _run(ends: list[int], start: int) -> int:
     return at
 
 
-def _square(subtree_end: Tensor, start: int, stop: int) -> Piece:
+def _square(subtree_end: Tensor, start: int, stop: int) -> AttentionPiece:
     ends = subtree_end[start:stop] - start
     if bool((ends == stop - start).all()):
-        return Piece(start, stop, start, stop, causal=True)
+        return AttentionPiece(start, stop, start, stop, causal=True)
     mask = additive_mask(ends[None], ends[None], torch.float32)
-    return Piece(start, stop, start, stop, mask=mask)
+    return AttentionPiece(start, stop, start, stop, mask=mask)
 
 
-def tree_attention(query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float) -> Tensor:
+def tree_attention(
+    query: Tensor, key: Tensor, value: Tensor, pieces: list[AttentionPiece], scale: float
+) -> Tensor:
     """Attention of every query over all keys that it sees.
 
     Args:
@@ -103,7 +105,7 @@ def tree_attention(query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece
 
 
 def with_lse(
-    query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float
+    query: Tensor, key: Tensor, value: Tensor, pieces: list[AttentionPiece], scale: float
 ) -> tuple[Tensor, Tensor]:
     """`tree_attention` without gradients, and the log-sum-exp (1, H, T) of each query's scores."""
     if len(pieces) == 1:
@@ -114,7 +116,7 @@ def with_lse(
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: list[AttentionPiece], scale: float
     ) -> Tensor:
         out, lse = with_lse(query, key, value, pieces, scale)
         ctx.save_for_backward(query, key, value, out, lse)
@@ -146,7 +148,9 @@ class _TreeAttention(torch.autograd.Function):
         return d_query, d_key, d_value, None, None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, piece: Piece, scale: float) -> tuple[Tensor, Tensor]:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, piece: AttentionPiece, scale: float
+) -> tuple[Tensor, Tensor]:
     """One piece: its output (1, H, Q, D) and the log-sum-exp of its scores (1, H, Q), float32 or wider."""
     q, k = slice(piece.q_start, piece.q_end), slice(piece.k_start, piece.k_end)
     mask = None if piece.mask is None else piece.mask.to(query.dtype)
@@ -157,7 +161,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, piece: Piece, scale: floa
 
 
 def _merged(
-    query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], scale: float
+    query: Tensor, key: Tensor, value: Tensor, pieces: list[AttentionPiece], scale: float
 ) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(query.dtype, torch.float32)  # what the pieces' log-sum-exps come in
     out = torch.zeros(query.shape, dtype=wide)

@@ -88,16 +88,16 @@ class Tree:
 
     def paths(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The whole branches, in the order of their numbers: (tokens, trained) of each."""
-        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        branches: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         stack: list[tuple[Tree, list[Tree]]] = [(self, [])]
         while stack:
             node, above = stack.pop()
             line = [*above, node]
             for branch in node.ends:
                 tokens = np.concatenate([n.tokens for n in line])
-                found[branch] = (tokens, np.concatenate([n.trained for n in line]))
+                branches[branch] = (tokens, np.concatenate([n.trained for n in line]))
             stack.extend((child, line) for child in node.children)
-        return [found[i] for i in range(len(found))]
+        return [branches[i] for i in range(len(branches))]
 
     @property
     def n_branches(self) -> int:

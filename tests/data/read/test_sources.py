@@ -14,7 +14,7 @@ import pytest
 from espalier.data.choice.choose import held_out, without
 from espalier.data.read.specs import DatasetSpec, parse_specs
 from espalier.data.records import Message, Record
-from espalier.data.store.marks import prompt_key, prompt_mark
+from espalier.data.store.table import prompt_key, prompt_mark
 from espalier.errors import UserError
 from tests.data.listed import load_records
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from espalier.data.steps.feed import DatasetFeed, Rows, packed, shuffled
-from espalier.data.steps.forest import Forest, listed
+from espalier.data.store.stack import Forest, listed
 from espalier.trees import Batch, Tree, lay_out_padded, lay_out_tree
 from tests.data.listed import load_records
 

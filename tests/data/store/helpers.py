@@ -9,7 +9,7 @@ from typing import Any
 
 from espalier.data.encode.templates import choose_template
 from espalier.data.encode.tokenise import Encoder
-from espalier.data.store.blocks import Job
+from espalier.data.store.job import Job
 from espalier.models.load import train_tokenizer
 from espalier.trees.tree import Tree
 

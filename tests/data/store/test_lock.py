@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 
 from espalier.data.read.specs import parse_specs
-from espalier.data.steps.forest import stored
 from espalier.data.store import lock
 from espalier.data.store.open import ReadSettings, opened
-from espalier.data.store.stack import Choice
+from espalier.data.store.stack import Choice, stored
 from tests import processes
 from tests.data.store.helpers import CHATS, job, said, tokenizer_of, write
 
@@ -27,13 +26,13 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from espalier.data.read.specs import parse_specs
-from espalier.data.store import blocks, build
+from espalier.data.store import build
 from espalier.data.store.open import ReadSettings, opened
 from tests import processes
 from tests.data.store.helpers import job, tokenizer_of
 
 path, folder, pause = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
-real = blocks.work
+real = build.work
 
 def slow(*args, **options):
     print("works", flush=True)

@@ -16,7 +16,7 @@ import json, resource, sys
 from pathlib import Path
 from espalier.data.choice.choose import held_out, without
 from espalier.data.steps.feed import DatasetFeed, Rows
-from espalier.data.steps.forest import stored
+from espalier.data.store.stack import stored
 from espalier.data.preflight.run import Preflight
 from espalier.data.read.specs import parse_specs
 from espalier.data.store.open import ReadSettings, opened

@@ -14,15 +14,14 @@ import pytest
 
 from espalier.data.encode.tokenise import encode_all
 from espalier.data.read.specs import parse_specs
-from espalier.data.steps.forest import stored
 from espalier.data.store import build as building
 from espalier.data.store.again import all_records, examples, records_at
-from espalier.data.store.blocks import Job
 from espalier.data.store.build import build
-from espalier.data.store.columns import Writer
+from espalier.data.store.columns import ColumnWriter, Store
+from espalier.data.store.job import Job
 from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.reading import blocks_of
-from espalier.data.store.stack import Choice, Stack, Store
+from espalier.data.store.stack import Choice, Stack, stored
 from espalier.errors import UserError
 from tests.data.listed import encode_prompts, load_records
 from tests.data.store.helpers import CHATS, PAIRS, RANKS, ROWS, job, said, tokenizer_of, write
@@ -360,11 +359,11 @@ def test_a_failed_writing_leaves_nothing(
     path = write(tmp_path / "a.jsonl", CHATS)
     wanted = job("chat", tokenizer, cutoff_len=512)
 
-    def full(self: Writer, name: str, values: Any) -> None:
+    def full(self: ColumnWriter, name: str, values: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "add", full)
+        patch.setattr(ColumnWriter, "add", full)
         with pytest.raises(UserError, match="tokenized_path"):
             stack_of(path, wanted, tmp_path / "kept")
     assert not names(tmp_path / "kept")

@@ -15,7 +15,7 @@ import espalier
 from espalier.errors import UserError
 from espalier.models.forward import Traits, TreeModel, Want
 from espalier.models.probe import probe
-from espalier.trees.layout import lay_out_padded, lay_out_tree
+from espalier.trees.batch import lay_out_padded, lay_out_tree
 from espalier.trees.tree import Tree
 from tests.models.legacy.plain import IDS, TOLERANCE, State, attention, check, rand, rms, write
 

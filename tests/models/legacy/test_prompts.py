@@ -11,7 +11,7 @@ import espalier
 from espalier.models.forward import TreeModel, Want
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
-from espalier.trees.layout import lay_out_padded
+from espalier.trees.batch import lay_out_padded
 from espalier.trees.tree import Tree
 from tests.conftest import Golden
 from tests.models.legacy.conftest import cases

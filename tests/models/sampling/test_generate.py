@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from espalier.models.forward import TreeModel, Want
 from espalier.models.memory import Memory
 from espalier.models.probe import probe
-from espalier.models.sampling.generate import Sampled, Sampling, decode, draw, sample
+from espalier.models.sampling.generate import Completion, Sampling, decode, draw, sample
 from espalier.trees import Tree, lay_out_tree
 
 Tiny = Callable[..., nn.Module]
@@ -85,7 +85,7 @@ def test_logprobs_are_those_of_a_full_forward_also_after_rows_are_dropped(
         assert dropped, "no row was dropped, so nothing was tested"
 
 
-def said(found: list[list[Sampled]]) -> list[list[list[int]]]:
+def said(found: list[list[Completion]]) -> list[list[list[int]]]:
     return [[answer.tokens for answer in answers] for answers in found]
 
 

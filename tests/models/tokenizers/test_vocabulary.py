@@ -25,7 +25,7 @@ from espalier.models.legacy.tokenizers.sentencepiece_model import fast_tokenizer
 from espalier.models.load import load_lm, load_tokenizer, new_lm, train_tokenizer
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
-from espalier.models.tokenizers import vocabulary
+from espalier.models.tokenizers import new_pieces, vocabulary
 from tests.conftest import Vocabulary
 from tests.golden.shortened import shortened
 from tests.models.conftest import CONFIGS
@@ -73,7 +73,7 @@ def test_new_pieces_are_those_of_the_definition_in_its_order() -> None:
     tokenizer = train_tokenizer(OLD, 280)
     texts = [*["xy"] * 4, *["xyz"] * 2, *["zw"] * 9, *["zwq"] * 3, "zwqv"]
     words = Counter(tuple(encoded(tokenizer, text)) for text in texts)
-    pieces = vocabulary.joined_pieces(tokenizer, texts, 50)
+    pieces = new_pieces.joined_pieces(tokenizer, texts, 50)
     assert [p.parts for p in pieces] == by_loop(words, 50)
     assert [tokenizer.decode(list(p.parts)) for p in pieces] == ["zw", "xy", "zwq", "xyz"]
     for piece in pieces:
@@ -83,7 +83,7 @@ def test_new_pieces_are_those_of_the_definition_in_its_order() -> None:
 def test_pieces_stay_within_words_and_out_of_numbers() -> None:
     tokenizer = train_tokenizer(OLD, 280)
     texts = ["dog dog, dog. dog dig 2024 2024 2024", "mud-mud mud mud2 mud2 mud2 (x) (x) (x)"]
-    said = [tokenizer.decode(list(p.parts)) for p in vocabulary.joined_pieces(tokenizer, texts, 50)]
+    said = [tokenizer.decode(list(p.parts)) for p in new_pieces.joined_pieces(tokenizer, texts, 50)]
     assert " dog" in said and "mud" in said and " mud" in said
     for text in said:
         letters = [c.isalpha() for c in text.strip()]
@@ -92,14 +92,14 @@ def test_pieces_stay_within_words_and_out_of_numbers() -> None:
 
 
 @pytest.fixture
-def extended() -> tuple[Any, Any, list[vocabulary.Piece]]:
+def extended() -> tuple[Any, Any, list[new_pieces.NewPiece]]:
     """A tokenizer before and after, and the new pieces."""
     old, new = train_tokenizer(OLD, 290), train_tokenizer(OLD, 290)
-    return old, new, vocabulary.extended(new, vocabulary.joined_pieces(new, NEW, 40))
+    return old, new, vocabulary.extended(new, new_pieces.joined_pieces(new, NEW, 40))
 
 
 def test_every_text_becomes_what_it_was_with_pieces_joined(
-    extended: tuple[Any, Any, list[vocabulary.Piece]], tmp_path: Path
+    extended: tuple[Any, Any, list[new_pieces.NewPiece]], tmp_path: Path
 ) -> None:
     old, new, pieces = extended
     assert len(pieces) > 10 and len(new) == len(old) + len(pieces)
@@ -120,7 +120,7 @@ def test_every_text_becomes_what_it_was_with_pieces_joined(
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("spare", [0, 64])
 def test_new_rows_are_the_means_of_the_old_pieces(
-    extended: tuple[Any, Any, list[vocabulary.Piece]], tied: bool, spare: int
+    extended: tuple[Any, Any, list[new_pieces.NewPiece]], tied: bool, spare: int
 ) -> None:
     old, new, pieces = extended
     ids = {"bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0}
@@ -179,7 +179,7 @@ def test_real_vocabularies_learn_real_chinese(
     apart, learned = lines[9::10], [line for i, line in enumerate(lines) if i % 10 != 9]
     old = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     known, before = tokenizer.get_vocab(), vocabulary.characters_per_token(tokenizer, apart)
-    train = vocabulary.joined_pieces if kind == "bpe" else vocabulary.sentencepiece_pieces
+    train = new_pieces.joined_pieces if kind == "bpe" else new_pieces.sentencepiece_pieces
     pieces = vocabulary.extended(tokenizer, train(tokenizer, learned, 300))
     assert len(pieces) > 50
     tokenizer.save_pretrained(str(tmp_path))
@@ -228,8 +228,8 @@ def test_the_command_writes_a_model_that_reads_the_text_shorter(tied: bool, tmp_
 def test_what_cannot_be_extended_is_said(shared: Path, converted: Vocabulary) -> None:
     folder = shared / "data" / "tokenizers"
     with pytest.raises(UserError, match="by a dictionary before its pieces"):
-        vocabulary.fast(load_tokenizer(str(folder / "pangu")))
+        new_pieces.fast(load_tokenizer(str(folder / "pangu")))
     with pytest.raises(UserError, match="goes on with a BPE"):
-        vocabulary.joined_pieces(real(shared, converted, "unigram"), NEW, 3)
+        new_pieces.joined_pieces(real(shared, converted, "unigram"), NEW, 3)
     with pytest.raises(UserError, match="write a space as"):
-        vocabulary.sentencepiece_pieces(train_tokenizer(OLD, 290), NEW, 3)
+        new_pieces.sentencepiece_pieces(train_tokenizer(OLD, 290), NEW, 3)

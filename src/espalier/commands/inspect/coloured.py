@@ -100,7 +100,10 @@ def _whole(record: Record, encoder: Encoder) -> ColouredRecord:
     if not trees:
         return ColouredRecord(
             record.source,
-            [Branch(n, [(CUT, t)]) for n, t in zip(labels, _texts(record, encoder), strict=True)],
+            [
+                Branch(name, [(CUT, "".join(piece.text for piece in pieces))])
+                for name, pieces in zip(labels, branches_of(record, encoder), strict=True)
+            ],
             notes,
         )
     paths = trees[0].paths()
@@ -166,10 +169,6 @@ def _label(answer: Answer) -> str:
     if answer.score is not None:
         return f"score {answer.score:g}"
     return "" if answer.label is None else "good" if answer.label else "bad"
-
-
-def _texts(record: Record, encoder: Encoder) -> list[str]:
-    return ["".join(piece.text for piece in pieces) for pieces in branches_of(record, encoder)]
 
 
 def _spans(tokens: Any, trained: Any, tokenizer: Any) -> list[Span]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from espalier.commands.arguments import AllowPickle, AsJson, TrustRemoteCode
 from espalier.errors import UserError
 
 
@@ -25,14 +26,10 @@ def inspect(
     with_probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="For models: load the weights and find the layout.")
     ] = True,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="For models: read .bin files, through torch's safe loader.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="For models: run Python code that comes with it.")
-    ] = False,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with the same, in colour.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look before you train: a model's parts, a data file's trained text, a config as it will run."""
     from espalier.commands.inspect.data import DataQuestion

@@ -20,7 +20,7 @@ from espalier.data.read.sources import rows_of
 from espalier.data.read.specs import DatasetSpec, parse_specs
 from espalier.data.records import KINDS, BadRecord, LeftOut
 from espalier.data.store.again import examples, records_at
-from espalier.data.store.blocks import Job
+from espalier.data.store.job import Job
 from espalier.data.store.open import ReadSettings, opened
 from espalier.data.store.stack import Choice
 from espalier.disk.temporary import temporary_folder
@@ -126,10 +126,10 @@ def kind_of(specs: list[DatasetSpec]) -> str:
     for kind in _TRIED:
         for spec, (place, row, _) in first:
             form = None if spec.format == "lines" else spec.format
-            found = row if isinstance(row, BadRecord) else parse_row(row, place, kind, format=form)
-            if isinstance(found, BadRecord):
-                reasons.setdefault(kind, str(found))
-            elif not isinstance(found, LeftOut):
+            parsed = row if isinstance(row, BadRecord) else parse_row(row, place, kind, format=form)
+            if isinstance(parsed, BadRecord):
+                reasons.setdefault(kind, str(parsed))
+            elif not isinstance(parsed, LeftOut):
                 good[kind] += 1
         if 2 * good[kind] > len(first):
             return kind

@@ -42,8 +42,8 @@ def show_model(
     console.print(_tree(root))
     table = Table(show_header=False, title=name)
     for key, value in facts.items():
-        for label, said in _lines(key, value):
-            table.add_row(label, said)
+        for label, text in _lines(key, value):
+            table.add_row(label, text)
     console.print(table)
 
 

@@ -126,9 +126,9 @@ def _stored_bytes(name: str) -> dict[str, int]:
     """Bytes by type, from the headers of the files."""
     sizes: Counter[str] = Counter()
     for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []:
-        with safe_open(file, framework="pt") as held:
-            for key in held.keys():  # noqa: SIM118
-                part = held.get_slice(key)
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(key)
                 kind = _TYPES.get(part.get_dtype(), part.get_dtype())
                 numbers = 1
                 for size in part.get_shape():

@@ -44,14 +44,14 @@ class Exams:
         runs: dict[tuple[bool, int], list[tuple[Numbers, int]]] = {}
         for name, files in _exams(paths):
             self.names.append(name)
-            texts = (found for path in files for found in exam_texts(path))
-            for place, row in groupby(texts, key=lambda found: found[0]):
+            texts = (text for path in files for text in exam_texts(path))
+            for place, row in groupby(texts, key=lambda text: text[0]):
                 for item in _items([text for _, text in row]):
                     self._add(place, *item, runs)
         self._index: dict[tuple[bool, int], tuple[Numbers, Any]] = {}
-        for kind, found in runs.items():
-            hashes = np.concatenate([marks for marks, _ in found])
-            items = np.concatenate([np.full(len(marks), item) for marks, item in found])
+        for kind, marked in runs.items():
+            hashes = np.concatenate([marks for marks, _ in marked])
+            items = np.concatenate([np.full(len(marks), item) for marks, item in marked])
             order = np.argsort(hashes, kind="stable")
             self._index[kind] = hashes[order], items[order]
 
@@ -75,7 +75,7 @@ class Exams:
         """(exam, place of the item, share of its runs that are in the text), the share at least `SHARE`."""
         units = Units.of(text)
         rows = {chinese: units.numbers(chinese) for chinese in {chinese for chinese, _ in self._index}}
-        found = []
+        overlaps = []
         for (chinese, size), (hashes, items) in self._index.items():
             marks = np.unique(grams(rows[chinese], size))
             first, behind = np.searchsorted(hashes, marks, "left"), np.searchsorted(hashes, marks, "right")
@@ -86,11 +86,11 @@ class Exams:
             for item, count in zip(*np.unique(met, return_counts=True), strict=True):
                 share = count / self._length[item]
                 if share >= SHARE:
-                    found.append((self.names[self._exam[item]], self._place[item], float(share)))
-        return found
+                    overlaps.append((self.names[self._exam[item]], self._place[item], float(share)))
+        return overlaps
 
 
-def without_exam_items(found: Outcomes, paths: tuple[Path, ...], account: dict[str, Any]) -> Outcomes:
+def without_exam_items(outcomes: Outcomes, paths: tuple[Path, ...], account: dict[str, Any]) -> Outcomes:
     """Takes out contaminated records; the account says for each exam how many of its items and of the records."""
     exams = Exams(paths)
     for number, name in enumerate(exams.names):
@@ -101,7 +101,7 @@ def without_exam_items(found: Outcomes, paths: tuple[Path, ...], account: dict[s
             "examples": [],
         }
     seen: set[str] = set()
-    for thing in found:
+    for thing in outcomes:
         view = viewed(thing.row, thing.source) if isinstance(thing, CorpusRecord) else None
         hits = exams.hits(view.text) if view is not None and not isinstance(view, Omission) else []
         if not isinstance(thing, CorpusRecord) or view is None or isinstance(view, Omission) or not hits:
@@ -122,15 +122,15 @@ def without_exam_items(found: Outcomes, paths: tuple[Path, ...], account: dict[s
 
 def _items(texts: list[str]) -> list[tuple[bool, Numbers]]:
     """(Chinese?, units) of the items among the texts of one row of an exam."""
-    found = []
+    items = []
     for text in texts:
         units = Units.of(text)
         if 2 * sum(map(str.isdigit, "".join(units.words))) < len(units.characters):
-            found.append((units.is_chinese, units.numbers(units.is_chinese)))
-    whole = [(chinese, row) for chinese, row in found if len(row) >= RUN[chinese]]
-    if whole or not found:
+            items.append((units.is_chinese, units.numbers(units.is_chinese)))
+    whole = [(chinese, row) for chinese, row in items if len(row) >= RUN[chinese]]
+    if whole or not items:
         return whole
-    chinese, row = max(found, key=lambda item: len(item[1]) / SHORTEST[item[0]])
+    chinese, row = max(items, key=lambda item: len(item[1]) / SHORTEST[item[0]])
     return [(chinese, row)] if len(row) >= SHORTEST[chinese] else []
 
 

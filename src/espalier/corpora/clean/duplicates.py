@@ -26,7 +26,7 @@ SHOWN = 20
 """Examples of each step in the report."""
 
 
-def without_copies(found: Outcomes, account: dict[str, Any]) -> Outcomes:
+def without_copies(outcomes: Outcomes, account: dict[str, Any]) -> Outcomes:
     """Takes out records whose text differs from an earlier one in nothing but spaces, case, width and marks."""
     account.update(removed=0, examples=[])
     with temporary_folder() as folder:
@@ -38,7 +38,7 @@ def without_copies(found: Outcomes, account: dict[str, Any]) -> Outcomes:
             "BEGIN",
         ):
             base.execute(line)
-        for thing in found:
+        for thing in outcomes:
             text = _text(thing)
             if not isinstance(thing, CorpusRecord) or text is None:
                 yield thing
@@ -55,19 +55,19 @@ def without_copies(found: Outcomes, account: dict[str, Any]) -> Outcomes:
         base.close()
 
 
-def without_near_copies(found: Outcomes, threshold: float, account: dict[str, Any]) -> Outcomes:
+def without_near_copies(outcomes: Outcomes, threshold: float, account: dict[str, Any]) -> Outcomes:
     """Takes out records that share at least `threshold` (0 to 1) of their shingles with an earlier one that stays."""
     bands, rows = bands_for(threshold)
     account.update(threshold=threshold, bands=bands, rows=rows, compared=0, removed=0, examples=[])
     with temporary_folder() as folder:
         spool = _Spool(Path(folder), bands, rows)
-        yield from spool.fill(found)
+        yield from spool.fill(outcomes)
         pairs = candidates(spool.keys())
         yield from spool.without(pairs, threshold, account, "a near copy of an earlier record")
 
 
 def without_near_copies_of_dev(
-    found: Outcomes, threshold: float, division: Division, account: dict[str, Any]
+    outcomes: Outcomes, threshold: float, division: Division, account: dict[str, Any]
 ) -> Outcomes:
     """Takes out of train what shares at least `threshold` (0 to 1) of its shingles with a record of dev."""
     bands, rows = bands_for(threshold)
@@ -75,7 +75,7 @@ def without_near_copies_of_dev(
     with temporary_folder() as folder:
         spool = _Spool(Path(folder), bands, rows)
         dev = array("q")
-        yield from spool.fill(found, lambda made: made.part or division.part(made.key), dev)
+        yield from spool.fill(outcomes, lambda made: made.part or division.part(made.key), dev)
         few = np.asarray(dev, np.int64)
         pairs = across(spool.keys(), few)
         pairs = pairs[~np.isin(pairs[:, 0], few)]
@@ -94,13 +94,13 @@ class _Spool:
 
     def fill(
         self,
-        found: Outcomes,
+        outcomes: Outcomes,
         part: Callable[[CorpusRecord], str] | None = None,
         dev: array[int] | None = None,
     ) -> Outcomes:
         """Puts all records away and lets through what cannot be compared; `dev` gets the numbers of dev's records."""
         waiting: list[Signatures] = []
-        for thing in found:
+        for thing in outcomes:
             text = _text(thing)
             marks = shingles(text) if text else None
             if not isinstance(thing, CorpusRecord) or text is None or marks is None or not len(marks):

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from espalier.corpora.clean.shingles import Numbers, mixed
+from espalier.corpora.clean.shingles import Numbers
+from espalier.data.choice.choose import mixed
 
 PLACES = 128
 """The longest signature."""
@@ -76,7 +77,7 @@ def candidates(keys: Iterable[Numbers]) -> Pairs:
 
     Of a bucket of many, each is paired with `NEIGHBOURS` others only, so P is at most N * bands * `NEIGHBOURS`.
     """
-    found = []
+    codes = []
     for key in keys:
         order = np.argsort(key, kind="stable")  # stable: a bucket keeps the order of its texts
         ordered = key[order]
@@ -85,11 +86,11 @@ def candidates(keys: Iterable[Numbers]) -> Pairs:
         starts = np.flatnonzero(new)[np.cumsum(new)[inside] - 1]
         for step in range(1, NEIGHBOURS // 2 + 1):
             near = inside - step >= starts
-            found.append(_codes(order[inside[near]], order[inside[near] - step]))
+            codes.append(_codes(order[inside[near]], order[inside[near] - step]))
         for step in range(NEIGHBOURS // 2):
             far = starts + step < inside - NEIGHBOURS // 2
-            found.append(_codes(order[inside[far]], order[starts[far] + step]))
-    return _pairs(found)
+            codes.append(_codes(order[inside[far]], order[starts[far] + step]))
+    return _pairs(codes)
 
 
 def across(keys: Iterable[Numbers], few: Texts) -> Pairs:
@@ -97,7 +98,7 @@ def across(keys: Iterable[Numbers], few: Texts) -> Pairs:
 
     `few` (F,) are the numbers of some of the N texts; they are in the first column too.
     """
-    found = []
+    codes = []
     for key in keys:
         order = few[np.argsort(key[few], kind="stable")]
         ordered = key[order]
@@ -106,8 +107,8 @@ def across(keys: Iterable[Numbers], few: Texts) -> Pairs:
         first, behind = place[there], np.searchsorted(ordered, key[there], "right")
         for step in range(NEIGHBOURS):
             more = first + step < behind
-            found.append(_codes(there[more], order[first[more] + step]))
-    return _pairs(found)
+            codes.append(_codes(there[more], order[first[more] + step]))
+    return _pairs(codes)
 
 
 def _codes(one: Texts, other: Texts) -> npt.NDArray[np.int64]:

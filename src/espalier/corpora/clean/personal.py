@@ -72,10 +72,10 @@ def masked(text: str) -> tuple[str, Counter[str]]:
     return text, counts
 
 
-def without_personal_data(found: Outcomes, account: dict[str, Any]) -> Outcomes:
+def without_personal_data(outcomes: Outcomes, account: dict[str, Any]) -> Outcomes:
     """Masks all texts of all rows; nothing is left out. The account shows what stands around, never what stood there."""
     account.update(records=0, masked=dict.fromkeys(KINDS, 0), examples=[])
-    for thing in found:
+    for thing in outcomes:
         if not isinstance(thing, CorpusRecord):
             yield thing
             continue
@@ -95,8 +95,8 @@ def without_personal_data(found: Outcomes, account: dict[str, Any]) -> Outcomes:
 
 def _masked(value: Any, counts: Counter[str]) -> Any:
     if isinstance(value, str):
-        text, found = masked(value)
-        counts.update(found)
+        text, masks = masked(value)
+        counts.update(masks)
         return text
     if isinstance(value, list):
         return [_masked(item, counts) for item in value]

@@ -11,7 +11,7 @@ from typing import Any
 from espalier.corpora.clean.shingles import folded
 from espalier.corpora.clean.view import viewed
 from espalier.corpora.made import CorpusRecord, Omission, Outcomes
-from espalier.data.store.marks import language
+from espalier.data.store.table import language
 
 SHOWN = 20
 REPEATED = 8
@@ -32,7 +32,7 @@ def repetition(text: str) -> float:
 
 
 def filtered(
-    found: Outcomes,
+    outcomes: Outcomes,
     account: dict[str, Any],
     *,
     min_chars: int = 0,
@@ -51,7 +51,7 @@ def filtered(
     if max_repetition is not None:
         checks.append(("repeats itself", lambda text: _repeats(text, max_repetition)))
     account.update({name: {"removed": 0, "examples": []} for name, _ in checks})
-    for thing in found:
+    for thing in outcomes:
         view = viewed(thing.row, thing.source) if isinstance(thing, CorpusRecord) else None
         if not isinstance(thing, CorpusRecord) or view is None or isinstance(view, Omission):
             yield thing
@@ -71,8 +71,8 @@ def filtered(
 
 
 def _foreign(text: str, wanted: tuple[str, ...]) -> str:
-    found = language(text)
-    return f"reads as {found}" if found and found not in wanted else ""
+    spoken = language(text)
+    return f"reads as {spoken}" if spoken and spoken not in wanted else ""
 
 
 def _repeats(text: str, most: float) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from espalier.data.choice.choose import mixed
+
 Numbers = npt.NDArray[np.uint64]
 
 CHARACTERS, WORDS = 5, 3
@@ -62,13 +64,6 @@ def grams(row: Numbers, length: int) -> Numbers:
     for place in range(1, length):
         total += row[place : place + number] * _FACTORS[place]
     return mixed(total)
-
-
-def mixed(numbers: Numbers) -> Numbers:
-    """Each number spread over all 64 bits, one to one (the finisher of splitmix64, Steele et al. 2014)."""
-    found = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    found = (found ^ (found >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return found ^ (found >> np.uint64(31))
 
 
 def shingles(text: str) -> Numbers:

@@ -39,8 +39,8 @@ class Cleaning:
     """Exam files or folders whose items no record may contain."""
 
 
-def cleaned(found: Outcomes, cleaning: Cleaning, division: Division, accounts: dict[str, Any]) -> Outcomes:
-    """`found` without what the steps take out; `accounts` gets each step's numbers and examples as it goes by."""
+def cleaned(outcomes: Outcomes, cleaning: Cleaning, division: Division, accounts: dict[str, Any]) -> Outcomes:
+    """`outcomes` without what the steps take out; `accounts` gets each step's numbers and examples as it goes by."""
     assert cleaning.dedup in DEDUP, cleaning.dedup
 
     def account(name: str) -> dict[str, Any]:
@@ -49,11 +49,11 @@ def cleaned(found: Outcomes, cleaning: Cleaning, division: Division, accounts: d
         return own
 
     if cleaning.mask:
-        found = without_personal_data(found, account("personal_data"))
+        outcomes = without_personal_data(outcomes, account("personal_data"))
     bounds = (cleaning.min_chars, cleaning.max_chars, cleaning.languages, cleaning.max_repetition)
     if bounds != (0, None, (), None):
-        found = filtered(
-            found,
+        outcomes = filtered(
+            outcomes,
             account("quality"),
             min_chars=cleaning.min_chars,
             max_chars=cleaning.max_chars,
@@ -61,11 +61,13 @@ def cleaned(found: Outcomes, cleaning: Cleaning, division: Division, accounts: d
             max_repetition=cleaning.max_repetition,
         )
     if cleaning.dedup != "none":
-        found = without_copies(found, account("copies"))
+        outcomes = without_copies(outcomes, account("copies"))
     if cleaning.dedup == "near":
-        found = without_near_copies(found, cleaning.near, account("near_copies"))
+        outcomes = without_near_copies(outcomes, cleaning.near, account("near_copies"))
     elif cleaning.apart and division.dev:
-        found = without_near_copies_of_dev(found, cleaning.near, division, account("near_copies_of_dev"))
+        outcomes = without_near_copies_of_dev(
+            outcomes, cleaning.near, division, account("near_copies_of_dev")
+        )
     if cleaning.exams:
-        found = without_exam_items(found, cleaning.exams, account("exams"))
-    return found
+        outcomes = without_exam_items(outcomes, cleaning.exams, account("exams"))
+    return outcomes

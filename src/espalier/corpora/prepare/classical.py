@@ -36,11 +36,11 @@ def classical(where: Path, division: Division) -> Outcomes:
     """
     with Shelf() as shelf:
         for path, book in _files(where):
-            for found in _pairs(path):
-                if isinstance(found, Omission):
-                    yield found
+            for entry in _pairs(path):
+                if isinstance(entry, Omission):
+                    yield entry
                     continue
-                place, old, new = found
+                place, old, new = entry
                 part = division.part(old)
                 # The way follows from the classical sentence alone: its other translations go the same way.
                 tag, asked, answer = (OLD, old, new)
@@ -62,21 +62,21 @@ def classical(where: Path, division: Division) -> Outcomes:
 
 def _files(where: Path) -> list[tuple[Path, str]]:
     """(file, book) in the order of the names."""
-    found = []
+    files = []
     if where.is_dir():
         for path in sorted(where.rglob("bitext.txt")):
             below = path.relative_to(where).parts
             place = below.index("双语数据") + 1 if "双语数据" in below else 0
-            found.append((path, below[place] if place < len(below) - 1 else path.parent.name))
+            files.append((path, below[place] if place < len(below) - 1 else path.parent.name))
         flat = [folder for folder in (where, *sorted(where.rglob("bitext"))) if folder.name == "bitext"]
         for folder in flat:
             if folder.is_dir():
-                found += [(path, path.stem) for path in sorted(folder.iterdir()) if path.is_file()]
-    if not found:
+                files += [(path, path.stem) for path in sorted(folder.iterdir()) if path.is_file()]
+    if not files:
         raise UserError(
             f"{where}: no bilingual text; wanted 双语数据/BOOK/CHAPTER/bitext.txt or the older bitext/BOOK below it"
         )
-    return found
+    return files
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str, str] | Omission]:
@@ -88,7 +88,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str] | Omission]:
             yield from _closed(block, start)
             block = {}
             continue
-        tag, colon, said = text.partition("：")
+        tag, colon, body = text.partition("：")
         if tag not in (OLD, NEW) or not colon:
             yield Omission(place, "a line without 古文： or 现代文：", text)
             continue
@@ -97,7 +97,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, str] | Omission]:
             block = {}
         if not block:
             start = place
-        block[tag] = said
+        block[tag] = body
     yield from _closed(block, start)
 
 

@@ -43,9 +43,9 @@ def couplets(where: Path, division: Division) -> Outcomes:
 
 
 def _pairs(where: Path) -> Iterator[tuple[str, str, str]]:
-    found = list(_halves(where)) if where.is_dir() else []
-    if found:
-        for first, second in found:
+    halves = list(_halves(where)) if where.is_dir() else []
+    if halves:
+        for first, second in halves:
             yield from _parallel(first, second)
         return
     single = where / "couplets.txt" if where.is_dir() else where

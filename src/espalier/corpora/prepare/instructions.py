@@ -81,8 +81,8 @@ def _turns(text: str) -> list[dict[str, str]]:
     parts = _TURN.split(text)
     names = {"Human": "user", "Assistant": "assistant"}
     turns = [
-        {"role": names[speaker], "content": said.strip()}
-        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": names[speaker], "content": words.strip()}
+        for speaker, words in zip(parts[1::2], parts[2::2], strict=True)
     ]
     before = parts[0].strip()
     if before:
@@ -93,11 +93,11 @@ def _turns(text: str) -> list[dict[str, str]]:
 def _asked(where: Path, question: str, answer: str) -> Outcomes:
     def parse(place: str, row: Row) -> Any:
         problem = lacking(place, row, question, answer)
-        said = row.get(answer)
-        if isinstance(said, list):
-            said = next((text for text in said if isinstance(text, str) and text.strip()), "")
+        reply = row.get(answer)
+        if isinstance(reply, list):
+            reply = next((text for text in reply if isinstance(text, str) and text.strip()), "")
         return problem or parse_row(
-            {"instruction": row[question], "output": said}, place, "chat", format="alpaca"
+            {"instruction": row[question], "output": reply}, place, "chat", format="alpaca"
         )
 
     yield from _parsed(where, parse)
@@ -109,17 +109,17 @@ def _parsed(where: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
     held_files = [path for path in files if _HELD.search(path.name.split(".")[0])]
     if len(held_files) == len(files):
         held_files = []
-    held: set[int] = set()
+    dev_prompts: set[int] = set()
     for path in held_files:
         for thing in _made(path, parse):
             if isinstance(thing, CorpusRecord):
-                held.add(digest(thing.key))
+                dev_prompts.add(digest(thing.key))
                 thing = replace(thing, part=DEV)
             yield thing
     for path in files:
         for thing in [] if path in held_files else _made(path, parse):
             if isinstance(thing, CorpusRecord) and held_files:
-                if digest(thing.key) in held:
+                if digest(thing.key) in dev_prompts:
                     yield Omission(thing.source, "its prompt stands in the held-out file", thing.key)
                     continue
                 thing = replace(thing, part=TRAIN)
@@ -127,11 +127,11 @@ def _parsed(where: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
 
 
 def _made(path: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
-    for found in rows(path):
-        if isinstance(found, Omission):
-            yield found
+    for entry in rows(path):
+        if isinstance(entry, Omission):
+            yield entry
             continue
-        place, row = found
+        place, row = entry
         outcome = parse(place, row)
         if isinstance(outcome, Omission):
             yield outcome

@@ -24,11 +24,11 @@ def weibo(where: Path, division: Division) -> Outcomes:
     equal likes equal), because likes of different posts have nothing in common; the likes themselves are kept
     beside it.
     """
-    for found in rows_of(where):
-        if isinstance(found, Omission):
-            yield found
+    for entry in rows_of(where):
+        if isinstance(entry, Omission):
+            yield entry
             continue
-        place, row = found
+        place, row = entry
         article, abstract = (_close(one_line(text_of(row, name))) for name in ("article", "abstract"))
         problem = lacking(place, row, "article", "abstract", "comments")
         if problem:

@@ -79,7 +79,7 @@ class Places:
 
 
 @dataclass
-class Tally:
+class CorpusCounts:
     """Counts that grow with the kinds of things counted, never with their number."""
 
     records: Counter[str] = field(default_factory=Counter)
@@ -122,7 +122,7 @@ def write_prepared(
     Without `out` only the report is made. Raises `UserError` where nothing at all became a record, with the causes, and
     where something else stands at `out` (without `force`); no file is written then.
     """
-    tally = Tally()
+    tally = CorpusCounts()
     places = Places(out) if out else None
     with _alone(places), Together() as files:
         if places and not force:

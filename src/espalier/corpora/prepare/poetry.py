@@ -57,11 +57,11 @@ def _put_away(
     path: Path, book: Book, genre: Callable[[Book, str], str], shelf: Shelf, division: Division
 ) -> Iterator[Omission]:
     plain = _simplified() if book.traditional else str
-    for found in rows(path):
-        if isinstance(found, Omission):
-            yield found
+    for entry in rows(path):
+        if isinstance(entry, Omission):
+            yield entry
             continue
-        place, row = found
+        place, row = entry
         author = plain(one_line(book.author or row.get("author")).strip().replace("\t", " "))
         title = plain(one_line(book.title(row)).strip())
         lines = _lines(row, book.body, plain)

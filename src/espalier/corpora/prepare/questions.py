@@ -22,11 +22,11 @@ def zhidao(where: Path, division: Division) -> Outcomes:
     answer different things and make a record each.
     """
     with Shelf() as shelf:
-        for found in rows_of(where):
-            if isinstance(found, Omission):
-                yield found
+        for entry in rows_of(where):
+            if isinstance(entry, Omission):
+                yield entry
                 continue
-            place, row = found
+            place, row = entry
             problem = lacking(place, row, "title", "reply", "is_best")
             title, reply = one_line(row.get("title")), one_line(row.get("reply"))
             content = one_line(row.get("question"))
@@ -54,8 +54,8 @@ def _replies(title: str, items: list[tuple[str, str, str, int]]) -> Iterator[Cor
     contents = list(dict.fromkeys(content for _, _, content, _ in items if content))
     for content in contents if len(contents) > 1 else [""]:
         own = [item for item in items if len(contents) < 2 or item[2] == content]
-        said = content or (contents[0] if contents else "")
-        yield _question(title, said, own)
+        shown = content or (contents[0] if contents else "")
+        yield _question(title, shown, own)
     rest = [item for item in items if len(contents) > 1 and not item[2]]
     if rest:
         yield _question(title, "", rest)
@@ -75,11 +75,11 @@ def _best(value: object) -> int | None:
 
 def baike(where: Path, division: Division) -> Outcomes:
     """JSON lines with title, desc, answer: the longer of title and desc is the prompt, its answer scores 1."""
-    for found in rows_of(where):
-        if isinstance(found, Omission):
-            yield found
+    for entry in rows_of(where):
+        if isinstance(entry, Omission):
+            yield entry
             continue
-        place, row = found
+        place, row = entry
         title, description = one_line(text_of(row, "title")), one_line(text_of(row, "desc"))
         answer = one_line(text_of(row, "answer"))
         prompt = description if len(description) > len(title) else title

@@ -15,7 +15,7 @@ from espalier.corpora.prepare.corpora import CORPORA
 from espalier.corpora.prepare.output import Places, write_prepared
 from espalier.corpora.prepare.reading import data_files, rows
 from espalier.corpora.prepare.shape import shaped
-from espalier.data.store.marks import language
+from espalier.data.store.table import language
 from espalier.errors import UserError
 
 TASKS = {

@@ -81,10 +81,10 @@ class Shelf:
             )
             stands = f"({stands} OR key IN (SELECT text FROM there))"
         chosen = f"grp >= ? AND grp < ? AND {stands}"
-        found = run(f"SELECT note, text FROM items WHERE {chosen} ORDER BY id", _from_to(here)).fetchall()
+        removed = run(f"SELECT note, text FROM items WHERE {chosen} ORDER BY id", _from_to(here)).fetchall()
         run(f"DELETE FROM items WHERE {chosen}", _from_to(here))
         run("DROP TABLE there")
-        return found
+        return removed
 
     def count(self) -> int:
         """How many items were added."""
@@ -107,14 +107,14 @@ class Shelf:
 
     def items(self) -> Iterator[tuple[Group, str, str, str]]:
         """(group, key, text, note) of all items in the order in which they were added."""
-        found = self._base.execute("SELECT grp, key, text, note FROM items ORDER BY id")
-        for group, key, text, note in found:
+        rows = self._base.execute("SELECT grp, key, text, note FROM items ORDER BY id")
+        for group, key, text, note in rows:
             yield tuple(group.split("\t")), key, text, note
 
     def by_key(self) -> Iterator[tuple[Group, str, str, str]]:
         """The same, sorted by key; items of one key in the order in which they were added."""
-        found = self._base.execute("SELECT grp, key, text, note FROM items ORDER BY key, id")
-        for group, key, text, note in found:
+        rows = self._base.execute("SELECT grp, key, text, note FROM items ORDER BY key, id")
+        for group, key, text, note in rows:
             yield tuple(group.split("\t")), key, text, note
 
     def texts(self, key: str) -> set[str]:
@@ -149,15 +149,15 @@ class Shelf:
         spans = _without(inside, outside)
         room = sum(end - start for start, end in spans)
         taken = set(avoid)
-        found: list[str] = []
+        drawn: list[str] = []
         for place in _order(chance, room):
-            if len(found) == number:
+            if len(drawn) == number:
                 break
             text = self._at(_position(spans, place))
             if text not in taken:
                 taken.add(text)
-                found.append(text)
-        return found
+                drawn.append(text)
+        return drawn
 
     def _at(self, position: int) -> str:
         [text] = self._base.execute(

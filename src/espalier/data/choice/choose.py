@@ -121,10 +121,10 @@ def _lowest(pieces: Iterable[Marks], share: float, seed: int) -> tuple[npt.NDArr
     salt = _mixed(np.array([seed % 2**64], np.uint64))[0]
     places, lowest, start = [np.empty(0, np.int64)], [np.empty(0, np.uint64)], 0
     for piece in pieces:
-        mixed = _mixed(piece ^ salt)
-        (low,) = np.nonzero(mixed <= limit)
+        marks = _mixed(piece ^ salt)
+        (low,) = np.nonzero(marks <= limit)
         places.append(low + start)
-        lowest.append(mixed[low])
+        lowest.append(marks[low])
         start += len(piece)
     return np.concatenate(places), np.concatenate(lowest)
 
@@ -148,11 +148,15 @@ def _fitting(marks: Marks, wanted: int) -> tuple[npt.NDArray[np.bool_], int]:
 
 
 def _mixed(numbers: Marks) -> Marks:
-    """Numbers of 64 bits, well stirred (splitmix64's finaliser, Steele et al. 2014)."""
-    x = numbers + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    """The step of splitmix64: 0 does not stay 0."""
+    return mixed(numbers + np.uint64(0x9E3779B97F4A7C15))
+
+
+def mixed(numbers: Marks) -> Marks:
+    """Each number spread over all 64 bits, one to one (the finisher of splitmix64, Steele et al. 2014)."""
+    bits = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
 
 
 def without(picks: Picks | None, count: int, places: npt.NDArray[np.int64]) -> tuple[Picks, Picks]:

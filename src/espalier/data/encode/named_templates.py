@@ -53,12 +53,12 @@ def forms() -> dict[str, Form]:
         like = own.pop("like", None)
         return {**(whole(like) if like else {}), **own}
 
-    found = {}
+    table_of_forms = {}
     for name in table:
         entry = whole(name)
         assert entry.keys() <= known, (name, entry.keys() - known)
-        found[name] = Form(**entry)
-    return found
+        table_of_forms[name] = Form(**entry)
+    return table_of_forms
 
 
 @dataclass(frozen=True)

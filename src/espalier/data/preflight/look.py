@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from espalier.data.preflight.findings import ERROR, HELD_OUT, WARNING, Finding
 from espalier.data.read.account import Account
-from espalier.data.store.marks import ENDLESS, EQUAL, NOT_LOOKED_AT, SCRIPTS, looked_at, scattered
 from espalier.data.store.stack import Choice, chunks
+from espalier.data.store.table import ENDLESS, EQUAL, NOT_LOOKED_AT, SCRIPTS, looked_at, scattered
 from espalier.trees.tree import Tree
 
 _BINS = 12

@@ -24,7 +24,8 @@ def lines(report: PreflightReport, *, whole: bool) -> list[Line]:
     shown = _sources(report, whole)
     for name, part in report.parts.items():
         shown += _part(name, part, report.cutoff_len, whole)
-    asked_for = [cause for cause in report.left_out if not _warned(cause.cause, report)]
+    warned = {finding.what for finding in report.findings}
+    asked_for = [cause for cause in report.left_out if cause.cause not in warned]
     shown += [("", f"left out: {c.count:,} ({share(c.share)}) {c.cause}") for c in asked_for]
     shown += [(finding.level, sentence(finding)) for finding in report.findings]
     if not report.findings:
@@ -112,7 +113,3 @@ def _bars(histogram: Sequence[Sequence[int]]) -> list[str]:
         f"{name:>{wide}} {'█' * max(round(_WIDTH * count / top), int(count > 0)):<{_WIDTH}} {count:,}"
         for name, (_, _, count) in zip(names, histogram, strict=True)
     ]
-
-
-def _warned(cause: str, report: PreflightReport) -> bool:
-    return any(finding.what == cause for finding in report.findings)

@@ -10,15 +10,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from espalier.data.steps.forest import Sizes, listed
+from espalier.data.store.stack import Lazy, Sizes, listed
 from espalier.trees import Batch, Tree, pack
-from espalier.trees.layout import Layout, lay_out_tree
+from espalier.trees.batch import Layout, lay_out_tree
 
+Batches = Lazy[Batch]
+"""Micro-batches that are laid out when they are asked for."""
 Annotate = Callable[[Batch], Batch]
 """Adds what needs no gradient (reference logprobs, …) to a batch before it reaches the loop."""
 
@@ -108,27 +110,6 @@ class Rows:
             limit = min(limit - 1, max(max(sum(each[i] for i in row) for row in rows) - 1, 1))
             rows = pack(each, limit)
         return rows if len(rows) <= wanted else pack(each, self.row_tokens)
-
-
-class Batches(Sequence[Batch]):
-    """Micro-batches that are laid out when they are asked for."""
-
-    def __init__(self, make: Callable[[int], Batch], count: int) -> None:
-        self._make, self._count = make, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, at: int) -> Batch: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Batch]: ...
-    def __getitem__(self, at: int | slice) -> Batch | list[Batch]:
-        if isinstance(at, slice):
-            return [self._make(place) for place in range(*at.indices(self._count))]
-        if not -self._count <= at < self._count:
-            raise IndexError(at)
-        return self._make(at % self._count)
 
 
 LOOKAHEAD = 8192

@@ -11,8 +11,9 @@ from espalier.data.read.account import Account
 from espalier.data.read.sources import files_of
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import Record
-from espalier.data.store.blocks import BlockResult, Job, outcomes
+from espalier.data.store.build import outcomes
 from espalier.data.store.columns import CHUNK, Numbers
+from espalier.data.store.job import BlockResult, Job
 from espalier.data.store.open import ReadSettings, job_of
 from espalier.data.store.reading import blocks_of, rows_at
 from espalier.data.store.stack import Choice
@@ -30,7 +31,7 @@ def records_at(
         path, _, line = source.rpartition(":")
         wanted[path].add(int(line))
     missing = set(sources.values())
-    found: dict[tuple[str, int], Record] = {}
+    records: dict[tuple[str, int], Record] = {}
     for spec in specs:
         own = job_of(spec, job, reading)
         files = files_of(spec)
@@ -43,10 +44,10 @@ def records_at(
                 seen[record.source] += 1
                 if place in missing:
                     missing.remove(place)
-                    found[place] = record
+                    records[place] = record
                 if not missing:
                     break
-    return [found[sources[number]] for number in numbers]
+    return [records[sources[number]] for number in numbers]
 
 
 def _same_before(choice: Choice, number: int) -> int:

@@ -1,24 +1,31 @@
-"""The rows of a source, in blocks, through `blocks.work` in one or several processes, into the columns of a folder."""
+"""The rows of a source, in blocks, in one or several processes, into the columns of a folder.
+
+`work` is pure, so any process may do any block.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
+from espalier.data.choice.mixing import takes
 from espalier.data.read.account import Account
-from espalier.data.read.lines import Block
-from espalier.data.store.blocks import BlockResult, Job, work
-from espalier.data.store.columns import Numbers, Writer
-from espalier.data.store.crew import Crew, Task
+from espalier.data.read.dataset_info import as_described
+from espalier.data.read.lines import Block, Placed
+from espalier.data.read.rows import parse_row
+from espalier.data.records import BadRecord, LeftOut, Record
+from espalier.data.store.columns import REJECTED, ColumnWriter, Numbers
+from espalier.data.store.crew import BlockTask, Crew
+from espalier.data.store.job import BlockResult, Job
+from espalier.data.store.table import Table, prompt_key
 from espalier.errors import UserError
 
-MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 _SHOWN = 10
 
 
@@ -30,8 +37,7 @@ def build(
     name: str,
     workers: int = 0,
     max_samples: int | None = None,
-    skip_bad: bool = True,
-    count_only: bool = False,
+    tokenise: Literal["all", "until bad", "none"] = "all",
     progress: Callable[[int], None] = lambda records: None,
 ) -> dict[str, Any]:
     """Writes the columns and returns what is known beside them (the manifest, without what it depends on).
@@ -41,37 +47,78 @@ def build(
         name: of the source, for the account.
         workers: how many other processes tokenise; 0 does everything in this one.
         max_samples: at most so many good records; the others are counted.
-        skip_bad: False stops tokenising at the first bad record; the rest is only read, to say all that is bad.
-        count_only: nothing is tokenised.
-        progress: told how many records are result, after each block.
+        tokenise: "until bad" stops tokenising at the first bad record, and with "none" nothing is tokenised; the rest is
+            only read, to say all that is bad.
+        progress: told after each block how many records are done.
 
     Raises:
         UserError: a file cannot be read, or a record is too long.
     """
     store = _Building(folder, job, name, max_samples)
-    stopped = count_only
+    stopped = tokenise == "none"
 
-    def tasks() -> Iterator[Task]:
+    def tasks() -> Iterator[BlockTask]:
         for block in blocks:
             yield block, store.left, not stopped
 
     with store, ExitStack() as stack:
-        results: Iterator[tuple[Task, BlockResult]]
+        results: Iterator[tuple[BlockTask, BlockResult]]
         if workers:
             results = stack.enter_context(Crew(job, workers)).results(tasks())
         else:
             results = ((task, work(job, task[0], task[1], tokenise=task[2])) for task in tasks())
         for (block, _, _), result in results:
             if result.error is not None and store.left is not None:
-                result = work(
-                    job, block, store.left
-                )  # what stopped it may stand behind the last that is wanted
+                # What stopped it may stand behind the last that is wanted.
+                result = work(job, block, store.left)
             if result.error is not None:
                 raise UserError(result.error)
-            stopped = stopped or (bool(result.bad) and not skip_bad)
+            stopped = stopped or (bool(result.bad) and tokenise != "all")
             store.add(result, tokenised=not stopped)
             progress(store.records)
     return store.manifest()
+
+
+def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = True) -> BlockResult:
+    """The block's columns; of at most `most` good records. Without `tokenise` only counted, for their faults."""
+    result = BlockResult()
+    records: list[Record] = []
+    try:
+        for record in outcomes(job, block.placed(), result):
+            if most is None or len(records) < most:
+                records.append(record)
+            else:
+                result.beyond += 1
+        result.good = len(records)
+        if tokenise:
+            Table(job, result).fill(records)
+    except UserError as error:
+        return BlockResult(error=str(error))
+    return result
+
+
+def outcomes(job: Job, rows: Iterable[Placed], result: BlockResult) -> Iterator[Record]:
+    """The good records of rows; everything else is counted in `result`."""
+    for place, row, raw in rows:
+        if isinstance(row, BadRecord):
+            outcome: Any = row
+        else:
+            columns = job.columns
+            if job.described:
+                row, columns = as_described(row, columns, job.tags, job.kind), {}
+            outcome = parse_row(
+                row, place, job.kind, format=job.format, columns=columns, formats=result.formats
+            )
+        if isinstance(outcome, BadRecord):
+            result.bad.append((outcome, raw if isinstance(row, BadRecord) else row))
+            result.left_out.add(f"bad record: {outcome.cause}", outcome.source, outcome.reason)
+        elif isinstance(outcome, LeftOut):
+            result.left_out.add(outcome.cause, outcome.source)
+        elif job.data_split and not takes(job.data_split, job.kind, prompt_key(outcome), job.seed):
+            shares = ",".join(f"{share:g}" for share in job.data_split)
+            result.left_out[f"data_split {shares}: another stage's"] += 1
+        else:
+            yield outcome
 
 
 class _Building:
@@ -81,7 +128,7 @@ class _Building:
         self._job, self._name, self._max = job, name, max_samples
         starts = {"first_tree": "<i8", **{f"{part}.start": "<i8" for part in job.parts}}
         self._types = {**job.record_columns, **job.tree_columns, **job.parts, **starts}
-        self._writer = Writer(folder, self._types)
+        self._writer = ColumnWriter(folder, self._types)
         for start in starts:
             self._writer.add(start, np.zeros(1, np.int64))
         self._ends = dict.fromkeys(starts, 0)
@@ -171,10 +218,3 @@ class _Building:
 
 def _as_json(account: Account) -> dict[str, Any]:
     return {"counts": dict(account), "first": {cause: list(first) for cause, first in account.first.items()}}
-
-
-def from_json(counts: dict[str, Any]) -> Account:
-    """An account as a manifest holds it."""
-    account = Account(counts["counts"])
-    account.first = {cause: (place, reason) for cause, (place, reason) in counts["first"].items()}
-    return account

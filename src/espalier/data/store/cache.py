@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from espalier.data.store.build import MANIFEST, REJECTED
+from espalier.data.store.columns import MANIFEST, REJECTED, Store
 from espalier.data.store.key import key_of
 from espalier.data.store.lock import held
-from espalier.data.store.stack import Store
 from espalier.disk.checksums import sum_of_file, sum_of_json
 from espalier.disk.temporary import remove_left, temporary_name
 from espalier.errors import UserError

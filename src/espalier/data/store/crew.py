@@ -1,4 +1,4 @@
-"""Blocks through `blocks.work` in several processes, their results in the order of the blocks.
+"""Blocks through `build.work` in several processes, their results in the order of the blocks.
 
 The workers are fresh interpreters that speak over pipes: nothing of the parent's threads, locks or GPU is copied into
 them as by a fork, and a script without `if __name__ == "__main__"` is not run again as by `multiprocessing`'s spawn.
@@ -19,11 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from espalier.data.read.lines import Block
-from espalier.data.store.blocks import BlockResult, Job
+from espalier.data.store.job import BlockResult, Job
 from espalier.errors import UserError
 
-Task = tuple[Block, int | None, bool]
-"""A block, and `most` and `tokenise` of `blocks.work`."""
+BlockTask = tuple[Block, int | None, bool]
+"""A block, and `most` and `tokenise` of `build.work`."""
 
 _AHEAD = 2
 """Blocks a worker may have done before they are asked for; what bounds the memory."""
@@ -44,13 +44,13 @@ class Crew:
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(workers)
 
-    def results(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, BlockResult]]:
+    def results(self, tasks: Iterator[BlockTask]) -> Iterator[tuple[BlockTask, BlockResult]]:
         """Each task with its result, in order; tasks are taken a few ahead of what was given.
 
         Raises:
             UserError: a worker died.
         """
-        begun: deque[tuple[Task, Future[BlockResult]]] = deque()
+        begun: deque[tuple[BlockTask, Future[BlockResult]]] = deque()
         for task in tasks:
             begun.append((task, self._threads.submit(self._result, task)))
             if len(begun) > len(self._workers) * _AHEAD:
@@ -59,7 +59,7 @@ class Crew:
         for first, future in begun:
             yield first, future.result()
 
-    def _result(self, task: Task) -> BlockResult:
+    def _result(self, task: BlockTask) -> BlockResult:
         with self._lock:
             worker = self._free.popleft()
         try:
@@ -98,7 +98,7 @@ class _Worker:
         self._to, self._from = self._process.stdin, self._process.stdout
         self._job: Job | None = job
 
-    def ask(self, task: Task) -> BlockResult:
+    def ask(self, task: BlockTask) -> BlockResult:
         try:
             if self._job is not None:
                 pickle.dump(self._job, self._to, pickle.HIGHEST_PROTOCOL)

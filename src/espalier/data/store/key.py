@@ -18,7 +18,8 @@ import espalier.data
 from espalier.data.encode.templates import Template
 from espalier.data.read.sources import files_of, hub_dataset
 from espalier.data.read.specs import DatasetSpec
-from espalier.data.store.blocks import Job
+from espalier.data.store.job import Job
+from espalier.disk.reading import object_or_nothing
 from espalier.disk.temporary import temporary_folder, temporary_name
 from espalier.trees import tree
 
@@ -78,7 +79,7 @@ def content(spec: DatasetSpec, known: Path) -> dict[str, str]:
     files = files_of(spec)
     if files is None:
         return {spec.path: hub_version(spec)}
-    remembered = _read(known)
+    remembered = object_or_nothing(known)
     hashes = {}
     for path in files:
         state = path.stat()
@@ -139,13 +140,6 @@ def _code() -> str:
     for path in [*sorted(parts), Path(tree.__file__)]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _read(known: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(known.read_text("utf-8")))
-    except (OSError, ValueError):
-        return {}
 
 
 def _write(known: Path, remembered: Mapping[str, Any]) -> None:

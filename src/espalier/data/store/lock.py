@@ -96,7 +96,7 @@ def _acquired(path: Path, done: Callable[[], bool], waiting: Callable[[str], Non
 
 def _newest(path: Path) -> int | None:
     pattern = re.compile(re.escape(path.name) + r"\.lock\.(\d+)")
-    numbers = [int(found[1]) for file in path.parent.iterdir() if (found := pattern.fullmatch(file.name))]
+    numbers = [int(match[1]) for file in path.parent.iterdir() if (match := pattern.fullmatch(file.name))]
     return max(numbers, default=None)
 
 

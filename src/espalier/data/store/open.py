@@ -15,12 +15,13 @@ from typing import Any
 from espalier.data.choice.choose import Picks, drawn
 from espalier.data.read.sources import SHOWN, LoadReport, files_of, no_record, too_bad
 from espalier.data.read.specs import DatasetSpec
-from espalier.data.store.blocks import Job
-from espalier.data.store.build import build, from_json
+from espalier.data.store.build import build
 from espalier.data.store.cache import find_or_make
+from espalier.data.store.columns import Store, from_json
+from espalier.data.store.job import Job
 from espalier.data.store.key import content, description
 from espalier.data.store.reading import blocks_of
-from espalier.data.store.stack import Choice, Stack, Store
+from espalier.data.store.stack import Choice, Stack
 from espalier.disk.writing import write_whole, writing_to
 
 _OF_A_WORKER, _AS_ASKED = 4 << 20, 1 << 20
@@ -147,8 +148,7 @@ def _store(
             name=spec.path,
             workers=_workers(spec, own, reading.workers),
             max_samples=reading.max_samples,
-            skip_bad=reading.skip_bad,
-            count_only=count_only,
+            tokenise="none" if count_only else "all" if reading.skip_bad else "until bad",
             progress=progress,
         )
         if count_only or (manifest["bad"]["counts"] and not reading.skip_bad):

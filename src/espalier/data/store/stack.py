@@ -1,122 +1,19 @@
-"""Finished stores, read by position: one, several as one with records and trees numbered through, and choices from them."""
+"""Several stores as one with records and trees numbered through, choices from them, and their trees made when asked for."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from espalier.data.read.account import Account
-from espalier.data.store.build import REJECTED, from_json
-from espalier.data.store.columns import CHUNK, Column, Numbers
+from espalier.data.store.columns import CHUNK, Numbers, Store
 from espalier.trees.tree import Tree
 
-
-class Store:
-    """The records of one source and their trees.
-
-    Args:
-        folder: with the columns that `build` has written.
-        manifest: what `build` has said of them.
-
-    Raises:
-        OSError, KeyError: it is no whole store.
-    """
-
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        self.folder, self.manifest = folder, manifest
-        lengths = self.manifest["lengths"]
-        self._columns = {
-            name: Column(folder, name, dtype, lengths[name]) for name, dtype in self.manifest["types"].items()
-        }
-
-    @property
-    def records(self) -> int:
-        return int(self.manifest["records"])
-
-    @property
-    def trees(self) -> int:
-        return int(self.manifest["trees"])
-
-    @property
-    def rejected(self) -> Path:
-        """Its bad records as JSON lines."""
-        return self.folder / REJECTED
-
-    @cached_property
-    def left_out(self) -> Account:
-        """How many rows did not become records, by cause."""
-        return from_json(self.manifest["left_out"])
-
-    def has(self, column: str) -> bool:
-        return column in self._columns
-
-    def column(self, name: str) -> Column:
-        return self._columns[name]
-
-    def names(self, column: str) -> list[Any]:
-        """What the numbers in a column stand for."""
-        return list(self.manifest["names"][column])
-
-    def source(self, record: int) -> str:
-        """ "FILE:LINE" of a record."""
-        file, line = (int(self._columns[name].read(record, record + 1)[0]) for name in ("file", "line"))
-        return f"{self.names('file')[file]}:{line}"
-
-    def sizes(self, places: Numbers | None = None) -> Numbers:
-        """(n,) int32, the tokens of the trees at `places` (of all), what they share counted once."""
-        starts = self._columns["tokens.start"]
-        if places is not None:
-            return (starts.at(places + 1) - starts.at(places)).astype(np.int32)
-        sizes = np.empty(self.trees, np.int32)
-        for at in range(0, self.trees, CHUNK):
-            stretch = starts.read(at, at + CHUNK + 1)
-            sizes[at : at + len(stretch) - 1] = np.diff(stretch)
-        return sizes
-
-    def tree(self, place: int) -> Tree:
-        """The tree as it was made, token for token."""
-        raw = self._part("tokens", place)
-        trained = raw < 0
-        ids = np.where(trained, -1 - raw, raw).astype(np.int64)
-        source = self.source(int(self._columns["record"].read(place, place + 1)[0]))
-        extras = {}
-        if "extras" in self._columns and len(values := self._part("extras", place)):
-            extras = {self.manifest["extras"]: torch.from_numpy(values.astype(np.float32))}
-        shape = self._part("shape", place) if "shape" in self._columns else ()
-        if not len(shape):
-            return Tree(ids, trained, (), (0,), source, extras)
-        root = _grown(ids, trained, iter(shape.tolist()), [0])  # type: ignore[union-attr]
-        return Tree(root.tokens, root.trained, root.children, root.ends, source, extras)
-
-    def tokens(self, place: int) -> list[int]:
-        """The tokens of a prompt."""
-        ids: list[int] = self._part("tokens", place).tolist()
-        return ids
-
-    def note(self, place: int) -> Any:
-        """What a prompt's rewards want to know: [its last turn, the reference]."""
-        return json.loads(self._part("note", place).tobytes())
-
-    def _part(self, name: str, place: int) -> Numbers:
-        start, stop = self._columns[f"{name}.start"].read(place, place + 2).tolist()
-        return self._columns[name].read(start, stop)
-
-
-def _grown(ids: Numbers, trained: Numbers, shape: Any, at: list[int]) -> Tree:
-    """The node that begins at token `at[0]`, which is moved behind all below it."""
-    size, children, ends = next(shape), next(shape), next(shape)
-    branches = tuple(next(shape) for _ in range(ends))
-    start = at[0]
-    at[0] = start + size
-    below = tuple(_grown(ids, trained, shape, at) for _ in range(children))
-    return Tree(ids[start : start + size], trained[start : start + size], below, branches)
+T = TypeVar("T")
+Sizes = npt.NDArray[np.int32]
 
 
 class Stack:
@@ -258,3 +155,84 @@ def chunks(picks: Numbers | None, count: int) -> Iterator[Numbers]:
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         yield np.arange(start, stop) if picks is None else picks[start:stop].astype(np.int64)
+
+
+class Lazy(Sequence[T]):
+    """Things by number, made when they are asked for; what is asked for twice is made twice.
+
+    Args:
+        make: the thing of a number from 0 on.
+        count: how many there are.
+    """
+
+    def __init__(self, make: Callable[[int], T], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[T]: ...
+    def __getitem__(self, at: int | slice) -> T | list[T]:
+        if isinstance(at, slice):
+            return [self._make(place) for place in range(*at.indices(self._count))]
+        if not -self._count <= at < self._count:
+            raise IndexError(at)
+        return self._make(at % self._count)
+
+
+class Forest(Lazy[Tree]):
+    """Many trees, of which only the number and the sizes are in memory.
+
+    Args:
+        make: the tree of a number.
+        sizes: their tokens, once with what is shared counted once (False), once every path for itself (True).
+        count: how many there are.
+    """
+
+    def __init__(self, make: Callable[[int], Tree], sizes: Callable[[bool], Sizes], count: int) -> None:
+        super().__init__(make, count)
+        self._sizes = sizes
+
+    def sizes(self, *, paths: bool) -> Sizes:
+        """(n,) tokens of each tree; `paths`: were each branch a sequence of its own."""
+        return self._sizes(paths)
+
+    def mapped(self, change: Callable[[Tree], Tree]) -> Forest:
+        """The same trees, each changed when it is made; a change keeps the tokens."""
+        return self.numbered(lambda at, tree: change(tree))
+
+    def numbered(self, change: Callable[[int, Tree], Tree]) -> Forest:
+        """`mapped` with the number of each tree."""
+        return Forest(lambda at: change(at, self._make(at)), self._sizes, self._count)
+
+
+def stored(choice: Choice) -> Forest:
+    """The trees of chosen records."""
+    stack, picks = choice.stack, choice.trees()
+    count = stack.trees if picks is None else len(picks)
+
+    def sizes(paths: bool) -> Sizes:
+        read: Callable[[Any], Any] = stack.sizes
+        if paths:
+            read = lambda numbers: stack.of_trees("path_tokens", numbers)  # noqa: E731
+        counts, at = np.empty(count, np.int32), 0
+        for piece in chunks(picks, count):
+            counts[at : at + len(piece)] = read(piece)
+            at += len(piece)
+        return counts
+
+    return Forest(lambda at: stack.tree(at if picks is None else int(picks[at])), sizes, count)
+
+
+def listed(trees: Sequence[Tree]) -> Forest:
+    """Trees that are held already, as a forest."""
+    if isinstance(trees, Forest):
+        return trees
+
+    def sizes(paths: bool) -> Sizes:
+        return np.array([tree.n_path_tokens if paths else tree.n_tokens for tree in trees], np.int32)
+
+    return Forest(lambda at: trees[at], sizes, len(trees))

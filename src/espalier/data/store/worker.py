@@ -7,7 +7,8 @@ import pickle
 import signal
 import sys
 
-from espalier.data.store.blocks import Job, work
+from espalier.data.store.build import work
+from espalier.data.store.job import Job
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from espalier.data.encode.templates import Template
 from espalier.data.encode.tokenise import Encoder, encode_all
-from espalier.data.records import Messages, Record
+from espalier.data.records import Record
 from espalier.errors import UserError
 from espalier.exam.answers.scorer import ROW_TOKENS, Cost
 from espalier.models.forward import TreeModel, Want
@@ -30,13 +30,13 @@ class Rated:
     Attributes:
         texts: the answers.
         scores: the model's numbers, one an answer.
-        said: people's numbers; where one is higher, that answer was preferred.
+        preferences: people's numbers; where one is higher, that answer was preferred.
         cut: whether the beginning of the prompt was left out, because it does not fit into the context.
     """
 
     texts: list[str]
     scores: list[float]
-    said: list[float]
+    preferences: list[float]
     cut: bool
 
 
@@ -62,13 +62,13 @@ class Rater:
         """
         trees, cut = [], []
         for record in records:
-            (found, account) = encode_all([record], self._encoder)
-            if not found:
+            (encoded, account) = encode_all([record], self._encoder)
+            if not encoded:
                 raise UserError(
                     f"{record.source}: an answer does not fit into the model's context of "
                     f"{self._encoder.cutoff_len} tokens ({', '.join(account)}); leave the record out."
                 )
-            trees.append(found[0])
+            trees.append(encoded[0])
             cut.append(any(key.startswith("trimmed") for key in account))
         scores, cost = self._scores(trees)
         return [_rated(record, scores[i], cut[i]) for i, record in enumerate(records)], cost
@@ -92,22 +92,23 @@ class Rater:
 
 
 def _rated(record: Record, scores: list[float], cut: bool) -> Rated:
-    said = [answer.score for answer in record.answers if answer.score is not None] or [1.0, 0.0]
-    return Rated([_text(answer.messages) for answer in record.answers], scores, said, cut)
+    preferences = [answer.score for answer in record.answers if answer.score is not None] or [1.0, 0.0]
+    texts = ["\n".join(turn.prefix + turn.content for turn in answer.messages) for answer in record.answers]
+    return Rated(texts, scores, preferences, cut)
 
 
-def _text(answer: Messages) -> str:
-    return "\n".join(message.prefix + message.content for message in answer)
-
-
-def pair_numbers(scores: Sequence[float], said: Sequence[float]) -> dict[str, tuple[float, float]]:
+def pair_numbers(scores: Sequence[float], preferences: Sequence[float]) -> dict[str, tuple[float, float]]:
     """What one prompt adds: right pairs of all its ordered pairs, their margins, and the mean numbers of the
     better and the worse answers. A tie of the model is no right pair.
 
     >>> pair_numbers([2.0, 0.5], [1.0, 0.0])["margin"]
     (1.5, 1.0)
     """
-    pairs = [(scores[i], scores[j]) for i, j in permutations(range(len(said)), 2) if said[i] > said[j]]
+    pairs = [
+        (scores[i], scores[j])
+        for i, j in permutations(range(len(preferences)), 2)
+        if preferences[i] > preferences[j]
+    ]
     n = float(len(pairs))
     return {
         "accuracy": (float(sum(better > worse for better, worse in pairs)), n),

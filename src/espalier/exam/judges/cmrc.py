@@ -62,11 +62,11 @@ def _exact(text: str, reference: str) -> float:
 
 
 def _f1(text: str, reference: str) -> float:
-    said, right = segments(text, signs=False), segments(reference, signs=False)
-    common = _longest_run(said, right)
+    answer, right = segments(text, signs=False), segments(reference, signs=False)
+    common = _longest_run(answer, right)
     if common == 0:
         return 0.0
-    precision, recall = common / len(said), common / len(right)
+    precision, recall = common / len(answer), common / len(right)
     return 2 * precision * recall / (precision + recall)
 
 

@@ -9,9 +9,9 @@ import math_verify
 logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it reports every text that is no mathematics
 
 
-def equal(said: str, right: str) -> bool:
+def equal(answer: str, right: str) -> bool:
     """Whether two LaTeX answers are equal as mathematics; without a time limit of its own."""
     # The library's own limits cannot end a product of huge numbers; whoever calls this can.
     gold = math_verify.parse(f"${right}$", parsing_timeout=None)
-    answer = math_verify.parse(f"${said}$", parsing_timeout=None)
-    return bool(math_verify.verify(gold, answer, timeout_seconds=None))
+    parsed = math_verify.parse(f"${answer}$", parsing_timeout=None)
+    return bool(math_verify.verify(gold, parsed, timeout_seconds=None))

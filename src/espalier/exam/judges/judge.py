@@ -44,8 +44,8 @@ def judge_contains(text: str, references: tuple[str, ...]) -> dict[str, float]:
     ({'contains': 0.0}, {'contains': 1.0})
     """
     answer = normalise_answer(text)
-    found = any(re.search(_bounded(normalise_answer(right)), answer) for right in references)
-    return {"contains": float(found)}
+    contained = any(re.search(_bounded(normalise_answer(right)), answer) for right in references)
+    return {"contains": float(contained)}
 
 
 def _bounded(text: str) -> str:

@@ -61,13 +61,13 @@ def judge_expression(text: str, references: tuple[str, ...]) -> dict[str, float]
     return {"accuracy": 0.0} | ({NOT_COMPARABLE: 1.0} if lost else {})
 
 
-def _equal(said: str, right: str) -> bool:
-    if _plain(said) == _plain(right):
+def _equal(answer: str, right: str) -> bool:
+    if _plain(answer) == _plain(right):
         return True
     if find_spec("math_verify") is None:
         library("math_verify", "math-verify")
     try:
-        return bool(_judge.call(said, right, seconds=SECONDS))
+        return bool(_judge.call(answer, right, seconds=SECONDS))
     except RuntimeError as error:  # the library's own, such as a MemoryError or a recursion
         raise Died(str(error)) from error
 

@@ -84,14 +84,14 @@ def _count(path: Path, value: Any) -> int:
     return value
 
 
-def _generation(said: dict[str, Any] | None) -> Generation | None:
-    if said is None:
+def _generation(settings: dict[str, Any] | None) -> Generation | None:
+    if settings is None:
         return None
-    stop = said.get("stop", ["\n"])
+    stop = settings.get("stop", ["\n"])
     return Generation(
-        max_new_tokens=int(said.get("max_new_tokens", 64)),
+        max_new_tokens=int(settings.get("max_new_tokens", 64)),
         stop=(stop,) if isinstance(stop, str) else tuple(str(mark) for mark in stop),
-        judge=JUDGES[said.get("metric", "exact_match")],
+        judge=JUDGES[settings.get("metric", "exact_match")],
     )
 
 
@@ -234,16 +234,16 @@ class _Maker:
             return texts, [
                 text.strip() if "{" not in given else "" for given, text in zip(value, texts, strict=True)
             ]
-        held = self._column(row, value, place, "candidates")
+        candidates = self._column(row, value, place, "candidates")
         if (
-            not isinstance(held, list)
-            or len(held) < 2
-            or any(not isinstance(t, str | int | float) for t in held)
+            not isinstance(candidates, list)
+            or len(candidates) < 2
+            or any(not isinstance(t, str | int | float) for t in candidates)
         ):
             raise UserError(
-                f"{place}: column `{value}` holds {held!r}; wanted a list of two candidates or more."
+                f"{place}: column `{value}` holds {candidates!r}; wanted a list of two candidates or more."
             )
-        return [self._prefix + str(text) for text in held], [""] * len(held)
+        return [self._prefix + str(text) for text in candidates], [""] * len(candidates)
 
     def _gold(self, row: dict[str, Any], place: str, candidates: Sequence[str]) -> int:
         value = self._settings["gold"]
@@ -263,11 +263,13 @@ class _Maker:
 
     def _references(self, generation: dict[str, Any], row: dict[str, Any], place: str) -> tuple[str, ...]:
         value = generation.get("references", "{{ references }}")
-        held = row[value] if value in row else self._fill(str(value), row, place, "generation.references")
-        found = tuple(held) if isinstance(held, list) else (held,)
-        if not found or not all(isinstance(text, str | int | float) and str(text).strip() for text in found):
-            raise UserError(f"{place}: the reference answer is {held!r}; wanted a text or a list of texts.")
-        return tuple(str(text) for text in found)
+        raw = row[value] if value in row else self._fill(str(value), row, place, "generation.references")
+        references = tuple(raw) if isinstance(raw, list) else (raw,)
+        if not references or not all(
+            isinstance(text, str | int | float) and str(text).strip() for text in references
+        ):
+            raise UserError(f"{place}: the reference answer is {raw!r}; wanted a text or a list of texts.")
+        return tuple(str(text) for text in references)
 
     def _column(self, row: dict[str, Any], name: str, place: str, key: str) -> Any:
         if name not in row:

@@ -149,12 +149,11 @@ def _grow(lm: nn.Module, folder: Path, settings: dict[str, Any]) -> None:
         lm.resize_token_embeddings(max(trained) + 1, mean_resizing=False)  # type: ignore[operator]
     if not (folder / WEIGHTS).is_file():
         return
-    with safe_open(folder / WEIGHTS, framework="pt") as held:
-        for key in held.keys():  # noqa: SIM118
-            if key.endswith(
-                tuple(f"{name}.{end}weight" for end in ("", "base_layer.", "token_adapter.base_layer."))
-            ):
-                rows = held.get_slice(key).get_shape()[0]
+    ends = tuple(f"{name}.{inside}weight" for inside in ("", "base_layer.", "token_adapter.base_layer."))
+    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            if key.endswith(ends):
+                rows = tensors.get_slice(key).get_shape()[0]
                 if rows != inner.weight.shape[0]:
                     lm.resize_token_embeddings(rows, mean_resizing=False)  # type: ignore[operator]
 

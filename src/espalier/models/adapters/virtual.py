@@ -19,7 +19,9 @@ import torch
 from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
+
+from espalier.models.memory import KeptLayer
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,10 @@ class _Prefix(Cache):
         super().__init__(layers=[_PrefixLayer(key, value, rows) for key, value in layers])
 
 
-class _PrefixLayer(CacheLayerMixin):
-    is_compileable = False
-    is_sliding = False
-
+class _PrefixLayer(KeptLayer):
     def __init__(self, key: Tensor, value: Tensor, rows: int) -> None:
         super().__init__()
         self.keys, self.values = key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1)
-        self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         assert self.keys is not None and self.values is not None
@@ -110,15 +108,6 @@ class _PrefixLayer(CacheLayerMixin):
             torch.cat([self.values.to(value_states.dtype), value_states], 2),
         )
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: keys and values are there from the beginning."""
-
     def get_seq_length(self) -> int:
         assert self.keys is not None
         return self.keys.shape[2]
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0

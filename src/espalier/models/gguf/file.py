@@ -165,14 +165,14 @@ def _write_tokenizer(writer: Any, vocabulary: Vocabulary, tokenizer: Any) -> Non
         writer.add_add_space_prefix(vocabulary.space_prefix)
     writer.add_token_list(vocabulary.pieces)
     writer.add_token_types(vocabulary.kinds)
-    for add, found in (
+    for add, number in (
         (writer.add_bos_token_id, tokenizer.bos_token_id),
         (writer.add_eos_token_id, tokenizer.eos_token_id),
         (writer.add_unk_token_id, tokenizer.unk_token_id),
         (writer.add_pad_token_id, tokenizer.pad_token_id),
     ):
-        if found is not None:
-            add(found)
+        if number is not None:
+            add(number)
     ids, bare = tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids
     writer.add_add_bos_token(
         tokenizer.bos_token_id is not None and ids[: -len(bare)][:1] == [tokenizer.bos_token_id]

@@ -92,11 +92,11 @@ def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
     return Vocabulary("llama", None, pieces, kinds, [], _scores(merges, pieces, kinds), prefix)
 
 
-def _byte_level_cut(found: Any) -> str | None:
+def _byte_level_cut(cut: Any) -> str | None:
     """llama.cpp's name for the cut of a byte-level tokenizer; None where it is none of these."""
-    if found is None:
+    if cut is None:
         return None
-    parts = found["pretokenizers"] if found["type"] == "Sequence" else [found]
+    parts = cut["pretokenizers"] if cut["type"] == "Sequence" else [cut]
     if [part["type"] for part in parts] == ["ByteLevel"]:
         return "gpt-2" if parts[0]["use_regex"] and not parts[0]["add_prefix_space"] else None
     if [part["type"] for part in parts] == ["Split", "ByteLevel"]:
@@ -107,10 +107,10 @@ def _byte_level_cut(found: Any) -> str | None:
     return None
 
 
-def _check_normalizer(found: Any, allowed: tuple[str, ...]) -> None:
-    if found is not None and found["type"] not in allowed:
+def _check_normalizer(normalizer: Any, allowed: tuple[str, ...]) -> None:
+    if normalizer is not None and normalizer["type"] not in allowed:
         raise UserError(
-            f"The tokenizer changes text first ({found['type']}), which llama.cpp does not do with BPE."
+            f"The tokenizer changes text first ({normalizer['type']}), which llama.cpp does not do with BPE."
         )
 
 

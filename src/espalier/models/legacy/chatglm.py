@@ -25,6 +25,7 @@ from espalier.models.legacy.conversion import Conversion, Named, needed, refuse,
 from espalier.models.legacy.family import Family, VocabularyFiles
 from espalier.models.legacy.native import (
     FusedAttention,
+    Given,
     Native,
     NativeConfig,
     NativeForCausalLM,
@@ -145,21 +146,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel, NativeModel):
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.post_init()
 
-    def read(
-        self,
-        hidden: Tensor,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past_key_values: Cache | None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def read(self, hidden: Tensor, given: Given, **kwargs: Any) -> Tensor:
         positions, mask = positions_and_mask(
-            input_ids,
+            given,
             hidden,
-            attention_mask,
-            position_ids,
-            past_key_values,
             sop=int(self.config.bos_token_id or -1),
             blanks=[[self.config.gmask_token_id], [self.config.mask_token_id]],
             masks_are_of_the_hidden=True,
@@ -167,7 +157,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel, NativeModel):
         size = self.config.hidden_size // self.config.num_attention_heads // 2
         angles = tuple(angles_of(channel, size, hidden.dtype) for channel in positions.unbind(1))
         for layer in self.layers:
-            hidden = layer(hidden, mask, angles, past_key_values=past_key_values, **kwargs)
+            hidden = layer(hidden, mask, angles, past_key_values=given.cache, **kwargs)
         normed: Tensor = self.final_layernorm(hidden)
         return normed
 

@@ -4,7 +4,6 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from espalier.disk.reading import read_json
 from espalier.errors import UserError
 from espalier.models.legacy.conversion import Conversion
 from espalier.models.legacy.families import families, family_of
@@ -30,10 +30,7 @@ def config_of(folder: Path) -> dict[str, Any] | None:
     file = folder / "config.json"
     if not file.is_file():
         return _without_config() if [*folder.glob("*.pth")] else None
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}).") from error
+    config = read_json(file)
     return config if isinstance(config, dict) and family_of(config) is not None else None
 
 

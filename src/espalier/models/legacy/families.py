@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -11,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from espalier.disk.reading import object_or_nothing
 from espalier.models.legacy.conversion import Conversion
 from espalier.models.legacy.family import Family, VocabularyFiles
 
@@ -65,10 +65,8 @@ def register(folder: Path) -> None:
     A folder that `espalier convert` has written carries a model type with a prefix of ours, because some of the old
     names mean other models today ("glm"). No code lies in the folder.
     """
-    try:
-        kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return  # whoever reads the folder next says what is wrong with it
+    # Whoever reads the folder next says what is wrong with a file that cannot be read.
+    kind = object_or_nothing(folder / "config.json").get("model_type")
     family = native_family(str(kind))
     if family is None:
         return

@@ -6,7 +6,6 @@ A family is one file in this folder, with its value in `FAMILIES` at the end, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from espalier.errors import UserError
+from espalier.disk import reading
 from espalier.models.legacy.conversion import Conversion
 
 Config = Mapping[str, Any]
@@ -62,23 +61,8 @@ class VocabularyFiles:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object; {} without the file. Raises UserError: not JSON."""
-    try:
-        settings = json.loads(file.read_text("utf-8"))
-    except OSError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}).") from error
+    settings = reading.read_json(file) if file.is_file() else {}
     return settings if isinstance(settings, dict) else {}
-
-
-def _by_its_model_type(config: Config) -> bool:
-    """No other family has these model types."""
-    return True
-
-
-def _no_tokenizer(files: VocabularyFiles) -> None:
-    """The tokenizer of a family that transformers reads by itself."""
-    return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +87,8 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     convert: Callable[[Config], Conversion]
-    owns: Callable[[Config], bool] = _by_its_model_type
-    tokenizer: Callable[[VocabularyFiles], PreTrainedTokenizerBase | None] = _no_tokenizer
+    owns: Callable[[Config], bool] = lambda config: True
+    tokenizer: Callable[[VocabularyFiles], PreTrainedTokenizerBase | None] = lambda files: None
     native: type[PreTrainedModel] | None = None
     lora_targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reads_marks: bool = False

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
@@ -25,6 +24,7 @@ from espalier.models.legacy.conversion import Conversion, Named, needed, refuse,
 from espalier.models.legacy.family import Family, VocabularyFiles
 from espalier.models.legacy.native import (
     FusedAttention,
+    Given,
     Native,
     NativeConfig,
     NativeForCausalLM,
@@ -122,23 +122,12 @@ class GLMChineseModel(GLMChinesePreTrainedModel, NativeModel):
         self.final_layernorm = nn.LayerNorm(size, eps=config.layer_norm_epsilon)
         self.post_init()
 
-    def read(
-        self,
-        hidden: Tensor,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past_key_values: Cache | None,
-        **kwargs: Any,
-    ) -> Tensor:
-        if attention_mask is not None and attention_mask.dim() == 3:
-            attention_mask = attention_mask[:, None]
+    def read(self, hidden: Tensor, given: Given, **kwargs: Any) -> Tensor:
+        if given.attention_mask is not None and given.attention_mask.dim() == 3:
+            given = given._replace(attention_mask=given.attention_mask[:, None])
         positions, mask = positions_and_mask(
-            input_ids,
+            given,
             hidden,
-            attention_mask,
-            position_ids,
-            past_key_values,
             sop=int(self.config.bos_token_id or -1),
             blanks=[self.config.blank_token_ids],
             masks_are_of_the_hidden=False,
@@ -147,19 +136,19 @@ class GLMChineseModel(GLMChinesePreTrainedModel, NativeModel):
             hidden = hidden + self.position_embeddings(positions[:, 0])
             hidden = hidden + self.block_position_embeddings(positions[:, 1])
         else:
-            hidden = hidden + self.position_embeddings(self._counted(hidden, position_ids, past_key_values))
+            hidden = hidden + self.position_embeddings(self._counted(hidden, given))
         for layer in self.layers:
-            hidden = layer(hidden, mask, past_key_values=past_key_values, **kwargs)
+            hidden = layer(hidden, mask, past_key_values=given.cache, **kwargs)
         normed: Tensor = self.final_layernorm(hidden)
         return normed
 
     @staticmethod
-    def _counted(hidden: Tensor, position_ids: Tensor | None, cache: Cache | None) -> Tensor:
+    def _counted(hidden: Tensor, given: Given) -> Tensor:
         """Positions with one channel: those given, or the places in the row."""
-        if position_ids is not None:
-            return position_ids if position_ids.dim() < 3 else position_ids[:, 0]
-        past = 0 if cache is None else cache.get_seq_length()
-        return torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        positions = given.position_ids
+        if positions is None:
+            return given.places(hidden)
+        return positions if positions.dim() < 3 else positions[:, 0]
 
 
 class GLMChineseForCausalLM(GLMChinesePreTrainedModel, PrefixGeneration, NativeForCausalLM):

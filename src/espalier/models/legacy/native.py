@@ -11,8 +11,9 @@ B rows, T tokens, d hidden, H heads, D numbers a head, V vocabulary.
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -40,6 +41,27 @@ class NativeConfig(OwnPositions, PreTrainedConfig):
     initializer_range: float = 0.02
     use_cache: bool = True
     tie_word_embeddings: bool = True
+
+
+class Given(NamedTuple):
+    """What a forward was given beside the embeddings (B, Q, d), in the forms that the family takes.
+
+    Attributes:
+        input_ids: (B, Q), or None where embeddings alone were given.
+        attention_mask: 1 = real (B, K), who sees whom (B, 1, Q, K), or None for all.
+        position_ids: (B, Q), or of two channels (B, 2, Q); None to count them.
+        cache: what was read before, or None.
+    """
+
+    input_ids: Tensor | None
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    cache: Cache | None
+
+    def places(self, hidden: Tensor) -> Tensor:
+        """(1, Q): the places of the embeddings in the row, counted on from the cache."""
+        past = 0 if self.cache is None else self.cache.get_seq_length()
+        return torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
 
 
 def attend(
@@ -161,18 +183,11 @@ class NativeModel(Native):
         hidden = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = self.cache_class(config=self.config)
-        hidden = self.read(hidden, input_ids, attention_mask, position_ids, past_key_values, **kwargs)
+        given = Given(input_ids, attention_mask, position_ids, past_key_values)
+        hidden = self.read(hidden, given, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
-    def read(
-        self,
-        hidden: Tensor,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past_key_values: Cache | None,
-        **kwargs: Any,
-    ) -> Tensor:
+    def read(self, hidden: Tensor, given: Given, **kwargs: Any) -> Tensor:
         """Embeddings (B, T, d) through all blocks and the last norm."""
         raise NotImplementedError
 

@@ -32,12 +32,12 @@ class NotedCache(DynamicCache):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        for name, held in _notes.get(self, {}).items():
-            if len(held) > 1:
-                _notes[self][name] = held[indices.to(held.device)]
+        for name, note in _notes.get(self, {}).items():
+            if len(note) > 1:
+                _notes[self][name] = note[indices.to(note.device)]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        for name, held in _notes.get(self, {}).items():
-            if len(held) > 1:
-                _notes[self][name] = held.repeat_interleave(repeats, 0)
+        for name, note in _notes.get(self, {}).items():
+            if len(note) > 1:
+                _notes[self][name] = note.repeat_interleave(repeats, 0)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
@@ -25,6 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from espalier.models.legacy.conversion import Conversion, Named, needed, taken, token_ids
 from espalier.models.legacy.family import Family, VocabularyFiles
 from espalier.models.legacy.native import (
+    Given,
     Native,
     NativeAttention,
     NativeConfig,
@@ -141,33 +141,24 @@ class PanguModel(PanguPreTrainedModel, NativeModel):
         self.post_init()
 
     def read(
-        self,
-        hidden: Tensor,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past_key_values: Cache | None,
-        token_type_ids: Tensor | None = None,
-        **kwargs: Any,
+        self, hidden: Tensor, given: Given, token_type_ids: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        if position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        position_ids = given.places(hidden) if given.position_ids is None else given.position_ids
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            attention_mask=given.attention_mask,
+            past_key_values=given.cache,
             position_ids=position_ids,
         )
         hidden = hidden + self.wpe(position_ids)
         if token_type_ids is not None:
             hidden = hidden + self.wte(token_type_ids)
         for block in self.h[:-1]:
-            hidden = block(hidden, None, mask, past_key_values=past_key_values, **kwargs)
+            hidden = block(hidden, None, mask, past_key_values=given.cache, **kwargs)
         hidden = self.ln_f(hidden)
         asking = self.wqe(position_ids).expand_as(hidden)
-        out: Tensor = self.h[-1](hidden, asking, mask, past_key_values=past_key_values, **kwargs)
+        out: Tensor = self.h[-1](hidden, asking, mask, past_key_values=given.cache, **kwargs)
         return out
 
 

@@ -10,16 +10,14 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
+from espalier.models.legacy.native import Given
 from espalier.models.legacy.notes import note, noted
 from espalier.models.legacy.prefix import NEVER, Prefix, additive, find_prefix, seen, two_channels
 
 
 def positions_and_mask(
-    input_ids: Tensor | None,
+    inputs: Given,
     embeds: Tensor,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    cache: Cache | None,
     *,
     sop: int,
     blanks: Sequence[Sequence[int]],
@@ -28,19 +26,19 @@ def positions_and_mask(
     """What a forward is given, completed: positions (B, 2, Q), and a mask (B, 1, Q, K) to add to the scores.
 
     Args:
-        input_ids: (B, Q); None (embeddings alone) shows no prompt, so that all is causal.
+        inputs: without input_ids (embeddings alone) no prompt is seen, so that all is causal. The attention_mask is
+            None; how many tokens everybody sees (1-D, one number for all or one for each row); 1 = real (B, K); or
+            who sees whom (B, 1, Q, K), of integers or booleans in the model's sense, of floats to be added. The
+            position_ids are (B, 2, Q), or anything else to have them read off the ids. Where the prompts of earlier
+            steps end is kept with the cache.
         embeds: (B, Q, d).
-        attention_mask: None; how many tokens everybody sees (1-D, one number for all or one for each row);
-            1 = real (B, K); or who sees whom (B, 1, Q, K), of integers or booleans in the model's sense, of
-            floats to be added.
-        position_ids: (B, 2, Q), or anything else to have them read off the ids.
-        cache: where the prompts of earlier steps end is kept with it.
         sop, blanks: ids, see `find_prefix`.
         masks_are_of_the_hidden: the model's sense: 1 or true means hidden, not seen.
 
     Raises:
         ValueError: a mask of floats without two-channel positions, as trees in one row would have it.
     """
+    input_ids, attention_mask, position_ids, cache = inputs
     past = 0 if cache is None else cache.get_seq_length()
     rows, width = embeds.shape[:2]
     given = position_ids is not None and position_ids.dim() == 3

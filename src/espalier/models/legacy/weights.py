@@ -103,9 +103,9 @@ def read_tensors(folder: Path, *, allow_pickle: bool) -> Iterator[tuple[str, Ten
             yield from _pickled(file)
             continue
         try:
-            with safe_open(file, framework="pt") as held:
-                for name in held.keys():  # noqa: SIM118
-                    yield name, held.get_tensor(name)
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    yield name, tensors.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: cannot be read as safetensors ({error}). Copy it again.") from error
 

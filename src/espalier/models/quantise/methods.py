@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from espalier.disk.reading import object_or_nothing
 from espalier.errors import UserError
 
 BITS = {"bnb": (4, 8), "cpm": (4, 8), "torchao": (2, 3, 4, 8)}
@@ -135,10 +136,7 @@ def require(method: str, what: str) -> None:
 
 def entry_of(folder: str) -> dict[str, Any] | None:
     """What a folder's config.json says of its quantised weights; None where it says nothing."""
-    try:
-        entry = json.loads((Path(folder) / "config.json").read_text("utf-8")).get("quantization_config")
-    except (OSError, ValueError, AttributeError):
-        return None
+    entry = object_or_nothing(Path(folder) / "config.json").get("quantization_config")
     return entry if isinstance(entry, dict) else None
 
 

@@ -42,7 +42,7 @@ class Sampling:
 
 
 @dataclass
-class Sampled:
+class Completion:
     """One answer.
 
     Attributes:
@@ -65,7 +65,7 @@ def sample(
     copies: int = 1,
     seeds: Sequence[int] = (),
     rows: int = 64,
-) -> list[list[Sampled]]:
+) -> list[list[Completion]]:
     """Sample `copies` answers to each prompt; ``result[i][c]`` is copy c of prompt i.
 
     Args:
@@ -78,11 +78,11 @@ def sample(
         rows: how many answers are sampled at a time.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    by_prompt: list[list[Sampled]] = [[] for _ in prompts]
+    by_prompt: list[list[Completion]] = [[] for _ in prompts]
     size = max(1, rows // copies)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
-        answers = [Sampled() for _ in range(len(chosen) * copies)]
+        answers = [Completion() for _ in range(len(chosen) * copies)]
         numbers = [seeds[i] if seeds else i for i in chosen]
         for row, token, logprob, ended in decode(
             lm, traits, [prompts[i] for i in chosen], sampling, copies=copies, seeds=numbers

@@ -63,9 +63,8 @@ def _of_transformers(name: str, trust_remote_code: bool) -> PreTrainedTokenizerB
         raise
     tokenizer = as_written(_completed(made), name)
     if not came_with_code(tokenizer):
-        tokenizer.init_kwargs.pop(
-            "auto_map", None
-        )  # else what is saved would ask for code that is not beside it
+        # Else what is saved would ask for code that is not beside it.
+        tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from espalier.config.options import Options, option
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.steps.feed import Rows
-from espalier.data.steps.forest import Forest
-from espalier.data.store.columns import Column, Writer
+from espalier.data.store.columns import Column, ColumnWriter
+from espalier.data.store.stack import Forest
 from espalier.disk.temporary import temporary_folder
 from espalier.engine.track import Numbers
 from espalier.maths.losses import PREFERENCES, PreferenceLoss
@@ -58,16 +58,16 @@ class DPOOptions(Options):
     )
 
     def problems(self) -> list[str]:
-        found, loss = [], PREFERENCES[self.pref_loss]
+        problems, loss = [], PREFERENCES[self.pref_loss]
         if self.label_smoothing and not loss.smooths:
             takers = " or ".join(name for name, row in PREFERENCES.items() if row.smooths)
-            found.append(
+            problems.append(
                 f"`label_smoothing` belongs to pref_loss: {takers}, not to {self.pref_loss}. Remove one."
             )
         if not loss.reference and (self.ref_model or self.precompute_ref_logprobs):
             key = "ref_model" if self.ref_model else "precompute_ref_logprobs"
-            found.append(f"`{key}` is of no use: pref_loss: {self.pref_loss} has no reference. Remove it.")
-        return found
+            problems.append(f"`{key}` is of no use: pref_loss: {self.pref_loss} has no reference. Remove it.")
+        return problems
 
 
 class Preferences:
@@ -161,7 +161,7 @@ def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
     alone = replace(rows, rank=0, world=1)
     folder = temporary_folder()
     starts = np.zeros(len(trees) + 1, np.int64)
-    with Writer(Path(folder.name), {"logprobs": "<f4"}) as writer:
+    with ColumnWriter(Path(folder.name), {"logprobs": "<f4"}) as writer:
         for at, tree in enumerate(trees):
             (batch,) = alone.micro_batches([tree])
             writer.add("logprobs", add(batch).extras["ref_logprobs"].cpu().float().flatten().numpy())
@@ -207,4 +207,9 @@ def _reference(setup: Setup, policy: TreeModel, name: str | None) -> Reference:
     return Reference(policy, setup.load_frozen(name).eval().requires_grad_(False))
 
 
-STAGE = Stage("preference", build, (DPOOptions,), reference=True)
+STAGE = Stage(
+    "preference",
+    build,
+    (DPOOptions,),
+    reference=lambda options: PREFERENCES[options[DPOOptions].pref_loss].reference,
+)

@@ -29,7 +29,7 @@ from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
-from espalier.rollout.experience import whitened
+from espalier.rollout.experience import trained_mask, whitened
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.rollouts import (
@@ -198,13 +198,12 @@ def experience(
     shaped = []
     for tree in trees:
         x = tree.extras
-        lengths = torch.tensor([int(trained.sum()) for _, trained in tree.paths()])
-        mask = torch.arange(x["old_logprobs"].shape[1])[None] < lengths[:, None]
+        mask = trained_mask(tree)
         kl = kl_k1(x["old_logprobs"], x["ref_logprobs"]) * mask
         rewards = token_rewards(kl, x["scores"], mask, kl_coef, reward_clip)
         advantages, returns = gae(rewards, x["old_values"], mask, gamma, lam)
         shaped.append(
-            tree.with_extras(kl=kl, advantages=advantages, returns=returns, ptx=torch.zeros(len(lengths)))
+            tree.with_extras(kl=kl, advantages=advantages, returns=returns, ptx=torch.zeros(len(mask)))
         )
     return whitened(shaped, "advantages")
 
@@ -317,4 +316,4 @@ def _documents(setup: Setup, options: PPOOptions) -> Sequence[Tree]:
     return setup.trees(setup.load_file(options.ptx_dataset, "chat"), "ptx")
 
 
-STAGE = Stage("prompt", build, (RolloutOptions, PPOOptions), samples=True, reference=True)
+STAGE = Stage("prompt", build, (RolloutOptions, PPOOptions), samples=True, reference=lambda options: True)

@@ -46,8 +46,8 @@ class SentencePieceModel:
 
 def is_sentencepiece(file: Path) -> bool:
     """Whether the file begins as a sentencepiece model does (others call tiktoken files .model too)."""
-    with file.open("rb") as held:
-        return held.read(1) == b"\x0a"
+    with file.open("rb") as stream:
+        return stream.read(1) == b"\x0a"
 
 
 def read_model(file: Path) -> SentencePieceModel:

@@ -49,7 +49,7 @@ def fast_tokenizer(
         # it is; so words stay together where BPE would not arrive at each piece.
         whole = _all_within_reach(made, model)
         made.model.ignore_merges = True
-        longest_first = sorted((_escaped(text) for text in user_defined), key=len, reverse=True)
+        longest_first = sorted((text.replace(" ", SPACE) for text in user_defined), key=len, reverse=True)
         cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, longest_first))), "isolated"))
     else:
         whole = True
@@ -59,17 +59,18 @@ def fast_tokenizer(
         made.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     made.normalizer = normalizers.Sequence(_normalisation(model, written))
     made.decoder = decoders.Sequence(_decoding(model, written, list(special)))
-    by_id = sorted(special.items(), key=lambda item: item[1])
-    made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in by_id])
+    add_special(made, special)
     if found_first and not (model.dummy_prefix or model.charsmap):
         made.add_tokens([AddedToken(text, normalized=False) for text in user_defined])
-    for text, number in by_id:
-        assert made.token_to_id(text) == number, f"{text} became {made.token_to_id(text)}, not {number}"
     return made
 
 
-def _escaped(text: str) -> str:
-    return text.replace(" ", SPACE)
+def add_special(made: Tokenizer, special: Mapping[str, int]) -> None:
+    """Texts that are found before anything else, each with its id, which must follow what is there without gaps."""
+    by_id = sorted(special.items(), key=lambda item: item[1])
+    made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in by_id])
+    for text, number in by_id:
+        assert made.token_to_id(text) == number, f"{text} became {made.token_to_id(text)}, not {number}"
 
 
 def _ends(text: str) -> bool:

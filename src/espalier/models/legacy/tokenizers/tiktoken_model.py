@@ -11,9 +11,10 @@ import binascii
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from espalier.errors import UserError
+from espalier.models.legacy.tokenizers.sentencepiece_model import add_special
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
@@ -74,10 +75,7 @@ def fast_tokenizer(
         ]
     )
     made.decoder = decoders.ByteLevel()
-    by_id = sorted(special.items(), key=lambda item: item[1])
-    made.add_special_tokens([AddedToken(text, normalized=False, special=True) for text, _ in by_id])
-    for text, number in by_id:
-        assert made.token_to_id(text) == number, f"{text} became {made.token_to_id(text)}, not {number}"
+    add_special(made, special)
     return made
 
 

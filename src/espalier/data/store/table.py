@@ -1,161 +1,157 @@
-"""A stretch of a file -> the columns of its records and their trees. Pure, so any process may do any block.
-
-What is known of a record or a tree is a number in a column, so that everything that is said of the data afterwards
-(who is held out, how long, in which languages, what was cut) is counted from columns, in constant memory, and for any
-choice of the records.
-"""
+"""Records -> the columns of a block: their tokens, and what is noted of each record and tree as small numbers."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from espalier.data.choice.mixing import takes
 from espalier.data.encode.tokenise import Encoder, encode_paths, encode_prompt_ids
 from espalier.data.read.account import Account
-from espalier.data.read.dataset_info import as_described
-from espalier.data.read.lines import Block, Placed
-from espalier.data.read.rows import parse_row
-from espalier.data.records import BadRecord, LeftOut, Record
-from espalier.data.store.columns import Numbers
-from espalier.data.store.marks import (
-    ENDLESS,
-    pair_marks,
-    prompt_key,
-    prompt_mark,
-    role_order,
-    script_mark,
-    tree_marks,
-)
-from espalier.errors import UserError
+from espalier.data.records import Messages, Record
+from espalier.data.store.job import BlockResult, Job
 from espalier.trees.tree import Tree
 
-RECORD = {"file": "<i4", "line": "<i8", "prompt": "<u8", "role": "<u2", "script": "<i1", "causes": "<u2"}
-PAIR = {"pair": "<u8", "swapped": "<u8", "answers": "<i4"}
-"""Of preferences: hashes of what is said in this order and in the other; how many answers there are."""
-CHARACTERS = {"characters": "<i8"}
-"""Of records that are not tokenised."""
-TREE = {
-    "record": "<i8",
-    "path_tokens": "<i4",
-    "longest": "<i4",
-    "trained": "<i4",
-    "branches": "<i4",
-    "marks": "<u1",
+_SCRIPTS = {
+    "zh": re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"),
+    "ja": re.compile("[\u3040-\u30ff]"),
+    "ko": re.compile("[\uac00-\ud7af\u1100-\u11ff]"),
+    "en": re.compile("[A-Za-zÀ-ɏ]"),
+    "ru": re.compile("[Ѐ-ӿ]"),
+    "ar": re.compile("[\u0600-\u06ff]"),
 }
-SHAPE, EXTRAS, NOTE = {"shape": "<i4"}, {"extras": "<f4"}, {"note": "<u1"}
-TOKENS = {"tokens": "<i4"}
-"""A trained token t stands as -1 - t."""
+LANGUAGES = tuple(_SCRIPTS)
+"""What `language` can tell apart. It tells scripts: en is all that is written in Latin letters."""
+SCRIPTS = ("", *LANGUAGES)
+"""What `script_mark` counts through; "" is text without a letter."""
+NOT_LOOKED_AT = -1
+ENDLESS, EQUAL = 1, 2
+"""Marks of a tree: an answer without an end token; equal answers with different judgements."""
+
+_LOOKED_AT, _CHARACTERS = 1024, 400  # a script is plain from few words, and a share from few records
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is done with every row of a source.
+def language(text: str) -> str:
+    """The script of most of the text, which tells its language well enough for an account of data.
 
-    `encoder` None: the records are read and not tokenised. `max_prompt_length` is of prompts; `stop` are the ids that
-    end an answer; of `data_split` see `mixing.takes`.
+    "" where there is no letter. Kana make it Japanese. A Han character counts as three letters, for it takes about three
+    Latin ones to write it.
+
+    >>> language("用 PyTorch 训练语言模型"), language("これは日本語です"), language("2 + 3 = 5")
+    ('zh', 'ja', '')
     """
-
-    kind: str
-    encoder: Encoder | None = None
-    format: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
-    tags: Mapping[str, str] | None = None
-    described: bool = False
-    max_prompt_length: int | None = None
-    stop: tuple[int, ...] = ()
-    data_split: tuple[float, ...] | None = None
-    seed: int = 0
-
-    @property
-    def record_columns(self) -> dict[str, str]:
-        pairs = PAIR if self.kind in ("preference", "ranking") else {}
-        return RECORD | pairs | ({} if self.encoder else CHARACTERS)
-
-    @property
-    def tree_columns(self) -> dict[str, str]:
-        return TREE if self.encoder else {}
-
-    @property
-    def parts(self) -> dict[str, str]:
-        """Columns of which a tree has a stretch."""
-        if self.encoder is None:
-            return {}
-        branched = SHAPE | EXTRAS if self.kind in ("preference", "ranking", "unpaired") else {}
-        return TOKENS | branched | (NOTE if self.kind == "prompt" else {})
+    counts = Counter({name: len(script.findall(text)) for name, script in _SCRIPTS.items()})
+    if counts["ja"] and 4 * counts["ja"] >= counts["zh"]:
+        return "ja"
+    counts["zh"] *= 3
+    name, count = counts.most_common(1)[0]
+    return name if count else ""
 
 
-@dataclass
-class BlockResult:
-    """What became of a block.
+def prompt_key(record: Record) -> str:
+    """What must not stand on both sides of a split: the text up to the first assistant turn."""
+    if record.kind == "text":
+        return record.text
+    return json.dumps([[turn.role, turn.content] for turn in record.opening], ensure_ascii=False)
 
-    Attributes:
-        columns: name -> numbers; of a part all trees' stretches joined, with `NAME.size` (trees,) beside it.
-        trees_of: (records,) how many trees each has.
-        names: what the numbers in `file`, `role` and `causes` stand for.
-        extras: names of the extras.
-        beyond: good records that were more than asked for.
-        error: what stops a run; the columns are empty then.
+
+def prompt_mark(record: Record) -> int:
+    """A hash of 64 bits of what must not stand on both sides of a split, the same in every process.
+
+    Two different prompts of five million share one with a chance of one in a million.
     """
-
-    columns: dict[str, Numbers] = field(default_factory=dict)
-    trees_of: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
-    names: dict[str, list[Any]] = field(default_factory=dict)
-    extras: str = ""
-    formats: Counter[str] = field(default_factory=Counter)
-    left_out: Account = field(default_factory=Account)
-    bad: list[tuple[BadRecord, Any]] = field(default_factory=list)
-    good: int = 0
-    beyond: int = 0
-    error: str | None = None
+    return _hash(prompt_key(record))
 
 
-def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = True) -> BlockResult:
-    """The block's columns; of at most `most` good records. Without `tokenise` only counted, for their faults."""
-    result = BlockResult()
-    records: list[Record] = []
-    try:
-        for record in outcomes(job, block.placed(), result):
-            if most is None or len(records) < most:
-                records.append(record)
-            else:
-                result.beyond += 1
-        result.good = len(records)
-        if tokenise:
-            _Table(job, result).fill(records)
-    except UserError as error:
-        return BlockResult(error=str(error))
-    return result
+def pair_marks(record: Record) -> tuple[int, int]:
+    """Hashes of a pair as it is and the other way round; (0, 0) for what is no pair."""
+    if record.kind != "preference":
+        return 0, 0
+    prompt = _said(record.prompt)
+    chosen, rejected = (_said(answer.messages) for answer in record.answers)
+    return _hash(f"{prompt}\0{chosen}\0{rejected}"), _hash(f"{prompt}\0{rejected}\0{chosen}")
 
 
-def outcomes(job: Job, rows: Iterable[Placed], result: BlockResult) -> Iterator[Record]:
-    """The good records of rows; everything else is counted in `result`."""
-    for place, row, raw in rows:
-        if isinstance(row, BadRecord):
-            outcome: Any = row
-        else:
-            columns = job.columns
-            if job.described:
-                row, columns = as_described(row, columns, job.tags, job.kind), {}
-            outcome = parse_row(
-                row, place, job.kind, format=job.format, columns=columns, formats=result.formats
-            )
-        if isinstance(outcome, BadRecord):
-            result.bad.append((outcome, raw if isinstance(row, BadRecord) else row))
-            result.left_out.add(f"bad record: {outcome.cause}", outcome.source, outcome.reason)
-        elif isinstance(outcome, LeftOut):
-            result.left_out.add(outcome.cause, outcome.source)
-        elif job.data_split and not takes(job.data_split, job.kind, prompt_key(outcome), job.seed):
-            shares = ",".join(f"{share:g}" for share in job.data_split)
-            result.left_out[f"data_split {shares}: another stage's"] += 1
-        else:
-            yield outcome
+def looked_at(line: int) -> int:
+    """How far apart the lines about `line` are whose script is noted: a power of two; about a thousand lines in all."""
+    return 1 << max((line // _LOOKED_AT).bit_length() - 1, 0)
+
+
+def scattered(line: Any) -> Any:
+    """A number of 26 bits for a line, or for each of an array of lines; its divisors follow no pattern of the file's.
+
+    Files often alternate (two languages, say), and every second line would then see one side only.
+    """
+    return ((line * 2654435761 & 0xFFFFFFFF) >> 7) | 1 << 25
+
+
+def script_mark(record: Record, line: int) -> int:
+    """A place in `SCRIPTS`, or `NOT_LOOKED_AT`: all of the first lines of a file, then ever fewer of them."""
+    if scattered(line) % looked_at(line):
+        return NOT_LOOKED_AT
+    # The first characters of each turn, so that a long question does not hide the answer's language.
+    beginning = "\n".join(text[:_CHARACTERS] for text in record.texts[:4])
+    return SCRIPTS.index(language(beginning))
+
+
+def role_order(record: Record) -> str:
+    """Who speaks, in the order of their first turns.
+
+    >>> from espalier.data.records import Message
+    >>> role_order(Record.chat((Message("user", "a"), Message("assistant", "b")) * 3))
+    'user, assistant (several times)'
+    """
+    if record.kind == "text":
+        return "document"
+    whole = record.kind in ("chat", "prompt")
+    turns = [message.role for message in (record.messages if whole else record.prompt)]
+    seen = list(dict.fromkeys(turns))
+    answers = "" if whole else " -> answers"
+    return ", ".join(seen) + (" (several times)" if len(turns) > len(seen) else "") + answers
+
+
+def tree_marks(tree: Tree, stop: Collection[int], cutoff_len: int) -> int:
+    """`ENDLESS` and `EQUAL` of a tree of answers.
+
+    An answer ends well where its last trained token (or, where none is trained, one of its last four) is in `stop`,
+    or where the branch has `cutoff_len` tokens and was cut, which the account says.
+    """
+    ended, branches = True, 0
+    for node, depth in tree.nodes():
+        if node.ends:
+            branches += len(node.ends)
+            learned = node.trained.nonzero()[0]
+            last = node.tokens[learned[-1:]] if len(learned) else node.tokens[-4:]
+            cut = depth + len(node.tokens) >= cutoff_len
+            ended = ended and (cut or any(int(token) in stop for token in last))
+    return (0 if ended else ENDLESS) | (EQUAL if branches > 1 and has_equal_answers(tree) else 0)
+
+
+def has_equal_answers(tree: Tree) -> bool:
+    """Whether two branches are the same tokens although one is said to be better."""
+    scores = tree.extras.get("scores")
+    for node, _ in tree.nodes():
+        leaves: dict[bytes, list[int]] = {}
+        for child in node.children:
+            leaves.setdefault(child.tokens.tobytes(), []).extend(child.ends)
+        for branches in (list(node.ends), *leaves.values()):
+            if len(branches) > 1 and (scores is None or len({float(scores[b]) for b in branches}) > 1):
+                return True
+    return False
+
+
+def _said(messages: Messages) -> str:
+    return json.dumps([[m.role, m.content, m.prefix] for m in messages], ensure_ascii=False)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 class _RecordAccount(Account):
@@ -183,7 +179,7 @@ class _Names:
         return self.numbers.setdefault(value, len(self.numbers))
 
 
-class _Table:
+class Table:
     """Collects the columns of a block; lists, because one conversion at the end is cheaper than one a record."""
 
     def __init__(self, job: Job, result: BlockResult) -> None:

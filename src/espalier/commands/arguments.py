@@ -1,0 +1,18 @@
+"""Options that several commands have, each under one name and with one help text."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read .bin and .pth files, through torch's safe loader.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+RopeScaling = Annotated[
+    str | None, typer.Option(help="Longer texts than the model was made for, such as yarn:4.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

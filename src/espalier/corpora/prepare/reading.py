@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from espalier.corpora.made import Omission
-from espalier.data.read.files import is_data_file, read_rows
+from espalier.data.read import files
 from espalier.data.records import BadRecord
-from espalier.errors import UserError
 
 Row = dict[str, Any]
 
 
 def rows(path: Path) -> Iterator[tuple[str, Row] | Omission]:
     """The rows of a JSON, JSON lines, CSV or Parquet file; what cannot be read or written again is an `Omission`."""
-    for place, row, raw in read_rows(path):
+    for place, row, raw in files.read_rows(path):
         if isinstance(row, BadRecord):
             yield Omission(place, row.cause, raw)
         elif _is_whole(row):
@@ -31,18 +30,7 @@ def data_files(where: Path) -> list[Path]:
 
     Raises `UserError` where there is none.
     """
-    if where.is_file():
-        return [where]
-    found = (
-        sorted(path for path in where.rglob("*") if path.is_file() and is_data_file(path))
-        if where.is_dir()
-        else []
-    )
-    if not found:
-        raise UserError(
-            f"{where}: no data file here; wanted a JSON, JSON lines, CSV or Parquet file, or a folder of them"
-        )
-    return found
+    return [where] if where.is_file() else files.data_files(where)
 
 
 def rows_of(where: Path) -> Iterator[tuple[str, Row] | Omission]:

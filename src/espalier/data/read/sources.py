@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.read.account import Account
-from espalier.data.read.files import SUFFIXES, is_data_file, read_rows
+from espalier.data.read.files import SUFFIXES, data_files, read_rows
 from espalier.data.read.lines import Placed
 from espalier.data.read.specs import DatasetSpec
 from espalier.errors import UserError
@@ -83,10 +83,7 @@ def files_of(spec: DatasetSpec) -> list[Path] | None:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _visible(file, path) and is_data_file(file))
-        if not files:
-            raise UserError(f"{path}: no data file in this folder; wanted one of {', '.join(SUFFIXES)}")
-        return files
+        return data_files(path)
     if glob.has_magic(spec.path):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
         if not files:
@@ -97,11 +94,6 @@ def files_of(spec: DatasetSpec) -> list[Path] | None:
     if _HUB_ID.fullmatch(spec.path) and not spec.path.lower().endswith(SUFFIXES) and not path.parent.exists():
         return None
     raise UserError(f"{spec.path}: no such file or folder; {_nearby(path.parent, path.name)}")
-
-
-def _visible(file: Path, below: Path) -> bool:
-    """Whether it is a file and neither it nor a folder on the way is hidden (.cache, .ipynb_checkpoints)."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(below).parts)
 
 
 def _nearby(folder: Path, name: str) -> str:

@@ -86,7 +86,8 @@ class _Building:
             self._writer.add(start, np.zeros(1, np.int64))
         self._ends = dict.fromkeys(starts, 0)
         self._names: dict[str, dict[Any, int]] = {"file": {}, "role": {}, "causes": {}}
-        self._rejected: IO[str] = (folder / REJECTED).open("w", encoding="utf-8")
+        # Half a character, which UTF-8 cannot hold, is written as JSON writes it: \ud83d.
+        self._rejected: IO[str] = (folder / REJECTED).open("w", encoding="utf-8", errors="backslashreplace")
         self.records = self._trees = self._beyond = 0
         self._formats: Counter[str] = Counter()
         self._left_out, self._bad = Account(), Account()

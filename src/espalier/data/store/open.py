@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.choice.choose import Picks, drawn
+from espalier.data.read.packed import PACKINGS
 from espalier.data.read.sources import SHOWN, LoadReport, files_of, no_record, too_bad
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.store.blocks import Job
@@ -173,8 +174,8 @@ def _workers(spec: DatasetSpec, job: Job, most: int | None) -> int:
     if files is None:
         size = _OF_A_WORKER * 2  # the rows of a hub data set lie on disk already
     else:
-        packed = (".gz", ".parquet")
-        size = sum(path.stat().st_size * (4 if path.name.endswith(packed) else 1) for path in files)
+        packed = (*PACKINGS, ".parquet")
+        size = sum(path.stat().st_size * (4 if path.suffix.lower() in packed else 1) for path in files)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = min(most or cores, size // (_AS_ASKED if most else _OF_A_WORKER))
     return wanted if wanted > 1 and _travels(job) else 0

@@ -7,7 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from espalier.data.read.files import read_rows
+from espalier.data.read.files import is_lines, read_rows
 from espalier.data.read.lines import CHARACTERS, RECORDS, Block, Placed, json_lines, line_blocks, lines_of
 from espalier.data.read.sources import files_of, hub_rows
 from espalier.data.read.specs import DatasetSpec
@@ -27,14 +27,14 @@ def blocks_of(spec: DatasetSpec) -> Iterator[Block]:
 
 
 def _of_file(path: Path, spec: DatasetSpec) -> Iterator[Block]:
-    if _is_lines(path):
+    if is_lines(path):
         return line_blocks(path)
     return _of_rows(read_rows(path, lines=spec.format == "lines"))
 
 
 def rows_at(spec: DatasetSpec, path: str, lines: Container[int], last: int) -> Iterator[Placed]:
     """The rows of one file (or hub data set) of a spec at these lines, the last of which is `last`."""
-    if files_of(spec) is not None and _is_lines(Path(path)):
+    if files_of(spec) is not None and is_lines(Path(path)):
         for number, line in enumerate(islice(lines_of(Path(path)), last), start=1):
             if number in lines:
                 yield from json_lines(Path(path), [line], number)
@@ -46,10 +46,6 @@ def rows_at(spec: DatasetSpec, path: str, lines: Container[int], last: int) -> I
             return
         if number in lines:
             yield placed
-
-
-def _is_lines(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(".jsonl")
 
 
 def _of_rows(rows: Iterator[Placed]) -> Iterator[Block]:

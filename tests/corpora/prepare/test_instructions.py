@@ -14,7 +14,7 @@ from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission
 from espalier.corpora.prepare.corpora import CORPORA
 from espalier.corpora.prepare.shape import SHAPES, pairs, shaped
 from espalier.data.read.rows import parse_row
-from espalier.data.records import Record
+from espalier.data.records import Answer, Message, Record
 from espalier.errors import UserError
 
 ALL = Division(dev=0)
@@ -136,7 +136,8 @@ def ranked(*scores: float) -> dict[str, Any]:
     ],
 )
 def test_pairs_never_join_equals(scores: tuple[float, ...], wanted: list[tuple[int, int]]) -> None:
-    assert pairs(ranked(*scores)) == [(f"a{i}", f"a{j}") for i, j in wanted]
+    answers = [Answer((Message("assistant", f"a{i}"),), score) for i, score in enumerate(scores)]
+    assert pairs(answers) == [(answers[i], answers[j]) for i, j in wanted]
 
 
 def test_every_shape_is_read_back_as_its_record() -> None:
@@ -160,4 +161,4 @@ def test_what_has_no_such_shape_is_said() -> None:
     [without] = shaped(iter([CorpusRecord(ranked(1, 1), "问", "a:1")]), "preference")
     assert isinstance(without, Omission) and "no answer is better" in without.cause
     with pytest.raises(UserError, match="has one answer to a question and so no pairs; use --as chat"):
-        list(shaped(iter([CorpusRecord({"messages": []}, "问", "a:1")]), "preference"))
+        list(shaped(iter([CorpusRecord({"prompt": "问", "completion": "答"}, "问", "a:1")]), "preference"))

@@ -6,7 +6,6 @@ its prompts is left out; otherwise the parts follow from the prompts as for ever
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission, Outcomes, digest, key_of
 from espalier.corpora.prepare.reading import Row, data_files, lacking, rows, text_of
-from espalier.corpora.prepare.shape import row_of
+from espalier.corpora.prepare.shape import left_out, row_of
 from espalier.data.read.rows import parse_row
 from espalier.data.records import BadRecord, LeftOut
 
@@ -136,6 +135,6 @@ def _made(path: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
         if isinstance(outcome, Omission):
             yield outcome
         elif isinstance(outcome, (BadRecord, LeftOut)):
-            yield Omission(place, outcome.cause, json.dumps(row, ensure_ascii=False, default=str))
+            yield left_out(outcome, row)
         else:
             yield CorpusRecord(row_of(outcome), key=key_of(outcome), source=place, group=path.name)

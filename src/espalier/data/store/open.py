@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.choice.choose import Picks, drawn
+from espalier.data.encode.too_long import TooLongError
 from espalier.data.read.packed import PACKINGS
 from espalier.data.read.sources import SHOWN, LoadReport, files_of, no_record, too_bad
 from espalier.data.read.specs import DatasetSpec
@@ -73,11 +74,12 @@ def opened(
 
     Raises:
         UserError: a source is missing or empty, or nothing is left; bad records without `skip_bad`, the first ten
-            of them named; a record that is too long under `overlong: error`, or that the template cannot write.
+            of them named; records that are too long under `overlong: error`; one that the template cannot write.
     """
     loaded = LoadReport()
     stores: list[Store] = []
     manifests: list[dict[str, Any]] = []
+    long: list[TooLongError] = []
     known: dict[str, str] = {}
     for spec in specs:
         hashes = content(spec, reading.folder / "files.json")
@@ -91,7 +93,11 @@ def opened(
             manifests.append(store.manifest)
         except _BadRecords as faulty_source:
             manifests.append(faulty_source.manifest)
+        except TooLongError as error:
+            long.append(error)
     _check(manifests, reading.skip_bad)
+    if long:
+        raise _joined_long(long, sum(manifest["records"] for manifest in manifests))
     for spec, manifest in zip(specs, manifests, strict=True):
         loaded.left_out.take_in(from_json(manifest["left_out"]))
         loaded.formats.setdefault(spec.path, Counter()).update(manifest["formats"])
@@ -166,6 +172,14 @@ def _check(manifests: Sequence[dict[str, Any]], skip_bad: bool) -> None:
     if causes and not skip_bad:
         first = [line for manifest in manifests for line in manifest["bad"]["shown"]]
         raise too_bad(first[:SHOWN], causes, sum(manifest["records"] for manifest in manifests))
+
+
+def _joined_long(errors: Sequence[TooLongError], others: int) -> TooLongError:
+    """What is too long in all sources; `others`: how many records the sources have where nothing is."""
+    found, *more = (error.found for error in errors)
+    for later in more:
+        found.take_in(later)
+    return found.error(others + sum(error.records for error in errors))
 
 
 def _workers(spec: DatasetSpec, job: Job, most: int | None) -> int:

@@ -9,9 +9,9 @@ from espalier.stages.stage import Stage
 
 
 def build(setup: Setup) -> Parts:
-    model = setup.load_policy()
     records, held_out = setup.records("chat")
     train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
+    model = setup.load_policy()
     return Parts(
         trained=model,
         main=model,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SOURCES = (
     "couplets, poetry, poetry-metre, classical, zhidao, baike, weibo, lcsts, instruction-wild, alpaca, belle, hh-rlhf, "
-    "rm-static, deepspeed-chat, hc3, zhihu-kol; or, for data files of any format: clean, dedup, decontaminate, split, stats."
+    "rm-static, deepspeed-chat, summarize-from-feedback, webgpt, hc3, zhihu-kol; or, for data files of any format: clean, dedup, decontaminate, split, stats."
 )
 
 

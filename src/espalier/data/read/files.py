@@ -74,7 +74,7 @@ def data_files(folder: Path, what: str = "data file") -> list[Path]:
     Raises:
         UserError: there is none; there is data of a kind that is not read, or one file twice, packed and not.
     """
-    every = sorted(file for file in folder.rglob("*") if _visible(file, folder))
+    every = visible_files(folder)
     unread = [(file, cure) for file in every if (cure := _cure(file)) is not None]
     if unread:
         file, cure = unread[0]
@@ -94,9 +94,13 @@ def data_files(folder: Path, what: str = "data file") -> list[Path]:
     return found
 
 
-def _visible(file: Path, below: Path) -> bool:
-    """Whether it is a file and neither it nor a folder on the way is hidden (.cache, .ipynb_checkpoints)."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(below).parts)
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder but those that are hidden, or in a hidden folder (.cache, .ipynb_checkpoints)."""
+
+    def hidden(file: Path) -> bool:
+        return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not hidden(file))
 
 
 def _cure(path: Path) -> str | None:

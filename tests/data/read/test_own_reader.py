@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from espalier.data.read.sources import LoadReport
 from espalier.data.read.specs import parse_specs
@@ -122,3 +124,22 @@ def test_what_a_reader_does_wrong_is_one_message(place: Path) -> None:
     (place / "own.py").write_text("def read(path:\n", "utf-8")
     with pytest.raises(UserError, match=r"own\.py:1: SyntaxError"):
         parse_specs(entry(place, "read"))
+
+
+@pytest.mark.parametrize("page", ["docs/data.md", "README.md", "README.zh.md"])
+def test_the_example_of_the_documents_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    text = (Path(__file__).parents[3] / page).read_text("utf-8")
+    [code] = re.findall(r"```python\n# dialogues\.py\n(.*?)```", text, re.DOTALL)
+    [config] = re.findall(r"```yaml\n(dataset:\n  - \{path: dialogues\.txt.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("dialogues.py").write_text(code, "utf-8")
+    Path("dialogues.txt").write_text("Q: 1+1?\nA: 2\n\nQ: 你好\nA: 好\n第二行\n", "utf-8")
+    loaded = read(tmp_path, yaml.safe_load(config)["dataset"])
+    specs = parse_specs(yaml.safe_load(config)["dataset"])
+    records = records_at(specs, Job("chat"), ReadSettings(tmp_path), loaded.records, [0, 1])  # type: ignore[arg-type]
+    assert [[turn.content for turn in record.messages] for record in records] == [
+        ["1+1?", "2"],
+        ["你好", "好\n第二行"],
+    ]

@@ -148,7 +148,9 @@ def _show(report: dict[str, Any], places: Any) -> None:
         path = {"train": places.train, "dev": places.dev}[part] if places else ""
         table.add_row(f"records for {part}", f"{count:,}", str(path))
     for cause, count in report["left_out"].items():
-        table.add_row(f"left out: {cause}", f"{count:,}", f"first at {report['first_left_out'][cause]}")
+        table.add_row(f"left out: {cause}", f"{count:,}", "")
     console.print(table)
+    for cause, first in report["first_left_out"].items():
+        console.say(f"{cause}: the first at {first}")
     if places:
         console.say(f"What was left out: {places.left_out}; the report: {places.text}")

@@ -17,7 +17,14 @@ import numpy as np
 import torch
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import DataOptions, Options, RunOptions, TokenizedOptions, TrainOptions
+from espalier.config.options import (
+    DataOptions,
+    EvaluationOptions,
+    Options,
+    RunOptions,
+    TokenizedOptions,
+    TrainOptions,
+)
 from espalier.data.choice.choose import Picks, held_out, without
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.tokenise import Encoder
@@ -254,7 +261,7 @@ class Datasets:
 
     def sample_prompts(self, records: RecordSet) -> list[SamplePrompt]:
         """Held-out prompts to answer at each evaluation, with what the data answers."""
-        most = self.option(RunOptions).samples
+        most = self.option(EvaluationOptions).samples
         chosen: list[SamplePrompt] = []
         count, step = len(records), max(4 * most, 16)
         for start in range(0, count if most else 0, step):
@@ -271,7 +278,7 @@ class Datasets:
         return chosen
 
     def sample_asks(self, asks: Asks) -> list[SamplePrompt]:
-        chosen = asks[: self.option(RunOptions).samples]
+        chosen = asks[: self.option(EvaluationOptions).samples]
         return [SamplePrompt(ask.text, ask.tokens, ask.reference) for ask in chosen]
 
     def only_pairs(self, records: RecordSet) -> None:

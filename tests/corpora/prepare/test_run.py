@@ -125,7 +125,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["prepare", "couplets", empty, "--out", "a.jsonl", "--as", "pairs"], "wanted own, chat"),
         (["prepare", "couplets", empty, "--out", "a.jsonl", "--dev", "2"], "wanted a share"),
         (["prepare", "decontaminate", empty, "--out", "a.jsonl"], "--exams names no file"),
-        (["prepare", "alpaca", empty, "--out", "a.jsonl"], "no data file here"),
+        (["prepare", "alpaca", empty, "--out", "a.jsonl"], "no data file in this folder"),
         (["prepare", "alpaca", empty, "--out", empty / "a.jsonl"], "would be read as input the next time"),
     ):
         assert run(*words) == 2, words

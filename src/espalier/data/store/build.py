@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from espalier.data.choice.mixing import takes
+from espalier.data.encode.too_long import TooLong, TooLongError
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described
 from espalier.data.read.lines import Block, Placed
@@ -52,10 +53,12 @@ def build(
         progress: told after each block how many records are done.
 
     Raises:
-        UserError: a file cannot be read, or a record is too long.
+        TooLongError: records are too long under `overlong: error`, and none is bad.
+        UserError: a file cannot be read, or a record cannot be encoded.
     """
     store = _Building(folder, job, name, max_samples)
     stopped = tokenise == "none"
+    long: TooLong | None = None
 
     def tasks() -> Iterator[BlockTask]:
         for block in blocks:
@@ -68,14 +71,20 @@ def build(
         else:
             results = ((task, work(job, task[0], task[1], tokenise=task[2])) for task in tasks())
         for (block, _, _), result in results:
-            if result.error is not None and store.left is not None:
+            if (result.error is not None or result.too_long is not None) and store.left is not None:
                 # What stopped it may stand behind the last that is wanted.
-                result = work(job, block, store.left)
+                result = work(job, block, store.left, tokenise=not stopped)
             if result.error is not None:
                 raise UserError(result.error)
             stopped = stopped or (bool(result.bad) and tokenise != "all")
-            store.add(result, tokenised=not stopped)
+            if result.too_long is not None:
+                long = result.too_long if long is None else long
+                if long is not result.too_long:
+                    long.take_in(result.too_long)
+            store.add(result, tokenised=not stopped and long is None)
             progress(store.records)
+    if long is not None and not stopped:
+        raise long.error(store.records)
     return store.manifest()
 
 
@@ -92,6 +101,8 @@ def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = Tr
         result.good = len(records)
         if tokenise:
             Table(job, result).fill(records)
+    except TooLongError as error:
+        result.too_long = error.found
     except UserError as error:
         return BlockResult(error=str(error))
     return result
@@ -133,7 +144,8 @@ class _Building:
             self._writer.add(start, np.zeros(1, np.int64))
         self._ends = dict.fromkeys(starts, 0)
         self._names: dict[str, dict[Any, int]] = {"file": {}, "role": {}, "causes": {}}
-        self._rejected: IO[str] = (folder / REJECTED).open("w", encoding="utf-8")
+        # Half a character, which UTF-8 cannot hold, is written as JSON writes it: \ud83d.
+        self._rejected: IO[str] = (folder / REJECTED).open("w", encoding="utf-8", errors="backslashreplace")
         self.records = self._trees = self._beyond = 0
         self._formats: Counter[str] = Counter()
         self._left_out, self._bad = Account(), Account()

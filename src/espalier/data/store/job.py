@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from espalier.data.encode.tokenise import Encoder
+from espalier.data.encode.too_long import TooLong
 from espalier.data.read.account import Account
 from espalier.data.records import BadRecord
 from espalier.data.store.columns import Numbers
@@ -84,6 +85,7 @@ class BlockResult:
         names: what the numbers in `file`, `role` and `causes` stand for.
         extras: names of the extras.
         beyond: good records that were more than asked for.
+        too_long: records under `overlong: error`; the columns are empty then.
         error: what stops a run; the columns are empty then.
     """
 
@@ -96,4 +98,5 @@ class BlockResult:
     bad: list[tuple[BadRecord, Any]] = field(default_factory=list)
     good: int = 0
     beyond: int = 0
+    too_long: TooLong | None = None
     error: str | None = None

@@ -17,7 +17,7 @@ def merge(
         list[str],
         typer.Argument(
             metavar="ADAPTER [ADAPTER ...] OUT",
-            help="Adapter folders, such as a run's model/, in the order of their training; then the folder to write.",
+            help="Adapters' or runs' folders, in the order of their training; then the folder to write.",
         ),
     ],
     base: Annotated[
@@ -30,15 +30,17 @@ def merge(
     from espalier.models import load
     from espalier.models.merging import merged_stack, stack_of
     from espalier.models.open import OpenModel
+    from espalier.models.run_folder import find_model
     from espalier.models.saved import read_scalar_head, save_model
 
     if len(paths) < 2:
         raise UserError(
             "wanted an adapter's folder and then the folder to write, such as: merge RUN/sft/model OUT"
         )
-    *folders, last = paths
+    *named, last = paths
+    folders = [find_model(name) for name in named]
     out = Path(last)
-    stack = stack_of(folders, base)
+    stack = stack_of(folders, base and find_model(base))
     files.check_new_folder(out)
     lm = merged_stack(stack, allow_pickle=allow_pickle)
     with_tokenizer = [name for name in stack.adapters if load.has_tokenizer(Path(name))]

@@ -48,6 +48,7 @@ def extend(
     from espalier.engine import files
     from espalier.models import load
     from espalier.models.open import find_tokenizer, open_model
+    from espalier.models.run_folder import find_model
     from espalier.models.saved import save_model
     from espalier.models.tokenizers import new_pieces, vocabulary
 
@@ -57,6 +58,7 @@ def extend(
     if not named:
         raise UserError("--text is missing: name the files to learn pieces from.")
     files.check_new_folder(out)
+    model = find_model(model)
     load.check_folder(model, allow_pickle=allow_pickle)
     tokenizer = find_tokenizer(model) or load.load_tokenizer(model)
     settings = new_pieces.fast(tokenizer)

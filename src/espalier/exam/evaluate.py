@@ -32,6 +32,7 @@ from espalier.models.forward import TreeModel
 from espalier.models.identity import file_identity, model_identity
 from espalier.models.open import open_model
 from espalier.models.positions.rope import scaling_of
+from espalier.models.run_folder import find_model
 from espalier.models.tokenizers.marks import around_prompt
 from espalier.screen import Screen
 
@@ -73,7 +74,8 @@ def evaluate(
     """Examine a model; tasks that `out` has results of, with the same settings, are not asked again.
 
     Args:
-        model_name_or_path: a folder or hub id; an adapter folder is merged into its base.
+        model_name_or_path: a folder or hub id; an adapter folder is merged into its base, a run's stands for the model
+            of its last stage.
         tasks: names, groups, or YAML files, see `espalier.exam.tasks` and `espalier.exam.tasks.own_task`.
         out: where ``results.json`` and ``TASK.jsonl`` go.
         settings: how the named exams are asked.
@@ -88,6 +90,7 @@ def evaluate(
         Stopped: a signal came; what is done is kept.
     """
     keep_freed_memory()
+    model_name_or_path = find_model(model_name_or_path)
     load.check_folder(model_name_or_path, allow_pickle=asking.allow_pickle)
     planned = plan(tasks, shots, settings or Settings(Path()))
     with owned(out / ".lock", out, "choose another --out"):

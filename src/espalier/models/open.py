@@ -21,6 +21,7 @@ from espalier.models.load_adapted import base_of, load_with_adapter
 from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.quantise.turn import is_quantised
+from espalier.models.run_folder import find_model
 from espalier.models.saved import read_scalar_head
 
 
@@ -68,7 +69,7 @@ def open_model(
     rope_scaling: Scaling | None = None,
     quantisation: Quantisation | None = None,
 ) -> OpenModel:
-    """A folder or hub id; an adapter is merged into its base, virtual tokens stay on top (`load_with_adapter`).
+    """A folder (a run's, too: `find_model`) or hub id; an adapter is merged into its base, virtual tokens stay on top (`load_with_adapter`).
 
     Args:
         name: the folder or hub id.
@@ -82,6 +83,7 @@ def open_model(
     Raises:
         UserError: the folder cannot be read as a model, or its tokenizer's files are broken.
     """
+    name = find_model(name)
     lm = load_with_adapter(
         name,
         trust_remote_code=trust_remote_code,
@@ -98,6 +100,7 @@ def open_model(
 
 def find_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a folder or hub id, else of the model below an adapter; None where there is none."""
+    name = find_model(name)
     while Path(name).exists() and not has_tokenizer(Path(name)):
         if not adapters.is_adapter(name):
             return None

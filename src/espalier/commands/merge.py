@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from espalier.commands.arguments import AllowPickle
+from espalier.commands.arguments import AllowPickle, DtypeName
 from espalier.errors import UserError
 from espalier.screen import safe
 
@@ -23,11 +23,13 @@ def merge(
     base: Annotated[
         str | None, typer.Option(help="Merge into this model, not into the one the first adapter names.")
     ] = None,
+    dtype: DtypeName = "auto",
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Adapters and their base model as one plain model folder."""
+    """Adapters and their base model as one plain model folder, in the base's own type of number."""
     from espalier.engine import files
     from espalier.models import load
+    from espalier.models.dtypes import round_weights, wanted_types
     from espalier.models.merging import merged_stack, stack_of
     from espalier.models.open import OpenModel
     from espalier.models.run_folder import find_model
@@ -42,10 +44,13 @@ def merge(
     out = Path(last)
     stack = stack_of(folders, base and find_model(base))
     files.check_new_folder(out)
+    types = wanted_types(dtype, stack.base)
     lm = merged_stack(stack, allow_pickle=allow_pickle)
     with_tokenizer = [name for name in stack.adapters if load.has_tokenizer(Path(name))]
     tokenizer = load.load_tokenizer(with_tokenizer[-1] if with_tokenizer else stack.base)
     merged = OpenModel(stack.adapters[-1], lm, tokenizer, read_scalar_head(stack.adapters[-1]))
+    model = merged.tree_model()
+    round_weights(lm, types)  # one weight at a time: a copy of all would not fit where the model hardly does
     with files.new_folder(out) as folder:
-        save_model(folder, merged.tree_model(), tokenizer)
-    print(safe(f"written: {out} ({' + '.join([stack.base, *stack.adapters])})"))
+        save_model(folder, model, tokenizer, types=types)
+    print(safe(f"written: {out} ({' + '.join([stack.base, *stack.adapters])}; {types})"))

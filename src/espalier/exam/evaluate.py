@@ -48,6 +48,7 @@ class Asking:
         trust_remote_code: run Python code that comes with the model.
         allow_pickle: read weights in .bin files, through torch's safe loader.
         rope_scaling: of its positions, such as ``yarn:4``; None: what the model's folder says.
+        dtype: of the weights, as in `models.open.open_model`.
         lm_eval_files: write results in the form of lm_eval's files, too.
         quiet: no progress and no table.
     """
@@ -58,6 +59,7 @@ class Asking:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     rope_scaling: str | None = None
+    dtype: str = "auto"
     lm_eval_files: bool = False
     quiet: bool = False
 
@@ -100,6 +102,7 @@ def evaluate(
 def _examined(model_name_or_path: str, planned: ExamPlan, out: Path, asking: Asking) -> dict[str, Any]:
     opened = open_model(
         model_name_or_path,
+        dtype=asking.dtype,
         trust_remote_code=asking.trust_remote_code,
         allow_pickle=asking.allow_pickle,
         rope_scaling=asking.rope_scaling,

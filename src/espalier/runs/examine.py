@@ -27,6 +27,9 @@ class ExamOptions(Options):
     limit: int | None = option(None, "Only so many questions of each task.", min=1)
     layout: Literal["auto", "tree", "padded"] = option("auto", "How questions become rows.")
     template: str | None = option(None, "Ask in a chat template (auto, tokenizer, simple); null: plain text.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "The type of the weights; auto: as the model's files, where the device computes in it."
+    )
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
     allow_pickle: bool = option(False, "Read weights in .bin files, through torch's safe loader.")
 
@@ -63,6 +66,7 @@ def run_exam(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...]]
         asking=Asking(
             exam.layout,
             exam.template,
+            dtype=exam.dtype,
             trust_remote_code=exam.trust_remote_code,
             allow_pickle=exam.allow_pickle,
         ),

@@ -132,7 +132,7 @@ def test_commands_take_a_run_for_its_model(
     monkeypatch.setattr("builtins.input", lambda _: "/exit")
     for words in (
         ["chat", str(run)],
-        ["evaluate", str(run), "--tasks", str(tmp_path / "sums.yaml"), "--out", str(tmp_path / "exam")],
+        ["evaluate", str(run), "--tasks", str(tmp_path / "sums.yaml"), "--out", str(tmp_path / "exam"), "--dtype", "bfloat16"],
         ["merge", str(run), str(tmp_path / "merged")],
         ["inspect", str(run), "--no-probe"],
     ):
@@ -140,5 +140,5 @@ def test_commands_take_a_run_for_its_model(
         line = capsys.readouterr().err.replace("\n", " ")
         assert line.count("the model of its last stage is taken") == 1, words[0]
     results = json.loads((tmp_path / "exam" / "results.json").read_text("utf-8"))
-    assert results["model"] == str(model)
+    assert (results["model"], results["dtype"]) == (str(model), "bfloat16")
     assert (tmp_path / "merged" / "config.json").is_file()

@@ -53,7 +53,10 @@ def test_a_real_corpus_to_files(shared: Path, tmp_path: Path, source: str) -> No
     assert report["records"] == {"train": len(train), "dev": len(dev)} and len(train) > 4 * len(dev) > 0
     assert sum(report["left_out"].values()) == len(without)
     kind = {"hh-rlhf": "preference", "instruction-wild": "prompt"}.get(source, "chat")
-    assert len(load_records([DatasetSpec(str(out))], kind).records) == len(train)
+    poor = sum("answers" in row and max(answer["score"] for answer in row["answers"]) <= 0 for row in train)
+    loaded = load_records([DatasetSpec(str(out))], kind)
+    assert len(loaded.records) == len(train) - poor and bool(poor) == (source == "zhidao")
+    assert loaded.left_out == ({"no answer scores above 0": poor} if poor else {})
     asked = [
         {skeleton(json.dumps(row.get("prompt") or row["messages"][:1], ensure_ascii=False)) for row in part}
         for part in (train, dev)

@@ -13,7 +13,7 @@ from espalier.errors import UserError
 SHAPES = ("own", "chat", "preference", "text", "prompt")
 """What `shaped` makes; "own" is what the corpus itself gives."""
 
-Turns = list[dict[str, str]]
+Turns = list[dict[str, Any]]
 
 
 def row_of(record: Record) -> dict[str, Any]:
@@ -33,10 +33,7 @@ def row_of(record: Record) -> dict[str, Any]:
 
 
 def _turns(messages: Messages) -> Turns:
-    return [
-        {"role": turn.role, "content": turn.content, **({"prefix": turn.prefix} if turn.prefix else {})}
-        for turn in messages
-    ]
+    return [turn.as_turn() for turn in messages]
 
 
 def shaped(found: Outcomes, shape: str) -> Outcomes:

@@ -140,7 +140,9 @@ def has_equal_answers(tree: Tree) -> bool:
 
 
 def _said(messages: Messages) -> str:
-    return json.dumps([[m.role, m.content, m.prefix] for m in messages], ensure_ascii=False)
+    return json.dumps(
+        [[m.role, m.content, m.prefix, m.thoughts, m.calls] for m in messages], ensure_ascii=False
+    )
 
 
 def _hash(text: str) -> int:

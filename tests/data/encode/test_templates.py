@@ -92,13 +92,14 @@ def test_chatml_trains_every_answer_with_its_end_and_nothing_else(opening: list[
 
 
 @pytest.mark.parametrize("answer", [">", "e", "|", "<|im_end|", "assistant", "user", "y", "\n5\n"])
-def test_an_answer_that_looks_like_the_template_is_still_found(answer: str) -> None:
+def test_an_answer_that_looks_like_the_template_is_still_found(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns = [TURNS[0], Message("assistant", answer), TURNS[2], Message("assistant", answer)]
     assert trained(TokenizerTemplate(tokenizer(CHATML)).render(turns)) == [answer + "<|im_end|>"] * 2
     # with the shortcut for the usual end mark switched off, differencing must find the same
-    template = TokenizerTemplate(tokenizer(CHATML))
-    template.__dict__["_mark"] = ""
-    assert trained(template.render(turns)) == [answer + "<|im_end|>"] * 2
+    monkeypatch.setattr(TokenizerTemplate, "_verbatim", lambda *given: None)
+    assert trained(TokenizerTemplate(tokenizer(CHATML)).render(turns)) == [answer + "<|im_end|>"] * 2
 
 
 def test_the_prompt_is_what_stands_before_the_trained_text() -> None:

@@ -1,0 +1,64 @@
+"""Messages as a chat template expects them: dictionaries with OpenAI's keys, calls of tools in the template's own form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.data.records import ASSISTANT, TOOL, USER, Message
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template wants calls: the content of a turn that is nothing else, and whether arguments are JSON text."""
+
+    content: str | None
+    as_text: bool
+
+
+CALL_FORMS = (CallForm(None, False), CallForm("", False), CallForm(None, True), CallForm("", True))
+
+_CALL = '[{"id": "abcdefghi", "type": "function", "function": {"name": "look_up", "arguments": {"word": "oriel"}}}]'
+TOOL_OF_CALLING = {"name": "look_up", "description": "d", "parameters": {"type": "object", "properties": {}}}
+CALLING = (
+    Message(USER, "x"),
+    Message(ASSISTANT, "", calls=_CALL),
+    Message(TOOL, "z", name="look_up", call_id="abcdefghi"),
+    Message(ASSISTANT, "y"),
+)
+"""A conversation with a call, to see what a template makes of it."""
+
+
+def shows_call(text: str) -> bool:
+    """Whether `CALLING` was written so that its call stands there as one, with its arguments as JSON."""
+    return "oriel" in text and '\\"oriel' not in text and text.count("look_up") > 1
+
+
+def as_turn(message: Message, form: CallForm | None) -> dict[str, Any]:
+    """A message as templates expect it."""
+    turn = message.as_turn()
+    turn.pop("weight", None)
+    turn["content"] = turn.pop("prefix", "") + turn["content"]
+    if message.thoughts:
+        turn["thinking"] = turn["reasoning"] = message.thoughts
+    if message.calls_as_text and form is None:
+        del turn["tool_calls"]
+        turn["content"] = message.prefix + message.content
+    elif message.calls and form is not None:
+        turn["content"] = turn["content"] or form.content
+        for call in turn["tool_calls"] if form.as_text else ():
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return turn
+
+
+def as_functions(tools: str | None) -> list[Any] | None:
+    """JSON text -> functions in OpenAI's wrapping, which chat templates expect."""
+    if not tools:
+        return None
+    loaded = json.loads(tools)
+    functions = loaded if isinstance(loaded, list) else [loaded]
+    return [
+        tool if not isinstance(tool, dict) or "type" in tool else {"type": "function", "function": tool}
+        for tool in functions
+    ]

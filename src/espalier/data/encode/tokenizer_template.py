@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from espalier.data.encode.encoding import Piece, joined
-from espalier.data.encode.said import is_shown, parts_of, ways_to_write
+from espalier.data.encode.said import CALLS, TEXT, THOUGHTS, is_shown, marked, parts_of, ways_to_write
 from espalier.data.encode.turns import (
     CALL_FORMS,
     CALLING,
@@ -66,13 +66,14 @@ class TokenizerTemplate:
         Raises:
             UserError: the template hides a turn or tools, or leaves out some of a turn that is to be trained.
         """
+        messages = [self._without_text_of_calls(message) for message in messages]
         full = self._text(messages, add_generation_prompt, tools)
         if tools and full == self._text(messages, add_generation_prompt, None):
             raise UserError(
                 "the tokenizer's chat template does not show the tools; use a template that does, or `template: simple`, "
                 "or remove the column `tools`"
             )
-        self._check_nothing_hidden(messages, full, train_from)
+        self._check_nothing_hidden(messages, full, train_from, tools)
         learned = [at for at, turn in enumerate(messages) if at >= train_from and _is_learned(turn)]
         thinking = ""
         if learned and learned[-1] == len(messages) - 1:
@@ -85,7 +86,7 @@ class TokenizerTemplate:
                 start, end, added = len(self._text(messages[:index], True, tools)), len(full), ""
             else:
                 start, end, added = self._span(messages, index, full, tools)
-            self._check_whole(messages, index, full[start:end], tools)
+                self._check_whole(messages, index, full[start:end], tools)
             pieces += [Piece(full[done:start], False), Piece(full[start:end] + added, True)]
             done = end
         return joined([*pieces, Piece(full[done:], False)])
@@ -153,14 +154,28 @@ class TokenizerTemplate:
             self.tokenizer, turns, remedy, add_generation_prompt=add_generation_prompt, tools=functions
         )
 
-    def _check_nothing_hidden(self, messages: Sequence[Message], full: str, train_from: int) -> None:
+    def _without_text_of_calls(self, message: Message) -> Message:
+        """Calls that a file has as text are either calls, where the template has a form for them, or just that text."""
+        if not message.calls_as_text:
+            return message
+        if self._call_form is None:
+            return replace(message, calls="", calls_as_text=False)
+        return replace(message, content="", calls_as_text=False)
+
+    def _check_nothing_hidden(
+        self, messages: Sequence[Message], full: str, train_from: int, tools: str | None
+    ) -> None:
         """Every turn that is only read must be there; thoughts of earlier turns a template may leave out."""
         at = 0
         for number, message in enumerate(messages, start=1):
             if message.role == ASSISTANT:
-                lost = [what for what, part in parts_of(message) if not is_shown(part, full)]
-                learned = number > train_from and message.trained
-                if not learned and [what for what in lost if what != "thoughts"]:
+                if number > train_from and message.trained:
+                    continue  # see `_check_whole`
+                lost = [what for what, said in parts_of(message) if not is_shown(said, full)]
+                lost += (
+                    [what for what, _ in self._unmarked(messages, number - 1, tools)] if message.calls else []
+                )
+                if set(lost) - {THOUGHTS}:
                     raise UserError(_hidden(number, message.role))
                 continue
             # Templates may trim a turn's edges or write a tool's result as JSON text; both show it.
@@ -171,27 +186,36 @@ class TokenizerTemplate:
 
     def _check_whole(self, messages: Sequence[Message], index: int, trained: str, tools: str | None) -> None:
         """All that is said in a turn must be in the text that is trained."""
-        lost = next((found for found in parts_of(messages[index]) if not is_shown(found[1], trained)), None)
-        if lost is None:
+        lost = [found for found in parts_of(messages[index]) if not is_shown(found[1], trained)]
+        lost = lost or self._unmarked(messages, index, tools)
+        if not lost:
             return
-        what, part = lost
+        what, part = lost[0]
         opening = self._text(messages[:index], True, tools)
         alone = self._text(messages[: index + 1], False, tools)
         if index < len(messages) - 1 and (
-            is_shown(part, alone) or (what == "thoughts" and _OPENS_THOUGHTS.search(opening))
+            is_shown(part, alone) or (what == THOUGHTS and _OPENS_THOUGHTS.search(opening))
         ):
             raise UserError(
                 f"the tokenizer's chat template rewrites turn {index + 1} (assistant) once more turns follow: it leaves "
                 f"out its {what} ({_beginning(part)}), so it cannot be trained in place; {_LAST_ONLY}"
             )
         cure = {
-            "thoughts": "write them into the text as <think>…</think> if the model is to learn them so, remove them, ",
-            "calls": "use a chat_template.jinja that has a form for them, write them into the text, ",
+            THOUGHTS: "write them into the text as <think>…</think> if the model is to learn them so, remove them, ",
+            CALLS: "use a chat_template.jinja that has a form for them, write them into the text, ",
         }.get(what, "change these records, ")
         raise UserError(
             f"the tokenizer's chat template has no place for the {what} of turn {index + 1} (assistant): "
             f"{_beginning(part)} would be lost; {cure}or use `template: simple`"
         )
+
+    def _unmarked(self, messages: Sequence[Message], index: int, tools: str | None) -> list[tuple[str, str]]:
+        """The parts of a turn that the template does not write, although the same words may stand somewhere."""
+        other, marks = marked(messages[index])
+        if [what for _, what, _ in marks] == [TEXT]:
+            return []
+        text = self._text([*messages[:index], other, *messages[index + 1 :]], False, tools)
+        return [(what, part) for mark, what, part in marks if mark not in text]
 
     def _thinking(self, messages: Sequence[Message], full: str, tools: str | None) -> str:
         """The conversation with its last turn as it is generated, behind an opened <think>; "" where `full` shows it."""

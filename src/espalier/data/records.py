@@ -46,6 +46,11 @@ class Message:
     trained: bool = field(default=True, repr=False)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the turn is a text and nothing else."""
+        return not (self.thoughts or self.calls or self.name or self.call_id)
+
+    @property
     def written(self) -> str:
         """The content and behind it the calls, as JSON: what stands in formats that have no form for calls.
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from espalier.corpora.made import Omission, key_of
 from espalier.data.read.formats import own_kind
+from espalier.data.read.messages import Bad
 from espalier.data.read.rows import parse_row
-from espalier.data.read.values import Bad
 from espalier.data.records import BadRecord, LeftOut, Record
 
 

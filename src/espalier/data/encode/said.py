@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from espalier.data.records import Message
 
+LEFT_TO_TEMPLATE = "left to the template:"
 THOUGHTS, TEXT, CALLS = "thoughts", "text", "calls"
 
 
@@ -63,6 +65,17 @@ def ways_to_write(text: str) -> tuple[str, ...]:
     return text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
 
 
+def left_to_template(messages: Sequence[Message], text: str) -> list[str]:
+    """Causes for which something of a conversation is not in its text: the template's own manner, which is no mistake."""
+    causes = []
+    if any(said != said.strip() and said not in text for said in (message.content for message in messages)):
+        causes.append(f"{LEFT_TO_TEMPLATE} white space at the ends of turns, which it trims")
+    thoughts = [said for message in messages for what, said in parts_of(message) if what == THOUGHTS]
+    if any(max(map(text.count, ways_to_write(said))) < thoughts.count(said) for said in thoughts):
+        causes.append(f"{LEFT_TO_TEMPLATE} thoughts of turns that are only read, which it leaves out")
+    return causes
+
+
 def _cut(content: str) -> list[tuple[str, str]]:
     """A content cut at <think> and </think>, these as ("", mark); whole where it closes no thoughts."""
     if "</think>" not in content:
@@ -86,3 +99,14 @@ def _leaves(value: Any) -> list[str]:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def beginning(text: str) -> str:
+    """A text as it may stand in a message."""
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+def common_length(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -27,9 +27,10 @@ from espalier.data.encode.encoding import (
     is_endless,
     is_long,
 )
+from espalier.data.encode.said import left_to_template
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.read.account import Account
-from espalier.data.records import SYSTEM, USER, Record
+from espalier.data.records import ASSISTANT, SYSTEM, USER, Record
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
 
@@ -47,7 +48,8 @@ class Encoder:
     its prompt down to a quarter of `cutoff_len`, then the end of its answer; all other records lose the beginning of
     their prompt, the same in every branch, and are left out when that is not enough. A document is never overlong,
     it is cut into pieces. `answers_trained` False marks no token of a preference or ranking trained (a reward model
-    reads its leaves), so that equal beginnings of answers are shared too.
+    reads its leaves), so that equal beginnings of answers are shared too. Of chats, `mask_history` trains the last answer
+    only, `train_on_prompt` everything up to the end of the last trained answer.
     """
 
     tokenizer: Any
@@ -55,6 +57,8 @@ class Encoder:
     cutoff_len: int
     overlong: str = "error"
     answers_trained: bool = True
+    mask_history: bool = False
+    train_on_prompt: bool = False
 
     @cached_property
     def bos(self) -> bool:
@@ -96,9 +100,9 @@ def encode_prompt_ids(
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
         pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
-        for record, (ids, flags) in zip(
-            batch, encode_pieces(encoder.tokenizer, pieces, bos=encoder.bos), strict=True
-        ):
+        encoded = encode_pieces(encoder.tokenizer, pieces, bos=encoder.bos)
+        for record, rendered, (ids, flags) in zip(batch, pieces, encoded, strict=True):
+            _note(record, [rendered], account)
             if len(ids) > max_prompt_length:
                 if encoder.overlong == "error":
                     raise _too_long(record.source, len(ids), "max_prompt_length", max_prompt_length)
@@ -134,6 +138,7 @@ def _encode_batch(
     ]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
     for record, branches in zip(records, rendered, strict=True):
+        _note(record, branches, account)
         if record.kind == "text":
             whole = not is_long(record.text)
             ids = [next(document_ids)] if whole else in_stretches(encoder.tokenizer, record.text)
@@ -162,10 +167,32 @@ def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
     assert record.kind not in ("text", "prompt"), (
         "documents have no turns, prompts go through encode_prompt_ids"
     )
+    train_from = len(record.prompt)
+    if record.kind == "chat":
+        roles = [message.role for message in record.messages]
+        if encoder.mask_history:
+            train_from = len(roles) - 1 - roles[::-1].index(ASSISTANT)
+        if encoder.train_on_prompt and not all(message.trained for message in record.messages):
+            raise UserError(
+                "a turn says that it is only read, but `train_on_prompt` learns all of them; remove one of the two"
+            )
     return [
-        encoder.template.render(branch, tools=record.tools, train_from=len(record.prompt))
+        encoder.template.render(branch, tools=record.tools, train_from=train_from)
         for branch in record.branches
     ]
+
+
+def _note(record: Record, branches: list[list[Piece]], account: Account) -> None:
+    """Counts what of a record is not in its trees because of its end or its template."""
+    for note in record.notes:
+        account.add(note, record.source)
+    written = ["".join(piece.text for piece in pieces) for pieces in branches]
+    said = record.branches if record.answers else [record.prompt]
+    causes = {
+        cause for turns, text in zip(said, written, strict=False) for cause in left_to_template(turns, text)
+    }
+    for cause in sorted(causes):
+        account.add(cause, record.source)
 
 
 def _prompt_text(record: Record, encoder: Encoder) -> str:
@@ -191,9 +218,15 @@ def _judged(
         extras["scores"] = torch.tensor(scores)
     if labels:
         extras["desirable"] = torch.tensor(labels)
+    if record.kind == "chat" and encoder.train_on_prompt:
+        paths = [(ids, [0 < at <= _last_trained(flags) for at in range(len(ids))]) for ids, flags in paths]
     if record.kind in ("preference", "ranking") and not encoder.answers_trained:
         paths = [(ids, [False] * len(ids)) for ids, _ in paths]
     return paths, extras
+
+
+def _last_trained(flags: list[bool]) -> int:
+    return len(flags) - 1 - flags[::-1].index(True)
 
 
 def _document(record: Record, ids: Iterable[list[int]], encoder: Encoder, account: Account) -> Iterator[Path]:

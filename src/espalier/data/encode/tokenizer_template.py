@@ -15,16 +15,18 @@ from functools import cached_property
 from typing import Any
 
 from espalier.data.encode.encoding import Piece, joined
-from espalier.data.encode.said import CALLS, TEXT, THOUGHTS, is_shown, marked, parts_of, ways_to_write
-from espalier.data.encode.turns import (
-    CALL_FORMS,
-    CALLING,
-    TOOL_OF_CALLING,
-    CallForm,
-    as_functions,
-    as_turn,
-    shows_call,
+from espalier.data.encode.said import (
+    CALLS,
+    TEXT,
+    THOUGHTS,
+    beginning,
+    common_length,
+    is_shown,
+    marked,
+    parts_of,
+    ways_to_write,
 )
+from espalier.data.encode.turns import TOOL_OF_CALLING, CallForm, as_functions, as_turn, found_form
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Message
 from espalier.errors import UserError
 from espalier.rendering import rendered
@@ -110,7 +112,7 @@ class TokenizerTemplate:
         except UserError:
             return closing
         after = longer.partition(_OTHER)[2]
-        for length in range(_common(closing, after), 0, -1):
+        for length in range(common_length(closing, after), 0, -1):
             rest = closing[length:].lstrip()
             if closing[:length].strip() and (not rest or self._special_in(rest)[0] == 0):
                 return closing[:length].rstrip()
@@ -132,20 +134,18 @@ class TokenizerTemplate:
     @cached_property
     def _call_form(self) -> CallForm | None:
         """The form in which the template shows calls of tools; None where it has none."""
-        for form in CALL_FORMS:
-            try:
-                text = self._rendered(
-                    [as_turn(message, form) for message in CALLING], False, json.dumps([TOOL_OF_CALLING])
-                )
-            except UserError:
-                continue
-            if shows_call(text):
-                return form
-        return None
+        tools = json.dumps([TOOL_OF_CALLING])
+        return found_form(lambda turns: self._rendered(turns, False, tools))
 
     def _text(self, messages: Sequence[Message], add_generation_prompt: bool, tools: str | None) -> str:
         form = self._call_form if any(message.calls for message in messages) else None
-        return self._rendered([as_turn(message, form) for message in messages], add_generation_prompt, tools)
+        turns = [
+            {"role": message.role, "content": message.prefix + message.content}
+            if message.is_plain
+            else as_turn(message, form)
+            for message in messages
+        ]
+        return self._rendered(turns, add_generation_prompt, tools)
 
     def _rendered(self, turns: list[dict[str, Any]], add_generation_prompt: bool, tools: str | None) -> str:
         remedy = "change these records, use `template: simple`, or another chat_template.jinja"
@@ -198,7 +198,7 @@ class TokenizerTemplate:
         ):
             raise UserError(
                 f"the tokenizer's chat template rewrites turn {index + 1} (assistant) once more turns follow: it leaves "
-                f"out its {what} ({_beginning(part)}), so it cannot be trained in place; {_LAST_ONLY}"
+                f"out its {what} ({beginning(part)}), so it cannot be trained in place; {_LAST_ONLY}"
             )
         cure = {
             THOUGHTS: "write them into the text as <think>…</think> if the model is to learn them so, remove them, ",
@@ -206,7 +206,7 @@ class TokenizerTemplate:
         }.get(what, "change these records, ")
         raise UserError(
             f"the tokenizer's chat template has no place for the {what} of turn {index + 1} (assistant): "
-            f"{_beginning(part)} would be lost; {cure}or use `template: simple`"
+            f"{beginning(part)} would be lost; {cure}or use `template: simple`"
         )
 
     def _unmarked(self, messages: Sequence[Message], index: int, tools: str | None) -> list[tuple[str, str]]:
@@ -290,8 +290,8 @@ class TokenizerTemplate:
                 with_other = self._text(turns, False, tools)
             except UserError:
                 continue
-            begin = _common(full, with_other)
-            same = _common(full[begin:][::-1], with_other[begin:][::-1])
+            begin = common_length(full, with_other)
+            same = common_length(full[begin:][::-1], with_other[begin:][::-1])
             return begin, len(full) - same
         raise UserError(
             f"the tokenizer's chat template does not say where turn {index + 1} (assistant) ends; {_LAST_ONLY}"
@@ -305,7 +305,7 @@ class TokenizerTemplate:
         if not full.startswith(opening):
             # Some templates open an answer with a <think> that they leave out of all turns but the last.
             begin -= len(prefix)
-            plain = len(self._text(messages[:index], False, tools)) <= begin <= _common(opening, full)
+            plain = len(self._text(messages[:index], False, tools)) <= begin <= common_length(opening, full)
             if index == len(messages) - 1 or not plain or not opening[begin:].lstrip().startswith("<think>"):
                 raise UserError(
                     f"the tokenizer's chat template writes what stands before turn {index + 1} (assistant) differently "
@@ -337,13 +337,3 @@ def _hidden(number: int, role: str) -> str:
         f"the tokenizer's chat template does not show turn {number} ({role}); the model would be trained on an answer to "
         "what it cannot see; remove such turns, or use `template: simple`"
     )
-
-
-def _beginning(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:37]}...")
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from espalier.data.records import ASSISTANT, TOOL, USER, Message
+from espalier.errors import UserError
 
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a template wants calls: the content of a turn that is nothing else, and whether arguments are JSON text."""
+    """How a template wants calls: the content of a turn that is nothing else (None: it has none), and whether arguments
+    are JSON text."""
 
     content: str | None
     as_text: bool
 
 
-CALL_FORMS = (CallForm(None, False), CallForm("", False), CallForm(None, True), CallForm("", True))
+_FORMS = (CallForm(None, False), CallForm("", False), CallForm(None, True), CallForm("", True))
 
 _CALL = '[{"id": "abcdefghi", "type": "function", "function": {"name": "look_up", "arguments": {"word": "oriel"}}}]'
 TOOL_OF_CALLING = {
@@ -25,7 +28,7 @@ TOOL_OF_CALLING = {
     "description": "d",
     "parameters": {"type": "object", "properties": {}},
 }
-CALLING = (
+_CALLING = (
     Message(USER, "x"),
     Message(ASSISTANT, "", calls=_CALL),
     Message(TOOL, "z", name="look_up", call_id="abcdefghi"),
@@ -34,9 +37,16 @@ CALLING = (
 """A conversation with a call, to see what a template makes of it."""
 
 
-def shows_call(text: str) -> bool:
-    """Whether `CALLING` was written so that its call stands there as one, with its arguments as JSON."""
-    return "oriel" in text and '\\"oriel' not in text and "look_up" in text
+def found_form(write: Callable[[list[dict[str, Any]]], str]) -> CallForm | None:
+    """The form in which a template, as `write`, shows a call as one, its arguments as JSON; None where it has none."""
+    for form in _FORMS:
+        try:
+            text = write([as_turn(message, form) for message in _CALLING])
+        except UserError:
+            continue
+        if "oriel" in text and '\\"oriel' not in text and "look_up" in text:
+            return form
+    return None
 
 
 def as_turn(message: Message, form: CallForm | None) -> dict[str, Any]:
@@ -44,8 +54,6 @@ def as_turn(message: Message, form: CallForm | None) -> dict[str, Any]:
     turn = message.as_turn()
     turn.pop("weight", None)
     turn["content"] = turn.pop("prefix", "") + turn["content"]
-    if message.thoughts:
-        turn["thinking"] = turn["reasoning"] = message.thoughts
     if message.calls and form is not None:
         turn["content"] = turn["content"] or form.content
         for call in turn["tool_calls"] if form.as_text else ():

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from espalier.data.read.dialogues import as_history, as_pairs, is_waiting, waiting_dialogue
-from espalier.data.read.messages import as_messages
-from espalier.data.read.values import Bad, as_text
+from espalier.data.read.messages import Bad, as_text
+from espalier.data.read.turns import as_messages
 from espalier.data.records import SYSTEM, USER, Message, Messages
 
 Row = Mapping[str, Any]

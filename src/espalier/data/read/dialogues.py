@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.data.read.messages import as_messages
-from espalier.data.read.values import Bad, as_label, as_text, shown
+from espalier.data.read.messages import Bad, as_label, as_text, shown
+from espalier.data.read.turns import as_messages
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Message, Messages
 
 _MARKS = {"Human": USER, "Assistant": ASSISTANT, "人类": USER, "助手": ASSISTANT}

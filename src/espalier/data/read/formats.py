@@ -26,8 +26,8 @@ from espalier.data.read.columns import (
     prompt_of,
 )
 from espalier.data.read.dialogues import as_hh_dialogue, looks_like_hh
-from espalier.data.read.messages import as_messages, check_order, parted
-from espalier.data.read.values import Bad, as_label, as_text, shown
+from espalier.data.read.messages import Bad, as_label, as_text, check_order, parted, shown
+from espalier.data.read.turns import as_messages
 from espalier.data.records import ASSISTANT, KINDS, USER, Answer, Message, Messages, Record
 
 Reader = Callable[[Row, str], Record]
@@ -177,6 +177,8 @@ def _answered(prompt: Messages, answer: Messages = ()) -> Record:
 
 def _answer(row: Row, name: str) -> Messages:
     """An answer, or a dialogue that ends with it; behind "Assistant:" it begins with a space that belongs to the mark."""
+    if looks_like_hh(row[name]):
+        return as_hh_dialogue(row[name], f"column {name!r}")
     said = _said(row[name], f"column {name!r}")
     if isinstance(row[name], str) and said[0].role == ASSISTANT and has_marked_prompt(row):
         return (replace(said[0], content=said[0].content.removeprefix(" ")),)
@@ -186,8 +188,6 @@ def _answer(row: Row, name: str) -> Messages:
 def _said(value: Any, what: str) -> Messages:
     if isinstance(value, (list, dict)):
         return as_messages(value, what)
-    if looks_like_hh(value):
-        return as_hh_dialogue(value, what)
     return (Message(ASSISTANT, as_text(value, what)),)
 
 

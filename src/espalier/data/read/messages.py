@@ -1,4 +1,4 @@
-"""A user's turns -> `Message`s, checked: OpenAI's and ShareGPT's lists, and what other projects write in them.
+"""What a user's row says, checked: values as text and labels, `Message`s in their order.
 
 Every function raises `Bad` with a short cause and a reason that names the cure; none repairs anything.
 """
@@ -6,179 +6,69 @@ Every function raises `Bad` with a short cause and a reason that names the cure;
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+import re
 from typing import Any
 
-from espalier.data.read.tool_calls import as_calls, calls_in_text
-from espalier.data.read.values import Bad, as_label, as_text, shown
-from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message, Messages
+from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Messages
 
-_ROLE_NAMES = {
-    "system": SYSTEM,
-    "developer": SYSTEM,
-    "user": USER,
-    "human": USER,
-    "assistant": ASSISTANT,
-    "gpt": ASSISTANT,
-    "bot": ASSISTANT,
-    "model": ASSISTANT,
-    "function_call": ASSISTANT,
-    "tool_call": ASSISTANT,
-    "tool": TOOL,
-    "function": TOOL,
-    "observation": TOOL,
-    "ipython": TOOL,
-    "tool_response": TOOL,
-}
-_CALLING = ("function_call", "tool_call")
-"""Roles of turns that are nothing but calls of tools, as JSON text."""
-_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-_TRAINED = ("weight", "loss", "train", "training")
-"""Keys by which other projects say that a turn is learned, or only read."""
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can write half of a character; no tokenizer takes it
 
 
-def as_messages(value: Any, what: str) -> Messages:
-    """A list of turns, or a single turn, or either as JSON text; OpenAI's or ShareGPT's keys.
+class Bad(Exception):
+    """A row is no record; becomes a `BadRecord` at the place where the row's source is known."""
 
-    The order of roles is not checked here (see `check_order`). Raises `Bad`.
-    """
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise Bad("broken JSON", f"{what} looks like JSON text but is broken: {error}") from None
-    if isinstance(value, Mapping):
-        value = [value]
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise Bad(
-            "not messages",
-            f"{what} holds {shown(value)}, wanted a list of {{role, content}} or {{from, value}}",
-        )
-    if not value:
-        raise Bad("empty messages", f"{what} is an empty list, wanted at least one turn")
-    messages: list[Message] = []
-    for number, turn in enumerate(value, start=1):
-        _append(messages, _said(turn, f"{what}, turn {number}"), f"{what}, turn {number}")
-    return tuple(messages)
+    def __init__(self, cause: str, reason: str) -> None:
+        super().__init__(reason)
+        self.cause = cause
+        self.reason = reason
 
 
-def _append(messages: list[Message], said: Iterable[tuple[Message, bool]], what: str) -> None:
-    """Adds what one turn says; calls that stand in a turn of their own belong to the assistant's turn before them."""
-    for message, joins in said:
-        if not (joins and messages and messages[-1].role == ASSISTANT):
-            messages.append(message)
-            continue
-        before = messages.pop()
-        if before.trained != message.trained:
-            raise Bad(
-                "odd weight",
-                f"{what} is trained otherwise than the text before it; give both the same weight",
-            )
-        calls = json.dumps(
-            [*json.loads(before.calls or "[]"), *json.loads(message.calls)], ensure_ascii=False
-        )
-        both = before.calls_as_text and message.calls_as_text
-        content = f"{before.content}\n{message.content}" if both else before.content
-        messages.append(replace(before, content=content, calls=calls, calls_as_text=both))
-
-
-def _said(turn: Any, what: str) -> list[tuple[Message, bool]]:
-    """What a turn says, each with whether it is calls in a turn of their own."""
-    name, content = _speaker(turn, what)
-    role = _ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
-    if role is None:
-        raise Bad("unknown role", f"{what} has the role {name!r}; known are {', '.join(_ROLE_NAMES)}")
-    trained = _trained(turn, role, what)
-    if role == TOOL and isinstance(turn.get("parameters"), Mapping):  # ChatGLM3's form: a call and its result
-        call = as_calls({"name": turn.get("name"), "arguments": turn["parameters"]}, what)
-        content = turn.get("observation", content)
-        if not isinstance(content, str):
-            content = json.dumps(content, ensure_ascii=False)
-        result = Message(TOOL, as_text(content, what, may_be_empty=True), name=str(turn["name"]))
-        return [(Message(ASSISTANT, "", calls=call, trained=trained), True), (result, False)]
-    if isinstance(content, list):
-        content = _joined_parts(content, what)
-    if role == ASSISTANT:
-        return [_assistant(turn, name.lower(), content, trained, what)]
-    text = as_text(content, f"{what} ({name})", may_be_empty=role in (SYSTEM, TOOL))
-    further = {
-        key: as_text(turn.get(key), f"{what}, {key}", may_be_empty=True) for key in ("name", "tool_call_id")
+def shown(value: Any) -> str:
+    """A value as it may stand in an error message: its kind and the beginning of it."""
+    if value is None:
+        return "null"
+    kinds = {
+        bool: "true/false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
     }
-    return [(Message(role, text, name=further["name"], call_id=further["tool_call_id"]), False)]
-
-
-def _speaker(turn: Any, what: str) -> tuple[Any, Any]:
-    """The role and the content of a turn."""
-    if not isinstance(turn, Mapping):
-        raise Bad("not messages", f"{what} is {shown(turn)}, wanted {{role, content}} or {{from, value}}")
-    for role, content in (("role", "content"), ("from", "value")):
-        if turn.get(role) is not None:
-            return turn[role], turn.get(content)
-    raise Bad(
-        "not messages", f"{what} has the keys {sorted(turn)}, wanted {{role, content}} or {{from, value}}"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return (
+        f"{kinds.get(type(value), type(value).__name__)} ({text if len(text) <= 60 else text[:57] + '...'})"
     )
 
 
-def _assistant(
-    turn: Mapping[str, Any], name: str, content: Any, trained: bool, what: str
-) -> tuple[Message, bool]:
-    """An assistant's turn, and whether it is calls in a turn of their own."""
-    called = turn.get("tool_calls") or turn.get("function_call")
-    calls = as_calls(called, what) if called else ""
-    text = as_text(content, f"{what} ({name})", may_be_empty=bool(calls))
-    in_text = calls_in_text(text) if name in _CALLING and not calls else ""
-    thoughts = [as_text(turn.get(key), f"{what}, {key}", may_be_empty=True) for key in _THOUGHTS]
-    message = Message(
-        ASSISTANT,
-        text,
-        as_text(turn.get("prefix"), f"{what}, prefix", may_be_empty=True),
-        thoughts=next((thought for thought in thoughts if thought.strip()), ""),
-        calls=calls or in_text,
-        calls_as_text=bool(in_text),
-        name=as_text(turn.get("name"), f"{what}, name", may_be_empty=True),
-        trained=trained,
-    )
-    return message, bool(in_text)
+def as_text(value: Any, what: str, *, may_be_empty: bool = False) -> str:
+    """`value` if it is text. `what` names the place ("column 'output'").
 
-
-def _trained(turn: Mapping[str, Any], role: str, what: str) -> bool:
-    """Whether an assistant's turn is learned, by the keys that say so; all must say the same."""
-    said = {}
-    for key in _TRAINED:
-        value = turn.get(key)
+    Raises `Bad` for anything but text, and for empty or blank text unless `may_be_empty`, when null is "".
+    """
+    if value is None and may_be_empty:
+        return ""
+    if not isinstance(value, str):
         if value is None:
-            continue
-        said[key] = as_label(value)
-        if said[key] is None:
-            raise Bad(
-                "odd weight",
-                f"{what}: {key!r} is {shown(value)}; wanted 1 or true (learned), 0 or false (read)",
-            )
-    if len(set(said.values())) > 1:
+            raise Bad("empty text", f"{what} is null, wanted text; fill it in or remove the record")
         raise Bad(
-            "odd weight", f"{what}: {' and '.join(map(repr, said))} say different things; keep one of them"
+            "not text", f"{what} holds {shown(value)}, wanted text; put it in quotes or name another column"
         )
-    learned = any(said.values()) or not said
-    if said and learned and role != ASSISTANT:
+    if not may_be_empty and not value.strip():
+        raise Bad("empty text", f"{what} is empty; fill it in or remove the record")
+    if not value.isascii() and _HALF.search(value):
         raise Bad(
-            "odd weight",
-            f"{what}: {next(iter(said))!r} would train a turn of {role}, but only the assistant's are; remove the key "
-            "(`train_on_prompt: true` trains everything)",
+            "broken character",
+            f"{what} holds half a character (a lone surrogate such as \\ud83d); repair the text",
         )
-    return learned or role != ASSISTANT
+    return value
 
 
-def _joined_parts(parts: list[Any], what: str) -> str:
-    """OpenAI's list of content parts as one text; only text parts can be trained on."""
-    texts = []
-    for part in parts:
-        if not (isinstance(part, Mapping) and part.get("type") == "text"):
-            raise Bad(
-                "not text", f"{what} has a part that is no text: {shown(part)}; only text can be trained on"
-            )
-        texts.append(as_text(part.get("text"), what))
-    return "".join(texts)
+def as_label(value: Any) -> bool | None:
+    """True or False by any of the names that labels have; None for anything else."""
+    if isinstance(value, bool) or value in (0, 1):
+        return bool(value)
+    return {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else None
 
 
 def check_order(messages: Messages, what: str, *, ends_with: str | None = None) -> None:

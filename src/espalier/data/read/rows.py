@@ -14,8 +14,7 @@ from dataclasses import replace
 
 from espalier.data.read.columns import COLUMNS, Row, columns_of, first_of, missing
 from espalier.data.read.formats import FORMATS, detect
-from espalier.data.read.messages import check_order
-from espalier.data.read.values import Bad, as_text, shown
+from espalier.data.read.messages import Bad, as_text, check_order, shown
 from espalier.data.records import ASSISTANT, KINDS, BadRecord, LeftOut, Record
 
 _REFERENCE = ("reference", "ground_truth", "answer")

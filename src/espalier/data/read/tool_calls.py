@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from espalier.data.read.values import Bad, as_text, shown
+from espalier.data.read.messages import Bad, as_text, shown
 
 
 def as_calls(value: Any, what: str) -> str:

@@ -206,7 +206,7 @@ class _Table:
     def fill(self, records: Sequence[Record]) -> None:
         if self._job.encoder is None:
             for record in records:
-                self._record(record, ())
+                self._record(record, record.notes)
                 self._lists["characters"].append(sum(map(len, record.texts)))
                 self._trees_of.append(0)
         elif self._job.kind == "prompt":

@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: every assistant turn of a conversation in one pass, its end token included."""
+"""Supervised fine-tuning: every assistant turn of a conversation in one pass, its end token included; or the last only."""
 
 from __future__ import annotations
 
+from espalier.config.options import TurnOptions
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.stages.parts import HeldOut, NextToken, Parts, validator
 from espalier.stages.setup import Setup
@@ -23,4 +24,4 @@ def build(setup: Setup) -> Parts:
     )
 
 
-STAGE = Stage("chat", build)
+STAGE = Stage("chat", build, (TurnOptions,))

@@ -18,7 +18,7 @@ import torch
 from _common import lengths, model_of, paired, report, text, tokenizer_of
 from _peers import Side, trl_grpo
 from espalier.data.steps.feed import Rows
-from espalier.engine.optim import adamw
+from espalier.engine.optim import OptimizerSettings, optimizer_of
 from espalier.models.forward import TreeModel, Want
 from espalier.models.probe import probe
 from espalier.models.sampling.generate import Sampling
@@ -49,7 +49,7 @@ def ours(size: str, rows: list[dict[str, Any]], tokenizer: Any, group: int, new:
     model = TreeModel(lm, probe(lm))
     frozen = copy.deepcopy(model).requires_grad_(False)
     objective = GroupObjective(GRPOOptions(), KL_COEF, new, 1.0)
-    optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.0)
+    optimizer = optimizer_of(model, OptimizerSettings("adamw", 1e-6))
     rows_in = Rows(lay_out_tree, 4096)
     sampling = Sampling(new, stop=(tokenizer.eos_token_id,))
 

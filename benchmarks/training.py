@@ -20,13 +20,13 @@ from espalier.data.encode.templates import choose_template
 from espalier.data.encode.tokenise import Encoder, encode_all
 from espalier.data.records import Message, Record
 from espalier.data.steps.feed import DatasetFeed, Rows
-from espalier.engine.optim import adamw
+from espalier.engine.optim import OptimizerSettings, optimizer_of
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
+from espalier.stages.likelihood import NextToken
 from espalier.stages.objectives.dpo import Preferences, Reference
 from espalier.stages.objectives.reward import PairwiseReward
-from espalier.stages.parts import NextToken
 from espalier.trees import Tree, lay_out_tree
 
 ROW_TOKENS = 4096
@@ -100,7 +100,7 @@ def ours(size: str, task: str, rows: list[dict[str, Any]], tokenizer: Any) -> tu
         "reward": PairwiseReward("log_sig", fresh=False),
         "dpo": Preferences("sigmoid", 0.1, 0.0, fresh=False),
     }[task]
-    optimizer = adamw(model, learning_rate=1e-6, weight_decay=0.0)
+    optimizer = optimizer_of(model, OptimizerSettings("adamw", 1e-6))
 
     def run() -> dict[str, float]:
         feed = DatasetFeed(trees, Rows(lay_out_tree, ROW_TOKENS), trees_per_step=PER_STEP, annotate=add)

@@ -24,19 +24,22 @@ from espalier.config import (
     split_pipeline,
     stage_of,
 )
-from espalier.config.names import CURES, SPREAD, STAGE_SYNONYMS, STAND_INS, SWITCHES, VALUES
+from espalier.config.names import SPREAD, STAGE_SYNONYMS, STAND_INS, SWITCHES, VALUES
 from espalier.config.options import (
     COMMON,
     DataOptions,
     EngineOptions,
     LoraOptions,
     ModelOptions,
+    OptimizerOptions,
     Options,
     RunOptions,
     TokenizedOptions,
+    TrackOptions,
     TrainOptions,
     option,
 )
+from espalier.config.refused import REFUSED
 from espalier.errors import UserError
 
 
@@ -212,7 +215,7 @@ def test_what_yaml_misreads_is_understood() -> None:
     )
     assert built[RunOptions].seed == 3 and isinstance(built[RunOptions].seed, int)
     assert built[LoraOptions].lora_target == ["a", "b"]
-    assert built[RunOptions].report_to == ["wandb"]
+    assert built[TrackOptions].report_to == ["wandb"]
     assert built[DataOptions].dataset == ["d.jsonl"]
 
 
@@ -292,8 +295,8 @@ def test_a_llama_factory_file_runs_as_it_is(tmp_path: Path) -> None:
     assert built == build(values, ALL["dpo"], all_classes=ALL)
     assert built[DataOptions].dataset == ["identity", "alpaca_en_demo"]
     assert built[TokenizedOptions].preprocessing_num_workers == 16
-    assert built[EngineOptions].precision == "bf16" and built[TrainOptions].optim == "adamw"
-    assert built[TrainOptions].max_steps is None and built[RunOptions].report_to == []
+    assert built[EngineOptions].precision == "bf16" and built[OptimizerOptions].optim == "adamw"
+    assert built[TrainOptions].max_steps is None and built[TrackOptions].report_to == []
     assert built[ModelOptions].trust_remote_code and built[RunOptions].resume is True
     ignored = [
         "do_train",
@@ -345,7 +348,7 @@ def test_the_tables_agree_with_the_options() -> None:
     switched = {switch[0] for switch in SWITCHES.values()}
     assert targets - {name for table in SPREAD.values() for name in table} <= keys
     assert {*VALUES, *STAND_INS, *switched, *spread} <= keys
-    tables = [set(SYNONYMS), set(SWITCHES), set(IGNORED), set(CURES), keys]
+    tables = [set(SYNONYMS), set(SWITCHES), set(IGNORED), set(REFUSED), keys]
     assert sum(map(len, tables)) == len(set().union(*tables)), "a name stands in two tables"
     assert all(sentence and not sentence.endswith(".") for sentence in IGNORED.values())
 

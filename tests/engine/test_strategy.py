@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from espalier.engine.checkpoint import load_checkpoint, rng_from_tensors, rng_to_tensors, save_checkpoint
-from espalier.engine.optim import adamw
+from espalier.engine.optim import OptimizerSettings, optimizer_of
 from espalier.engine.strategy import (
     clip_gradients,
     make_accelerator,
@@ -42,7 +42,7 @@ def prepared(seed: int) -> tuple[Accelerator, nn.Module, torch.optim.Optimizer]:
     net = Net()
     torch.manual_seed(0)
     net.frozen.reset_parameters()  # what is not trained is not saved: both runs load it
-    module, optimizer = accelerator.prepare(net, adamw(net, learning_rate=1e-2, weight_decay=0.1))
+    module, optimizer = accelerator.prepare(net, optimizer_of(net, OptimizerSettings("adamw", 1e-2, 0.1)))
     return accelerator, module, optimizer
 
 

@@ -8,6 +8,8 @@ import math
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ import torch
 from espalier.engine import track
 from espalier.engine.progress import clock, in_words
 from espalier.engine.track import Meter, Tracker, keep_rows
+from espalier.engine.trackers import TrackedRun, open_trackers
 from espalier.errors import UserError
 from espalier.screen import Screen
 
@@ -203,7 +206,14 @@ def test_a_feed_without_an_end_has_no_time_left(tmp_path: Path) -> None:
 
 def test_other_ranks_are_silent(tmp_path: Path) -> None:
     console = screen(terminal=True)
-    with Tracker(tmp_path / "rank1", "sft", 5, ["tensorboard"], False, console=console) as tracker:
+    with Tracker(
+        tmp_path / "rank1",
+        "sft",
+        5,
+        partial(open_trackers, ["tensorboard"], TrackedRun(tmp_path, "x")),
+        False,
+        console=console,
+    ) as tracker:
         tracker.step(1)
         tracker.log({"step": 1, "loss": 1.0})
         tracker.say(1, "hello")
@@ -253,7 +263,9 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for start, stop in ((0, 4), (2, 6)):
-        with Tracker(tmp_path, "sft", 6, ["tensorboard"], resumed_step=start, console=screen()) as tracker:
+        run = TrackedRun(tmp_path, "mine", options={"learning_rate": 0.5}, resumed_step=start)
+        opens = partial(open_trackers, ["tensorboard"], run)
+        with Tracker(tmp_path, "sft", 6, opens, resumed_step=start, console=screen()) as tracker:
             for step in range(start + 1, stop + 1):
                 tracker.log({"step": step, "loss": step + start / 10, "bad": math.nan})
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -261,21 +273,24 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     assert "bad" not in events.Tags()["scalars"]
     seen = [(event.step, round(event.value, 3)) for event in events.Scalars("loss")]
     assert seen == [(1, 1.0), (2, 2.0), (3, 3.2), (4, 4.2), (5, 5.2), (6, 6.2)]
+    assert (
+        b"| learning_rate | `0.5` |" in events.Tensors("options/text_summary")[0].tensor_proto.string_val[0]
+    )
 
 
-@pytest.mark.parametrize("kind", ["wandb", "swanlab", "tensorboard"])
+@pytest.mark.parametrize("kind", ["wandb", "swanlab", "tensorboard", "trackio"])
 def test_a_missing_package_names_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if kind == "tensorboard" else kind, None)
     with pytest.raises(UserError, match=rf"pip install 'espalier-llm\[{kind}\]'"):
-        Tracker(tmp_path, "sft", 1, [kind], console=screen())
+        open_trackers([kind], TrackedRun(tmp_path, "sft"))
     with pytest.raises(UserError, match="wanted some of tensorboard, wandb, swanlab"):
-        Tracker(tmp_path, "sft", 1, ["weights"], console=screen())
+        open_trackers(["weights"], TrackedRun(tmp_path, "sft"))
 
 
 class Service:
-    """Stands for wandb and for swanlab: remembers how it was called."""
+    """Stands for wandb, swanlab and trackio: remembers how it was called."""
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
@@ -294,7 +309,12 @@ class Service:
 
 
 @pytest.mark.parametrize(
-    ("kind", "key", "with_key"), [("wandb", "WANDB_API_KEY", "online"), ("swanlab", "SWANLAB_API_KEY", None)]
+    ("kind", "key", "with_key"),
+    [
+        ("wandb", "WANDB_API_KEY", "online"),
+        ("swanlab", "SWANLAB_API_KEY", None),
+        ("trackio", "HF_TOKEN", None),
+    ],
 )
 def test_a_service_never_asks_for_a_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, key: str, with_key: str | None
@@ -307,13 +327,28 @@ def test_a_service_never_asks_for_a_key(
     for _ in range(2):
         service = Service()
         monkeypatch.setitem(sys.modules, kind, service)
-        with Tracker(tmp_path, "sft", 1, [kind], console=screen()) as tracker:
+        run = TrackedRun(tmp_path, "mine", None, {"learning_rate": 0.5})
+        with Tracker(tmp_path, "sft", 1, partial(open_trackers, [kind], run), console=screen()) as tracker:
             tracker.log({"step": 1, "loss": 1.0})
-        modes.append(service.options["mode"])
+        modes.append(service.options.get("mode"))
+        assert service.options["project"] == "espalier" and service.options["config"] == {
+            "learning_rate": 0.5
+        }
         (numbers, step), *others = service.logged
         assert step == 1 and numbers == {"loss": 1.0} and not others and service.finished
         monkeypatch.setenv(key, "secret")
-    assert modes == ["offline", with_key]
+    assert modes == ["offline" if kind != "trackio" else None, with_key]
+
+
+def test_a_project_is_what_was_asked_for_else_what_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = TrackedRun(Path("runs/sft"), "sft")
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    assert run.project_of("WANDB_PROJECT") == "espalier"
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    assert run.project_of("WANDB_PROJECT") == "theirs"
+    assert replace(run, project="mine").project_of("WANDB_PROJECT") == "mine"
 
 
 @pytest.mark.slow

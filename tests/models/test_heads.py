@@ -32,6 +32,16 @@ def test_temperature_divides_the_logits() -> None:
         assert hot.item() == pytest.approx(-math.log(1 + math.exp(-1)), rel=1e-4)
 
 
+def test_a_smoothed_target_is_partly_the_mean_over_the_vocabulary() -> None:
+    logits, labels = torch.randn(6, 9), torch.randint(9, (6,))
+    plain = logits.log_softmax(-1)
+    wanted = 0.8 * plain.gather(1, labels[:, None])[:, 0] + 0.2 * plain.mean(-1)
+    torch.testing.assert_close(label_logprobs(logits, labels, 1.0, False, 0.2)[0], wanted)
+    head = nn.Linear(9, 9, bias=False)
+    head.weight.data = torch.eye(9)
+    torch.testing.assert_close(chunked_logprobs(head, logits, labels, 1.0, False, 0.2)[0], wanted)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 7])
 @pytest.mark.parametrize("entropy", [False, True])
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, entropy: bool, rows: int) -> None:

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,29 @@ def test_an_adapter_folder_loads_merged_into_its_base(
     if head is not None and read is not None:
         torch.testing.assert_close(scores(again, read, trees), scores(lm, head, trees), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(logits(load_with_adapter(str(tmp_path / "base"))), logits(base))
+
+
+def test_other_programs_stop_where_answers_were_trained_to_end(tiny: Tiny, tmp_path: Path) -> None:
+    """A base that ends texts with token 2, trained with a template that ends answers with token 7."""
+    base = tiny("llama")
+    for folder in ("base", "trained", "adapter", "merged"):
+        (tmp_path / folder).mkdir()
+    save_model(tmp_path / "base", TreeModel(base, probe(base)), None)
+    save_model(tmp_path / "trained", TreeModel(base, probe(base)), None, ends=(2, 7))
+    lm = add_lora(load_lm(str(tmp_path / "base")), rank=2, alpha=None, dropout=0.0, target=None, bias="none")
+    save_model(tmp_path / "adapter", TreeModel(lm, probe(lm)), None, ends=(7,))
+    merged = load_with_adapter(str(tmp_path / "adapter"))
+    save_model(tmp_path / "merged", TreeModel(merged, probe(merged)), None)
+
+    def length(folder: str) -> int:
+        """New tokens that transformers itself generates where token 7 is by far the likeliest."""
+        other: Any = AutoModelForCausalLM.from_pretrained(str(tmp_path / folder))
+        other.lm_head = nn.Linear(32, 99)
+        nn.init.zeros_(other.lm_head.weight)
+        other.lm_head.bias.data = 10.0 * (torch.arange(99) == 7)
+        return int(other.generate(IDS, max_new_tokens=4, do_sample=False).shape[1]) - IDS.shape[1]
+
+    assert [length(folder) for folder in ("base", "trained", "merged")] == [4, 1, 1]
 
 
 def test_no_head_where_there_is_no_folder_or_several_labels(tiny: Tiny, tmp_path: Path) -> None:

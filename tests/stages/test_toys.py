@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from espalier.maths.losses import PREFERENCES
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, Want
+from espalier.stages.likelihood import NextToken
 from espalier.stages.objectives import grpo, ppo
 from espalier.stages.objectives.dpo import Preferences
 from espalier.stages.objectives.reward import PairwiseReward
-from espalier.stages.parts import NextToken
 from espalier.trees import Batch, Tree, lay_out_tree
 
 PROMPT, ACTIONS = 0, 4

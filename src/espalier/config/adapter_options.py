@@ -23,6 +23,9 @@ class LoraOptions(Options):
     lora_bias: Literal["none", "all", "lora_only"] = option("none", "Which biases are trained with LoRA.")
     use_rslora: bool = option(False, "Scale LoRA by alpha / sqrt(rank), so that high ranks learn as fast.")
     use_dora: bool = option(False, "Learn the directions and the lengths of the weights apart (DoRA).")
+    loraplus_lr_ratio: float = option(
+        1.0, "LoRA's B matrices learn at so many times the learning rate (LoRA+; 16 is usual).", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from typing import Any, get_type_hints
 from espalier.config.convert import Unfit, convert, found_name
 from espalier.config.file import Placed
 from espalier.config.names import (
-    CURES,
     IGNORED,
     SPREAD,
     STAGE_SYNONYMS,
@@ -26,6 +25,7 @@ from espalier.config.names import (
 from espalier.config.option import Options
 from espalier.config.option_set import OptionSet
 from espalier.config.ranges import in_range, range_words
+from espalier.config.refused import REFUSED
 from espalier.errors import UserError
 
 Classes = Sequence[type]
@@ -49,8 +49,8 @@ def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
         if key in IGNORED:
             notes.append(f"{given.where(key)} is not used: {IGNORED[key]}.")
             continue
-        if key in CURES and not value:
-            continue  # null, false, nothing: it asks for nothing
+        if key in REFUSED and REFUSED[key].asks_nothing(value, str(stage)):
+            continue
         if key == "stages" and isinstance(value, list):
             inner = [canonical(item) if isinstance(item, Mapping) else (item, []) for item in value]
             out[key] = [item for item, _ in inner]
@@ -81,15 +81,23 @@ def canonical(raw: Mapping[str, Any]) -> tuple[Placed, list[str]]:
 def _translate(given: Placed, key: str, stage: str) -> tuple[str, Any, bool]:
     """Our name and value of one key, and whether it says anything (`fp16: false` beside `bf16: true` does not)."""
     value = given[key]
-    if key in SWITCHES and isinstance(value, bool):
+    if key in SWITCHES and _boolean(value) is not None:
+        value = _boolean(value)
         name, on, off = SWITCHES[key]
         others = [other for other, switch in SWITCHES.items() if switch[0] == name and other != key]
-        set_elsewhere = given.get(name) is not None or any(given.get(other) is True for other in others)
+        set_elsewhere = given.get(name) is not None or any(_boolean(given.get(other)) for other in others)
         return name, on if value else off, value or (off is not None and not set_elsewhere)
+    if key in SWITCHES and value == "auto":
+        return SWITCHES[key][0], value, True
     name = STAGE_SYNONYMS.get(stage, {}).get(key) or SYNONYMS.get(key, key)
     if isinstance(value, str | int) and str(value) in VALUES.get(name, {}):
         value = VALUES[name][str(value)]
     return name, value, True
+
+
+def _boolean(value: Any) -> bool | None:
+    """A boolean, also one in quotes; None for anything else."""
+    return {"true": True, "false": False}.get(str(value).lower()) if isinstance(value, bool | str) else None
 
 
 def stage_of(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> str:
@@ -103,6 +111,14 @@ def stage_of(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> str:
     if isinstance(stage, str) and stage in all_classes:
         return stage
     choices = ", ".join(all_classes)
+    if stage is None and raw.get("export_dir") is not None:
+        adapter = values.get("adapter_name_or_path")
+        command = (
+            f"espalier merge {adapter} {raw['export_dir']}" if isinstance(adapter, str) else "espalier merge"
+        )
+        raise UserError(
+            f"`export_dir`: this file writes a model and trains none; wanted here is a file with `stage`. Use: {command}"
+        )
     if stage is None:
         raise UserError(f"`stage` is missing; wanted one of {choices}, for example `stage: sft`.")
     raise UserError(
@@ -182,11 +198,13 @@ def unknown_key(
     owners = [name for name, classes in all_classes.items() if key in known_keys(classes)]
     if owners:
         return f"{values.where(key)} is an option of {' and '.join(owners)}, not of {stage}. Remove it here."
-    if key in CURES:
-        return f"{values.where(key)} cannot be taken over. {CURES[key]}"
+    if key in SWITCHES:
+        return f"{values.where(key)} is {found_name(values[key])}; wanted true, false or auto."
+    if key in REFUSED:
+        return f"{values.where(key)} cannot be taken over. {REFUSED[key].cure}"
     if key == "stages":
         return f"{values.where(key)} makes a pipeline of several stages; start it with `espalier run`."
-    near = _near(key, [*known, *SYNONYMS, *IGNORED])
+    near = _near(key, [*known, *SYNONYMS, *IGNORED, *REFUSED])
     return f"{values.where(key)} is not an option of {stage}.{near or ' No option has a similar name; remove it.'}"
 
 

@@ -1,7 +1,7 @@
 """A value as YAML gave it -> a value of the type that a field declares, or a sentence that says why not.
 
-Accepts what people mean and YAML misreads: ``1e-5`` (a string in YAML 1.1), ``3.0`` for a whole number, one item for
-a list, ``a,b`` for a list of names. Nothing else is guessed: 1 is not true, and 5 is not a text.
+Accepts what people mean and YAML misreads: ``1e-5`` (a string in YAML 1.1), ``3.0`` for a whole number, ``"true"`` in
+quotes, one item for a list, ``a,b`` for a list of names. Nothing else is guessed: 1 is not true, and 5 is not a text.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def convert(value: Any, wanted: Any) -> Any:
         return {convert(key, args[0]): convert(item, args[1]) for key, item in value.items()}
     if wanted in (bool, str) and isinstance(value, wanted):
         return value
+    if wanted is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
     if wanted is int and (number := _number(value)) is not None and number == int(number):
         return int(number)
     if wanted is float and (number := _number(value)) is not None:

@@ -13,57 +13,53 @@ _REASONS: dict[str, str] = {
         freeze_multi_modal_projector freeze_language_model""",
     "tools stand where the template puts them": "tool_format",
     "an answer's thoughts are trained as they stand in the records": "enable_thinking preserve_thinking",
-    "not offered; trains without it": """
-        lr_scheduler_kwargs cosine_min_lr_ratio label_smoothing_factor pref_ftx simpo_gamma pref_bco_weight ld_alpha
-        rpo_alpha loraplus_lr_embedding pissa_iter pissa_convert galore_target galore_rank galore_update_interval
-        galore_scale galore_proj_type galore_layerwise use_apollo apollo_target apollo_rank badam_mode
-        badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio use_adam_mini use_muon
-        use_dft_loss additional_target lora_modules_to_save
-        modules_to_save moe_aux_loss_coef loss_watchdog_threshold loss_watchdog_patience early_stopping_patience
-        optim_args optim_target_modules liger_rope liger_rms_norm liger_swiglu
-        liger_fused_linear_cross_entropy plugins noisy_embedding_alpha""",
+    "belongs to a key that is not offered": """
+        pissa_iter pissa_convert galore_target galore_rank galore_update_interval galore_scale galore_proj_type
+        galore_layerwise apollo_target apollo_rank badam_mode badam_start_block badam_switch_mode
+        badam_switch_interval badam_update_ratio plugins""",
+    "a loss that is no number ends a run": "loss_watchdog_threshold loss_watchdog_patience",
+    "kernels of other projects, which compute the same; trains without them": """
+        liger_rope liger_rms_norm liger_swiglu liger_fused_linear_cross_entropy""",
     "quantised weights lie on each process' own device, and are multiplied in the activations' type": """
         quantization_device_map bnb_4bit_compute_dtype""",
-    "the last weights are kept": "metric_for_best_model greater_is_better",
+    "what is better follows from the number": "greater_is_better",
     "the optimiser's state is in the checkpoint": "ignore_data_skip restore_callback_states_from_checkpoint",
     "the model's own files say what it is": """
         model_type tokenizer_type is_llama_derived_model is_mistral_derived_model is_qwen_derived_model
-        trust_remote_code_tokenizer model_revision revision tokenizer_use_fast tokenizer_legacy split_special_tokens
-        new_special_tokens_config init_special_tokens eos_token pad_token stop_token model_init_kwargs
-        ref_model_init_kwargs lora_task_type task_type""",
+        trust_remote_code_tokenizer tokenizer_use_fast tokenizer_legacy pad_token lora_task_type
+        task_type""",
     "the columns are found by their names; `columns` of a data set renames them": """
-        dataset_text_field dataset_kwargs field_messages label_names length_column_name""",
-    "give `dataset` entries a `split` and `eval_dataset` another": "dataset_train_split dataset_test_split",
-    "the assistant's text is trained, the prompt is not": "assistant_only_loss completion_only_loss roles_to_train",
+        label_names length_column_name""",
+    "give `dataset` entries a `split` and `eval_dataset` another": "dataset_test_split",
     "sequences are packed whole, without seeing each other": """
         packing_strategy eval_packing eval_sample_packing multipack_real_batches sample_packing_eff_est padding_free
         pad_to_multiple_of sample_packing_bin_size sample_packing_group_size""",
-    "records are shuffled as a whole, by `seed`": "shuffle_dataset disable_shuffling shuffle_merged_datasets",
-    "processes read the same files": "data_shared_file_system dataset_exact_deduplication",
-    "numbers are summed over tokens of the whole step": "average_tokens_across_devices num_items_in_batch",
+    "records are shuffled as a whole, by `seed`": "shuffle_merged_datasets",
+    "processes read the same files": "data_shared_file_system",
+    "numbers are summed over tokens of the whole step": "num_items_in_batch",
     "each stage measures its own held-out numbers": """
         eval_num_beams eval_table_size eval_max_new_tokens eval_accumulation_steps eval_delay eval_on_start
         batch_eval_metrics include_for_metrics prediction_loss_only fp16_full_eval bf16_full_eval
         include_tokens_per_second do_causal_lm_eval do_bench_eval""",
     "an option of `chat`, `serve` and `evaluate`, not of training": """
-        do_sample length_penalty skip_special_tokens use_kv_cache infer_dtype offload_folder vllm_maxlen vllm_gpu_util
+        skip_special_tokens use_kv_cache infer_dtype offload_folder vllm_maxlen vllm_gpu_util
         vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size
-        min_p cache_implementation""",
+        cache_implementation""",
     "answers are sampled with the training weights": """
         use_vllm vllm_mode vllm_server_host vllm_server_port vllm_gpu_memory_utilization vllm_tensor_parallel_size
         use_transformers_paged ds3_gather_for_generation local_rollout_forward_batch_size log_completions
-        num_completions_to_print generation_kwargs""",
+        num_completions_to_print""",
     "`espalier merge` and `espalier quantize` write models": """
         export_dir export_size export_device export_quantization_bit export_quantization_dataset
         export_quantization_nsamples export_quantization_maxlen export_legacy_format export_hub_model_id""",
     "the feed reads ahead by itself": """
-        dataloader_prefetch_factor dataloader_persistent_workers dataloader_drop_last split_batches
+        dataloader_prefetch_factor dataloader_persistent_workers split_batches
         accelerator_config""",
     "`strategy` says how the work is shared": """
         fsdp fsdp_config fsdp_final_state_dict_type ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused
         parallelism_config tensor_parallel_size context_parallel_size""",
     "the fastest exact attention for the device is taken; `attn_implementation` chooses another": """
-        xformers_attention sdp_attention s2_attention eager_attention flash_attn_cross_entropy flash_attn_rms_norm
+        xformers_attention sdp_attention eager_attention flash_attn_cross_entropy flash_attn_rms_norm
         flash_attn_fuse_qkv flash_attn_fuse_mlp use_unsloth_gc""",
     "checkpointing is never reentrant": "gradient_checkpointing_kwargs",
     "the computation is the same in every run with one `seed`": "full_determinism",
@@ -74,14 +70,13 @@ _REASONS: dict[str, str] = {
         push_dataset_to_hub hub_path""",
     "trackers take the name of the run's folder; set the tracker's own environment variables for more": """
         wandb_run_id wandb_watch wandb_log_model wandb_mode wandb_run_group mlflow_tracking_uri
-        mlflow_experiment_name swanlab_project swanlab_run_name swanlab_workspace swanlab_mode swanlab_api_key
+        mlflow_experiment_name swanlab_workspace swanlab_mode swanlab_api_key
         swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret comet_project_name trackio_space_id""",
     "shown as numbers of the run": """
         log_level log_level_replica log_on_each_node logging_nan_inf_filter skip_memory_metrics debug strict
         save_on_each_node torch_empty_cache_steps ray_run_name""",
     "values and rewards come from their own models": "reward_model_quantization_bit ref_model_quantization_bit",
-    "advantages are whitened, scores are clipped": "whiten_rewards reward_baseline",
-    "each batch of samples is used for `ppo_epochs` passes": "num_mini_batches num_sample_generations",
+    "each batch of samples is used for `ppo_epochs` passes": "num_sample_generations",
 }
 
 ELSEWHERE: dict[str, str] = {name: reason for reason, names in _REASONS.items() for name in names.split()}

@@ -1,9 +1,9 @@
 """Names that users bring along from LLaMA-Factory, transformers, TRL and axolotl, and what they mean here.
 
 Only tables: `SYNONYMS` has the same meaning under another name, `VALUES` the same value under another name,
-`SWITCHES` a boolean that is one value of another key, `IGNORED` a key that Espalier has no use for, with what it does
-instead (its rarer ones are in `elsewhere`), `CURES` a key that must not be passed over, with what to do. A name that
-is an option of ours is in none of them.
+`SWITCHES` a boolean that is one value of another key, `IGNORED` a key that changes nothing of what is learned here, with
+what is done instead (its rarer ones are in `elsewhere`). Keys that must not be passed over are in `refused`. A name
+that is an option of ours is in none of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from espalier.config.elsewhere import ELSEWHERE
+from espalier.config.predecessors import NOTHING, SAME
 
 SYNONYMS: dict[str, str] = {
     # the model
@@ -114,21 +115,31 @@ SYNONYMS: dict[str, str] = {
     "num_generations": "group_size",
     "max_completion_length": "max_new_tokens",
     "reward_funcs": "reward_function",
+    "early_stopping_steps": "early_stopping_patience",
+    "wandb_project": "project",
+    "swanlab_project": "project",
+    "trackio_project": "project",
+    "wandb_name": "run_name",
+    "swanlab_run_name": "run_name",
+    "noisy_embedding_alpha": "neftune_noise_alpha",
     "max_input_token": "cutoff_len",
     "prompt_template": "template",
     "response_length": "max_new_tokens",
+    **SAME,
 }
 
 STAGE_SYNONYMS: dict[str, dict[str, str]] = {
     # TRL gives these names another meaning in each trainer.
     "dpo": {"loss_type": "pref_loss"},
+    "sft": {"label_smoothing_factor": "label_smoothing"},
+    "pretrain": {"label_smoothing_factor": "label_smoothing"},
     "grpo": {
         "beta": "kl_coef",
         "epsilon": "clip_range",
         "epsilon_high": "clip_high",
         "num_iterations": "grpo_epochs",
     },
-    "ppo": {"ppo_target": "kl_target", "sft_model_path": "model_name_or_path"},
+    "ppo": {"ppo_target": "kl_target", "sft_model_path": "model_name_or_path", "max_epochs": "ppo_epochs"},
 }
 
 SPREAD: dict[str, dict[str, tuple[str, ...]]] = {
@@ -143,6 +154,8 @@ VALUES: dict[str, dict[str, Any]] = {
         "adamw_torch_fused": "adamw",
         "adamw_hf": "adamw",
         "adamw_apex_fused": "adamw",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "paged_adamw_8bit": "adamw_8bit",
     },
     "mix_strategy": {"interleave_under": "first", "interleave_over": "all", "interleave_once": "first"},
     "template": {"tokenizer_default": "tokenizer"},
@@ -154,6 +167,18 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "quantization_method": {"bitsandbytes": "bnb"},
     "report_to": {"none": []},
+    "strategy": {
+        "naive": "single",
+        "colossalai_zero2": "zero2",
+        "colossalai_gemini": "zero3",
+        "0": "auto",
+        "1": "zero1",
+        "2": "zero2",
+        "3": "zero3",
+    },
+    "quantization_bit": {"32": None, "16": None},
+    "lora_rank": {"0": None},
+    "lora_target": {"all-linear": "all"},
     "max_steps": {"-1": None},
     "deepspeed": {"": None},
 }
@@ -161,8 +186,8 @@ VALUES: dict[str, dict[str, Any]] = {
 STAND_INS: dict[str, dict[str, tuple[Any, str]]] = {
     # Values that are not offered, what runs in their place, and how to say so.
     "optim": dict.fromkeys(
-        ("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "paged_adamw"),
-        ("adamw", "AdamW with full states takes its place: more memory, the same steps"),
+        ("paged_adamw_32bit", "paged_adamw"),
+        ("adamw", "AdamW without paging takes its place: more memory, the same steps"),
     ),
 }
 
@@ -180,7 +205,7 @@ SWITCHES: dict[str, tuple[str, Any, Any]] = {
 _COMMAND = "the command or `stage` says what is done"
 _MEMORY = "tokenised records are kept by what they depend on, so nothing stale is ever used"
 _CPU = "the feed reads ahead by itself"
-_NOT_OFFERED = "not offered; trains without it"
+_KERNELS = "kernels of other projects, which compute the same; trains without them"
 _ATTENTION = "the fastest exact attention for the device is taken; `attn_implementation` chooses another"
 _EVALUATE = "`eval_steps` says how often; null evaluates before and after"
 _SAVE = "`save_steps` says how often, `save_total_limit` how many are kept"
@@ -203,14 +228,12 @@ IGNORED: dict[str, str] = {
     "pad_to_sequence_len": "rows are as long as their trees",
     "remove_unused_columns": "columns that no record format knows are left alone",
     "ignore_pad_token_for_loss": "padding is never trained",
-    "special_tokens": "the tokenizer's own special tokens are used",
     "use_fast_tokenizer": "the fast tokenizer is always used",
     "overwrite_output_dir": "a run is continued; `resume: false` starts it again",
     "save_strategy": _SAVE,
     "saves_per_epoch": _SAVE,
     "save_only_model": "a checkpoint holds all that an exact continuation needs",
     "save_safetensors": "safetensors is the only format",
-    "load_best_model_at_end": "the last weights are kept",
     "eval_strategy": _EVALUATE,
     "evaluation_strategy": _EVALUATE,
     "evals_per_epoch": _EVALUATE,
@@ -221,28 +244,20 @@ IGNORED: dict[str, str] = {
     "logging_first_step": "the first step is always logged",
     "disable_tqdm": "there is one live line on a terminal and plain lines in a log",
     "include_num_input_tokens_seen": "tokens are always counted",
-    "run_name": _TRACK,
-    "wandb_project": _TRACK,
     "wandb_entity": _TRACK,
-    "wandb_name": _TRACK,
     "ddp_timeout": "processes wait for each other as long as torch does by default",
     "ddp_backend": "nccl on GPUs and gloo on CPUs",
     "ddp_find_unused_parameters": "every trained parameter takes part in every step",
     "local_rank": "the launcher sets it",
     "flash_attn": _ATTENTION,
     "flash_attention": _ATTENTION,
-    "shift_attn": _ATTENTION,
     "low_cpu_mem_usage": "weights are read straight from safetensors",
-    "torch_dtype": "`precision` sets the type of the computation",
-    "dtype": "`precision` sets the type of the computation",
-    "pure_bf16": "`precision` sets the type of the computation",
+    "torch_dtype": "weights that are trained are kept in float32; `precision` sets the type of the computation",
+    "dtype": "weights that are trained are kept in float32; `precision` sets the type of the computation",
     "tf32": "`precision` sets the type of the computation",
     "upcast_layernorm": "norms run in fp32 where autocast wants it",
-    "use_unsloth": _NOT_OFFERED,
-    "enable_liger_kernel": _NOT_OFFERED,
-    "mixture_of_depths": _NOT_OFFERED,
-    "neftune_noise_alpha": _NOT_OFFERED,
-    "loraplus_lr_ratio": _NOT_OFFERED,
+    "use_unsloth": _KERNELS,
+    "enable_liger_kernel": _KERNELS,
     "data_seed": "`seed` sets every random choice",
     "push_to_hub": _HUB,
     "hub_model_id": _HUB,
@@ -255,31 +270,9 @@ IGNORED: dict[str, str] = {
     "compute_accuracy": "each stage measures its own held-out numbers",
     "include_effective_tokens_per_second": "tokens per second are always measured",
     "use_swanlab": "`report_to: swanlab` turns it on",
-    "early_stopping_steps": _NOT_OFFERED,
-    "pissa_init": _NOT_OFFERED,
-    "use_galore": _NOT_OFFERED,
-    "use_badam": _NOT_OFFERED,
     "reward_model_type": "the files of `reward_model` say what it is",
-    "ppo_buffer_size": "each batch of samples is used for `ppo_epochs` passes",
-    "ppo_score_norm": "advantages are whitened, scores are clipped",
-    "ppo_whiten_rewards": "advantages are whitened, scores are clipped",
     "predict_with_generate": _GENERATE,
     "infer_backend": _GENERATE,
-    "repetition_penalty": _GENERATE,
-    "num_beams": _GENERATE,
     **ELSEWHERE,
-}
-
-CURES: dict[str, str] = {
-    # Keys without which a run would silently be another one.
-    "reward_model_adapters": "Merge it first (espalier merge ADAPTER OUT) and name OUT as `reward_model`.",
-    "ref_model_adapters": "Merge it first (espalier merge ADAPTER OUT) and name OUT as `ref_model`.",
-    "add_tokens": "Add them to the tokenizer's folder and name it as `tokenizer`.",
-    "add_special_tokens": "Add them to the tokenizer's folder and name it as `tokenizer`.",
-    "default_system": "Write a system turn into the records.",
-    "use_llama_pro": "Expanded blocks are not offered; use finetuning_type: freeze or lora.",
-    "rl": "Write `stage: dpo` (or another stage) instead.",
-    "adapter_folder": "Name the adapter's own folder as `adapter_name_or_path`.",
-    "train_from_scratch": "Give `model_config` in place of `model_name_or_path`.",
-    "relora_steps": "ReLoRA is not offered; remove it.",
+    **NOTHING,
 }

@@ -24,7 +24,7 @@ def option(
 
     Args:
         names: what a value that is a path names; its content is compared when a run goes on, not the path.
-        same_result: whether a run may go on, or count as done, under another value of this key.
+        same_result: see `Options.same_result`.
     """
     limits = {"min": min, "max": max, "above": above, "below": below}
     metadata: dict[str, Any] = {"help": help}
@@ -39,6 +39,10 @@ def option(
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The base of every option class; overrides `problems` where keys depend on each other."""
+
+    def same_result(self, key: str) -> bool:
+        """Whether a run may go on, or count as done, under another value of this key."""
+        return bool(self.__dataclass_fields__[key].metadata.get("same_result"))
 
     def problems(self) -> list[str]:
         """Whole sentences, one for each pair of keys that contradict each other, with the remedy."""

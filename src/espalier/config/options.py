@@ -19,6 +19,9 @@ from espalier.config.data_options import TokenizedOptions as TokenizedOptions
 from espalier.config.data_options import TurnOptions as TurnOptions
 from espalier.config.option import Options as Options
 from espalier.config.option import option as option
+from espalier.config.train_options import OptimizerOptions as OptimizerOptions
+from espalier.config.train_options import TrainOptions as TrainOptions
+from espalier.config.train_options import step_count_problems
 
 FOLDER_NAME = r"\w[\w.-]*"
 """What a stage's name may be."""
@@ -36,8 +39,11 @@ class RunOptions(Options):
         "runs/run", "The run folder; running again with the same folder continues.", same_result=True
     )
     seed: int = option(42, "The seed of every random choice.", min=0)
-    save_steps: int = option(
-        500, "Write a checkpoint each so many steps; 0: only at the end.", min=0, same_result=True
+    save_steps: int | float = option(
+        500,
+        "Write a checkpoint each so many steps (below 1: a share of all); 0: only at the end.",
+        min=0,
+        same_result=True,
     )
     save_total_limit: int | None = option(
         2, "Keep the newest so many checkpoints; null keeps all.", min=1, same_result=True
@@ -47,16 +53,6 @@ class RunOptions(Options):
         "Continue from the newest checkpoint of output_dir; false starts again; or a checkpoint's path.",
         same_result=True,
     )
-    logging_steps: int = option(10, "Log the numbers each so many steps.", min=1, same_result=True)
-    eval_steps: int | None = option(
-        None, "Evaluate each so many steps; null: before and after.", min=1, same_result=True
-    )
-    report_to: list[Literal["tensorboard", "wandb", "swanlab"]] = option(
-        [], "Trackers beside metrics.jsonl: tensorboard, wandb, swanlab.", same_result=True
-    )
-    samples: int = option(
-        4, "How many held-out prompts the model answers at each evaluation.", min=0, same_result=True
-    )
 
     def problems(self) -> list[str]:
         problems = [] if self.output_dir else ["`output_dir` is empty; name the folder that the run writes."]
@@ -64,7 +60,60 @@ class RunOptions(Options):
             problems.append(
                 f"`name` is {self.name!r}; wanted letters, digits, `_`, `-` and `.` (it is a folder in output_dir)."
             )
+        return problems + step_count_problems(self, "save_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(Options):
+    """Held-out numbers: how often, and what follows from them."""
+
+    eval_steps: int | float | None = option(
+        None,
+        "Evaluate each so many steps (below 1: a share of all), before and after; null: before and after; 0: never.",
+        min=0,
+        same_result=True,
+    )
+    load_best_model_at_end: bool = option(
+        False, "Save the weights of the evaluation with the best held-out number, in place of the last ones."
+    )
+    early_stopping_patience: int | None = option(
+        None, "End after so many evaluations in a row without a better held-out number.", min=1
+    )
+    samples: int = option(
+        4, "How many held-out prompts the model answers at each evaluation.", min=0, same_result=True
+    )
+
+    def same_result(self, key: str) -> bool:
+        chooses = self.load_best_model_at_end or self.early_stopping_patience is not None
+        return super().same_result(key) and not (key == "eval_steps" and chooses)
+
+    def problems(self) -> list[str]:
+        problems = step_count_problems(self, "eval_steps")
+        for key in ("load_best_model_at_end", "early_stopping_patience"):
+            if getattr(self, key) and not self.eval_steps:
+                problems.append(f"`{key}` needs evaluations; set `eval_steps`, for example eval_steps: 0.1.")
         return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackOptions(Options):
+    """What is written down of a run, and where else than in its folder."""
+
+    logging_steps: int | float = option(
+        10, "Log the numbers each so many steps (below 1: a share of all).", above=0, same_result=True
+    )
+    report_to: list[Literal["tensorboard", "wandb", "swanlab", "trackio"]] = option(
+        [], "Trackers beside metrics.jsonl: tensorboard, wandb, swanlab, trackio.", same_result=True
+    )
+    run_name: str | None = option(
+        None, "The run's name in the trackers; null: the stage's name.", same_result=True
+    )
+    project: str | None = option(
+        None, "The trackers' project; null: their own environment variable, else espalier.", same_result=True
+    )
+
+    def problems(self) -> list[str]:
+        return step_count_problems(self, "logging_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,60 +245,6 @@ class AdapterOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Options):
-    """How long, how much at a time, and how fast to learn."""
-
-    learning_rate: float = option(5e-5, "The highest learning rate.", min=0)
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = option(
-        "linear", "How the learning rate falls after the warmup."
-    )
-    warmup_ratio: float = option(
-        0.0, "The share of all steps in which the learning rate rises from 0.", min=0, max=1
-    )
-    warmup_steps: int = option(0, "The same as a number of steps; above 0 it overrides warmup_ratio.", min=0)
-    weight_decay: float = option(0.0, "Decoupled weight decay on matrices (not on biases and norms).", min=0)
-    max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0: no clipping.", min=0)
-    optim: Literal["adamw", "sgd"] = option("adamw", "The optimiser.")
-    num_train_epochs: float = option(3.0, "How often the data is seen; max_steps overrides it.", above=0)
-    max_steps: int | None = option(None, "Stop after so many optimiser steps.", min=1)
-    tokens_per_step: int | None = option(
-        None, "At most so many tokens an optimiser step, over all processes; instead of a batch size.", min=1
-    )
-    per_device_train_batch_size: int | None = option(
-        None, "Records of one micro-batch on one process (8 when tokens_per_step is not given either).", min=1
-    )
-    gradient_accumulation_steps: int = option(1, "Micro-batches of one optimiser step.", min=1)
-
-    def __post_init__(self) -> None:
-        if self.tokens_per_step is None and self.per_device_train_batch_size is None:
-            object.__setattr__(self, "per_device_train_batch_size", 8)
-
-    def problems(self) -> list[str]:
-        if self.tokens_per_step is None:
-            return []
-        problems = []
-        if self.per_device_train_batch_size is not None:
-            problems.append(
-                "`tokens_per_step` and `per_device_train_batch_size` both set the size of a step. Remove one "
-                "(or write null)."
-            )
-        if self.gradient_accumulation_steps != 1:
-            problems.append(
-                "`tokens_per_step` is the whole step, so `gradient_accumulation_steps` has nothing to set. Remove one."
-            )
-        return problems
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamOptions(Options):
-    """The constants of AdamW (Loshchilov & Hutter 2019)."""
-
-    adam_beta1: float = option(0.9, "Decay of the mean of the gradients.", min=0, below=1)
-    adam_beta2: float = option(0.999, "Decay of the mean of their squares.", min=0, below=1)
-    adam_epsilon: float = option(1e-8, "Added to the root of the squares' mean.", above=0)
-
-
-@dataclass(frozen=True, kw_only=True)
 class EngineOptions(Options):
     """How the same computation is carried out on this machine."""
 
@@ -291,6 +286,8 @@ class EngineOptions(Options):
 
 COMMON: tuple[type[Options], ...] = (
     RunOptions,
+    EvaluationOptions,
+    TrackOptions,
     ModelOptions,
     TokenizerOptions,
     AdapterOptions,
@@ -300,7 +297,7 @@ COMMON: tuple[type[Options], ...] = (
     DataOptions,
     TokenizedOptions,
     TrainOptions,
-    AdamOptions,
+    OptimizerOptions,
     EngineOptions,
 )
 """The classes that every training stage takes, in the order of help pages and of config.yaml."""

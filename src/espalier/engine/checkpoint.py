@@ -46,8 +46,9 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: dict[str, Any],
     keep: int | None,
+    best: int | None = None,
 ) -> Path:
-    """Writes ``folder/step-N`` and then removes the oldest beyond `keep` (null keeps all).
+    """Writes ``folder/step-N`` and then removes the oldest beyond `keep` (null keeps all), but not that of step `best`.
 
     Args:
         folder: the run's folder of checkpoints; made when missing. One process writes it.
@@ -70,7 +71,7 @@ def save_checkpoint(
         sums = sums_of(temporary, [f"{group}.safetensors" for group in tensors])
         head = {"format": FORMAT, "step": step, "files": sums, "state": state}
         write_json(temporary / "state.json", {**head, "checksum": sum_of_json(head)})
-    older = [path for path in _checkpoints(folder) if path != final]
+    older = [path for path in _checkpoints(folder) if path not in (final, folder / f"step-{best}")]
     for path in older[: max(0, len(older) + 1 - keep)] if keep else []:
         _remove(path)
     return final

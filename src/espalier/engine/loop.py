@@ -26,7 +26,7 @@ def run_loop(
     progress: Progress,
     stop: StopSignal,
 ) -> Progress:
-    """Train until the feed ends.
+    """Train until the feed ends, or an evaluation was enough.
 
     Args:
         progress: where to begin; changed in place and returned.
@@ -39,7 +39,7 @@ def run_loop(
     step = Step(learner, schedule, hooks, progress)
     learner.module.train()
     speed = _Speed(progress)
-    first, save_due = progress.step == 0, False
+    first, save_due, ended = progress.step == 0, False, False
     for batches in _until_stopped(feed, hooks, progress):
         norm, stop_ranks = step.take(batches, stop.asked)
         speed.measure()
@@ -57,12 +57,15 @@ def run_loop(
             # A stop in the middle of an evaluation is one after this step, and the evaluation is left out.
             with _paused(learner.module), contextlib.suppress(Stopped):
                 tracker.log({"step": progress.step, **hooks.validate(progress.step)})
+                done = ended = hooks.enough()
         save_due = save_due or _due(progress.step, schedule.save_steps) or stop_ranks > 0
         if save_due and not done and feed.resumable:
             hooks.save(progress.step)
             save_due = False
             if stop_ranks > 0:
                 raise stopped_at(progress.step)
+        if ended:
+            break
     return progress
 
 

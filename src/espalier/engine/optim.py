@@ -1,60 +1,100 @@
-"""The optimiser and the learning rate as a plain function of the step."""
+"""The optimisers by name, and the learning rate as a plain function of the step."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.optimization import Adafactor, get_scheduler
 
 
-def adamw(
-    module: nn.Module,
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2017); matrices decay, vectors (biases, norms) do not.
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What is set of an optimiser.
+
+    Attributes:
+        kind: adamw: AdamW (Loshchilov & Hutter 2019). adamw_8bit: the same with its means in 8 bits, block by block
+            (Dettmers et al. 2022), by bitsandbytes. adafactor: Adafactor (Shazeer & Stern 2018) at the given rate,
+            which keeps a row and a column for a matrix. sgd: without momentum.
+        learning_rate: the highest rate.
+        weight_decay: of matrices; vectors (biases, norms) do not decay.
+        betas, eps: AdamW's.
+        loraplus_ratio: LoRA's B matrices learn at so many times the rate (LoRA+, Hayou et al. 2024, eq. 4).
+    """
+
+    kind: str
+    learning_rate: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    loraplus_ratio: float = 1.0
+
+
+def optimizer_of(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimiser of a module's trainable parameters; ``lr_scale`` of a group times the step's rate is its own.
 
     Raises:
         ValueError: nothing is trainable.
     """
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
+    groups, rate = list(_groups(module, settings)), settings.learning_rate
+    if not groups:
         raise ValueError("no parameter is trainable: check finetuning_type and freeze_ratio")
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    if settings.kind == "sgd":
+        return torch.optim.SGD(groups, lr=rate)
+    if settings.kind == "adafactor":
+        factors: Any = Adafactor  # untyped
+        return factors(groups, lr=rate, scale_parameter=False, relative_step=False)  # type: ignore[no-any-return]
+    if settings.kind == "adamw_8bit":
+        eight: Any = import_module("bitsandbytes.optim").AdamW8bit  # untyped
+        return eight(groups, lr=rate, betas=settings.betas, eps=settings.eps)  # type: ignore[no-any-return]
+    assert settings.kind == "adamw"
+    # One kernel for all parameters; on a CPU 2-4 times the speed of the loop over them.
+    return torch.optim.AdamW(groups, lr=rate, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def _groups(module: nn.Module, settings: OptimizerSettings) -> Iterator[dict[str, Any]]:
+    ratio = settings.loraplus_ratio
+    trained = [
+        (p, ratio if "lora_B" in name else 1.0) for name, p in module.named_parameters() if p.requires_grad
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=learning_rate,
-        betas=betas,
-        eps=eps,
-        # One kernel for all parameters; on a CPU 2-4 times the speed of the loop over them.
-        fused=True,
-    )
+    for scale in dict.fromkeys((1.0, ratio)):
+        for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
+            group = [p for p, mine in trained if mine == scale and (p.dim() >= 2) == is_matrix]
+            if group:
+                yield {"params": group, "weight_decay": decay, "lr_scale": scale}
 
 
-def learning_rate_at(step: int, *, peak: float, kind: str, warmup_steps: int, total_steps: int) -> float:
-    """The rate of step `step` (0 is the first): a linear rise, then the named decay to 0 at the end.
+def learning_rates(
+    kind: str, peak: float, warmup_steps: int, total_steps: int, settings: Mapping[str, Any]
+) -> Callable[[int], float]:
+    """The rate of a step (0 is the first): a linear rise, then transformers' schedule of that name.
 
-    A pure function, so that there is no scheduler whose state could be lost or stepped twice.
+    The first step already learns, at ``peak / warmup_steps``; transformers' own rise begins with a step of rate 0. The
+    result is a pure function, so that there is no scheduler whose state could be lost or stepped twice.
 
-    Raises:
-        ValueError: an unknown kind.
+    Args:
+        kind, settings: one of transformers' schedules and its own arguments.
+        peak: the highest rate.
+        total_steps: at least `warmup_steps`.
     """
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    if kind in ("constant", "constant_with_warmup"):
-        return peak
-    if kind == "linear":
-        return peak * max(0.0, 1 - done)
-    if kind == "cosine":
-        return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    raise ValueError(
-        f"unknown lr_scheduler_type {kind}; known: linear, cosine, constant, constant_with_warmup"
+    if kind == "warmup_stable_decay":
+        settings = {"num_decay_steps": max(1, total_steps // 10), **settings}
+    scheduler = get_scheduler(
+        kind,
+        torch.optim.SGD([torch.zeros(1)], lr=peak or 1.0),  # they measure a lowest rate by its own one
+        num_warmup_steps=warmup_steps,
+        num_training_steps=total_steps,
+        scheduler_specific_kwargs=dict(settings),
     )
+    (share,) = scheduler.lr_lambdas
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return peak * (step + 1) / warmup_steps
+        return peak * float(share(min(step, total_steps)))
+
+    return rate

@@ -67,6 +67,7 @@ class Hooks:
         save: write a checkpoint of the step.
         validate: numbers of the held-out data at this step.
         after_step: bookkeeping after each optimiser step (a moving average of weights); the gradients are still there.
+        enough: asked after an evaluation, whether training ends here.
         learns: whether the loss of a micro-batch depends on the weights at all; a step in which none does is not
             taken, for Adam would make a step of full size out of rounding errors.
     """
@@ -74,6 +75,7 @@ class Hooks:
     save: Callable[[int], None]
     validate: Callable[[int], dict[str, float]]
     after_step: Callable[[int], None] = lambda step: None
+    enough: Callable[[], bool] = lambda: False
     learns: Callable[[Batch], bool] = lambda batch: True
 
 
@@ -88,6 +90,9 @@ class Progress:
         seconds: in the loop, those before a resume included.
         idle: steps that were not taken, for nothing in them said which way.
         last: the numbers that were logged last.
+        evaluated: the step of the last evaluation; -1: there was none.
+        best: step, value, stderr and n of the evaluation after step 0 with the best held-out number.
+        worse: evaluations since then.
     """
 
     step: int = 0
@@ -96,6 +101,9 @@ class Progress:
     seconds: float = 0.0
     idle: int = 0
     last: dict[str, float] = field(default_factory=dict)
+    evaluated: int = -1
+    best: dict[str, Any] = field(default_factory=dict)
+    worse: int = 0
 
     def state(self) -> dict[str, Any]:
         return asdict(self)
@@ -142,7 +150,7 @@ class Step:
                 "`espalier inspect`: every record needs an answer, or text, that is to be learned."
             )
         for group in learner.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(progress.step)
+            group["lr"] = self.schedule.learning_rate(progress.step) * group.get("lr_scale", 1.0)
         norm = self._learn(batches, count) if learning else self._look(batches)
         progress.step += 1
         progress.idle += not learning

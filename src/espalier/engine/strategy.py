@@ -189,7 +189,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def whole_moments(
     accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """AdamW's state by ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step``, in full on all ranks."""
+    """The optimiser's state by ``PARAMETER.KEY`` (AdamW's keys: exp_avg, exp_avg_sq, step), in full on all ranks."""
     states: dict[str, Tensor] = {}
     inner: Any = getattr(optimizer, "optimizer", optimizer)
     for name, parameter in named_trainable(accelerator, module).items():
@@ -199,9 +199,8 @@ def whole_moments(
             held = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         else:
             held = dict(inner.state.get(parameter, {}))
-        states.update(
-            {f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in held.items() if t is not None}
-        )
+        numbers = {key: torch.as_tensor(value) for key, value in held.items() if value is not None}
+        states.update({f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in numbers.items()})
     return states
 
 
@@ -214,15 +213,25 @@ def set_moments(
 ) -> None:
     """The inverse of `whole_moments`; `step` is how often the optimiser has stepped."""
     inner: Any = getattr(optimizer, "optimizer", optimizer)
+    states: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter_name, _, key = name.rpartition(".")
+        states.setdefault(parameter_name, {})[key] = tensor
     for name, parameter in named_trainable(accelerator, module).items():
         if is_deepspeed(accelerator):
             from deepspeed.utils import safe_set_full_optimizer_state
 
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, tensors[f"{name}.{key}"].to(parameter.device), key)
-        elif f"{name}.exp_avg" in tensors:
-            state = {key: _like(tensors[f"{name}.{key}"], parameter) for key in MOMENTS}
-            inner.state[parameter] = {"step": tensors[f"{name}.step"].clone(), **state}
+        elif state := states.get(name):
+            inner.state[parameter] = {
+                key: _like(tensor, parameter)
+                if key in MOMENTS
+                else tensor.item()  # Adafactor and bitsandbytes count in Python
+                if tensor.dtype == torch.int64
+                else tensor.to(parameter.device, copy=True)
+                for key, tensor in state.items()
+            }
     if is_deepspeed(accelerator):
         for state in getattr(inner, "optimizer", inner).state.values():
             if "step" in state:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from espalier.engine.files import disk_error, write_text
 from espalier.engine.progress import ProgressLine, clock, in_words
-from espalier.engine.trackers import Sink, open_tracker
+from espalier.engine.trackers import Sink
 from espalier.screen import Screen
 
 Scalar = Tensor | float
@@ -88,9 +88,9 @@ class Tracker:
 
     Args:
         folder: the stage's folder; made when missing.
-        name: what the screen and the trackers call the run.
+        name: what the screen calls the run.
         total_steps: optimiser steps, None when not known.
-        report_to: of tensorboard, wandb, swanlab.
+        trackers: opens the outside ones (`trackers.open_trackers`), on rank 0.
         main_process: whether this is rank 0.
         resumed_step: the step of the checkpoint that is continued, 0 for a new start. Rows after it are removed, for
             they will be written again.
@@ -105,7 +105,7 @@ class Tracker:
         folder: Path,
         name: str,
         total_steps: int | None,
-        report_to: Sequence[str] = (),
+        trackers: Callable[[], Sequence[Sink]] = tuple,
         main_process: bool = True,
         *,
         resumed_step: int = 0,
@@ -120,7 +120,7 @@ class Tracker:
             return
         folder.mkdir(parents=True, exist_ok=True)
         keep_rows(self._path, resumed_step)
-        self._sinks = [open_tracker(kind, folder, name, resumed_step) for kind in report_to]
+        self._sinks = list(trackers())
         self._line = ProgressLine(name, total_steps, console)
 
     def step(self, step: int) -> None:

@@ -10,7 +10,7 @@ to the logits after its head (a soft-cap, a scale), its own head is kept and fed
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from espalier.models.adapters.virtual import Virtual, virtual_tokens
 from espalier.models.attention import Method, attention_mask
 from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs, shared_logprobs
+from espalier.models.neftune import noisy_embeddings
 from espalier.models.trunk import Trunk
 from espalier.trees.batch import Batch, under_root
 from espalier.trees.layout import unrolled
@@ -36,6 +37,7 @@ class Want:
         scores: of the branches, read at their leaves (needs a scalar head).
         greedy: whether each trained token is the likeliest; without gradients only.
         temperature: of logprobs and entropy.
+        label_smoothing: the share of each logprob that is the mean over the vocabulary; for a loss.
     """
 
     logprobs: bool = True
@@ -44,6 +46,12 @@ class Want:
     scores: bool = False
     greedy: bool = False
     temperature: float = 1.0
+    label_smoothing: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether logprobs are the model's own, and nothing else of its distributions is wanted."""
+        return not self.entropy and self.temperature == 1.0 and not self.label_smoothing
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,12 @@ class TreeModel(nn.Module):
         lm: the model, wrapped by PEFT or not.
         traits: from `espalier.models.probe.probe`.
         scalar_head: for values and scores.
+
+    Attributes:
+        noise_alpha: NEFTune's alpha in training mode; 0: no noise (`noisy_embeddings`).
     """
+
+    noise_alpha = 0.0
 
     def __init__(self, lm: nn.Module, traits: Traits, scalar_head: ScalarHead | None = None) -> None:
         super().__init__()
@@ -125,21 +138,28 @@ class TreeModel(nn.Module):
         if virtual is not None and not virtual.ahead:
             batch = rooted
         through_model = want.logprobs and not self.traits.plain_head
-        with tapped(head, batch.read_at if through_model else None) as taken:
+        noise: AbstractContextManager[None] = nullcontext()
+        if self.training and self.noise_alpha:
+            noise = noisy_embeddings(self.lm, asked, self.noise_alpha)
+        with noise, tapped(head, batch.read_at if through_model else None) as taken:
             logits = self._run(asked, rooted, virtual, trunk).logits
         hidden = taken[0].flatten(0, -2)
         logprobs = entropy = values = scores = greedy = None
         if want.logprobs and len(batch.labels):
             if through_model:
                 logits = logits.flatten(0, -2)
-                of_labels = label_logprobs(logits, batch.labels, want.temperature, want.entropy)
+                of_labels = label_logprobs(
+                    logits, batch.labels, want.temperature, want.entropy, want.label_smoothing
+                )
                 greedy = logits.argmax(-1) == batch.labels if want.greedy else None
-            elif not torch.is_grad_enabled() and not want.entropy and want.temperature == 1.0:
+            elif not torch.is_grad_enabled() and want.plain:
                 label_logprob, greedy = shared_logprobs(head, hidden, batch.read_at, batch.labels)
                 of_labels = label_logprob, None
             else:
                 at = hidden[batch.read_at]
-                of_labels = chunked_logprobs(head, at, batch.labels, want.temperature, want.entropy)
+                of_labels = chunked_logprobs(
+                    head, at, batch.labels, want.temperature, want.entropy, want.label_smoothing
+                )
             logprobs = batch.grid(of_labels[0])
             entropy = None if of_labels[1] is None else batch.grid(of_labels[1])
             greedy = batch.grid(greedy.float()) if want.greedy and greedy is not None else None

@@ -33,7 +33,7 @@ class ScalarHead(nn.Linear):
 
 
 def label_logprobs(
-    logits: Tensor, labels: Tensor, temperature: float, entropy: bool
+    logits: Tensor, labels: Tensor, temperature: float, entropy: bool, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor | None]:
     """Logprob of each label (N,) and, on request, the entropy (N,) in nats of each distribution.
 
@@ -42,18 +42,26 @@ def label_logprobs(
         labels: (N,) int64.
         temperature: of the distribution that is meant, > 0; 1 is the model's own.
         entropy: whether to compute it; it carries gradients.
+        label_smoothing: this share of each logprob is the mean over the vocabulary instead; not with entropy.
     """
     logits = logits.float()
     if temperature != 1.0:
         logits = logits / temperature
     if not entropy:
-        return -nn.functional.cross_entropy(logits, labels, reduction="none"), None
+        loss = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        return -loss, None
+    assert not label_smoothing
     logprobs = logits.log_softmax(-1)
     return logprobs.gather(1, labels[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
 
 def chunked_logprobs(
-    head: nn.Module, hidden: Tensor, labels: Tensor, temperature: float, entropy: bool
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    temperature: float,
+    entropy: bool,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """`label_logprobs` of ``head(hidden)`` without ever holding more than `CHUNK_ELEMENTS` logits.
 
@@ -61,7 +69,7 @@ def chunked_logprobs(
     """
 
     def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        return label_logprobs(head(hidden), labels, temperature, entropy)
+        return label_logprobs(head(hidden), labels, temperature, entropy, label_smoothing)
 
     weight = getattr(head, "weight", None)
     rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[0] if isinstance(weight, Tensor) else 1))

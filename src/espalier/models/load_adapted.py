@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from espalier.errors import UserError
 from espalier.models.adapters import adapter as adapters
+from espalier.models.endings import take_ends
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import conversion_of
 from espalier.models.load import Scaling, load_lm
@@ -70,6 +71,7 @@ def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
             )
         adapted: Any = adapters.load_adapter(lm, folder, trainable=False)
         lm = adapters.merged(adapted) if adapters.can_merge(adapted) else adapted
+        take_ends(lm, Path(folder))
         if not adapters.is_adapted(lm):
             _renamed(lm.requires_grad_(True), folder)  # an adapter freezes what it stands on
     return lm

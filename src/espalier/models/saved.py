@@ -7,6 +7,7 @@ so that others can load it; else the head lies beside the weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from espalier.models.adapters.adapter import is_adapted, save_adapter
+from espalier.models.endings import save_ends
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.load_adapted import vocabulary_of
@@ -26,7 +28,11 @@ _HEAD_NAMES = ("score.weight", "scalar_head.weight")
 
 
 def save_model(
-    folder: Path, model: TreeModel, tokenizer: Any, whole: dict[str, Tensor] | None = None
+    folder: Path,
+    model: TreeModel,
+    tokenizer: Any,
+    whole: dict[str, Tensor] | None = None,
+    ends: Sequence[int] = (),
 ) -> None:
     """Write config, weights, tokenizer and head into an existing folder.
 
@@ -34,6 +40,7 @@ def save_model(
         folder: to write into.
         model: what to save; an adapter is saved as PEFT does.
         tokenizer: saved beside it; None leaves it out.
+        ends: tokens that its answers were trained to end with (`endings.save_ends`).
         whole: trained tensors by their names in `model`, where the model's own are sharded or not the masters.
     """
     lm: Any = model.lm
@@ -58,6 +65,8 @@ def save_model(
                 save_file({"scalar_head.weight": head.cpu().contiguous()}, folder / HEAD_FILE)
     finally:
         lm.config._attn_implementation = attention
+    if head is None:
+        save_ends(lm, folder, ends)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
 

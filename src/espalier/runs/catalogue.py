@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
 from espalier.config.option_set import OptionSet
 from espalier.config.options import (
@@ -11,9 +12,10 @@ from espalier.config.options import (
     EngineOptions,
     LoraOptions,
     ModelOptions,
-    TrainOptions,
+    OptimizerOptions,
     VirtualTokenOptions,
 )
+from espalier.engine.strategy import ZERO
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import VIRTUAL
 from espalier.models.quantise.methods import problem
@@ -38,15 +40,9 @@ def check_possible(stage: str, options: OptionSet) -> None:
     Raises:
         UserError: an option that is not available, or two that do not go together.
     """
-    not_yet = {
-        "compile": options[EngineOptions].compile,
-        "optim": options[TrainOptions].optim != "adamw",
-    }
-    for key, asked in not_yet.items():
-        if asked:
-            raise UserError(
-                f"`{key}` is known but not available yet, and is never ignored silently. Remove it."
-            )
+    if options[EngineOptions].compile:
+        raise UserError("`compile` is known but not available yet, and is never ignored silently. Remove it.")
+    _check_optimizer(options)
     _check_quantisation(options)
     _check_sharded(stage, options)
     _check_adapter(options)
@@ -73,12 +69,24 @@ def _check_sharded(stage: str, options: OptionSet) -> None:
         )
 
 
+def _check_optimizer(options: OptionSet) -> None:
+    kind, engine = options[OptimizerOptions].optim, options[EngineOptions]
+    if kind != "adamw" and (engine.strategy in ("fsdp", *ZERO) or engine.deepspeed is not None):
+        raise UserError(
+            f"optim: {kind} with strategy: {engine.strategy} is not possible: its state cannot be cut into the "
+            "processes' shares. Use optim: adamw, which they share, or strategy: ddp."
+        )
+    if kind == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise UserError("optim: adamw_8bit needs bitsandbytes. Install it: pip install 'espalier-llm[quant]'")
+
+
 def _check_adapter(options: OptionSet) -> None:
     """What does not go together among the adapters' keys."""
     kind, lora = options[AdapterOptions].finetuning_type, options[LoraOptions]
     for key, asked, kinds in (
         ("use_dora", lora.use_dora, ("lora",)),
         ("use_rslora", lora.use_rslora, ("lora",)),
+        ("loraplus_lr_ratio", lora.loraplus_lr_ratio != 1, ("lora",)),
         ("prompt_init_text", options[VirtualTokenOptions].prompt_init_text, ("prompt", "prefix")),
         ("prefix_projection", options[VirtualTokenOptions].prefix_projection, ("prefix",)),
     ):

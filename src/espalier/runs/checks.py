@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import DataOptions, EngineOptions, ModelOptions, RunOptions
+from espalier.config.options import DataOptions, EngineOptions, ModelOptions, RunOptions, TrackOptions
 from espalier.data.read.sources import files_of
 from espalier.data.read.specs import parse_specs
 from espalier.engine.strategy import ZERO
@@ -25,7 +25,7 @@ from espalier.runs.catalogue import check_possible
 def check_startable(stage: str, options: OptionSet) -> None:
     """Raises UserError at the first thing that is missing or cannot be done."""
     check_possible(stage, options)
-    for tracker in options[RunOptions].report_to:
+    for tracker in options[TrackOptions].report_to:
         check_installed(tracker)
     engine = options[EngineOptions]
     if (engine.strategy in ZERO or engine.deepspeed is not None) and find_spec("deepspeed") is None:

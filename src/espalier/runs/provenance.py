@@ -114,7 +114,7 @@ def made_from(
     contents: Contents = {}
     for group in options:
         for item in fields(group):
-            if item.metadata.get("same_result") or item.name in _DIVISION:
+            if group.same_result(item.name) or item.name in _DIVISION:
                 continue
             value = getattr(group, item.name)
             defaults[item.name] = item.default if item.default_factory is MISSING else item.default_factory()

@@ -22,6 +22,7 @@ from espalier.errors import UserError
 from espalier.models.forward import TreeModel
 from espalier.models.quantise.turn import number_of_weights
 from espalier.models.saved import save_model
+from espalier.runs.catalogue import STAGES
 from espalier.runs.earlier import weights_in
 from espalier.runs.resume import checkpoints
 from espalier.runs.running import Running, Start
@@ -41,7 +42,9 @@ def save_models(running: Running) -> None:
     if start.is_main:
         for name, model in {"model": parts.main, **parts.also_saved}.items():
             with files.new_folder(start.folder / name) as folder:
-                save_model(folder, model, running.setup.tokenizer, _own(running, whole, model))
+                own = _own(running, whole, model)
+                ends = running.setup.stop if STAGES[start.stage].reads != "text" else ()
+                save_model(folder, model, running.setup.tokenizer, own, ends)
             running.saved[name] = weights_in(start.folder / name)
     live.accelerator.wait_for_everyone()
 
@@ -98,6 +101,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "tokens_in_rows": progress.tokens,
         "idle_steps": progress.idle,
         "held_out": running.held_out,
+        "best": progress.best,
         "final": {k: v for k, v in progress.last.items() if math.isfinite(v)},
         "notes": start.notes,
         "models": running.saved,

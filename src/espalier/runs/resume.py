@@ -6,13 +6,13 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from espalier.config.options import RunOptions
+from espalier.config.options import EvaluationOptions, RunOptions
 from espalier.engine import checkpoint, strategy
 from espalier.engine.finite import check_weights
 from espalier.engine.step import Progress
 from espalier.errors import UserError
 from espalier.runs.earlier import CHECKPOINTS
-from espalier.runs.running import Running
+from espalier.runs.running import Running, Start
 
 
 def checkpoints(folder: Path) -> Path:
@@ -43,7 +43,8 @@ def save(running: Running, step: int) -> None:
     }
     if start.is_main:
         keep = start.option(RunOptions).save_total_limit
-        checkpoint.save_checkpoint(checkpoints(start.folder), step, tensors, state, keep)
+        best = running.progress.best.get("step") if keeps_best(start) else None
+        checkpoint.save_checkpoint(checkpoints(start.folder), step, tensors, state, keep, best)
     accelerator.wait_for_everyone()
 
 
@@ -62,13 +63,10 @@ def resume(running: Running) -> None:
         return
     tensors, state = checkpoint.read_checkpoint(path)
     progress = state["progress"]
-    strategy.set_parameters(live.accelerator, live.module, tensors["model"])
+    _put_back(running, tensors)
     strategy.set_moments(
         live.accelerator, live.module, running.optimizer, tensors["optimizer"], progress["step"]
     )
-    for name, average in parts.averages.items():
-        for key, parameter in average.named_parameters():
-            parameter.data.copy_(tensors[f"average-{name}"][key])
     for name, held in parts.controllers.items():
         held.restore(state["controllers"][name])
     try:
@@ -80,3 +78,35 @@ def resume(running: Running) -> None:
     if own is not None:
         checkpoint.rng_from_tensors(own)
     start.say(f"continuing from step {running.progress.step} ({path})")
+
+
+def keeps_best(start: Start) -> bool:
+    """Whether the weights of the best evaluation are saved in the end."""
+    return start.option(EvaluationOptions).load_best_model_at_end
+
+
+def take_best(running: Running) -> None:
+    """Put the weights of the best evaluation back, once training has ended.
+
+    Raises:
+        UserError: the checkpoint that holds them is missing or damaged.
+    """
+    start, progress = running.start, running.progress
+    if not keeps_best(start) or progress.best.get("step", progress.step) == progress.step:
+        return
+    step = progress.best["step"]
+    tensors, _ = checkpoint.load_checkpoint(checkpoints(start.folder) / f"step-{step}")
+    _put_back(running, tensors)
+    name = running.parts.held_out.name
+    running.held_out |= {"after": progress.best["value"], "stderr_after": progress.best["stderr"]}
+    start.say(
+        f"the weights of step {step} of {progress.step} are saved: its held-out {name} was the best, "
+        f"{progress.best['value']:.4f}"
+    )
+
+
+def _put_back(running: Running, tensors: checkpoint.Tensors) -> None:
+    strategy.set_parameters(running.live.accelerator, running.live.module, tensors["model"])
+    for name, average in running.parts.averages.items():
+        for key, parameter in average.named_parameters():
+            parameter.data.copy_(tensors[f"average-{name}"][key])

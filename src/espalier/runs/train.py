@@ -10,10 +10,12 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -21,12 +23,16 @@ from espalier import config
 from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     AdaloraOptions,
-    AdamOptions,
     EngineOptions,
+    EvaluationOptions,
+    LoraOptions,
+    OptimizerOptions,
     RunOptions,
     TokenizedOptions,
+    TrackOptions,
     TrainOptions,
 )
+from espalier.config.train_options import in_steps
 from espalier.disk.temporary import remove_left
 from espalier.engine import strategy
 from espalier.engine.checkpoint import clear_checkpoints
@@ -34,11 +40,12 @@ from espalier.engine.finite import check_weights
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.launch import processes, rank
 from espalier.engine.loop import run_loop, stopped_at
-from espalier.engine.optim import adamw, learning_rate_at
+from espalier.engine.optim import OptimizerSettings, learning_rates, optimizer_of
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
 from espalier.engine.step import Hooks, Learner, Schedule
 from espalier.engine.track import Tracker, keep_rows
+from espalier.engine.trackers import Sink, TrackedRun, open_trackers
 from espalier.errors import Stopped
 from espalier.runs.catalogue import CLASSES, SHARDED, STAGES
 from espalier.runs.checks import check_startable, json_object
@@ -46,7 +53,7 @@ from espalier.runs.earlier import decide
 from espalier.runs.preflight import show_preflight
 from espalier.runs.provenance import made_from
 from espalier.runs.results import finish, write_config, write_end, write_summary
-from espalier.runs.resume import checkpoints, resume, save
+from espalier.runs.resume import checkpoints, resume, save, take_best
 from espalier.runs.running import Running, Start
 from espalier.runs.validation import validate
 from espalier.screen import Screen
@@ -163,18 +170,20 @@ def _prepared(start: Start) -> Running:
 
 
 def _optimizer(start: Start, parts: Parts) -> torch.optim.Optimizer:
-    adam, train = start.option(AdamOptions), start.option(TrainOptions)
-    return adamw(
-        parts.trained,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        betas=(adam.adam_beta1, adam.adam_beta2),
-        eps=adam.adam_epsilon,
+    chosen = start.option(OptimizerOptions)
+    settings = OptimizerSettings(
+        chosen.optim,
+        start.option(TrainOptions).learning_rate,
+        chosen.weight_decay,
+        (chosen.adam_beta1, chosen.adam_beta2),
+        chosen.adam_epsilon,
+        start.option(LoraOptions).loraplus_lr_ratio,
     )
+    return optimizer_of(parts.trained, settings)
 
 
 def _run(running: Running) -> dict[str, Any]:
-    start, run = running.start, running.start.option(RunOptions)
+    start = running.start
     if start.is_main:
         write_config(start)
         keep_rows(start.folder / "samples.jsonl", running.progress.step)
@@ -184,7 +193,7 @@ def _run(running: Running) -> dict[str, Any]:
             start.folder,
             start.name,
             running.feed.total_steps,
-            run.report_to,
+            partial(_open_trackers, running),
             start.is_main,
             resumed_step=running.progress.step,
         )
@@ -201,16 +210,26 @@ def _run(running: Running) -> dict[str, Any]:
     return summary
 
 
+def _open_trackers(running: Running) -> list[Sink]:
+    start, track = running.start, running.start.option(TrackOptions)
+    options = yaml.safe_load(config.dump_yaml(start.options))
+    name = track.run_name or start.name
+    return open_trackers(
+        track.report_to, TrackedRun(start.folder, name, track.project, options, running.progress.step)
+    )
+
+
 def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     """The loop, between two evaluations."""
-    live, progress = running.live, running.progress
-    if progress.step == 0:
+    live, progress, looks = running.live, running.progress, running.start.option(EvaluationOptions)
+    if progress.step == 0 and looks.eval_steps != 0:
         tracker.log({"step": 0, **validate(running, 0)})
-    after = running.parts.after_step
+    after, patience = running.parts.after_step, looks.early_stopping_patience
     hooks = Hooks(
         save=lambda step: save(running, step),
         validate=lambda step: validate(running, step),
         after_step=(lambda step: after(live, step)) if after is not None else (lambda step: None),
+        enough=lambda: patience is not None and progress.worse >= patience,
         learns=running.parts.learns,
     )
     run_loop(
@@ -223,26 +242,29 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
         stop,
     )
     check_weights(strategy.whole_parameters(live.accelerator, live.module), progress.step)
-    try:
-        tracker.log({"step": progress.step, **validate(running, progress.step)})
-    except Stopped as stopped:
-        save(running, progress.step)
-        raise stopped_at(progress.step) from stopped
+    if progress.evaluated < progress.step and looks.eval_steps != 0:
+        try:
+            tracker.log({"step": progress.step, **validate(running, progress.step)})
+        except Stopped as stopped:
+            save(running, progress.step)
+            raise stopped_at(progress.step) from stopped
+    if progress.step < running.feed.total_steps:
+        running.start.say(
+            f"ended at step {progress.step} of {running.feed.total_steps}: {progress.worse} evaluations in a row "
+            "without a better held-out number (early_stopping_patience)"
+        )
+    take_best(running)
 
 
 def _schedule(start: Start, total: int) -> Schedule:
-    train, run = start.option(TrainOptions), start.option(RunOptions)
-    warmup = train.warmup_steps or math.ceil(train.warmup_ratio * total)
+    train = start.option(TrainOptions)
+    warmup = in_steps(train.warmup_steps, total) or math.ceil(train.warmup_ratio * total)
     return Schedule(
-        learning_rate=lambda step: learning_rate_at(
-            step,
-            peak=train.learning_rate,
-            kind=train.lr_scheduler_type,
-            warmup_steps=warmup,
-            total_steps=total,
+        learning_rate=learning_rates(
+            train.lr_scheduler_type, train.learning_rate, warmup, total, train.lr_scheduler_kwargs
         ),
         max_grad_norm=train.max_grad_norm,
-        logging_steps=run.logging_steps,
-        save_steps=run.save_steps,
-        eval_steps=run.eval_steps or 0,
+        logging_steps=in_steps(start.option(TrackOptions).logging_steps, total),
+        save_steps=in_steps(start.option(RunOptions).save_steps, total),
+        eval_steps=in_steps(start.option(EvaluationOptions).eval_steps or 0, total),
     )

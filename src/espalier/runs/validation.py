@@ -11,10 +11,12 @@ from espalier.engine.finite import cause
 from espalier.engine.strategy import over_ranks
 from espalier.engine.track import Meter
 from espalier.errors import UserError
+from espalier.maths.ratio import Estimate
 from espalier.models.load import context_length
 from espalier.models.sampling.generate import Sampling, sample
 from espalier.runs.catalogue import SHARDED, STAGES
 from espalier.runs.judge import judged
+from espalier.runs.resume import keeps_best, save
 from espalier.runs.running import Running
 from espalier.stages.rollouts import RolloutOptions
 
@@ -47,8 +49,26 @@ def validate(running: Running, step: int) -> dict[str, float]:
             f"stderr_{when}": estimate.stderr,
             "n": estimate.n,
         }
+        if step:
+            _compare(running, step, estimate)
+    running.progress.evaluated = step
     _show(running, step)
     return logged
+
+
+def _compare(running: Running, step: int, estimate: Estimate) -> None:
+    """Note an evaluation that is the best so far, and keep its weights where they are asked for in the end."""
+    progress, feed = running.progress, running.feed
+    over = step >= feed.total_steps
+    if keeps_best(running.start) and not over and not feed.resumable:
+        return  # between two rollouts' steps there is nothing to go back to
+    sign = 1 if running.parts.held_out.better == "higher" else -1
+    if progress.best and sign * estimate.value <= sign * progress.best["value"]:
+        progress.worse += 1
+        return
+    progress.best, progress.worse = {"step": step, **estimate._asdict()}, 0
+    if keeps_best(running.start) and not over:
+        save(running, step)
 
 
 def _check_finite(running: Running, numbers: dict[str, float], step: int) -> None:

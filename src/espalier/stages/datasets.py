@@ -19,6 +19,7 @@ import torch
 from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     DataOptions,
+    EvaluationOptions,
     Options,
     RunOptions,
     TokenizedOptions,
@@ -269,7 +270,7 @@ class Datasets:
 
     def sample_prompts(self, records: RecordSet) -> list[SamplePrompt]:
         """Held-out prompts to answer at each evaluation, with what the data answers."""
-        most = self.option(RunOptions).samples
+        most = self.option(EvaluationOptions).samples
         chosen: list[SamplePrompt] = []
         count, step = len(records), max(4 * most, 16)
         for start in range(0, count if most else 0, step):
@@ -286,7 +287,7 @@ class Datasets:
         return chosen
 
     def sample_asks(self, asks: Asks) -> list[SamplePrompt]:
-        chosen = asks[: self.option(RunOptions).samples]
+        chosen = asks[: self.option(EvaluationOptions).samples]
         return [SamplePrompt(ask.text, ask.tokens, ask.reference) for ask in chosen]
 
     def only_pairs(self, records: RecordSet) -> None:

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from espalier.data.steps.feed import Feed
 from espalier.engine.step import Objective
 from espalier.engine.track import Numbers
-from espalier.maths.losses import nll
-from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.trees import Batch
 
@@ -120,29 +118,6 @@ class Parts:
     learns: Callable[[Batch], bool] = lambda batch: True
     averages: dict[str, nn.Module] = field(default_factory=dict)
     also_saved: dict[str, TreeModel] = field(default_factory=dict)
-
-
-class NextToken:
-    """Maximum likelihood of the trained tokens: pretraining and SFT."""
-
-    want = Want()
-
-    def count(self, batch: Batch) -> float:
-        return float(batch.n_trained)
-
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]:
-        assert outputs.logprobs is not None
-        total = masked_sum(nll(outputs.logprobs), batch.mask)
-        return total, {"loss": (total.detach(), batch.n_trained)}
-
-    def check(self, first: dict[str, float]) -> None:
-        """Any loss is possible at the first step of a model that has been trained before."""
-
-    def judge(self, outputs: Outputs, batch: Batch) -> Units:
-        """The nll and the number of trained tokens of each branch."""
-        assert outputs.logprobs is not None
-        mask = batch.mask
-        return masked_sum(nll(outputs.logprobs), mask, 1), mask.sum(1)
 
 
 class Judge(Protocol):

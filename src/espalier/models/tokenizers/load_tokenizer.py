@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from espalier.errors import UserError
+from espalier.models.endings import ends_of
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import legacy_tokenizer
 from espalier.models.quiet import first_line, quiet
@@ -103,10 +104,9 @@ def _completed(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 def end_tokens(lm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids at which an answer ends: the tokenizer's end token, the model's own, and ``<|im_end|>``."""
-    ends: set[int] = set()
-    config: Any = getattr(lm, "generation_config", None)
-    for value in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
-        ends.update([value] if isinstance(value, int) else value or [])
+    ends = set(ends_of(lm))
+    if tokenizer.eos_token_id is not None:
+        ends.add(tokenizer.eos_token_id)
     turn_end = tokenizer.get_vocab().get("<|im_end|>")
     if turn_end is not None:
         ends.add(turn_end)

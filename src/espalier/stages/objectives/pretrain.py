@@ -6,24 +6,9 @@ which is lost.
 
 from __future__ import annotations
 
-from espalier.data.preflight.findings import HELD_OUT
-from espalier.stages.parts import HeldOut, NextToken, Parts, validator
-from espalier.stages.setup import Setup
+from functools import partial
+
+from espalier.stages.likelihood import LikelihoodOptions, likelihood
 from espalier.stages.stage import Stage
 
-
-def build(setup: Setup) -> Parts:
-    model = setup.load_policy()
-    records, held_out = setup.records("text")
-    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
-    return Parts(
-        trained=model,
-        main=model,
-        objective=NextToken(),
-        feed=lambda live: setup.dataset_feed(model, train),
-        validate=validator(NextToken(), setup.judged(model, judged)),
-        held_out=HeldOut("loss", "lower"),
-    )
-
-
-STAGE = Stage("text", build)
+STAGE = Stage("text", partial(likelihood, reads="text"), options=(LikelihoodOptions,))

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from espalier.config.options import TurnOptions
-from espalier.data.preflight.findings import HELD_OUT
-from espalier.stages.parts import HeldOut, NextToken, Parts, validator
-from espalier.stages.setup import Setup
+from espalier.stages.likelihood import LikelihoodOptions, likelihood
 from espalier.stages.stage import Stage
 
-
-def build(setup: Setup) -> Parts:
-    model = setup.load_policy()
-    records, held_out = setup.records("chat")
-    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
-    return Parts(
-        trained=model,
-        main=model,
-        objective=NextToken(),
-        feed=lambda live: setup.dataset_feed(model, train),
-        validate=validator(NextToken(), setup.judged(model, judged)),
-        held_out=HeldOut("loss", "lower"),
-        sample_prompts=setup.sample_prompts(held_out or records),
-    )
-
-
-STAGE = Stage("chat", build, (TurnOptions,))
+STAGE = Stage("chat", partial(likelihood, reads="chat"), options=(LikelihoodOptions, TurnOptions))

@@ -1,0 +1,144 @@
+"""Keys of other tools that change what is learned and that Espalier has not: refused, each with what to do.
+
+A value that asks for nothing (false, null, 0, nothing, or one that means what is done anyway) passes without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from espalier.config.predecessors import CURES
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A key that cannot be taken over.
+
+    Attributes:
+        cure: what to do instead, whole sentences.
+        harmless: values that mean what is done anyway.
+        harmless_keys: keys of a mapping that change nothing.
+        off: whether false and 0 mean what is done anyway.
+        stages: those in which it changes anything; nothing: in all.
+    """
+
+    cure: str
+    harmless: tuple[Any, ...] = ()
+    harmless_keys: tuple[str, ...] = ()
+    off: bool = True
+    stages: tuple[str, ...] = ()
+
+    def asks_nothing(self, value: Any, stage: str) -> bool:
+        """Whether the run is the same with the key as without it."""
+        if value is None or value in ("", [], {}) or (self.stages and stage not in self.stages):
+            return True
+        if isinstance(value, Mapping):
+            return all(key in self.harmless_keys or not item for key, item in value.items())
+        return (self.off and not value) or any(value == one for one in self.harmless)
+
+
+_SAMPLING = ("ppo", "grpo")
+
+_CURES: dict[str, str] = {
+    "Merge it first (espalier merge ADAPTER OUT) and name OUT as `reward_model`.": "reward_model_adapters",
+    "Merge it first (espalier merge ADAPTER OUT) and name OUT as `ref_model`.": "ref_model_adapters",
+    "Add them to the tokenizer's folder and name it as `tokenizer`.": """
+        add_tokens add_special_tokens new_special_tokens_config init_special_tokens""",
+    "Set it in the tokenizer's folder and name that as `tokenizer`.": """
+        eos_token stop_token split_special_tokens""",
+    "Fetch it (hf download ID --revision REVISION --local-dir FOLDER) and name FOLDER.": "model_revision revision",
+    "Write a system turn into the records.": "default_system",
+    "Expanded blocks are not offered; use finetuning_type: freeze or lora.": "use_llama_pro",
+    "Write `stage: dpo` (or another stage) instead.": "rl",
+    "Name the adapter's own folder as `adapter_name_or_path`.": "adapter_folder",
+    "Give `model_config` in place of `model_name_or_path`.": "train_from_scratch",
+    "ReLoRA is not offered; remove it.": "relora_steps",
+    "The optimiser is not offered; use optim: adamw_8bit or adafactor, which save memory too.": """
+        use_galore use_apollo use_badam use_adam_mini use_muon optim_args optim_target_modules""",
+    "Write lr_scheduler_type: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: …}.": "cosine_min_lr_ratio",
+    "No loss of the answer itself is added to that of the pair; train an SFT stage before it.": "pref_ftx rpo_alpha",
+    "The loss that it belongs to is not offered; see `pref_loss` in docs/stages.md.": """
+        simpo_gamma pref_bco_weight ld_alpha""",
+    "The start of LoRA's matrices cannot be chosen; remove it.": "pissa_init",
+    "Attention is exact here; remove it.": "shift_attn s2_attention",
+    "It is not offered; remove it.": "mixture_of_depths moe_aux_loss_coef",
+    "Weights that are trained are kept in float32; `precision: bf16` computes in bf16. Remove it.": "pure_bf16",
+    "Advantages are whitened and scores are not changed but for `reward_clip`; remove it.": """
+        ppo_score_norm ppo_whiten_rewards whiten_rewards reward_baseline""",
+    "Write its keys as keys of the run, such as model_revision or temperature.": """
+        model_init_kwargs ref_model_init_kwargs generation_kwargs""",
+    "Records are shuffled by `seed`; to keep their order is not offered.": "disable_shuffling",
+    "Only LoRA's own matrices are trained beside it; use finetuning_type: freeze or full for whole parts.": """
+        modules_to_save lora_modules_to_save additional_target""",
+    "The last records of an epoch are trained too; remove it.": "dataloader_drop_last",
+    "Remove copies once, before training: espalier clean.": "dataset_exact_deduplication",
+    "Rename the columns where the data is named: dataset: {path: …, columns: {text: …}}.": "dataset_kwargs",
+}
+
+REFUSED: dict[str, Refused] = {
+    **{name: Refused(cure) for cure, names in {**_CURES, **CURES}.items() for name in names.split()},
+    "metric_for_best_model": Refused(
+        "The stage's own held-out number decides: loss (pretrain, sft), accuracy (reward, dpo), reward (ppo, grpo).",
+        harmless=("loss", "eval_loss"),
+    ),
+    "early_stopping_threshold": Refused("Any better number counts; remove it."),
+    "ppo_buffer_size": Refused(
+        "Each batch of samples is used for `ppo_epochs` passes; raise gradient_accumulation_steps instead.",
+        harmless=(1,),
+    ),
+    "num_mini_batches": Refused(
+        "Set per_device_train_batch_size and gradient_accumulation_steps instead.", harmless=(1,)
+    ),
+    "repetition_penalty": Refused(
+        "Answers are sampled from the policy itself, so that its probabilities are known; remove it.",
+        harmless=(1, 1.0),
+        stages=_SAMPLING,
+    ),
+    "length_penalty": Refused(
+        "Answers are sampled without beams; remove it.", harmless=(1, 1.0), stages=_SAMPLING
+    ),
+    "min_p": Refused("Answers are sampled by temperature, top_k and top_p; remove it.", stages=_SAMPLING),
+    "num_beams": Refused("Answers are sampled without beams; remove it.", harmless=(1,), stages=_SAMPLING),
+    "loraplus_lr_embedding": Refused("Embeddings get no LoRA; remove it.", harmless=(1e-6,)),
+    "roles_to_train": Refused(
+        "The assistant's turns are trained; give turns `weight: 0` to leave some out.",
+        harmless=("assistant", ["assistant"], ["gpt"], ["assistant", "gpt"]),
+    ),
+    "dataset_text_field": Refused(
+        "Rename the column where the data is named: dataset: {path: …, columns: {text: …}}.",
+        harmless=("text",),
+    ),
+    "field_messages": Refused(
+        "Rename the column where the data is named: dataset: {path: …, columns: {messages: …}}.",
+        harmless=("messages", "conversations"),
+    ),
+    "dataset_train_split": Refused(
+        "Name it where the data is named: dataset: {path: …, split: …}.", harmless=("train",)
+    ),
+    "special_tokens": Refused(
+        "Set them in the tokenizer's folder and name that as `tokenizer`; a pad token is never needed.",
+        harmless_keys=("pad_token",),
+    ),
+}
+"""Name -> why and what to do."""
+
+MUST_BE_TRUE: Mapping[str, str] = {
+    "average_tokens_across_devices": "a step's loss is the mean over all its tokens",
+    "do_sample": "answers are sampled in training",
+    "shuffle_dataset": "records are shuffled, by `seed`",
+    "assistant_only_loss": "only answers are trained; for all of a record's text set train_on_prompt: true",
+    "completion_only_loss": "only answers are trained; for all of a record's text set train_on_prompt: true",
+}
+"""Keys whose `false` would be another run."""
+
+REFUSED |= {
+    name: Refused(
+        f"It cannot be false: {why}.",
+        harmless=(True,),
+        off=False,
+        stages=_SAMPLING if name == "do_sample" else (),
+    )
+    for name, why in MUST_BE_TRUE.items()
+}

@@ -15,7 +15,8 @@ import pytest
 from espalier.engine import checkpoint, files
 from espalier.errors import UserError
 from espalier.models import load
-from tests.stages.conftest import far, run, weights
+from espalier.runs.train import run_stage
+from tests.stages.conftest import far, options_of, run, weights
 
 Make = Callable[..., dict[str, Any]]
 
@@ -132,3 +133,17 @@ def test_a_model_of_another_tokenizer_is_refused(
     with pytest.raises(UserError, match=r"other: has another tokenizer than the model that is trained"):
         run(chosen | {key: str(other)})
     run(chosen | {key: str(world / "judge")})
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "grpo"])
+def test_what_is_too_long_is_told_before_a_model_is_loaded(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def load_policy(*args: Any, **options: Any) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr("espalier.stages.setup.Setup.load_policy", load_policy)
+    with pytest.raises(
+        UserError, match=r":\d+: [\d,]+ tokens, but \w+ is \d+ .*such records among.*overlong: drop"
+    ):
+        run_stage(options_of(world, tmp_path, stage, cutoff_len=16))

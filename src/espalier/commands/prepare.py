@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SOURCES = (
     "couplets, poetry, poetry-metre, classical, zhidao, baike, weibo, lcsts, instruction-wild, alpaca, belle, hh-rlhf, "
-    "rm-static, deepspeed-chat, hc3, zhihu-kol; or, for data files of any format: clean, dedup, decontaminate, split, stats."
+    "rm-static, deepspeed-chat, summarize-from-feedback, webgpt, hc3, zhihu-kol; or, for data files of any format: clean, dedup, decontaminate, split, stats."
 )
 
 
@@ -28,8 +28,14 @@ def prepare(
     dev: Annotated[float, typer.Option(help="Share of the prompts that train never sees.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of every choice: parts, wrong answers.")] = 42,
     shape: Annotated[
-        str, typer.Option("--as", help="own, or rankings as chat, preference, text, prompt.")
+        str,
+        typer.Option(
+            "--as", help="own, or everything as chat, turns (one record an answer), preference, text, prompt."
+        ),
     ] = "own",
+    columns: Annotated[
+        str, typer.Option(help="Of data files: name here=name there, such as prompt=title,completion=answer.")
+    ] = "",
     limit: Annotated[int | None, typer.Option(help="Only so many records of the corpus.")] = None,
     dedup: Annotated[str, typer.Option(help="Copies to take out: none, exact, near.")] = "none",
     near: Annotated[float, typer.Option(help="Similarity from which texts are near copies.")] = 0.8,
@@ -65,7 +71,7 @@ def prepare(
     wanted = tuple(name.strip() for name in languages.split(",") if name.strip())
     _check(dedup, near, wanted, max_repetition)
     report = run.prepare(
-        run.Preparation(source, where, shape, limit),
+        run.Preparation(source, where, shape, limit, _columns(columns)),
         out,
         Division(seed, dev if source != "stats" else 0.0),
         cleaning=Cleaning(
@@ -86,6 +92,19 @@ def prepare(
         print(json_text(report))
     else:
         _show(report, Places(out) if out else None)
+
+
+def _columns(said: str) -> dict[str, str]:
+    """{name here: name there}."""
+    named = {}
+    for pair in filter(None, (part.strip() for part in said.split(","))):
+        ours, equals, theirs = (part.strip() for part in pair.partition("="))
+        if not (ours and equals and theirs) or ours in named:
+            raise UserError(
+                f"--columns {pair}: wanted NAME_HERE=NAME_THERE, each once, with commas between them."
+            )
+        named[ours] = theirs
+    return named
 
 
 def _check(dedup: str, near: float, languages: tuple[str, ...], max_repetition: float | None) -> None:
@@ -132,7 +151,7 @@ def _show(report: dict[str, Any], places: Any) -> None:
         path = {"train": places.train, "dev": places.dev}[part] if places else ""
         table.add_row(f"records for {part}", f"{count:,}", str(path))
     for cause, count in report["left_out"].items():
-        table.add_row(f"left out: {cause}", f"{count:,}", "")
+        table.add_row(f"left out: {cause}", f"{count:,}", f"first at {report['first_left_out'][cause]}")
     console.print(table)
     if places:
         console.say(f"What was left out: {places.left_out}; the report: {places.text}")

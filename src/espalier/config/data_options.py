@@ -13,7 +13,7 @@ class DataOptions(Options):
     """The records to train and to judge on, and how they become rows."""
 
     dataset: list[str | dict[str, Any]] = option(
-        [], "Files, globs, hub ids, or mappings {path, format, weight, split, columns}.", names="data"
+        [], "Files, globs, hub ids, or mappings {path, format, weight, split, columns, reader}.", names="data"
     )
     dataset_dir: str | None = option(
         None, "A folder whose dataset_info.json gives the names in dataset a meaning.", same_result=True

@@ -41,11 +41,16 @@ class CorpusRecord:
 
 @dataclass(frozen=True, slots=True)
 class Omission:
-    """Something of the source that became no record: `cause` is short enough to be counted, `text` is a beginning."""
+    """Something of the source that became no record.
+
+    `cause` is short enough to be counted, `text` a beginning of it, `reason` what was found and wanted, where that says
+    more than the cause.
+    """
 
     source: str
     cause: str
     text: str = ""
+    reason: str = ""
 
 
 Outcomes = Iterator[CorpusRecord | Omission]

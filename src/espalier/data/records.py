@@ -131,7 +131,7 @@ class Record:
     tools: str | None = None
     reference: str | None = None
     prefix: str = ""
-    notes: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def document(cls, text: str, source: str = "") -> Record:
@@ -213,11 +213,19 @@ class BadRecord:
 
     >>> str(BadRecord("a.jsonl:7", "empty answer", "column 'output' is empty"))
     "a.jsonl:7: column 'output' is empty"
+
+    Attributes:
+        hides: whether further records of the file, nobody knows how many, could not be read because of it.
     """
 
     source: str
     cause: str
     reason: str
+    hides: bool = False
+
+    def __post_init__(self) -> None:
+        """Half a character of the user's text, shown in the reason, could not be written to any file."""
+        object.__setattr__(self, "reason", self.reason.encode("utf-8", "backslashreplace").decode("utf-8"))
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}"

@@ -7,14 +7,13 @@ A function of the user's own runs in a process of its own, for nobody knows what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from espalier.engine.limited import Died, Limited, TimedOut
 from espalier.errors import UserError
 from espalier.maths.metrics import exact_match, normalise_answer
 from espalier.maths.numerals import same_number
-from espalier.rollout.own_function import said
+from espalier.own_code import unfit
 
 Rule = Callable[[str, str, str | None], float]
 """(prompt, answer, reference) to a finite number."""
@@ -81,15 +80,8 @@ def problem(name: str) -> str | None:
             f"reward_function: unknown rule {name!r}. Known: {', '.join(RULES)}, or your own as FILE.py:FUNCTION, "
             "a function of (prompt, answer, reference) that returns a number."
         )
-    try:
-        compile(Path(path).read_bytes(), path, "exec")
-    except FileNotFoundError:
-        return f"reward_function: there is no file {path}."
-    except OSError as error:
-        return f"reward_function: {path} cannot be read: {error.strerror}."
-    except (SyntaxError, ValueError) as error:
-        return f"reward_function: {said(error, path)}. Mend the file."
-    return None
+    said = unfit(path)
+    return None if said is None else f"reward_function: {said}"
 
 
 class OwnFunction:

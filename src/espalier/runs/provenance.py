@@ -8,7 +8,6 @@ needs no line here.
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -20,6 +19,7 @@ from espalier.config.options import DataOptions, TrainOptions
 from espalier.data.read.specs import DatasetSpec, parse_specs
 from espalier.data.store.key import content
 from espalier.models.identity import file_identity, model_identity, tokenizer_identity
+from espalier.own_code import modules_of
 
 RECORDS = "per_device_train_batch_size x gradient_accumulation_steps x processes"
 """How many records are a step; how they are divided changes nothing but rounding."""
@@ -150,9 +150,7 @@ def _content(kind: str, value: Any) -> dict[str, str]:
         prefix = f"{Path(name).name}/" if number else ""
         if kind == "function":
             path = Path(name.rpartition(":")[0])
-            identities |= (
-                {str(p): file_identity(p) for p in _modules(path, set())} if path.suffix == ".py" else {}
-            )
+            identities |= {str(p): file_identity(p) for p in modules_of(path)} if path.suffix == ".py" else {}
         elif kind == "file":
             identities[name] = file_identity(Path(name))
         else:
@@ -161,34 +159,13 @@ def _content(kind: str, value: Any) -> dict[str, str]:
     return identities
 
 
-def _modules(path: Path, seen: set[Path]) -> list[Path]:
-    """A Python file and what lies beside it that it imports, and what that imports; of a package all its files."""
-    if path in seen:
-        return []
-    seen.add(path)
-    try:
-        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
-    except (OSError, ValueError, SyntaxError):
-        return [path]
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    modules = [path]
-    for name in sorted({name.split(".")[0] for name in names}):
-        if (package := path.parent / name).is_dir():
-            near = sorted(package.rglob("*.py"))
-        else:
-            near = [path.with_name(f"{name}.py")]
-        modules += [module for one in near if one.is_file() for module in _modules(one, seen)]
-    return modules
-
-
 def _rest(value: Any) -> Any:
     """What a value says beside its path: a function's name, how data are read."""
     if isinstance(value, str):
         path, _, function = value.rpartition(":")
         return function if path.endswith(".py") else None
     if isinstance(value, Mapping):
-        return {k: None if k == "path" else v for k, v in value.items()}
+        return {k: None if k == "path" else _rest(v) if k == "reader" else v for k, v in value.items()}
     return [_rest(v) for v in value] if isinstance(value, list) else value
 
 

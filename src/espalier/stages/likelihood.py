@@ -74,10 +74,10 @@ class NextToken:
 def likelihood(setup: Setup, reads: str) -> Parts:
     """The parts of a stage whose records are of the kind `reads` and whose trained tokens are to become likelier."""
     options = setup.option(LikelihoodOptions)
-    model = setup.load_policy()
-    model.noise_alpha = options.neftune_noise_alpha
     records, held_out = setup.records(reads)
     train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
+    model = setup.load_policy()
+    model.noise_alpha = options.neftune_noise_alpha
     return Parts(
         trained=model,
         main=model,

@@ -83,12 +83,29 @@ def longest_prompt(setup: Setup) -> int:
     return min(room, options.max_prompt_length or room)
 
 
+def read_asks(setup: Setup) -> tuple[Asks, Asks]:
+    """The prompts to train on and those that are held out; read before a model is loaded, which can take long.
+
+    Raises:
+        UserError: what is wrong with the data; no prompt is short enough.
+    """
+    longest = longest_prompt(setup)
+    train, held_out = setup.records("prompt")
+    asks = setup.asks(train, longest)
+    if not asks:
+        raise UserError(
+            f"no prompt is at most {longest} tokens long. Raise cutoff_len, or set overlong: trim."
+        )
+    return asks, setup.asks(held_out, longest, HELD_OUT)
+
+
 class Roller:
     """Samples answers of the present policy and scores them, on all ranks together.
 
     Args:
         setup: of the run.
         policy: what is sampled from (for its traits).
+        asks: the prompts to train on and those that are held out.
         frozen_reference: a frozen copy, or None where the policy has an adapter: then the reference is what it is now.
         group_size: answers a prompt.
         rule: what rewards; None: the reward model of the options.
@@ -99,6 +116,7 @@ class Roller:
         self,
         setup: Setup,
         policy: TreeModel,
+        asks: tuple[Asks, Asks],
         frozen_reference: TreeModel | None,
         group_size: int,
         rule: Rule | None,
@@ -118,18 +136,7 @@ class Roller:
         self.sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, setup.stop
         )
-        self.asks, self.held_out = self._read_asks()
-
-    def _read_asks(self) -> tuple[Asks, Asks]:
-        setup = self._setup
-        longest = longest_prompt(setup)
-        train, held_out = setup.records("prompt")
-        asks = setup.asks(train, longest)
-        if not asks:
-            raise UserError(
-                f"no prompt is at most {longest} tokens long. Raise cutoff_len, or set overlong: trim."
-            )
-        return asks, setup.asks(held_out, longest, HELD_OUT)
+        self.asks, self.held_out = asks
 
     def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[AnswerGroup]:
         """Answers to these prompts: every rank samples its share, and gets all."""

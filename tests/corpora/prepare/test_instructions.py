@@ -14,7 +14,7 @@ from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission
 from espalier.corpora.prepare.corpora import CORPORA
 from espalier.corpora.prepare.shape import SHAPES, pairs, shaped
 from espalier.data.read.rows import parse_row
-from espalier.data.records import Record
+from espalier.data.records import Answer, Message, Record
 from espalier.errors import UserError
 
 ALL = Division(dev=0)
@@ -136,7 +136,8 @@ def ranked(*scores: float) -> dict[str, Any]:
     ],
 )
 def test_pairs_never_join_equals(scores: tuple[float, ...], wanted: list[tuple[int, int]]) -> None:
-    assert pairs(ranked(*scores)) == [(f"a{i}", f"a{j}") for i, j in wanted]
+    answers = [Answer((Message("assistant", f"a{i}"),), score) for i, score in enumerate(scores)]
+    assert pairs(answers) == [(answers[i], answers[j]) for i, j in wanted]
 
 
 def test_every_shape_is_read_back_as_its_record() -> None:
@@ -144,8 +145,9 @@ def test_every_shape_is_read_back_as_its_record() -> None:
         found = list(shaped(iter([CorpusRecord(ranked(1, 0), "问", "a:1")]), shape))
         [made] = found
         assert isinstance(made, CorpusRecord)
-        record = parse_row(made.row, "a:1", shape)
-        assert isinstance(record, Record) and record.kind == shape, record
+        kind = "chat" if shape == "turns" else shape
+        record = parse_row(made.row, "a:1", kind)
+        assert isinstance(record, Record) and record.kind == kind, record
         if record.kind == "text":
             assert record.text == "问\n答：a0"
         if record.kind == "prompt":
@@ -160,4 +162,60 @@ def test_what_has_no_such_shape_is_said() -> None:
     [without] = shaped(iter([CorpusRecord(ranked(1, 1), "问", "a:1")]), "preference")
     assert isinstance(without, Omission) and "no answer is better" in without.cause
     with pytest.raises(UserError, match="has one answer to a question and so no pairs; use --as chat"):
-        list(shaped(iter([CorpusRecord({"messages": []}, "问", "a:1")]), "preference"))
+        list(shaped(iter([CorpusRecord({"prompt": "问", "completion": "答"}, "问", "a:1")]), "preference"))
+
+
+def test_the_summary_that_was_chosen_is_better(tmp_path: Path) -> None:
+    info = {"id": "1", "post": "长的帖子", "title": "T", "subreddit": "tifu", "site": None, "article": None}
+    article = {"id": "2", "article": "news", "post": None, "title": None, "subreddit": None}
+    two = [{"text": " 甲", "policy": "sup", "note": "n"}, {"text": " 乙", "policy": "ref", "note": ""}]
+    rows = [
+        {"info": info, "summaries": two, "choice": 1, "worker": "w", "extra": {"confidence": 5}},
+        {"info": article, "summaries": two, "choice": 0},
+        {"info": info, "summaries": two, "choice": 2},
+        {"info": info, "summaries": two},
+        {"info": {}, "summaries": two, "choice": 0},
+    ]
+    path = tmp_path / "comparisons.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    found = list(CORPORA["summarize-from-feedback"].read(path, Division()))
+    made = [thing.row for thing in found if isinstance(thing, CorpusRecord)]
+    assert [
+        [turn["content"] for turn in (*row["prompt"], *row["chosen"], *row["rejected"])] for row in made
+    ] == [
+        ["SUBREDDIT: r/tifu\n\nTITLE: T\n\nPOST: 长的帖子\n\nTL;DR:", "乙", "甲"],
+        ["ARTICLE: news\n\nTL;DR:", "甲", "乙"],
+    ]
+    lost = {thing.source: thing.cause for thing in found if isinstance(thing, Omission)}
+    assert lost == {
+        f"{path}:3": "no comparison",
+        f"{path}:4": "no column 'choice'",
+        f"{path}:5": "empty prompt",
+    }
+
+
+def test_the_answer_with_the_higher_score_is_better(tmp_path: Path) -> None:
+    asked = {"dataset": "eli5", "id": "1", "full_text": "Why?"}
+    rows = [
+        {
+            "question": asked,
+            "answer_0": "a [1]",
+            "answer_1": "b",
+            "score_0": low,
+            "score_1": high,
+            "quotes_0": {},
+        }
+        for low, high in ((0.5, -0.5), (-1, 1), (0.0, 0.0), (None, 1))
+    ]
+    path = tmp_path / "comparisons.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    found = list(CORPORA["webgpt"].read(path, Division()))
+    made = [thing.row for thing in found if isinstance(thing, CorpusRecord)]
+    assert [
+        [turn["content"] for turn in (*row["prompt"], *row["chosen"], *row["rejected"])] for row in made
+    ] == [
+        ["Why?", "a [1]", "b"],
+        ["Why?", "b", "a [1]"],
+    ]
+    lost = {thing.source: thing.cause for thing in found if isinstance(thing, Omission)}
+    assert lost == {f"{path}:3": "both answers score the same", f"{path}:4": "broken score"}

@@ -128,7 +128,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["prepare", "couplets", empty, "--out", "a.jsonl", "--as", "pairs"], "wanted own, chat"),
         (["prepare", "couplets", empty, "--out", "a.jsonl", "--dev", "2"], "wanted a share"),
         (["prepare", "decontaminate", empty, "--out", "a.jsonl"], "--exams names no file"),
-        (["prepare", "alpaca", empty, "--out", "a.jsonl"], "no data file here"),
+        (["prepare", "alpaca", empty, "--out", "a.jsonl"], "no data file in this folder"),
         (["prepare", "alpaca", empty, "--out", empty / "a.jsonl"], "would be read as input the next time"),
     ):
         assert run(*words) == 2, words
@@ -161,7 +161,7 @@ def test_every_shape_is_written_and_read_back(tmp_path: Path, shape: str) -> Non
     )
     out = tmp_path / "out/train.jsonl"
     assert run("prepare", "couplets", path, "--out", out, "--as", shape, "--dev", "0.2", "--no-apart") == 0
-    kind = "ranking" if shape == "own" else shape
+    kind = {"own": "ranking", "turns": "chat"}.get(shape, shape)
     train, dev = (
         load_records([DatasetSpec(str(place))], kind).records
         for place in (out, out.with_name("train.dev.jsonl"))
@@ -174,7 +174,7 @@ def test_every_shape_is_written_and_read_back(tmp_path: Path, shape: str) -> Non
         assert len(train) + len(dev) == 30
     if shape not in ("own", "text"):
         key = {"chat": lambda r: r.messages[0].content, "prompt": lambda r: r.messages[0].content,
-               "preference": lambda r: r.prompt[0].content}[shape]  # fmt: skip
+               "preference": lambda r: r.prompt[0].content}[kind]  # fmt: skip
         assert not {key(record) for record in train} & {key(record) for record in dev}
 
 

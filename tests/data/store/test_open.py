@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from espalier.data.encode.tokenise import encode_all
+from espalier.data.encode.too_long import TooLongError
 from espalier.data.read.specs import parse_specs
 from espalier.data.steps.forest import stored
 from espalier.data.store import build as building
@@ -282,6 +283,26 @@ def test_too_long_is_told_at_once_but_not_behind_the_last_that_is_wanted(
         stack_of(path, wanted, tmp_path / "kept")
     _, choice, _ = stack_of(path, wanted, tmp_path / "kept", max_samples=20)
     assert len(choice) == 20
+
+
+@pytest.mark.parametrize("kind", ["chat", "prompt"])
+def test_all_that_is_too_long_is_counted_in_one_message(tokenizer: Any, tmp_path: Path, kind: str) -> None:
+    long = [{"instruction": "问" * length, "output": "答"} for length in (500, 900, 600)]
+    paths = [write(tmp_path / f"{n}.jsonl", [*CHATS[:20], row, *CHATS[:20]]) for n, row in enumerate(long)]
+    paths.append(write(tmp_path / "short.jsonl", CHATS[:20]))
+    key = "cutoff_len" if kind == "chat" else "max_prompt_length"
+    with pytest.raises(TooLongError) as caught:
+        stack_of(paths, job(kind, tokenizer, cutoff_len=200, overlong="error"), tmp_path / "kept")
+    found = caught.value.found
+    whole = stack_of(paths, job(kind, tokenizer, cutoff_len=8000), tmp_path / "kept")[1]
+    sizes = {tree.source: tree.n_tokens for tree in stored(whole) if tree.n_tokens > found.limit}
+    first, longest = f"{paths[0]}:21", f"{paths[1]}:21"
+    assert (found.key, found.count, len(sizes)) == (key, 3, 3) and caught.value.records == 143
+    assert (found.first, found.longest) == ((first, sizes[first]), (longest, sizes[longest]))
+    said = str(caught.value)
+    for words in ("the first of 3 such records among 143", f"the longest is {longest} with {sizes[longest]:,}",
+                  "`overlong: drop`", "`overlong: trim`"):  # fmt: skip
+        assert words in said
 
 
 def test_a_damaged_store_is_made_again(tokenizer: Any, tmp_path: Path) -> None:

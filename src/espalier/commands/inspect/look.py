@@ -7,7 +7,7 @@ from pathlib import Path
 from espalier.commands.inspect.config import show_config
 from espalier.commands.inspect.data import DataQuestion, show_data
 from espalier.commands.inspect.model import show_model
-from espalier.data.read.files import SUFFIXES
+from espalier.data.read.files import SUFFIXES, WANTED
 from espalier.errors import UserError
 
 
@@ -49,6 +49,4 @@ def inspect(
     elif path.name.lower().endswith(SUFFIXES) or path.is_dir() or "*" in what:
         show_data(what, question, as_json=as_json, html=html)
     else:
-        raise UserError(
-            f"{what}: is no model folder (config.json), no data file ({', '.join(SUFFIXES)}) and no YAML."
-        )
+        raise UserError(f"{what}: is no model folder (config.json), no data file ({WANTED}) and no YAML.")

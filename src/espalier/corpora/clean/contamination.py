@@ -21,7 +21,9 @@ import numpy as np
 from espalier.corpora.clean.shingles import Numbers, Units, grams
 from espalier.corpora.clean.view import viewed
 from espalier.corpora.made import CorpusRecord, Omission, Outcomes
-from espalier.data.read.files import SUFFIXES, is_data_file, read_rows
+from espalier.data.read.files import data_files, read_rows
+from espalier.data.read.lines import open_text, readable
+from espalier.data.read.packed import inner_name
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
@@ -139,15 +141,13 @@ def _exams(paths: tuple[Path, ...]) -> Iterator[tuple[str, list[Path]]]:
     unless these are called as the parts of one (dev, test, …)."""
     for path in paths:
         if path.is_file():
-            yield path.name.removesuffix(".gz").rsplit(".", 1)[0], [path]
+            yield inner_name(path).rsplit(".", 1)[0], [path]
             continue
         if not path.is_dir():
             raise UserError(
                 f"--exams {path}: no such file or folder; wanted exam files, or a folder of exams"
             )
-        files = sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file))
-        if not files:
-            raise UserError(f"--exams {path}: no exam in this folder; wanted {', '.join(SUFFIXES)}")
+        files = data_files(path, "exam")
         names = sorted({file.relative_to(path).parts[0] for file in files})
         if any(file.parent == path for file in files) or all(name.lower() in _PARTS for name in names):
             yield path.resolve().name, files
@@ -158,27 +158,29 @@ def _exams(paths: tuple[Path, ...]) -> Iterator[tuple[str, list[Path]]]:
 
 def exam_texts(path: Path) -> Iterator[tuple[str, str]]:
     """(place, text) of all texts of an exam file, whatever its layout; tables need no header."""
-    name = path.name.lower()
+    name = inner_name(path)
     if name.endswith((".csv", ".tsv")):
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with readable(path), open_text(path) as stream:
             for number, cells in enumerate(
                 csv.reader(stream, delimiter="\t" if name.endswith(".tsv") else ","), 1
             ):
                 yield from ((f"{path}:{number}", cell) for cell in cells)
         return
     if name.endswith(".json"):
-        try:
-            whole = json.loads(path.read_text("utf-8-sig"))
-        except json.JSONDecodeError:
-            whole = None  # JSON lines under another name
+        with readable(path), open_text(path) as stream:
+            try:
+                whole = json.load(stream)
+            except json.JSONDecodeError:
+                whole = None  # JSON lines under another name
         if whole is not None:
             rows = whole if isinstance(whole, list) else [whole]
             for number, row in enumerate(rows, 1):
                 yield from ((f"{path}:{number}", text) for text in _texts(row))
             return
-    for place, row, _ in read_rows(path, lines=name.endswith((".txt", ".txt.gz"))):
-        if not isinstance(row, BadRecord):
-            yield from ((place, text) for text in _texts(row))
+    for place, row, _ in read_rows(path, lines=name.endswith(".txt")):
+        if isinstance(row, BadRecord):
+            raise UserError(f"{row}; it may hold questions that would not be looked for")
+        yield from ((place, text) for text in _texts(row))
 
 
 def _texts(value: Any) -> Iterator[str]:

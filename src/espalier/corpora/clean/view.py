@@ -33,7 +33,7 @@ def viewed(row: Mapping[str, Any], place: str) -> View | Omission:
     try:
         kind = own_kind(row).replace("prompt", "chat")  # what a chat lacks is said first
     except Bad as bad:
-        return Omission(place, bad.cause, str(row))
+        return Omission(place, bad.cause, str(row), bad.reason)
     outcome = parse_row(row, place, kind)
     if kind == "chat" and isinstance(outcome, BadRecord) and outcome.cause in ("no answer", "odd role order"):
         prompt = parse_row(row, place, "prompt")
@@ -41,6 +41,6 @@ def viewed(row: Mapping[str, Any], place: str) -> View | Omission:
     if kind == "ranking" and isinstance(outcome, LeftOut):
         outcome = parse_row(row, place, "chat")
     if isinstance(outcome, (BadRecord, LeftOut)):
-        return Omission(place, outcome.cause, str(row))
+        return Omission(place, outcome.cause, str(row), getattr(outcome, "reason", ""))
     key = outcome.text if outcome.kind == "text" else key_of(outcome)
     return View(outcome.kind, key, "\n".join(outcome.texts))

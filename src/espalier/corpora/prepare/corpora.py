@@ -45,6 +45,12 @@ CORPORA: dict[str, Corpus] = {
     "deepspeed-chat": Corpus(
         "DeepSpeed-Chat's train.json and eval.json", "preference", instructions.prompted_pairs
     ),
+    "summarize-from-feedback": Corpus(
+        "OpenAI's comparisons: info, summaries, choice", "preference", instructions.summaries
+    ),
+    "webgpt": Corpus(
+        "OpenAI's webgpt_comparisons: question, answer_0, answer_1, scores", "preference", instructions.webgpt
+    ),
     "hc3": Corpus("HC3-Chinese: question, human_answers", "chat", instructions.hc3),
     "zhihu-kol": Corpus("Zhihu-KOL: INSTRUCTION, RESPONSE", "chat", instructions.zhihu),
 }

@@ -6,16 +6,17 @@ its prompts is left out; otherwise the parts follow from the prompts as for ever
 
 from __future__ import annotations
 
-import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from espalier.corpora.made import DEV, TRAIN, CorpusRecord, Division, Omission, Outcomes, digest, key_of
-from espalier.corpora.prepare.reading import Row, data_files, lacking, rows, text_of
-from espalier.corpora.prepare.shape import row_of
+from espalier.corpora.prepare.reading import Row, as_line, data_files, lacking, rows, text_of
+from espalier.corpora.prepare.shape import left_out, row_of
+from espalier.data.read.messages import shown
 from espalier.data.read.rows import parse_row
 from espalier.data.records import BadRecord, LeftOut
 
@@ -74,6 +75,66 @@ def prompted_pairs(where: Path, division: Division) -> Outcomes:
         return parse_row({"messages": [*turns, {"role": "assistant", "content": chosen}]}, place, "chat")
 
     yield from _parsed(where, parse)
+
+
+def summaries(where: Path, division: Division) -> Outcomes:
+    """summarize_from_feedback, comparisons: a post (or an article) and two summaries, one of them chosen.
+
+    The prompt is laid out as its authors did (Stiennon et al. 2020, appendix B.2).
+    """
+
+    def parse(place: str, row: Row) -> Any:
+        problem = lacking(place, row, "info", "summaries", "choice")
+        if problem:
+            return problem
+        info, both, choice = row["info"], row["summaries"], row["choice"]
+        fits = isinstance(info, dict) and isinstance(both, list) and len(both) == 2 and choice in (0, 1)
+        if not fits or not all(isinstance(one, dict) for one in both):
+            reason = f"wanted `info`, two `summaries` with texts, and a `choice` of 0 or 1 (which is better), found {shown(choice)}"
+            return Omission(place, "no comparison", as_line(row), reason)
+        named = (
+            ("SUBREDDIT: r/", "subreddit"),
+            ("TITLE: ", "title"),
+            ("POST: ", "post"),
+            ("ARTICLE: ", "article"),
+        )
+        parts = [mark + text for mark, name in named if (text := text_of(info, name).strip())]
+        texts = [text_of(one, "text").strip() for one in both]
+        return _pair(
+            place, "\n\n".join([*parts, "TL;DR:"]) if parts else "", texts, [choice == 0, choice == 1]
+        )
+
+    yield from _parsed(where, parse)
+
+
+def webgpt(where: Path, division: Division) -> Outcomes:
+    """webgpt_comparisons: a question and two answers with scores that sum to 0; the pages they quote are not used.
+
+    A pair with equal scores is left out (Nakano et al. 2021).
+    """
+
+    def parse(place: str, row: Row) -> Any:
+        names = ("question", "answer_0", "answer_1", "score_0", "score_1")
+        problem = lacking(place, row, *names)
+        if problem:
+            return problem
+        question, *answers = (row[name] for name in names)
+        asked = text_of(question, "full_text") if isinstance(question, dict) else question
+        return _pair(place, asked, answers[:2], answers[2:])
+
+    yield from _parsed(where, parse)
+
+
+def _pair(place: str, prompt: Any, texts: Sequence[Any], scores: Sequence[Any]) -> Any:
+    """Two answers as a preference, by their scores."""
+    if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+        return BadRecord(
+            place, "broken score", f"the scores are {shown(list(scores))}, wanted two finite numbers"
+        )
+    if scores[0] == scores[1]:
+        return LeftOut(place, "both answers score the same")
+    better, worse = texts if scores[0] > scores[1] else texts[::-1]
+    return parse_row({"prompt": prompt, "chosen": better, "rejected": worse}, place, "preference")
 
 
 def _turns(text: str) -> list[dict[str, str]]:
@@ -136,6 +197,6 @@ def _made(path: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
         if isinstance(outcome, Omission):
             yield outcome
         elif isinstance(outcome, (BadRecord, LeftOut)):
-            yield Omission(place, outcome.cause, json.dumps(row, ensure_ascii=False, default=str))
+            yield left_out(outcome, row)
         else:
             yield CorpusRecord(row_of(outcome), key=key_of(outcome), source=place, group=path.name)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from espalier.corpora.made import DEV, PARTS, TRAIN, CorpusRecord, Division, Omission
+from espalier.data.read.account import Account
 from espalier.disk.lock import owned
 from espalier.disk.temporary import remove_left, temporary_name
 from espalier.disk.writing import disk_error, is_refusal, writing_to
@@ -86,7 +87,7 @@ class Tally:
     groups: dict[str, Counter[str]] = field(default_factory=lambda: {part: Counter() for part in PARTS})
     answers: Counter[int] = field(default_factory=Counter)
     characters: Counter[int] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: Account = field(default_factory=Account)
 
     def add(self, made: CorpusRecord, part: str, line: str) -> None:
         self.records[part] += 1
@@ -105,7 +106,13 @@ class Tally:
             "answers_per_record": dict(sorted(self.answers.items())),
             "characters_below": dict(sorted(self.characters.items())),
             "left_out": dict(self.left_out.most_common()),
+            "first_left_out": {cause: self.first(cause) for cause, _ in self.left_out.most_common()},
         }
+
+    def first(self, cause: str) -> str:
+        """Where something was left out for this cause first, and why, where that is known."""
+        place, reason = self.left_out.first[cause]
+        return f"{place}: {reason}" if reason else place
 
 
 def write_prepared(
@@ -136,8 +143,9 @@ def write_prepared(
             }
         for thing in found:
             if isinstance(thing, Omission):
-                tally.left_out[thing.cause] += 1
+                tally.left_out.add(thing.cause, thing.source, thing.reason)
                 part, row = "", {"source": thing.source, "cause": thing.cause, "text": thing.text[:_SHOWN]}
+                row |= {"reason": thing.reason} if thing.reason else {}
                 line = json.dumps(row, ensure_ascii=False)
             else:
                 part = thing.part or division.part(thing.key)
@@ -146,10 +154,13 @@ def write_prepared(
             if streams:
                 streams[part].write(line + "\n")
         if not tally.records:
-            causes = ", ".join(f"{count} {cause}" for cause, count in tally.left_out.most_common(5))
+            causes = [
+                f"{count} {cause}, the first at {tally.first(cause)}"
+                for cause, count in tally.left_out.most_common(5)
+            ]
             raise UserError(
-                f"{about.get('input', out)}: not one record came out ({causes or 'nothing was found'}); check that "
-                "this is the right folder and source"
+                f"{about.get('input', out)}: not one record came out ({'; '.join(causes) or 'nothing was found'}); check "
+                "that this is the right folder and source"
             )
         report = {**about, **tally.as_json(), **accounts}
         if places:

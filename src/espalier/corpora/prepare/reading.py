@@ -8,22 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from espalier.corpora.made import Omission
-from espalier.data.read.files import is_data_file, read_rows
+from espalier.data.read import files
+from espalier.data.read.columns import columns_of
+from espalier.data.read.messages import Bad
+from espalier.data.read.rows import renamed
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
 Row = dict[str, Any]
 
 
-def rows(path: Path) -> Iterator[tuple[str, Row] | Omission]:
-    """The rows of a JSON, JSON lines, CSV or Parquet file; what cannot be read or written again is an `Omission`."""
-    for place, row, raw in read_rows(path):
+def rows(path: Path, columns: Mapping[str, str] | None = None) -> Iterator[tuple[str, Row] | Omission]:
+    """The rows of a data file of any kind; what cannot be read or written again is an `Omission`.
+
+    `columns`: a column's name here -> its name in the file.
+    Raises `UserError` where a broken place hides what stands behind it: nobody knows what would be missing.
+    """
+    for place, row, raw in files.read_rows(path):
         if isinstance(row, BadRecord):
-            yield Omission(place, row.cause, raw)
-        elif _is_whole(row):
-            yield place, row
+            if row.hides:
+                raise UserError(str(row))
+            yield Omission(place, row.cause, raw, row.reason)
+        elif not _is_whole(row):
+            yield Omission(place, "half a character (a lone surrogate)", reason="repair the text")
         else:
-            yield Omission(place, "half a character (a lone surrogate)")
+            try:
+                yield place, dict(renamed(row, columns or {}))
+            except Bad as bad:
+                yield Omission(place, bad.cause, as_line(row), bad.reason)
+
+
+def as_line(row: Row) -> str:
+    """A row as one line of JSON."""
+    return json.dumps(row, ensure_ascii=False, default=str)
 
 
 def data_files(where: Path) -> list[Path]:
@@ -31,18 +48,7 @@ def data_files(where: Path) -> list[Path]:
 
     Raises `UserError` where there is none.
     """
-    if where.is_file():
-        return [where]
-    found = (
-        sorted(path for path in where.rglob("*") if path.is_file() and is_data_file(path))
-        if where.is_dir()
-        else []
-    )
-    if not found:
-        raise UserError(
-            f"{where}: no data file here; wanted a JSON, JSON lines, CSV or Parquet file, or a folder of them"
-        )
-    return found
+    return [where] if where.is_file() else files.data_files(where)
 
 
 def rows_of(where: Path) -> Iterator[tuple[str, Row] | Omission]:
@@ -61,13 +67,15 @@ def lacking(place: str, row: Mapping[str, Any], *names: str) -> Omission | None:
     """Why the row is none: a column that it must have is not there at all."""
     for name in names:
         if name not in row:
-            return Omission(place, f"no column {name!r}", json.dumps(row, ensure_ascii=False, default=str))
+            return Omission(
+                place, f"no column {name!r}", as_line(dict(row)), f"found the columns {columns_of(row)}"
+            )
     return None
 
 
 def _is_whole(row: Row) -> bool:
     try:
-        json.dumps(row, ensure_ascii=False, default=str).encode()
+        as_line(row).encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class Preparation:
         where: its file or folder.
         shape: of the records that are written.
         limit: no more records than these of the corpus, before cleaning.
+        columns: of data files, a column's name here -> its name in the files.
     """
 
     source: str
     where: Path
     shape: str = "own"
     limit: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -66,6 +68,11 @@ def prepare(
         near = difflib.get_close_matches(source, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "wanted one of them"
         raise UserError(f"unknown source {source!r}; {hint} Known are {', '.join(known)}")
+    if what.columns and source in CORPORA:
+        raise UserError(
+            f"--columns is for data files ({', '.join(TASKS)}); {source} has columns of its own. `prepare clean --as chat` "
+            "reads others"
+        )
     if not where.exists():
         raise UserError(f"{where}: no such file or folder; give the place where the corpus was unpacked")
     if out is not None:
@@ -79,7 +86,7 @@ def prepare(
         cleaning = replace(cleaning, dedup="near")
     if source == "decontaminate" and not cleaning.exams:
         raise UserError("decontaminate: --exams names no file or folder of exams to look for in the data")
-    read = CORPORA[source].read(where, division) if source in CORPORA else data_rows(where)
+    read = CORPORA[source].read(where, division) if source in CORPORA else data_rows(where, what.columns)
     if what.limit is not None:
         read = _first(read, what.limit)
     accounts: dict[str, Any] = {}
@@ -92,14 +99,15 @@ def prepare(
         "seed": division.seed,
         "dev": division.dev,
         "as": what.shape,
+        **({"columns": dict(what.columns)} if what.columns else {}),
     }
     return write_prepared(found, out, division, about, accounts, force=force)
 
 
-def data_rows(where: Path) -> Outcomes:
+def data_rows(where: Path, columns: Mapping[str, str]) -> Outcomes:
     """The rows of data files of any format as they are; what the readers refuse is left out by its cause."""
     for path in data_files(where):
-        for found in rows(path):
+        for found in rows(path, columns):
             if isinstance(found, Omission):
                 yield found
                 continue

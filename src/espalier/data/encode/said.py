@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from espalier.data.records import Message
+from espalier.data.encode.encoding import Piece
+from espalier.data.records import Message, Record
 
 LEFT_TO_TEMPLATE = "left to the template:"
 THOUGHTS, TEXT, CALLS = "thoughts", "text", "calls"
@@ -65,14 +66,22 @@ def ways_to_write(text: str) -> tuple[str, ...]:
     return text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
 
 
-def left_to_template(messages: Sequence[Message], text: str) -> list[str]:
-    """Causes for which something of a conversation is not in its text: the template's own manner, which is no mistake."""
-    causes = []
+def not_in(branches: Sequence[Sequence[Piece]], record: Record) -> list[str]:
+    """Causes for which something of a record is not in its branches: its own notes, and its template's manner."""
+    said = record.branches if record.answers else [record.prompt]
+    causes = set(record.notes)
+    for messages, pieces in zip(said, branches, strict=False):
+        causes |= _left_to_template(messages, "".join(piece.text for piece in pieces))
+    return sorted(causes)
+
+
+def _left_to_template(messages: Sequence[Message], text: str) -> set[str]:
+    causes = set()
     if any(said != said.strip() and said not in text for said in (message.content for message in messages)):
-        causes.append(f"{LEFT_TO_TEMPLATE} white space at the ends of turns, which it trims")
+        causes.add(f"{LEFT_TO_TEMPLATE} white space at the ends of turns, which it trims")
     thoughts = [said for message in messages for what, said in parts_of(message) if what == THOUGHTS]
     if any(max(map(text.count, ways_to_write(said))) < thoughts.count(said) for said in thoughts):
-        causes.append(f"{LEFT_TO_TEMPLATE} thoughts of turns that are only read, which it leaves out")
+        causes.add(f"{LEFT_TO_TEMPLATE} thoughts of turns that are only read, which it leaves out")
     return causes
 
 

@@ -27,8 +27,9 @@ from espalier.data.encode.encoding import (
     is_endless,
     is_long,
 )
-from espalier.data.encode.said import left_to_template
+from espalier.data.encode.said import not_in
 from espalier.data.encode.templates import Template, prompt_text
+from espalier.data.encode.too_long import TooLong
 from espalier.data.read.account import Account
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Record
 from espalier.errors import UserError
@@ -43,8 +44,8 @@ _BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, l
 class Encoder:
     """How records become trees.
 
-    `cutoff_len` is the most tokens of a branch. `overlong` says what happens to a longer one: "error" names the
-    place, "drop" leaves the record out, "trim" shortens it: a chat loses its oldest exchanges, then the beginning of
+    `cutoff_len` is the most tokens of a branch. `overlong` says what happens to a longer one: "error" counts them
+    and names the first and the longest, "drop" leaves the record out, "trim" shortens it: a chat loses its oldest exchanges, then the beginning of
     its prompt down to a quarter of `cutoff_len`, then the end of its answer; all other records lose the beginning of
     their prompt, the same in every branch, and are left out when that is not enough. A document is never overlong,
     it is cut into pieces. `answers_trained` False marks no token of a preference or ranking trained (a reward model
@@ -96,23 +97,31 @@ def encode(record: Record, encoder: Encoder) -> list[Tree]:
 def encode_prompt_ids(
     records: Sequence[Record], encoder: Encoder, max_prompt_length: int, account: Account
 ) -> Iterator[tuple[Record, list[int] | None]]:
-    """(record, ids or None) of every prompt in order; `account` is told of each record before it comes."""
+    """(record, ids or None) of every prompt in order; `account` is told of each record before it comes.
+
+    Raises `TooLongError` behind the last one, where some are too long under `overlong: error`.
+    """
+    long = TooLong("max_prompt_length", max_prompt_length)
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
         pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
         encoded = encode_pieces(encoder.tokenizer, pieces, bos=encoder.bos)
         for record, rendered, (ids, flags) in zip(batch, pieces, encoded, strict=True):
-            _note(record, [rendered], account)
+            for cause in not_in([rendered], record):
+                account.add(cause, record.source)
             if len(ids) > max_prompt_length:
-                if encoder.overlong == "error":
-                    raise _too_long(record.source, len(ids), "max_prompt_length", max_prompt_length)
-                if encoder.overlong == "drop":
-                    account.add("dropped: prompt longer than max_prompt_length", record.source)
+                if encoder.overlong != "trim":
+                    if encoder.overlong == "error":
+                        long.add(record.source, len(ids))
+                    else:
+                        account.add("dropped: prompt longer than max_prompt_length", record.source)
                     yield record, None
                     continue
                 account.add("trimmed: beginning of the prompt", record.source)
                 ids, _ = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
             yield record, ids
+    if long.count:
+        raise long.error(len(records))
 
 
 def encode_paths(
@@ -120,15 +129,19 @@ def encode_paths(
 ) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
     """(record, branches, extras) of each tree that `encode_all` makes, in order, before its branches are joined.
 
-    A record without a tree comes with no branches. `account` is told of each record before it comes.
+    A record without a tree comes with no branches. `account` is told of each record before it comes. Raises
+    `TooLongError` behind the last one, where some are too long under `overlong: error`.
     """
     assert encoder.overlong in OVERLONG, encoder.overlong
+    long = TooLong("cutoff_len", encoder.cutoff_len)
     for start in range(0, len(records), _BATCH):
-        yield from _encode_batch(records[start : start + _BATCH], encoder, account)
+        yield from _encode_batch(records[start : start + _BATCH], encoder, account, long)
+    if long.count:
+        raise long.error(len(records))
 
 
 def _encode_batch(
-    records: Sequence[Record], encoder: Encoder, account: Account
+    records: Sequence[Record], encoder: Encoder, account: Account, long: TooLong
 ) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
     documents = [r.text for r in records if r.kind == "text" and not is_long(r.text)]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
@@ -138,7 +151,8 @@ def _encode_batch(
     ]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
     for record, branches in zip(records, rendered, strict=True):
-        _note(record, branches, account)
+        for cause in not_in(branches, record):
+            account.add(cause, record.source)
         if record.kind == "text":
             whole = not is_long(record.text)
             ids = [next(document_ids)] if whole else in_stretches(encoder.tokenizer, record.text)
@@ -155,7 +169,7 @@ def _encode_batch(
             account.add("dropped: too many characters for cutoff_len", record.source)
             yield record, [], {}
             continue
-        fitted = _fitted(record, [next(paths) for _ in branches], encoder, account)
+        fitted = _fitted(record, [next(paths) for _ in branches], encoder, account, long)
         if fitted is None:
             yield record, [], {}
         else:
@@ -182,19 +196,6 @@ def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
     ]
 
 
-def _note(record: Record, branches: list[list[Piece]], account: Account) -> None:
-    """Counts what of a record is not in its trees because of its end or its template."""
-    for note in record.notes:
-        account.add(note, record.source)
-    written = ["".join(piece.text for piece in pieces) for pieces in branches]
-    said = record.branches if record.answers else [record.prompt]
-    causes = {
-        cause for turns, text in zip(said, written, strict=False) for cause in left_to_template(turns, text)
-    }
-    for cause in sorted(causes):
-        account.add(cause, record.source)
-
-
 def _prompt_text(record: Record, encoder: Encoder) -> str:
     return prompt_text(encoder.template, record.messages, tools=record.tools, prefix=record.prefix)
 
@@ -219,14 +220,15 @@ def _judged(
     if labels:
         extras["desirable"] = torch.tensor(labels)
     if record.kind == "chat" and encoder.train_on_prompt:
-        paths = [(ids, [0 < at <= _last_trained(flags) for at in range(len(ids))]) for ids, flags in paths]
+        ends = [
+            len(flags) - flags[::-1].index(True) for _, flags in paths
+        ]  # what stands behind it is the template's
+        paths = [
+            (ids, [0 < at < end for at in range(len(ids))]) for (ids, _), end in zip(paths, ends, strict=True)
+        ]
     if record.kind in ("preference", "ranking") and not encoder.answers_trained:
         paths = [(ids, [False] * len(ids)) for ids, _ in paths]
     return paths, extras
-
-
-def _last_trained(flags: list[bool]) -> int:
-    return len(flags) - 1 - flags[::-1].index(True)
 
 
 def _document(record: Record, ids: Iterable[list[int]], encoder: Encoder, account: Account) -> Iterator[Path]:
@@ -258,12 +260,15 @@ def _document(record: Record, ids: Iterable[list[int]], encoder: Encoder, accoun
         account.add("dropped: document without a token", record.source)
 
 
-def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Account) -> list[Path] | None:
+def _fitted(
+    record: Record, paths: list[Path], encoder: Encoder, account: Account, long: TooLong
+) -> list[Path] | None:
     """The branches within `cutoff_len`, or None for a record that is left out; either way it is counted."""
     longest = max(len(ids) for ids, _ in paths)
     if longest > encoder.cutoff_len:
         if encoder.overlong == "error":
-            raise _too_long(record.source, longest, "cutoff_len", encoder.cutoff_len)
+            long.add(record.source, longest)
+            return None
         if encoder.overlong == "drop":
             account.add("dropped: longer than cutoff_len", record.source)
             return None
@@ -280,13 +285,6 @@ def _fitted(record: Record, paths: list[Path], encoder: Encoder, account: Accoun
         account.add("dropped: no trained token", record.source)
         return None
     return paths
-
-
-def _too_long(source: str, length: int, key: str, limit: int) -> UserError:
-    return UserError(
-        f"{source}: {length} tokens, but {key} is {limit}; make {key} larger, or say `overlong: trim` (shorten such "
-        "records) or `overlong: drop` (leave them out); both are counted"
-    )
 
 
 def _trimmed_answers(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from espalier.data.read.lines import Placed, json_lines, json_object
+from espalier.data.read.lines import DECODER, Placed, json_lines, json_object, open_text, readable, told
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
@@ -36,24 +36,49 @@ def json_file(path: Path, stream: TextIO) -> Iterator[Placed]:
     rest = window.text[window.at :]
     line = rest.split("\n", 1)[0]
     try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        text = rest + stream.read()
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError:
-            yield from json_lines(path, iter(text.split("\n")), first)
-        else:
-            yield from _single(path, row, first)
-    else:
-        if (
-            isinstance(only := json.loads(line), dict)
-            and not rest.partition("\n")[2].strip()
-            and _is_table(only)
-        ):
-            yield from _single(path, only, first)
+        only = DECODER.decode(line)
+    except (ValueError, RecursionError):
+        yield from _whole(path, rest + stream.read(), first)
+        return
+    if isinstance(only, dict) and not rest.partition("\n")[2].strip() and _is_table(only):
+        yield from _single(path, only, first)
+        return
+    yield from json_lines(path, _lines(rest, stream), first)
+
+
+def _whole(path: Path, text: str, first: int) -> Iterator[Placed]:
+    """A file whose first line is no JSON: one value on several lines, or JSON lines with a broken one in front."""
+    try:
+        row = DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        lines = list(json_lines(path, iter(text.split("\n")), first))
+        if len(lines) == 1 or any(isinstance(row, dict) for _, row, _ in lines):
+            yield from lines
             return
-        yield from json_lines(path, _lines(rest, stream), first)
+        at = error.lineno - 1 if isinstance(error, json.JSONDecodeError) else 0
+        place = f"{path}:{first + at}"
+        comment = "; JSON has no comments" if text.lstrip().startswith(("//", "/*", "#")) else ""
+        reason = f"broken JSON{told(error)}{comment}; no record of this file could be read; repair it or fetch it again"
+        yield place, BadRecord(place, "broken JSON", reason, hides=True), text[:2000]
+    else:
+        yield from _single(path, row, first)
+
+
+def whole_json(path: Path) -> Any:
+    """The one value of a JSON file of any encoding that `lines` reads.
+
+    Raises:
+        UserError: it cannot be read, is empty, or is no JSON; with file, line and cure.
+    """
+    with readable(path), open_text(path) as stream:
+        text = stream.read()
+    try:
+        return DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(
+            f"{path}{line}: broken JSON{told(error)}; is the file whole? Fetch it again"
+        ) from None
 
 
 def _single(path: Path, row: Any, line: int) -> Iterator[Placed]:
@@ -124,7 +149,6 @@ class Window:
 
 def _array(path: Path, window: Window) -> Iterator[Placed]:
     """The objects of an array one by one, each with its line; what follows a break cannot be read."""
-    decoder = json.JSONDecoder()
     while True:
         window.skip_space()
         place = f"{path}:{window.line}"
@@ -133,10 +157,10 @@ def _array(path: Path, window: Window) -> Iterator[Placed]:
             window.skip_space()
             if window.left:
                 reason = "text follows behind the array's end; remove it"
-                yield place, BadRecord(place, "broken JSON", reason), ""
+                yield place, BadRecord(place, "broken JSON", reason, hides=True), ""
             return
         try:
-            row, end = _next(decoder, window)
+            row, end = _next(window)
         except json.JSONDecodeError as error:
             line, column = window.place(error.pos)
             where = f"{path}:{line}"
@@ -144,20 +168,48 @@ def _array(path: Path, window: Window) -> Iterator[Placed]:
                 f"broken JSON at column {column} ({error.msg}), in the record that begins at line {window.line}; the "
                 "file may be cut off; repair it or fetch it again; nothing behind this place was read"
             )
-            yield where, BadRecord(where, "broken JSON", reason), window.text[window.at : window.at + 2000]
+            yield (
+                where,
+                BadRecord(where, "broken JSON", reason, hides=True),
+                window.text[window.at : window.at + 2000],
+            )
             return
-        yield place, json_object(place, row), ""
+        except (ValueError, RecursionError) as error:
+            reason = (
+                f"broken JSON{told(error)}; nothing behind the beginning of this record was read; repair it"
+            )
+            yield (
+                place,
+                BadRecord(place, "broken JSON", reason, hides=True),
+                window.text[window.at : window.at + 2000],
+            )
+            return
+        if isinstance(row, ValueError):
+            reason = f"broken JSON{told(row)}; repair the record or remove it"
+            yield place, BadRecord(place, "broken JSON", reason), window.text[window.at : end]
+        else:
+            yield place, json_object(place, row), ""
         window.move(end)
 
 
-def _next(decoder: json.JSONDecoder, window: Window) -> tuple[Any, int]:
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """A JSON value and where it ends; a `ValueError` in its place where it is one, but must not be read."""
+    try:
+        return DECODER.raw_decode(text, at)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        return error, json.JSONDecoder().raw_decode(text, at)[1]
+
+
+def _next(window: Window) -> tuple[Any, int]:
     """The value at the window's beginning, and where what follows it and its comma begins."""
     while True:
         text = window.text
         try:
             if not window.left:
                 raise json.JSONDecodeError("the array is not closed", text, window.at)
-            row, end = decoder.raw_decode(text, window.at)
+            row, end = _value(text, window.at)
             after = _SPACE.match(text, end).end()  # type: ignore[union-attr]
             if text[after : after + 1] == "]":
                 return row, after

@@ -6,16 +6,17 @@ A file that is not UTF-8 (or marked UTF-16) is an error with the cure: guessing 
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import json
+import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
+from espalier.data.read.packed import ERRORS, inner_name, open_bytes, packing_of, unpacked
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
@@ -83,12 +84,9 @@ def json_lines(path: Path, lines: Iterable[str], start: int = 1) -> Iterator[Pla
             continue
         place = f"{path}:{number}"
         try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            reason = f"broken JSON at column {error.colno} ({error.msg}); repair the line or remove it"
-            yield place, BadRecord(place, "broken JSON", reason), text
-        except RecursionError:
-            reason = "objects nested too deeply to be read; repair the line or remove it"
+            row = DECODER.decode(text)
+        except (ValueError, RecursionError) as error:
+            reason = f"broken JSON{told(error)}; {_cure(text, error)}"
             yield place, BadRecord(place, "broken JSON", reason), text
         else:
             yield place, json_object(place, row), text
@@ -102,6 +100,44 @@ def json_object(place: str, row: Any) -> dict[str, Any] | BadRecord:
     )
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; json's own way would keep the last of two columns of one name, and say nothing."""
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice in one object")
+    return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
+"""JSON as `json` reads it, but a name that stands twice in an object is a ValueError."""
+
+
+def told(error: Exception) -> str:
+    """What is wrong with JSON, as it goes on behind "broken JSON"."""
+    if isinstance(error, json.JSONDecodeError):
+        return f" at column {error.colno} ({error.msg})"
+    if isinstance(error, RecursionError):
+        return " (objects nested too deeply to be read)"
+    return f" ({error})"
+
+
+def _cure(text: str, error: Exception) -> str:
+    text = text.strip()
+    if text == "[":
+        return "is the file one JSON array? Then its name must end with .json"
+    if text.startswith(("//", "/*", "#")):
+        return "JSON has no comments; remove the line"
+    if (
+        isinstance(error, json.JSONDecodeError)
+        and error.msg == "Extra data"
+        and text[error.pos :].lstrip()[:1] == "{"
+    ):
+        return "put each record on a line of its own"
+    return "repair the line or remove it"
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """What goes wrong with reading a file, as the user's to mend."""
@@ -109,7 +145,7 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError:
         raise _foreign_encoding(path) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (*ERRORS, zlib.error) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); check that the file is whole and may be read"
         ) from None
@@ -122,19 +158,15 @@ def check_not_empty(path: Path) -> None:
         )
 
 
-def _open_bytes(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
 def open_text(path: Path) -> TextIO:
     # newline="\n": only a line feed ends a line; a bare CR or U+2028 inside a JSON string does not.
-    newline = "" if path.name.lower().endswith((".csv", ".tsv")) else "\n"
-    return io.TextIOWrapper(_open_bytes(path), encoding=_encoding(path), newline=newline)
+    newline = "" if inner_name(path).endswith((".csv", ".tsv")) else "\n"
+    return io.TextIOWrapper(open_bytes(path), encoding=_encoding(path), newline=newline)
 
 
 def _encoding(path: Path) -> str:
     """UTF-8 with or without a mark; UTF-16 by its mark, or by the NUL bytes that its Latin characters have."""
-    with _open_bytes(path) as stream:
+    with open_bytes(path) as stream:
         head = stream.read(4)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
@@ -151,7 +183,7 @@ def _foreign_encoding(path: Path) -> UserError:
     decoder = codecs.getincrementaldecoder(encoding.removesuffix("-sig"))()
     place = line = 0
     bad = b"?"
-    with _open_bytes(path) as stream:
+    with open_bytes(path) as stream:
         while piece := stream.read(_PIECE):
             kept = decoder.getstate()[0]
             try:
@@ -166,15 +198,17 @@ def _foreign_encoding(path: Path) -> UserError:
             kept = decoder.getstate()[0]
             place, bad = place - len(kept), kept[:1] or b"?"
     guess, cure = ("; it reads as GBK / GB18030", "GB18030") if _is_gbk(path) else ("", "ITS-ENCODING")
+    plain = path.name[: len(path.name) - len(packing_of(path))]
+    packed, source = unpacked(path), "" if packing_of(path) else f" {shlex.quote(path.name)}"
     return UserError(
         f"{path}:{line + 1}: byte {place} (0x{bad[0]:02x}) is not {encoding.removesuffix('-sig').upper()}{guess}; "
-        f"wanted UTF-8: `iconv -f {cure} -t UTF-8 {path.name} > new-{path.name.removesuffix('.gz')}`"
+        f"wanted UTF-8: `{packed}iconv -f {cure} -t UTF-8{source} > {shlex.quote(f'new-{plain}')}`"
     )
 
 
 def _is_gbk(path: Path) -> bool:
     decoder = codecs.getincrementaldecoder("gb18030")()
-    with _open_bytes(path) as stream:
+    with open_bytes(path) as stream:
         try:
             while piece := stream.read(_PIECE):
                 decoder.decode(piece)

@@ -120,7 +120,7 @@ def _tools(row: Row) -> str | None:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             raise Bad("broken JSON", f"column 'tools' is broken JSON: {error}") from None
-    return json.dumps(value, ensure_ascii=False) if value else None
+    return as_text(json.dumps(value, ensure_ascii=False), "column 'tools'") if value else None
 
 
 def renamed(row: Row, columns: Mapping[str, str]) -> Row:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.read.account import Account
-from espalier.data.read.files import SUFFIXES, is_data_file, read_rows
+from espalier.data.read.files import SUFFIXES, data_files, read_rows, visible_files
 from espalier.data.read.lines import Placed
+from espalier.data.read.own_reader import read_with
 from espalier.data.read.specs import DatasetSpec
 from espalier.errors import UserError
 
@@ -66,15 +67,28 @@ def too_bad(first: Sequence[str], causes: Counter[str], good: int) -> UserError:
 
 def rows_of(spec: DatasetSpec, hashes: dict[str, str]) -> Iterator[Placed]:
     """The rows behind a spec in order, unparsed; each file's sha256 is added to `hashes`."""
-    files = files_of(spec)
-    if files is None:
+    parts = parts_of(spec)
+    if parts is None:
         yield from hub_rows(spec)
         return
-    for path in files:
+    for path in parts:
         if path.is_file() and str(path) not in hashes:
             with path.open("rb") as stream:
                 hashes[str(path)] = hashlib.file_digest(stream, "sha256").hexdigest()
-        yield from read_rows(path, lines=spec.format == "lines")
+        yield from part_rows(spec, path)
+
+
+def parts_of(spec: DatasetSpec) -> list[Path] | None:
+    """What is read one after the other: the files behind a spec, or the folder that its own reader is given."""
+    path = Path(spec.path).expanduser()
+    return [path] if spec.reader is not None and path.is_dir() else files_of(spec)
+
+
+def part_rows(spec: DatasetSpec, path: Path) -> Iterator[Placed]:
+    """The rows of one of `parts_of`."""
+    if spec.reader is not None:
+        return read_with(spec.reader, path)
+    return read_rows(path, lines=spec.format == "lines")
 
 
 def files_of(spec: DatasetSpec) -> list[Path] | None:
@@ -83,10 +97,7 @@ def files_of(spec: DatasetSpec) -> list[Path] | None:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _visible(file, path) and is_data_file(file))
-        if not files:
-            raise UserError(f"{path}: no data file in this folder; wanted one of {', '.join(SUFFIXES)}")
-        return files
+        return data_files(path) if spec.reader is None else visible_files(path)
     if glob.has_magic(spec.path):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
         if not files:
@@ -94,14 +105,14 @@ def files_of(spec: DatasetSpec) -> list[Path] | None:
                 f"{spec.path}: no file matches; {_nearby(Path(glob.escape(str(path.parent))), path.name)}"
             )
         return files
-    if _HUB_ID.fullmatch(spec.path) and not spec.path.lower().endswith(SUFFIXES) and not path.parent.exists():
+    if (
+        spec.reader is None
+        and _HUB_ID.fullmatch(spec.path)
+        and not spec.path.lower().endswith(SUFFIXES)
+        and not path.parent.exists()
+    ):
         return None
     raise UserError(f"{spec.path}: no such file or folder; {_nearby(path.parent, path.name)}")
-
-
-def _visible(file: Path, below: Path) -> bool:
-    """Whether it is a file and neither it nor a folder on the way is hidden (.cache, .ipynb_checkpoints)."""
-    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(below).parts)
 
 
 def _nearby(folder: Path, name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from espalier.data.read.dataset_info import looked_up
 from espalier.data.read.formats import FORMATS
+from espalier.data.read.own_reader import check_reader
 from espalier.errors import UserError
 
 _KEYS = {"type": "format", "name": "subset", "file": "path", "data_files": "path"}
@@ -46,6 +47,8 @@ class DatasetSpec:
     """At most so many records of the source, a seeded choice."""
     subset: str | None = None
     """The configuration of a hub dataset."""
+    reader: str | None = None
+    """`FILE.py:FUNCTION`, which is given the path and yields rows (see `own_reader`)."""
     optional_columns: bool = False
     """Whether columns and tags are LLaMA-Factory's: a row may lack some columns instead of being refused."""
 
@@ -53,7 +56,7 @@ class DatasetSpec:
 def parse_specs(
     value: Any, dataset_dir: str | None = None, weights: Sequence[float] | None = None
 ) -> list[DatasetSpec]:
-    """`dataset` of a config as specs: a path, or a list of paths and mappings {path, format, weight, split, columns}.
+    """`dataset` of a config as specs: a path, or a list of paths and mappings {path, format, weight, split, columns, reader}.
 
     `weights`, one for each entry, take the place of their own. A name that is no path is looked up in `dataset_info.json` of `dataset_dir` (of `data`, where none is given).
     Raises `UserError` for an unknown key or a value of the wrong kind, naming the entry.
@@ -109,7 +112,9 @@ def _spec(entry: Any, what: str) -> DatasetSpec:
     samples = entry.get("samples")
     if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
         raise UserError(f"{what}: `samples` is {samples!r}; wanted a whole number from 1 on")
-    optional = bool(entry.get("optional_columns"))
+    reader = entry.get("reader")
+    if reader is not None and form == "lines":
+        raise UserError(f"{what}: `format: lines` is for text files; with a `reader` leave it away")
     return DatasetSpec(
         str(path),
         form,
@@ -119,7 +124,8 @@ def _spec(entry: Any, what: str) -> DatasetSpec:
         entry.get("tags"),
         samples,
         entry.get("subset"),
-        optional,
+        None if reader is None else check_reader(reader, what),
+        bool(entry.get("optional_columns")),
     )
 
 

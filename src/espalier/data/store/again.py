@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from espalier.data.read.account import Account
-from espalier.data.read.sources import files_of
+from espalier.data.read.sources import parts_of
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import Record
 from espalier.data.store.blocks import BlockResult, Job, outcomes
@@ -33,8 +33,8 @@ def records_at(
     found: dict[tuple[str, int], Record] = {}
     for spec in specs:
         own = job_of(spec, job, reading)
-        files = files_of(spec)
-        for path in [spec.path] if files is None else map(str, files):
+        parts = parts_of(spec)
+        for path in [spec.path] if parts is None else map(str, parts):
             if path not in wanted:
                 continue
             seen: Counter[str] = Counter()

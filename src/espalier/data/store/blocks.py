@@ -18,6 +18,7 @@ import numpy as np
 
 from espalier.data.choice.mixing import takes
 from espalier.data.encode.tokenise import Encoder, encode_paths, encode_prompt_ids
+from espalier.data.encode.too_long import TooLong, TooLongError
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described
 from espalier.data.read.lines import Block, Placed
@@ -101,6 +102,7 @@ class BlockResult:
         names: what the numbers in `file`, `role` and `causes` stand for.
         extras: names of the extras.
         beyond: good records that were more than asked for.
+        too_long: records under `overlong: error`; the columns are empty then.
         error: what stops a run; the columns are empty then.
     """
 
@@ -113,6 +115,7 @@ class BlockResult:
     bad: list[tuple[BadRecord, Any]] = field(default_factory=list)
     good: int = 0
     beyond: int = 0
+    too_long: TooLong | None = None
     error: str | None = None
 
 
@@ -129,6 +132,8 @@ def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = Tr
         result.good = len(records)
         if tokenise:
             _Table(job, result).fill(records)
+    except TooLongError as error:
+        result.too_long = error.found
     except UserError as error:
         return BlockResult(error=str(error))
     return result

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from espalier.data.encode.too_long import TooLong
 from espalier.data.read.account import Account
 from espalier.data.read.lines import Block
 from espalier.data.store.blocks import BlockResult, Job, work
@@ -46,10 +47,12 @@ def build(
         progress: told how many records are result, after each block.
 
     Raises:
-        UserError: a file cannot be read, or a record is too long.
+        TooLongError: records are too long under `overlong: error`, and none is bad.
+        UserError: a file cannot be read, or a record cannot be encoded.
     """
     store = _Building(folder, job, name, max_samples)
     stopped = count_only
+    long: TooLong | None = None
 
     def tasks() -> Iterator[Task]:
         for block in blocks:
@@ -62,15 +65,20 @@ def build(
         else:
             results = ((task, work(job, task[0], task[1], tokenise=task[2])) for task in tasks())
         for (block, _, _), result in results:
-            if result.error is not None and store.left is not None:
-                result = work(
-                    job, block, store.left
-                )  # what stopped it may stand behind the last that is wanted
+            if (result.error is not None or result.too_long is not None) and store.left is not None:
+                # What stopped it may stand behind the last that is wanted.
+                result = work(job, block, store.left, tokenise=not stopped)
             if result.error is not None:
                 raise UserError(result.error)
             stopped = stopped or (bool(result.bad) and not skip_bad)
-            store.add(result, tokenised=not stopped)
+            if result.too_long is not None:
+                long = result.too_long if long is None else long
+                if long is not result.too_long:
+                    long.take_in(result.too_long)
+            store.add(result, tokenised=not stopped and long is None)
             progress(store.records)
+    if long is not None and not stopped:
+        raise long.error(store.records)
     return store.manifest()
 
 
@@ -86,7 +94,8 @@ class _Building:
             self._writer.add(start, np.zeros(1, np.int64))
         self._ends = dict.fromkeys(starts, 0)
         self._names: dict[str, dict[Any, int]] = {"file": {}, "role": {}, "causes": {}}
-        self._rejected: IO[str] = (folder / REJECTED).open("w", encoding="utf-8")
+        # Half a character, which UTF-8 cannot hold, is written as JSON writes it: \ud83d.
+        self._rejected: IO[str] = (folder / REJECTED).open("w", encoding="utf-8", errors="backslashreplace")
         self.records = self._trees = self._beyond = 0
         self._formats: Counter[str] = Counter()
         self._left_out, self._bad = Account(), Account()

@@ -137,7 +137,7 @@ def _make(final: Path, depends_on: Mapping[str, Any], make: Make, doing: list[st
         manifest = {"format": FORMAT, "depends_on": depends_on, **make(temporary, tell)}
         manifest["rejected_sum"] = sum_of_file(temporary / REJECTED)
         manifest["checksum"] = sum_of_json(manifest)
-        with (temporary / MANIFEST).open("w", encoding="utf-8") as stream:
+        with (temporary / MANIFEST).open("w", encoding="utf-8", errors="backslashreplace") as stream:
             json.dump(manifest, stream, ensure_ascii=False)
             stream.flush()
             os.fsync(stream.fileno())

@@ -16,6 +16,7 @@ from typing import Any
 
 import espalier.data
 from espalier.data.encode.templates import Template
+from espalier.data.read.own_reader import reader_files
 from espalier.data.read.sources import files_of, hub_dataset
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.store.blocks import Job
@@ -43,6 +44,7 @@ def description(
         "hub": [spec.path, spec.subset, spec.split] if files_of(spec) is None else None,
         "kind": job.kind,
         "format": spec.format,
+        "reader": spec.reader and spec.reader.rpartition(":")[2],
         "columns": dict(job.columns),
         "tags": dict(job.tags) if job.tags else None,
         "described": job.described,
@@ -72,7 +74,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def content(spec: DatasetSpec, known: Path) -> dict[str, str]:
-    """File -> sha256 of the files behind a spec; of a hub data set its version.
+    """File -> sha256 of the files behind a spec and of its own reader; of a hub data set its version.
 
     known: a file that remembers the hashes of large files with their size, times and inode. A file that changes has
     another time of change, which (other than its time of writing) nobody can set.
@@ -82,7 +84,7 @@ def content(spec: DatasetSpec, known: Path) -> dict[str, str]:
         return {spec.path: hub_version(spec)}
     remembered = _read(known)
     hashes = {}
-    for path in files:
+    for path in [*files, *(reader_files(spec.reader) if spec.reader is not None else [])]:
         state = path.stat()
         mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
         name = str(path.resolve())

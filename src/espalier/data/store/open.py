@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.choice.choose import Picks, drawn
+from espalier.data.encode.too_long import TooLongError
+from espalier.data.read.packed import PACKINGS
 from espalier.data.read.sources import SHOWN, LoadReport, files_of, no_record, too_bad
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.store.blocks import Job
@@ -72,11 +74,12 @@ def opened(
 
     Raises:
         UserError: a source is missing or empty, or nothing is left; bad records without `skip_bad`, the first ten
-            of them named; a record that is too long under `overlong: error`, or that the template cannot write.
+            of them named; records that are too long under `overlong: error`; one that the template cannot write.
     """
     loaded = LoadReport()
     stores: list[Store] = []
     manifests: list[dict[str, Any]] = []
+    long: list[TooLongError] = []
     known: dict[str, str] = {}
     for spec in specs:
         hashes = content(spec, reading.folder / "files.json")
@@ -90,7 +93,11 @@ def opened(
             manifests.append(store.manifest)
         except _BadRecords as faulty_source:
             manifests.append(faulty_source.manifest)
+        except TooLongError as error:
+            long.append(error)
     _check(manifests, reading.skip_bad)
+    if long:
+        raise _joined_long(long, sum(manifest["records"] for manifest in manifests))
     for spec, manifest in zip(specs, manifests, strict=True):
         loaded.left_out.take_in(from_json(manifest["left_out"]))
         loaded.formats.setdefault(spec.path, Counter()).update(manifest["formats"])
@@ -167,14 +174,22 @@ def _check(manifests: Sequence[dict[str, Any]], skip_bad: bool) -> None:
         raise too_bad(first[:SHOWN], causes, sum(manifest["records"] for manifest in manifests))
 
 
+def _joined_long(errors: Sequence[TooLongError], others: int) -> TooLongError:
+    """What is too long in all sources; `others`: how many records the sources have where nothing is."""
+    found, *more = (error.found for error in errors)
+    for later in more:
+        found.take_in(later)
+    return found.error(others + sum(error.records for error in errors))
+
+
 def _workers(spec: DatasetSpec, job: Job, most: int | None) -> int:
     """How many processes are worth their start; 0 for none but this one."""
     files = files_of(spec)
     if files is None:
         size = _OF_A_WORKER * 2  # the rows of a hub data set lie on disk already
     else:
-        packed = (".gz", ".parquet")
-        size = sum(path.stat().st_size * (4 if path.name.endswith(packed) else 1) for path in files)
+        packed = (*PACKINGS, ".parquet")
+        size = sum(path.stat().st_size * (4 if path.suffix.lower() in packed else 1) for path in files)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = min(most or cores, size // (_AS_ASKED if most else _OF_A_WORKER))
     return wanted if wanted > 1 and _travels(job) else 0

@@ -7,9 +7,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from espalier.data.read.files import read_rows
+from espalier.data.read.files import is_lines
 from espalier.data.read.lines import CHARACTERS, RECORDS, Block, Placed, json_lines, line_blocks, lines_of
-from espalier.data.read.sources import files_of, hub_rows
+from espalier.data.read.sources import hub_rows, part_rows, parts_of
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import BadRecord
 
@@ -20,36 +20,34 @@ def blocks_of(spec: DatasetSpec) -> Iterator[Block]:
     Raises:
         UserError: a file cannot be read.
     """
-    files = files_of(spec)
-    if files is None:
+    parts = parts_of(spec)
+    if parts is None:
         return _of_rows(hub_rows(spec))
-    return chain.from_iterable(_of_file(path, spec) for path in files)
+    return chain.from_iterable(_of_part(path, spec) for path in parts)
 
 
-def _of_file(path: Path, spec: DatasetSpec) -> Iterator[Block]:
-    if _is_lines(path):
-        return line_blocks(path)
-    return _of_rows(read_rows(path, lines=spec.format == "lines"))
+def _of_part(path: Path, spec: DatasetSpec) -> Iterator[Block]:
+    return line_blocks(path) if _as_lines(path, spec) else _of_rows(part_rows(spec, path))
+
+
+def _as_lines(path: Path, spec: DatasetSpec) -> bool:
+    return spec.reader is None and is_lines(path)
 
 
 def rows_at(spec: DatasetSpec, path: str, lines: Container[int], last: int) -> Iterator[Placed]:
-    """The rows of one file (or hub data set) of a spec at these lines, the last of which is `last`."""
-    if files_of(spec) is not None and _is_lines(Path(path)):
+    """The rows of one part (or hub data set) of a spec at these lines, the last of which is `last`."""
+    parts = parts_of(spec)
+    if parts is not None and _as_lines(Path(path), spec):
         for number, line in enumerate(islice(lines_of(Path(path)), last), start=1):
             if number in lines:
                 yield from json_lines(Path(path), [line], number)
         return
-    rows = hub_rows(spec) if files_of(spec) is None else read_rows(Path(path), lines=spec.format == "lines")
-    for placed in rows:
+    for placed in hub_rows(spec) if parts is None else part_rows(spec, Path(path)):
         number = int(placed[0].rpartition(":")[2])
         if number > last:
             return
         if number in lines:
             yield placed
-
-
-def _is_lines(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(".jsonl")
 
 
 def _of_rows(rows: Iterator[Placed]) -> Iterator[Block]:

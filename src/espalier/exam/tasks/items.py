@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.data.read.files import read_rows
+from espalier.data.read.json_files import whole_json
 from espalier.data.records import BadRecord, LeftOut
 from espalier.errors import UserError
 
@@ -66,6 +67,8 @@ def wanted(row: Row, place: str, *names: str) -> list[Any]:
     Raises:
         UserError: one is not there.
     """
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: found a {type(row).__name__}, wanted an object with {', '.join(names)}.")
     for name in names:
         if name not in row:
             raise UserError(f"{place}: the field {name!r} is missing; found {', '.join(row) or 'nothing'}.")
@@ -151,14 +154,7 @@ def read_c3(path: Path) -> Iterator[Item | LeftOut]:
 
 
 def _array(path: Path) -> list[Any]:
-    try:
-        array = json.loads(path.read_text("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}:{error.lineno}: broken JSON ({error.msg}); is the file whole? Fetch it again."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
+    array = whole_json(path)
     if not isinstance(array, list):
         raise UserError(f"{path}: wanted one JSON array.")
     return array
@@ -196,8 +192,7 @@ def _chid_answers(path: Path) -> dict[str, int]:
     file = path.with_name(f"{path.stem}_answer.json")
     if not file.is_file():
         return {}
-    try:
-        answers: dict[str, int] = json.loads(file.read_text("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: broken JSON ({error.msg}).") from error
+    answers = whole_json(file)
+    if not isinstance(answers, dict):
+        raise UserError(f"{file}: wanted one JSON object, {{mark: index of its idiom}}.")
     return answers

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from espalier.data.read.lines import open_text, readable
 from espalier.errors import UserError
 from espalier.exam.task import Candidate, Question, Shots, Task
 from espalier.exam.tasks.settings import Settings, folder_of
@@ -138,7 +139,7 @@ class _Row:
 def _rows(exam: KnowledgeExam, path: Path) -> Iterator[_Row]:
     """The questions of one csv; every cell is a text ("None" and "NA" are answers, too)."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with readable(path), open_text(path) as stream:
             reader = csv.reader(stream, strict=True)
             header = next(reader, []) if exam.header else ["", "", "", "", "", ""]
             line = reader.line_num + 1 if exam.header else 1
@@ -148,8 +149,6 @@ def _rows(exam: KnowledgeExam, path: Path) -> Iterator[_Row]:
                     yield _row(exam, header, cells, place, number)
     except csv.Error as error:
         raise UserError(f"{path}:{line}: broken csv ({error}); check the quotes of this row.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8.") from error
 
 
 def _row(exam: KnowledgeExam, header: list[str], cells: list[str], place: str, number: int) -> _Row:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from espalier.data.read.files import is_data_file, read_rows
+from espalier.data.read.files import data_files, read_rows
 from espalier.data.read.rows import parse_row
 from espalier.data.records import BadRecord, LeftOut, Record
 from espalier.errors import UserError
@@ -54,9 +54,7 @@ def file_task(kind: str, name: str, settings: Settings) -> Task:
 
 def _paths(kind: str, path: Path) -> list[Path]:
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and is_data_file(file)]
-        if files:
-            return files
+        return data_files(path)
     if not path.is_file():
         raise UserError(f"--tasks {kind}:{path}: there is no such file, and no folder with data files.")
     return [path]

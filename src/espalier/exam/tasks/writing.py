@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from espalier.data.read.json_files import whole_json
+from espalier.data.read.lines import read_lines
 from espalier.errors import UserError
 from espalier.exam.judges.cmrc import judge_cmrc
 from espalier.exam.judges.judge import judge_rouge
@@ -77,23 +78,23 @@ def read_cmrc(paths: list[Path]) -> Iterator[Question]:
 
 
 def _passages(path: Path) -> Iterator[tuple[str, str, str, list[str]]]:
-    try:
-        whole = json.loads(path.read_text("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); is the file whole?") from error
+    whole, place = whole_json(path), str(path)
     if isinstance(whole, list):
         for passage in whole:
-            context, questions = wanted(passage, str(path), "context_text", "qas")
+            context, questions = wanted(passage, place, "context_text", "qas")
             for asked in questions:
-                yield context, str(asked["query_id"]), asked["query_text"], list(asked["answers"])
+                name, question, answers = wanted(asked, place, "query_id", "query_text", "answers")
+                yield context, str(name), question, list(answers)
         return
     if not isinstance(whole, dict) or "data" not in whole:
         raise UserError(f"{path}: wanted {{version, data: [...]}} or a list of passages.")
     for article in whole["data"]:
-        for passage in article["paragraphs"]:
-            for asked in passage["qas"]:
-                texts = [answer["text"] for answer in asked.get("answers", [])]
-                yield passage["context"], str(asked["id"]), asked["question"], texts
+        for passage in wanted(article, place, "paragraphs")[0]:
+            context, questions = wanted(passage, place, "context", "qas")
+            for asked in questions:
+                name, question = wanted(asked, f"{place}: {context[:20]!r}", "id", "question")
+                texts = [wanted(answer, f"{place}: {name}", "text")[0] for answer in asked.get("answers", [])]
+                yield context, str(name), question, texts
 
 
 def read_gsm8k(paths: list[Path]) -> Iterator[Question]:
@@ -140,14 +141,11 @@ def _problem(row: dict[str, Any], place: str, name: str) -> Question:
 def read_lcsts(paths: list[Path]) -> Iterator[Question]:
     """LCSTS: two parallel files, news items and their headlines."""
     texts, titles = paths
-    with texts.open(encoding="utf-8-sig") as first, titles.open(encoding="utf-8-sig") as second:
-        for number, (text, title) in enumerate(zip_longest(first, second), start=1):
-            if text is None or title is None:
-                raise UserError(
-                    f"{texts} and {titles}: line {number} is in one of them only; fetch them again."
-                )
-            prompt = f"新闻：{text.strip()}\n标题："
-            yield Question(str(number), prompt, references=(title.strip(),), source=f"{texts}:{number}")
+    for number, (text, title) in enumerate(zip_longest(read_lines(texts), read_lines(titles)), start=1):
+        if text is None or title is None:
+            raise UserError(f"{texts} and {titles}: line {number} is in one of them only; fetch them again.")
+        prompt = f"新闻：{text[1].strip()}\n标题："
+        yield Question(str(number), prompt, references=(title[1].strip(),), source=text[0])
 
 
 def _all_rows(paths: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:

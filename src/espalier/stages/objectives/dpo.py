@@ -179,10 +179,10 @@ def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
 def build(setup: Setup) -> Parts:
     options = setup.option(DPOOptions)
     loss = PREFERENCES[options.pref_loss]
-    policy = setup.load_policy()
     records, held_out = setup.records("preference")
     train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
     setup.only_pairs(records)
+    policy = setup.load_policy()
     add = _reference(setup, policy, options.ref_model) if loss.reference else None
     if add is not None and options.precompute_ref_logprobs:
         train, judged = (precomputed(trees, add, setup.rows(policy)) for trees in (train, judged))

@@ -36,6 +36,7 @@ from espalier.stages.rollouts import (
     RolloutOptions,
     check_apart,
     check_first_step,
+    read_asks,
     reward_rule,
     rollout_plan,
 )
@@ -128,9 +129,10 @@ def with_advantages(tree: Tree, compare: Callable[[Tensor, Tensor], Tensor], kl_
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(GRPOOptions), setup.option(RolloutOptions)
     rule = reward_rule(setup)
+    asks = read_asks(setup)
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
-    roller = Roller(setup, policy, frozen, rolling.group_size or 8, rule)
+    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rule)
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model)
     compare = ADVANTAGES[options.advantages]
     plan = rollout_plan(setup, options.grpo_epochs)

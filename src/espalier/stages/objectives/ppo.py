@@ -37,6 +37,7 @@ from espalier.stages.rollouts import (
     RolloutOptions,
     check_apart,
     check_first_step,
+    read_asks,
     reward_rule,
     rollout_plan,
 )
@@ -266,15 +267,15 @@ class Rollouts:
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
     rule = reward_rule(setup)
+    asks, documents = read_asks(setup), _documents(setup, options)
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
     critic = _critic(setup, rolling.reward_model)
-    roller = Roller(setup, policy, frozen, rolling.group_size or 1, rule, beside=[critic])
+    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 1, rule, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
     controller = KLController(rolling.kl_coef, options.kl_target, options.kl_horizon)
     rollouts = Rollouts(roller, options, controller, ClipWarning(options.reward_clip, setup.say))
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
-    documents = _documents(setup, options)
     plan = rollout_plan(setup, options.ppo_epochs)
 
     def feed(live: Live) -> Feed:

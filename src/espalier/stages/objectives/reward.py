@@ -94,10 +94,10 @@ def with_preference(tree: Tree) -> Tree:
 
 
 def build(setup: Setup) -> Parts:
-    model = setup.load_policy(scalar_head=True).without_lm_head()
     records, held_out = setup.records("preference")
     train = setup.trees(records, answers_trained=False).mapped(with_preference)
     judged = setup.trees(held_out, HELD_OUT, answers_trained=False).mapped(with_preference)
+    model = setup.load_policy(scalar_head=True).without_lm_head()
     objective = PairwiseReward(setup.option(RewardOptions).reward_loss, fresh=not setup.has_scalar_head)
     return Parts(
         trained=model,

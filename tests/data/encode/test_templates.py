@@ -130,6 +130,16 @@ def test_without_a_mark_the_next_special_token_ends_a_turn_and_eos_the_last() ->
     assert TokenizerTemplate(tok).end_of_turn == "</s>"
 
 
+def test_a_tools_result_has_the_mark_that_the_tokenizer_knows() -> None:
+    tok = tokenizer(GLM, ("<|user|>", "<|assistant|>", "<|observation|>"))
+    turns = [TURNS[0], Message("assistant", "add(2,3)"), Message("tool", "5"), TURNS[1]]
+    pieces = TokenizerTemplate(tok).render(turns)
+    assert trained(pieces) == ["add(2,3)<|observation|>", "5</s>"]
+    assert "<|observation|>\n5<|assistant|>" in text(pieces)
+    pieces = TokenizerTemplate(tokenizer(GLM, ("<|user|>", "<|assistant|>"))).render(turns)
+    assert "<|tool|>\n5<|assistant|>" in text(pieces)
+
+
 def test_a_plain_template_ends_its_last_turn_with_eos() -> None:
     pieces = TokenizerTemplate(tokenizer(PLAIN)).render(TURNS)
     assert trained(pieces) == ["5", "5。\n\nDone</s>"]

@@ -27,7 +27,7 @@ from espalier.data.encode.said import (
     ways_to_write,
 )
 from espalier.data.encode.turns import TOOL_OF_CALLING, CallForm, as_functions, as_turn, found_form
-from espalier.data.records import ASSISTANT, SYSTEM, USER, Message
+from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
 from espalier.rendering import rendered
 
@@ -76,7 +76,11 @@ class TokenizerTemplate:
                 "or remove the column `tools`"
             )
         self._check_nothing_hidden(messages, full, train_from, tools)
-        learned = [at for at, turn in enumerate(messages) if at >= train_from and _is_learned(turn)]
+        learned = [
+            at
+            for at, turn in enumerate(messages)
+            if at >= train_from and turn.role == ASSISTANT and turn.trained
+        ]
         thinking = ""
         if learned and learned[-1] == len(messages) - 1:
             thinking = self._thinking(messages, full, tools)
@@ -145,7 +149,16 @@ class TokenizerTemplate:
             else as_turn(message, form)
             for message in messages
         ]
+        for turn in turns:
+            turn["role"] = self._tool_role if turn["role"] == TOOL else turn["role"]
         return self._rendered(turns, add_generation_prompt, tools)
+
+    @cached_property
+    def _tool_role(self) -> str:
+        """What the template calls a tool: GLM-4's writes any role as a mark, and has one for observations only."""
+        has_own = "<|observation|>" in self._specials and f"<|{TOOL}|>" not in self._specials
+        names_tool = re.search(r"['\"]tool['\"]", str(self.tokenizer.chat_template))
+        return "observation" if has_own and not names_tool else TOOL
 
     def _rendered(self, turns: list[dict[str, Any]], add_generation_prompt: bool, tools: str | None) -> str:
         remedy = "change these records, use `template: simple`, or another chat_template.jinja"
@@ -320,10 +333,6 @@ class TokenizerTemplate:
                 "prefix's outer white space, or use `template: simple`"
             )
         return len(opening) + len(prefix)
-
-
-def _is_learned(message: Message) -> bool:
-    return message.role == ASSISTANT and message.trained
 
 
 def _thoughts_wanted(opening: str, message: Message) -> str:

@@ -245,7 +245,7 @@ def test_the_choice_of_a_template() -> None:
     assert choose_template(without) == SimpleTemplate("</s>")
     with pytest.raises(UserError, match=r"no chat template; use `template: simple`"):
         choose_template(without, "tokenizer")
-    with pytest.raises(UserError, match="did you mean 'simple'"):
+    with pytest.raises(UserError, match="Did you mean 'simple'"):
         choose_template(without, "simpel")
     without.eos_token = None
     with pytest.raises(UserError, match="set eos_token"):

@@ -20,7 +20,10 @@ from espalier.data.encode.encoding import Piece, joined
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
 
-_SLOT = re.compile(r"\{(content|system|n)\}")
+SLOT = re.compile(r"\{(content|system|n)\}")
+NAME = "{#- espalier: %s -#}"
+"""The beginning of a chat template that stands for one of these (`jinja_form`)."""
+_NAME = re.compile(re.escape(NAME).replace("%s", r"([\w.-]+)"))
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,12 @@ class NamedTemplate:
         return text + self.form.separator if form is None else _filled(form, content=text)
 
 
+def name_in(chat_template: object) -> str | None:
+    """The named template, or `simple`, that a tokenizer's chat template stands for; None of any other."""
+    match = _NAME.match(chat_template) if isinstance(chat_template, str) else None
+    return match[1] if match else None
+
+
 def named_template(tokenizer: Any, name: str) -> NamedTemplate:
     """The template `name` for a tokenizer.
 
@@ -160,4 +169,4 @@ def named_template(tokenizer: Any, name: str) -> NamedTemplate:
 
 def _filled(form: str, **values: str) -> str:
     """The form with its slots filled, in one pass, so that a slot inside a turn's text stays text."""
-    return _SLOT.sub(lambda slot: values.get(slot.group(1), slot.group()), form)
+    return SLOT.sub(lambda slot: values.get(slot.group(1), slot.group()), form)

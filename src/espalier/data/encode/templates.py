@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from espalier.data.encode.encoding import Piece, joined
-from espalier.data.encode.named_templates import forms, named_template
+from espalier.data.encode.named_templates import forms, name_in, named_template
 from espalier.data.encode.tokenizer_template import TokenizerTemplate
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
@@ -57,6 +57,8 @@ def choose_template(tokenizer: Any, name: str = "auto") -> Template:
 
     Raises `UserError` for an unknown name, for `tokenizer` without a chat template, for a missing end token.
     """
+    if name in ("auto", "tokenizer") and (known := name_in(tokenizer.chat_template)) is not None:
+        name = known  # what it was trained with, by the code that it was trained with
     if name == "auto":
         name = "tokenizer" if tokenizer.chat_template else "simple"
     if name == "tokenizer":
@@ -75,10 +77,13 @@ def choose_template(tokenizer: Any, name: str = "auto") -> Template:
         return SimpleTemplate(tokenizer.eos_token)
     if name in forms():
         return named_template(tokenizer, name)
-    known = ["auto", "tokenizer", "simple", *forms()]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "use `auto` for the model's own template"
-    raise UserError(f"unknown template {name!r}; {hint} Known are {', '.join(known)}")
+    names = ["auto", "tokenizer", "simple", *forms()]
+    near = difflib.get_close_matches(name, names, n=1) or [n for n in names if name.startswith(n)][-1:]
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"unknown template {name!r}.{hint} `auto` is the model's own, which newer models bring along. Known are "
+        f"{', '.join(names)}."
+    )
 
 
 @dataclass(frozen=True)

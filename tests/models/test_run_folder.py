@@ -132,7 +132,16 @@ def test_commands_take_a_run_for_its_model(
     monkeypatch.setattr("builtins.input", lambda _: "/exit")
     for words in (
         ["chat", str(run)],
-        ["evaluate", str(run), "--tasks", str(tmp_path / "sums.yaml"), "--out", str(tmp_path / "exam"), "--dtype", "bfloat16"],
+        [
+            "evaluate",
+            str(run),
+            "--tasks",
+            str(tmp_path / "sums.yaml"),
+            "--out",
+            str(tmp_path / "exam"),
+            "--dtype",
+            "bfloat16",
+        ],
         ["merge", str(run), str(tmp_path / "merged")],
         ["inspect", str(run), "--no-probe"],
     ):

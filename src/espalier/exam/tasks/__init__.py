@@ -66,6 +66,19 @@ def make_task(name: str, settings: Settings, *, shots: int | None) -> Task:
         UserError: something about its files is wrong.
         NoShots: it has no solved examples.
     """
+    return _as_wanted(_task(name, settings, shots), settings)
+
+
+def _as_wanted(task: Task, settings: Settings) -> Task:
+    """The task with what is said of overlong questions and written answers."""
+    how = task.generation
+    if how is not None:
+        longest = settings.max_new_tokens or how.max_new_tokens
+        how = replace(how, max_new_tokens=longest, drawing=settings.drawing)
+    return replace(task, overlong=settings.overlong, generation=how)
+
+
+def _task(name: str, settings: Settings, shots: int | None) -> Task:
     if name.endswith((".yaml", ".yml")):
         return load_task(name, shots=shots, limit=settings.limit, seed=settings.seed)
     mine = replace(settings, shots=shots or 0)

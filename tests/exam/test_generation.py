@@ -100,7 +100,7 @@ def test_several_answers_are_drawn_by_the_question_and_their_mean_counts(
 def test_several_answers_that_would_be_one_are_refused_before_anything_is_loaded() -> None:
     with pytest.raises(UserError, match=r"samples: 3 answers .* set a temperature"):
         Drawing(answers=3)
-    exam = ExamOptions(model_name_or_path="run:sft", tasks=["generation:a.jsonl"], samples=3)
+    exam = ExamOptions(model_name_or_path="run:sft", tasks=["generation:a.jsonl"], exam_samples=3)
     assert any("set a temperature" in problem for problem in exam.problems())
 
 

@@ -28,17 +28,20 @@ class ExamOptions(Options):
     limit: int | None = option(None, "Only so many questions of each task.", min=1)
     layout: Literal["auto", "tree", "padded"] = option("auto", "How questions become rows.")
     template: str | None = option(None, "Ask in a chat template (auto, tokenizer, simple); null: plain text.")
-    overlong: Literal["trim", "leave_out", "error"] = option(
+    # Named apart from training's keys: a pipeline's shared `temperature` or `overlong` must not change an exam.
+    exam_overlong: Literal["trim", "leave_out", "error"] = option(
         "trim",
         "Questions longer than the context lose their beginning, are left out, or end the exam; all is counted and shown.",
     )
-    max_new_tokens: int | None = option(
+    exam_max_new_tokens: int | None = option(
         None, "The longest written answer, at most half of the context; null: what the task says.", min=1
     )
-    temperature: float = option(0.0, "Of written answers; 0 takes the likeliest token.", min=0)
-    top_p: float = option(1.0, "Written answers: only the likeliest tokens of this mass.", above=0, max=1)
-    top_k: int = option(0, "Written answers: only so many likeliest tokens; 0 is all.", min=0)
-    samples: int = option(1, "Written answers to each question; their mean counts.", min=1)
+    exam_temperature: float = option(0.0, "Of written answers; 0 takes the likeliest token.", min=0)
+    exam_top_p: float = option(
+        1.0, "Written answers: only the likeliest tokens of this mass.", above=0, max=1
+    )
+    exam_top_k: int = option(0, "Written answers: only so many likeliest tokens; 0 is all.", min=0)
+    exam_samples: int = option(1, "Written answers to each question; their mean counts.", min=1)
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
     allow_pickle: bool = option(False, "Read weights in .bin files, through torch's safe loader.")
 
@@ -56,7 +59,7 @@ class ExamOptions(Options):
 
     def drawing(self, seed: int) -> Drawing:
         """How written answers are drawn."""
-        return Drawing(self.temperature, self.top_p, self.top_k, self.samples, seed)
+        return Drawing(self.exam_temperature, self.exam_top_p, self.exam_top_k, self.exam_samples, seed)
 
 
 CLASSES: tuple[type, ...] = (RunOptions, ExamOptions)
@@ -78,8 +81,8 @@ def run_exam(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...]]
             seed=run.seed,
             limit=exam.limit,
             negatives=exam.negatives,
-            overlong=exam.overlong,
-            max_new_tokens=exam.max_new_tokens,
+            overlong=exam.exam_overlong,
+            max_new_tokens=exam.exam_max_new_tokens,
             drawing=exam.drawing(run.seed),
         ),
         shots=(exam.shots,),

@@ -27,6 +27,7 @@ from espalier.commands.inspect.command import inspect
 from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
+from espalier.commands.scores import scores
 from espalier.commands.vocab import vocab
 from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
@@ -102,6 +103,7 @@ for _name, _text in descriptions().items():
 
 
 app.command()(evaluate)
+app.command()(scores)
 app.command()(convert)
 app.command()(export)
 app.command()(prepare)

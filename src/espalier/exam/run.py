@@ -30,6 +30,15 @@ from espalier.exam.tasks.shots import Asker
 from espalier.exam.ways import ChoiceWay, RatingWay, ReadingWay, Way, WritingWay
 from espalier.models.forward import TreeModel
 
+METHODS = {
+    "choose_sum": "logprob",
+    "choose_mean": "perplexity",
+    "write": "generation",
+    "rate": "scalar head",
+    "read": "likelihood",
+}
+"""How a model answers, as tables call it: a mean of logprobs is the log of a perplexity."""
+
 BLOCK = 256
 """Questions between two writes."""
 
@@ -149,6 +158,8 @@ def _row(task: Task, journal: Journal) -> dict[str, Any]:
     if task.shots:
         row["mean_shots"] = task.shots - dropped / asked
     row |= {
+        "type": task.type,
+        "method": METHODS[f"choose_{task.normalise}" if task.kind == "choose" else task.kind],
         "normalise": task.normalise if task.kind == "choose" else None,
         "seconds": round(journal.seconds, 3),
         "tokens_computed": journal.cost.computed,

@@ -150,6 +150,7 @@ class Task:
         normalise: whether a candidate's score is the sum of its tokens' logprobs or their mean.
         kind: what the model does: it chooses among candidates, writes, rates answers by a scalar head, or
             reads texts.
+        type: what is tested, as tables call it.
         generation: how answers are written.
         parts: subjects that are averaged together, such as C-Eval's four groups.
         about: what makes two runs comparable (prompt set and its version, files, seed); goes into results.json.
@@ -166,6 +167,7 @@ class Task:
     shots: int = 0
     normalise: Normalise = "sum"
     kind: Kind = "choose"
+    type: str = ""
     generation: Generation | None = None
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from espalier.report.exam_rows import exam_notes, metrics_of, shots_shown
+from espalier.report.exam_table import LOWER_IS_BETTER
 from espalier.report.plots import number, percent
 from espalier.report.read import Row, mapping
-
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "nats_per_token", "rejected_score")
 
 
 def exam_cards(exams: list[tuple[str, Row]]) -> list[Row]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from espalier.disk.writing import write_text
 from espalier.report.data import data_view
+from espalier.report.exam_table import exam_table
 from espalier.report.exams import comparisons, exam_cards
 from espalier.report.plots import Chart, chart, number, percent, show, show_estimate, show_seconds
 from espalier.report.read import Row, Run, StageRecord, mapping, read_run
@@ -56,6 +57,7 @@ def render(run: Run) -> str:
         done=statuses.count("done"),
         stages=[_stage_view(stage) for stage in run.stages],
         exams=exam_cards(run.exams),
+        exam_table=exam_table(run.exams),
         comparisons=comparisons(run.comparisons),
         exam_models=[(name, str(results.get("model", ""))) for name, results in run.exams],
         savings=_savings(run),

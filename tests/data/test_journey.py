@@ -90,4 +90,4 @@ def test_a_chat_passes_few_files(tmp_path: Path) -> None:
         sys.setprofile(None)
     assert carries(batch, ids)
     journey = sorted(f"{Path(path).parent.name}/{Path(path).name}" for path in files)
-    assert len(journey) == 15, "\n".join(journey)
+    assert len(journey) == 17, "\n".join(journey)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from espalier import config
-from espalier.config.options import COMMON
+from espalier.config.options import COMMON, TurnOptions
 from espalier.data.encode.templates import choose_template
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.errors import UserError
@@ -134,3 +134,26 @@ def test_steps_of_tokens_stop_and_go_on(options: Callable[..., dict[str, Any]]) 
     _stopped(broken, 3)
     run(broken)
     assert far(weights(whole), weights(broken)) == 0.0
+
+
+def test_which_turns_of_a_chat_are_learned_follows_the_options(tmp_path: Path) -> None:
+    turns = [
+        {"role": role, "content": text}
+        for role, text in [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    ]
+    path = write(tmp_path / "a.jsonl", [{"messages": turns}])
+
+    def learned(**options: Any) -> str:
+        raw = {"model_config": {"model_type": "llama"}, "stage": "sft", "dataset": path, **options}
+        data = datasets(path, tmp_path / "kept")
+        data.options = config.build(raw, (*COMMON, TurnOptions), all_classes={"sft": COMMON})
+        [tree] = data.trees(data.records("chat")[0])
+        [(tokens, flags)] = tree.paths()
+        return str(TOKENIZER.decode(tokens[flags]))
+
+    every, last, whole = learned(), learned(mask_history=True), learned(train_on_prompt=True)
+    assert every.count(TOKENIZER.eos_token) == 2 and last.count(TOKENIZER.eos_token) == 1
+    assert "a" in every and "a" not in last.removesuffix(TOKENIZER.eos_token) and "b" in last
+    assert "q" in whole and "q" not in every and whole.endswith(last)
+    with pytest.raises(UserError, match="`mask_history` reads what stands before an answer"):
+        learned(mask_history=True, train_on_prompt=True)

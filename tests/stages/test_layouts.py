@@ -54,6 +54,7 @@ def both(options: Make, stage: str, models: Path, policy: str, judge: str, **cha
     found = []
     for layout in ("auto", "padded"):
         made = options(stage, name=layout, layout=layout, max_steps=1, samples=0, temperature=0.7)
+        made |= {"max_new_tokens": 4, "per_device_train_batch_size": 4}
         made |= {"model_name_or_path": str(models / policy), "reward_model": str(models / f"{judge}-judge")}
         made.pop("reward_function", None)
         found.append((run(made | changes), rows(made)))

@@ -29,7 +29,10 @@ def prepare(
     dev: Annotated[float, typer.Option(help="Share of the prompts that train never sees.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of every choice: parts, wrong answers.")] = 42,
     shape: Annotated[
-        str, typer.Option("--as", help="own, or everything as chat, preference, text, prompt.")
+        str,
+        typer.Option(
+            "--as", help="own, or everything as chat, turns (one record an answer), preference, text, prompt."
+        ),
     ] = "own",
     columns: Annotated[
         str, typer.Option(help="Of data files: name here=name there, such as prompt=title,completion=answer.")

@@ -71,3 +71,18 @@ class TokenizedOptions(Options):
         min=1,
         same_result=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnOptions(Options):
+    """Which turns of a conversation are learned."""
+
+    mask_history: bool = option(False, "Learn the last answer of each conversation only; the rest is read.")
+    train_on_prompt: bool = option(False, "Learn everything that stands before the answers too.")
+
+    def problems(self) -> list[str]:
+        if self.mask_history and self.train_on_prompt:
+            return [
+                "`mask_history` reads what stands before an answer, `train_on_prompt` learns it. Remove one."
+            ]
+        return []

@@ -57,6 +57,7 @@ SYNONYMS: dict[str, str] = {
     "use_double_quant": "double_quantization",
     "bnb_4bit_use_double_quant": "double_quantization",
     # the data
+    "train_on_inputs": "train_on_prompt",
     "train_file": "dataset",
     "train_files": "dataset",
     "dataset_name": "dataset",
@@ -228,9 +229,6 @@ IGNORED: dict[str, str] = {
     "group_by_length": "packing fills the rows",
     "pad_to_sequence_len": "rows are as long as their trees",
     "remove_unused_columns": "columns that no record format knows are left alone",
-    "train_on_prompt": "the assistant's text is trained, the prompt is not",
-    "train_on_inputs": "the assistant's text is trained, the prompt is not",
-    "mask_history": "every assistant turn is trained in one pass",
     "ignore_pad_token_for_loss": "padding is never trained",
     "use_fast_tokenizer": "the fast tokenizer is always used",
     "overwrite_output_dir": "a run is continued; `resume: false` starts it again",

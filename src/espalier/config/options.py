@@ -16,6 +16,7 @@ from espalier.config.adapter_options import LoraOptions as LoraOptions
 from espalier.config.adapter_options import VirtualTokenOptions as VirtualTokenOptions
 from espalier.config.data_options import DataOptions as DataOptions
 from espalier.config.data_options import TokenizedOptions as TokenizedOptions
+from espalier.config.data_options import TurnOptions as TurnOptions
 from espalier.config.option import Options as Options
 from espalier.config.option import option as option
 from espalier.config.train_options import OptimizerOptions as OptimizerOptions

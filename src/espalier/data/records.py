@@ -7,8 +7,10 @@ how turns are written down is a template's business (`templates`), numbers are `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 
@@ -17,16 +19,75 @@ SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 class Message:
     """One turn of a conversation.
 
-    `role` is one of system, user, assistant, tool. `prefix` is text that already stands at the beginning of
-    an assistant's turn and is not the assistant's own work: it is shown to the model but never trained.
-
     >>> Message("assistant", "东边日出西边雨。", prefix="下联：").content
     '东边日出西边雨。'
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: what is said in it; may be empty where an assistant only calls tools.
+        prefix: text that already stands at the beginning of an assistant's turn and is not the assistant's own work:
+            it is shown to the model but never trained.
+        thoughts: what an assistant thinks before it answers, where a file has it apart from the answer.
+        calls: an assistant's calls of tools, as the JSON text of OpenAI's list.
+        calls_as_text: whether `content` is nothing but those calls, as the file writes them.
+        name: of a tool whose result this is, or of a speaker.
+        call_id: which call a tool's result answers.
+        trained: False of an assistant's turn that is read and not learned.
     """
 
     role: str
     content: str
     prefix: str = ""
+    thoughts: str = field(default="", repr=False)
+    calls: str = field(default="", repr=False)
+    calls_as_text: bool = field(default=False, repr=False)
+    name: str = field(default="", repr=False)
+    call_id: str = field(default="", repr=False)
+    trained: bool = field(default=True, repr=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the turn is a text and nothing else."""
+        return not (self.thoughts or self.calls or self.name or self.call_id)
+
+    @property
+    def written(self) -> str:
+        """The content and behind it the calls, as JSON: what stands in formats that have no form for calls.
+
+        >>> Message(
+        ...     "assistant", "Let me see.", calls='[{"function": {"name": "now", "arguments": {}}}]'
+        ... ).written
+        'Let me see.\\n{"name": "now", "arguments": {}}'
+        """
+        if not self.calls or self.calls_as_text:
+            return self.content
+        calls = [
+            {key: call["function"][key] for key in ("name", "arguments")} for call in json.loads(self.calls)
+        ]
+        text = json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)
+        return f"{self.content}\n{text}" if self.content else text
+
+    @property
+    def text(self) -> str:
+        """Everything that is said in the turn, thoughts and calls included."""
+        return self.prefix + (f"{self.thoughts}\n" if self.thoughts else "") + self.written
+
+    def as_turn(self) -> dict[str, Any]:
+        """The turn with OpenAI's keys, those that are empty left out.
+
+        >>> Message("assistant", "5", thoughts="2 and 3").as_turn()
+        {'role': 'assistant', 'content': '5', 'reasoning_content': '2 and 3'}
+        """
+        further = {
+            "prefix": self.prefix,
+            "reasoning_content": self.thoughts,
+            "tool_calls": json.loads(self.calls) if self.calls else None,
+            "name": self.name,
+            "tool_call_id": self.call_id,
+        }
+        turn: dict[str, Any] = {"role": self.role, "content": "" if self.calls_as_text else self.content}
+        turn.update({key: value for key, value in further.items() if value})
+        return turn if self.trained else {**turn, "weight": 0}
 
 
 Messages = tuple[Message, ...]
@@ -60,6 +121,7 @@ class Record:
         tools: the JSON text of the functions that the assistant may call.
         reference: what a rule reward compares an answer with.
         prefix: how an answer to a prompt must begin (see `Message.prefix`).
+        notes: causes for which some of the row is not in the record; they are counted with it.
     """
 
     kind: str
@@ -69,6 +131,7 @@ class Record:
     tools: str | None = None
     reference: str | None = None
     prefix: str = ""
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def document(cls, text: str, source: str = "") -> Record:
@@ -136,7 +199,7 @@ class Record:
         """Everything said, turn by turn; of a ranking the prompt and the best answer (others may be drawn by chance)."""
         answers = self.answers[:1] if self.kind == "ranking" else self.answers
         turns = [*self.prompt, *(turn for answer in answers for turn in answer.messages)]
-        return [turn.prefix + turn.content for turn in turns]
+        return [turn.text for turn in turns]
 
 
 def _opening(messages: Messages) -> Messages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import platform
@@ -14,6 +15,7 @@ import torch
 
 from espalier import config
 from espalier.config.options import EngineOptions, RunOptions
+from espalier.data.encode.jinja_form import as_jinja
 from espalier.disk.writing import writing_to
 from espalier.engine import checkpoint, files, strategy
 from espalier.engine.finite import check_weights
@@ -43,8 +45,8 @@ def save_models(running: Running) -> None:
         for name, model in {"model": parts.main, **parts.also_saved}.items():
             with files.new_folder(start.folder / name) as folder:
                 own = _own(running, whole, model)
-                ends = running.setup.stop if STAGES[start.stage].reads != "text" else ()
-                save_model(folder, model, running.setup.tokenizer, own, ends)
+                ends = running.setup.stop if _talks(start) else ()
+                save_model(folder, model, _tokenizer(running), own, ends)
             running.saved[name] = weights_in(start.folder / name)
     live.accelerator.wait_for_everyone()
 
@@ -57,6 +59,22 @@ def finish(running: Running) -> dict[str, Any]:
         checkpoint.clear_checkpoints(checkpoints(running.start.folder))
     running.live.accelerator.wait_for_everyone()
     return summary
+
+
+def _talks(start: Start) -> bool:
+    """Whether conversations were trained, so that their template and their end are the model's from now on."""
+    return STAGES[start.stage].reads != "text"
+
+
+def _tokenizer(running: Running) -> Any:
+    """The tokenizer with the template that was trained with."""
+    tokenizer = running.setup.tokenizer
+    written = as_jinja(running.setup.template, tokenizer) if _talks(running.start) else None
+    if written is None or written == tokenizer.chat_template:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = written
+    return tokenizer
 
 
 def _own(running: Running, whole: dict[str, torch.Tensor], model: TreeModel) -> dict[str, torch.Tensor]:

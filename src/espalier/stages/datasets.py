@@ -24,6 +24,7 @@ from espalier.config.options import (
     RunOptions,
     TokenizedOptions,
     TrainOptions,
+    TurnOptions,
 )
 from espalier.data.choice.choose import Picks, held_out, without
 from espalier.data.encode.templates import Template, prompt_text
@@ -225,8 +226,16 @@ class Datasets:
     # --- trees and prompts ----------------------------------------------------------------------
 
     def encoder(self, *, answers_trained: bool = True) -> Encoder:
-        overlong = self.option(DataOptions).overlong
-        return Encoder(self.tokenizer, self.template, self.cutoff_len, overlong, answers_trained)
+        turns = self.option(TurnOptions) if TurnOptions in self.options else TurnOptions()
+        return Encoder(
+            self.tokenizer,
+            self.template,
+            self.cutoff_len,
+            self.option(DataOptions).overlong,
+            answers_trained,
+            turns.mask_history,
+            turns.train_on_prompt,
+        )
 
     def trees(self, records: RecordSet, part: str = TRAIN, *, answers_trained: bool = True) -> Forest:
         """The trees of records that `records` or `load_file` gave, made when they are asked for.

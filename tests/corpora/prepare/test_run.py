@@ -53,7 +53,10 @@ def test_a_real_corpus_to_files(shared: Path, tmp_path: Path, source: str) -> No
     assert report["records"] == {"train": len(train), "dev": len(dev)} and len(train) > 4 * len(dev) > 0
     assert sum(report["left_out"].values()) == len(without)
     kind = {"hh-rlhf": "preference", "instruction-wild": "prompt"}.get(source, "chat")
-    assert len(load_records([DatasetSpec(str(out))], kind).records) == len(train)
+    poor = sum("answers" in row and max(answer["score"] for answer in row["answers"]) <= 0 for row in train)
+    loaded = load_records([DatasetSpec(str(out))], kind)
+    assert len(loaded.records) == len(train) - poor and bool(poor) == (source == "zhidao")
+    assert loaded.left_out == ({"no answer scores above 0": poor} if poor else {})
     asked = [
         {skeleton(json.dumps(row.get("prompt") or row["messages"][:1], ensure_ascii=False)) for row in part}
         for part in (train, dev)
@@ -158,7 +161,7 @@ def test_every_shape_is_written_and_read_back(tmp_path: Path, shape: str) -> Non
     )
     out = tmp_path / "out/train.jsonl"
     assert run("prepare", "couplets", path, "--out", out, "--as", shape, "--dev", "0.2", "--no-apart") == 0
-    kind = "ranking" if shape == "own" else shape
+    kind = {"own": "ranking", "turns": "chat"}.get(shape, shape)
     train, dev = (
         load_records([DatasetSpec(str(place))], kind).records
         for place in (out, out.with_name("train.dev.jsonl"))
@@ -171,7 +174,7 @@ def test_every_shape_is_written_and_read_back(tmp_path: Path, shape: str) -> Non
         assert len(train) + len(dev) == 30
     if shape not in ("own", "text"):
         key = {"chat": lambda r: r.messages[0].content, "prompt": lambda r: r.messages[0].content,
-               "preference": lambda r: r.prompt[0].content}[shape]  # fmt: skip
+               "preference": lambda r: r.prompt[0].content}[kind]  # fmt: skip
         assert not {key(record) for record in train} & {key(record) for record in dev}
 
 

@@ -78,8 +78,30 @@ def test_what_is_written_reads_back_as_training_reads_the_row(tmp_path: Path, sh
     assert found == [record for made in expected.values() for record in made]
     kept = {name for name, made in expected.items() if made}
     left = read(tmp_path / "out.left_out.jsonl")
-    assert len(left) == len(ROWS) - len(kept) and len(kept) >= 4
+    cut = [
+        row for row in left if row["cause"].startswith("cut:")
+    ]  # the last question of a dialogue that is kept
+    assert len(cut) == (shape in ("chat", "text"))
+    assert len(left) - len(cut) == len(ROWS) - len(kept) and len(kept) >= 4
     assert all(row["source"].startswith(f"{path}:") and (row.get("reason") or row["cause"]) for row in left)
+
+
+def test_turns_are_a_record_an_answer_whose_history_is_only_read(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    asked, said = (
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "reasoning_content": "t"},
+    )
+    dialogue = [{"role": "system", "content": "s"}, asked, said, asked, {**said, "weight": 0}, asked, said]
+    rows = [{"messages": dialogue, "tools": '[{"name": "f"}]'}, {"messages": [asked, {**said, "weight": 0}]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert prepared("clean", path, "--out", out, "--dev", 0, "--as", "turns") == 0
+    read_only = [*dialogue[:2], {**said, "weight": 0}, *dialogue[3:6]]
+    assert read(out) == [
+        {"messages": made, "tools": '[{"name": "f"}]'} for made in (dialogue[:3], [*read_only, said])
+    ]
+    [left] = read(tmp_path / "out.left_out.jsonl")
+    assert left["cause"] == "no turns: each of its answers is only read"
 
 
 def test_columns_are_renamed_and_a_missing_one_is_named(

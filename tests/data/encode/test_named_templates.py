@@ -163,6 +163,6 @@ def test_tools_and_their_results_are_shown() -> None:
 def test_an_end_that_is_no_token_is_refused(aquila: Any) -> None:
     with pytest.raises(UserError, match=r"template: internlm ends an answer with <eoa>, which is no token"):
         choose_template(aquila, "internlm")
-    with pytest.raises(UserError, match="did you mean 'xverse'"):
+    with pytest.raises(UserError, match="Did you mean 'xverse'"):
         choose_template(aquila, "xvers")
     assert choose_template(aquila, "yi").end_of_turn == "<|im_end|>"

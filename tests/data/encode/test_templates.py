@@ -92,13 +92,14 @@ def test_chatml_trains_every_answer_with_its_end_and_nothing_else(opening: list[
 
 
 @pytest.mark.parametrize("answer", [">", "e", "|", "<|im_end|", "assistant", "user", "y", "\n5\n"])
-def test_an_answer_that_looks_like_the_template_is_still_found(answer: str) -> None:
+def test_an_answer_that_looks_like_the_template_is_still_found(
+    answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns = [TURNS[0], Message("assistant", answer), TURNS[2], Message("assistant", answer)]
     assert trained(TokenizerTemplate(tokenizer(CHATML)).render(turns)) == [answer + "<|im_end|>"] * 2
     # with the shortcut for the usual end mark switched off, differencing must find the same
-    template = TokenizerTemplate(tokenizer(CHATML))
-    template.__dict__["_mark"] = ""
-    assert trained(template.render(turns)) == [answer + "<|im_end|>"] * 2
+    monkeypatch.setattr(TokenizerTemplate, "_verbatim", lambda *given: None)
+    assert trained(TokenizerTemplate(tokenizer(CHATML)).render(turns)) == [answer + "<|im_end|>"] * 2
 
 
 def test_the_prompt_is_what_stands_before_the_trained_text() -> None:
@@ -127,6 +128,16 @@ def test_without_a_mark_the_next_special_token_ends_a_turn_and_eos_the_last() ->
     assert trained(pieces) == ["5<|user|>", "5。\n\nDone</s>"]
     assert text(pieces) == own(tok, TURNS) + "</s>"
     assert TokenizerTemplate(tok).end_of_turn == "</s>"
+
+
+def test_a_tools_result_has_the_mark_that_the_tokenizer_knows() -> None:
+    tok = tokenizer(GLM, ("<|user|>", "<|assistant|>", "<|observation|>"))
+    turns = [TURNS[0], Message("assistant", "add(2,3)"), Message("tool", "5"), TURNS[1]]
+    pieces = TokenizerTemplate(tok).render(turns)
+    assert trained(pieces) == ["add(2,3)<|observation|>", "5</s>"]
+    assert "<|observation|>\n5<|assistant|>" in text(pieces)
+    pieces = TokenizerTemplate(tokenizer(GLM, ("<|user|>", "<|assistant|>"))).render(turns)
+    assert "<|tool|>\n5<|assistant|>" in text(pieces)
 
 
 def test_a_plain_template_ends_its_last_turn_with_eos() -> None:
@@ -234,7 +245,7 @@ def test_the_choice_of_a_template() -> None:
     assert choose_template(without) == SimpleTemplate("</s>")
     with pytest.raises(UserError, match=r"no chat template; use `template: simple`"):
         choose_template(without, "tokenizer")
-    with pytest.raises(UserError, match="did you mean 'simple'"):
+    with pytest.raises(UserError, match="Did you mean 'simple'"):
         choose_template(without, "simpel")
     without.eos_token = None
     with pytest.raises(UserError, match="set eos_token"):

@@ -168,18 +168,6 @@ def test_text_tools_and_renamed_columns() -> None:
     assert parse_row({"conversations": SHARED, "tools": "[]"}, "a:1", "chat") == Record.chat(QA, "a:1")
 
 
-def test_openai_tool_calls_become_the_text_of_the_call() -> None:
-    call = {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [{"function": {"name": "add", "arguments": '{"a": 2}'}}],
-    }
-    turns = [TURNS[0], call, {"role": "tool", "content": "5"}, TURNS[1]]
-    chat = parse_row({"messages": turns}, "a:1", "chat")
-    assert chat.kind == "chat"
-    assert json.loads(chat.messages[1].content) == {"name": "add", "arguments": {"a": 2}}
-
-
 def test_a_named_format_is_used_in_place_of_the_detected_one() -> None:
     row = {"messages": TURNS, "instruction": "1+1=?", "output": "2"}
     assert parse_row(row, "a:1", "chat") == Record.chat(QA, "a:1")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from espalier.data.read.formats import UNANSWERED
 from espalier.data.read.sources import DatasetSpec, LoadReport
 from espalier.data.records import Record
 from espalier.errors import UserError
@@ -26,7 +27,7 @@ def load(shared: Path, path: str, kind: str, **options: str) -> LoadReport:
     [
         ("alpaca_zh/zh-data-part-00.json", "chat", 2996, {EMPTY: 4}),
         ("belle_zh/Belle_open_source_1k.json", "chat", 1000, {}),
-        ("sharegpt_zh/sharegpt_zh_1K_format.jsonl", "chat", 298, {EMPTY: 1, "bad record: no answer": 1}),
+        ("sharegpt_zh/sharegpt_zh_1K_format.jsonl", "chat", 299, {EMPTY: 1}),
         ("medical_zh/medical_sft_1K_format.jsonl", "chat", 600, {}),
         ("medical_zh/reward_test.json", "preference", 100, {}),
         ("numina_cot", "chat", 300, {}),
@@ -55,6 +56,17 @@ def test_a_real_file(shared: Path, path: str, kind: str, good: int, left_out: di
     assert loaded.left_out == Counter(left_out)
     assert all(record.source.rsplit(":", 1)[1].isdigit() for record in loaded.records)
     assert all(len(digest) == 64 for digest in loaded.hashes.values())
+
+
+def test_a_real_dialogue_that_ends_with_a_question_keeps_its_answered_turns(shared: Path) -> None:
+    path = "sharegpt_zh/sharegpt_zh_1K_format.jsonl"
+    cut = [record for record in load(shared, path, "chat").records if record.notes]
+    lines = (shared / "data" / path).read_text("utf-8").splitlines()
+    turns = [
+        len(json.loads(lines[int(record.source.rsplit(":", 1)[1]) - 1])["conversations"]) for record in cut
+    ]
+    assert [(record.notes, record.messages[-1].role) for record in cut] == [((UNANSWERED,), "assistant")]
+    assert [len(record.messages) + 1 for record in cut] == turns
 
 
 def test_lines_of_one_text_file_are_documents_when_asked_for(shared: Path) -> None:

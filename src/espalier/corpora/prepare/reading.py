@@ -9,7 +9,7 @@ from typing import Any
 
 from espalier.corpora.made import Omission
 from espalier.data.read import files
-from espalier.data.read.formats import columns_of
+from espalier.data.read.columns import columns_of
 from espalier.data.read.messages import Bad
 from espalier.data.read.rows import renamed
 from espalier.data.records import BadRecord

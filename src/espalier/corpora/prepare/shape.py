@@ -12,13 +12,13 @@ from espalier.corpora.prepare.reading import as_line
 from espalier.data.read.formats import own_kind
 from espalier.data.read.messages import Bad
 from espalier.data.read.rows import parse_row
-from espalier.data.records import Answer, BadRecord, LeftOut, Messages, Record
+from espalier.data.records import ASSISTANT, Answer, BadRecord, LeftOut, Messages, Record
 from espalier.errors import UserError
 
-SHAPES = ("own", "chat", "preference", "text", "prompt")
+SHAPES = ("own", "chat", "turns", "preference", "text", "prompt")
 """What `shaped` makes; "own" is what the corpus itself gives."""
 
-Turns = list[dict[str, str]]
+Turns = list[dict[str, Any]]
 
 
 def row_of(record: Record) -> dict[str, Any]:
@@ -38,10 +38,7 @@ def row_of(record: Record) -> dict[str, Any]:
 
 
 def _turns(messages: Messages) -> Turns:
-    return [
-        {"role": turn.role, "content": turn.content, **({"prefix": turn.prefix} if turn.prefix else {})}
-        for turn in messages
-    ]
+    return [turn.as_turn() for turn in messages]
 
 
 def left_out(outcome: BadRecord | LeftOut, row: dict[str, Any]) -> Omission:
@@ -53,7 +50,8 @@ def left_out(outcome: BadRecord | LeftOut, row: dict[str, Any]) -> Omission:
 def shaped(found: Outcomes, shape: str) -> Outcomes:
     """Rows of any format (see `formats`) in another shape; what has none there is an `Omission`.
 
-    chat: the best answer; of a ranking, where it scores above 0. preference: pairs, see `pairs`. text: a document, or
+    chat: the best answer; of a ranking, where it scores above 0. turns: a chat for each of its answers, which is learned
+    at its end, what stands before it only read. preference: pairs, see `pairs`. text: a document, or
     prompt, prefix and best answer as one. prompt: without answers. Raises `UserError` where there are no pairs at all.
     """
     assert shape in SHAPES, shape
@@ -81,7 +79,7 @@ def _shaped(thing: CorpusRecord, shape: str) -> Iterator[CorpusRecord | Omission
     except Bad as bad:
         yield Omission(thing.source, bad.cause, as_line(thing.row), bad.reason)
         return
-    wanted = "chat" if shape == "text" and kind != "text" else shape
+    wanted = "chat" if shape == "turns" or (shape == "text" and kind != "text") else shape
     outcome = parse_row(thing.row, thing.source, wanted)
     if isinstance(outcome, (BadRecord, LeftOut)):
         if kind == "ranking" and isinstance(outcome, LeftOut):
@@ -89,15 +87,11 @@ def _shaped(thing: CorpusRecord, shape: str) -> Iterator[CorpusRecord | Omission
         else:
             yield left_out(outcome, thing.row)
         return
-    if (
-        kind == "ranking"
-        and wanted == "chat"
-        and all(answer["score"] <= 0 for answer in thing.row["answers"])
-    ):
-        yield Omission(thing.source, f"no {shape}: {_WHY[wanted]}", thing.key)
-        return
-    for row in _rows(outcome, thing.row, shape):
+    rows = list(_rows(outcome, thing.row, shape))
+    for row in rows:
         yield replace(thing, row=row)
+    for cause in (*outcome.notes, *(() if rows else ("no turns: each of its answers is only read",))):
+        yield Omission(thing.source, cause, thing.key)
 
 
 _WHY = {"chat": "no answer scores above 0", "preference": "no answer is better than another"}
@@ -108,6 +102,8 @@ def _rows(record: Record, row: dict[str, Any], shape: str) -> Iterator[dict[str,
     """A record that was read as `shape` wants it, as the rows to be written."""
     if record.kind == "text":
         yield {"text": record.text}
+    elif shape == "turns":
+        yield from map(row_of, one_answer_each(record))
     elif shape == "text":
         yield {"text": "\n".join(record.texts)}
     elif record.kind == "ranking":
@@ -119,6 +115,31 @@ def _rows(record: Record, row: dict[str, Any], shape: str) -> Iterator[dict[str,
         yield {**row_of(record), "prompt": row["prompt"]}
     else:
         yield row_of(record)
+
+
+def one_answer_each(chat: Record) -> Iterator[Record]:
+    """A chat for each answer of a chat that is learned, with all that stands before it, which is only read.
+
+    So a template that cuts thoughts out of earlier turns can be trained on all answers.
+
+    >>> from espalier.data.records import Message
+    >>> said = [
+    ...     Message("user", "q"),
+    ...     Message("assistant", "a"),
+    ...     Message("user", "r"),
+    ...     Message("assistant", "b"),
+    ... ]
+    >>> [
+    ...     [turn.content for turn in one.messages if turn.trained]
+    ...     for one in one_answer_each(Record.chat(tuple(said)))
+    ... ]
+    [['q', 'a'], ['q', 'r', 'b']]
+    """
+    turns = chat.messages
+    for at, turn in enumerate(turns):
+        if turn.role == ASSISTANT and turn.trained:
+            before = tuple(replace(one, trained=one.role != ASSISTANT) for one in turns[:at])
+            yield Record.chat((*before, turn), chat.source, chat.tools)
 
 
 def pairs(answers: Sequence[Answer]) -> list[tuple[Answer, Answer]]:

@@ -102,7 +102,8 @@ def _flagged(tokenizer: Any, pieces: Sequence[Piece], encoding: Any) -> Path:
         end = place + len(piece.text)
         if piece.trained:
             first, crossed = _token_from(encoding, place, end, len(ids))
-            if crossed:
+            # A special token that swallows the white space behind it (Phi-3's do) says nothing of the answer.
+            if crossed and ids[first - 1] not in tokenizer.added_tokens_decoder:
                 cut = _cut(tokenizer, pieces)
                 if cut is not None:
                     return cut

@@ -1,7 +1,8 @@
 """Templates by name, for models whose tokenizer brings none: a table (`named_templates.yaml`) and one way to write it.
 
 What a table cannot say (a turn that is written differently because of a later one) is left to a tokenizer's own
-Jinja template. Tools, which none of these formats knows, stand as `Tools:` behind the system text.
+Jinja template. Tools, which none of these formats knows, stand as `Tools:` behind the system text, and calls of them as
+JSON behind an answer's text.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from espalier.data.encode.encoding import Piece, joined
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message
 from espalier.errors import UserError
 
-_SLOT = re.compile(r"\{(content|system|n)\}")
+SLOT = re.compile(r"\{(content|system|n)\}")
+NAME = "{#- espalier: %s -#}"
+"""The beginning of a chat template that stands for one of these (`jinja_form`)."""
+_NAME = re.compile(re.escape(NAME).replace("%s", r"([\w.-]+)"))
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Form:
     first_user: str | None = None
     tool: str | None = None
     end: str | None = None
+    thoughts: str | None = None
     separator: str = ""
 
 
@@ -100,7 +105,9 @@ class NamedTemplate:
             after_answer = message.role == ASSISTANT
             if message.role == ASSISTANT:
                 pieces.append(Piece(form.assistant + message.prefix, False))
-                pieces.append(Piece(message.content + self.end_of_turn, index >= train_from))
+                learned = index >= train_from and message.trained
+                answer = self._thoughts(message, index, learned) + message.written + self.end_of_turn
+                pieces.append(Piece(answer, learned))
                 continue
             written = form.tool if message.role == TOOL and form.tool is not None else form.user
             if message.role == USER:
@@ -114,9 +121,27 @@ class NamedTemplate:
             pieces.append(Piece((form.separator if after_answer else "") + form.assistant, False))
         return joined(pieces)
 
+    def _thoughts(self, message: Message, index: int, learned: bool) -> str:
+        """What the form writes of a turn's thoughts; where it has no place for them they may not be lost from what is learned."""
+        form = self.form.thoughts
+        if message.thoughts and form is not None:
+            return _filled(form, content=message.thoughts)
+        if message.thoughts and learned:
+            raise UserError(
+                f"the template has no place for the thoughts of turn {index + 1} (assistant); write them into the text as "
+                "<think>…</think> if the model is to learn them so, remove them, or use `template: qwen3` or `simple`"
+            )
+        return ""
+
     def _system(self, text: str) -> str:
         form = self.form.system_form
         return text + self.form.separator if form is None else _filled(form, content=text)
+
+
+def name_in(chat_template: object) -> str | None:
+    """The named template, or `simple`, that a tokenizer's chat template stands for; None of any other."""
+    match = _NAME.match(chat_template) if isinstance(chat_template, str) else None
+    return match[1] if match else None
 
 
 def named_template(tokenizer: Any, name: str) -> NamedTemplate:
@@ -144,4 +169,4 @@ def named_template(tokenizer: Any, name: str) -> NamedTemplate:
 
 def _filled(form: str, **values: str) -> str:
     """The form with its slots filled, in one pass, so that a slot inside a turn's text stays text."""
-    return _SLOT.sub(lambda slot: values.get(slot.group(1), slot.group()), form)
+    return SLOT.sub(lambda slot: values.get(slot.group(1), slot.group()), form)

@@ -27,10 +27,11 @@ from espalier.data.encode.encoding import (
     is_endless,
     is_long,
 )
+from espalier.data.encode.said import not_in
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.too_long import TooLong
 from espalier.data.read.account import Account
-from espalier.data.records import SYSTEM, USER, Record
+from espalier.data.records import ASSISTANT, SYSTEM, USER, Record
 from espalier.errors import UserError
 from espalier.trees.tree import Tree
 
@@ -48,7 +49,8 @@ class Encoder:
     its prompt down to a quarter of `cutoff_len`, then the end of its answer; all other records lose the beginning of
     their prompt, the same in every branch, and are left out when that is not enough. A document is never overlong,
     it is cut into pieces. `answers_trained` False marks no token of a preference or ranking trained (a reward model
-    reads its leaves), so that equal beginnings of answers are shared too.
+    reads its leaves), so that equal beginnings of answers are shared too. Of chats, `mask_history` trains the last answer
+    only, `train_on_prompt` everything up to the end of the last trained answer.
     """
 
     tokenizer: Any
@@ -56,6 +58,8 @@ class Encoder:
     cutoff_len: int
     overlong: str = "error"
     answers_trained: bool = True
+    mask_history: bool = False
+    train_on_prompt: bool = False
 
     @cached_property
     def bos(self) -> bool:
@@ -101,9 +105,10 @@ def encode_prompt_ids(
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
         pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
-        for record, (ids, flags) in zip(
-            batch, encode_pieces(encoder.tokenizer, pieces, bos=encoder.bos), strict=True
-        ):
+        encoded = encode_pieces(encoder.tokenizer, pieces, bos=encoder.bos)
+        for record, rendered, (ids, flags) in zip(batch, pieces, encoded, strict=True):
+            for cause in not_in([rendered], record):
+                account.add(cause, record.source)
             if len(ids) > max_prompt_length:
                 if encoder.overlong != "trim":
                     if encoder.overlong == "error":
@@ -146,6 +151,8 @@ def _encode_batch(
     ]
     paths = iter(encode_pieces(encoder.tokenizer, flat, bos=encoder.bos))
     for record, branches in zip(records, rendered, strict=True):
+        for cause in not_in(branches, record):
+            account.add(cause, record.source)
         if record.kind == "text":
             whole = not is_long(record.text)
             ids = [next(document_ids)] if whole else in_stretches(encoder.tokenizer, record.text)
@@ -174,8 +181,17 @@ def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
     assert record.kind not in ("text", "prompt"), (
         "documents have no turns, prompts go through encode_prompt_ids"
     )
+    train_from = len(record.prompt)
+    if record.kind == "chat":
+        roles = [message.role for message in record.messages]
+        if encoder.mask_history:
+            train_from = len(roles) - 1 - roles[::-1].index(ASSISTANT)
+        if encoder.train_on_prompt and not all(message.trained for message in record.messages):
+            raise UserError(
+                "a turn says that it is only read, but `train_on_prompt` learns all of them; remove one of the two"
+            )
     return [
-        encoder.template.render(branch, tools=record.tools, train_from=len(record.prompt))
+        encoder.template.render(branch, tools=record.tools, train_from=train_from)
         for branch in record.branches
     ]
 
@@ -203,6 +219,13 @@ def _judged(
         extras["scores"] = torch.tensor(scores)
     if labels:
         extras["desirable"] = torch.tensor(labels)
+    if record.kind == "chat" and encoder.train_on_prompt:
+        ends = [
+            len(flags) - flags[::-1].index(True) for _, flags in paths
+        ]  # what stands behind it is the template's
+        paths = [
+            (ids, [0 < at < end for at in range(len(ids))]) for (ids, _), end in zip(paths, ends, strict=True)
+        ]
     if record.kind in ("preference", "ranking") and not encoder.answers_trained:
         paths = [(ids, [False] * len(ids)) for ids, _ in paths]
     return paths, extras

@@ -11,13 +11,23 @@ from espalier.errors import UserError
 TRAIN, HELD_OUT = "train", "held out"
 ERROR, WARNING = "error", "warning"
 
-_ASKED_FOR = ("data_split ", "max_samples ", "more than ", "weight ", "mix_strategy ", "label is false")
-"""Beginnings of the causes that the user's own options have: counted, but nothing to warn of."""
+_ASKED_FOR = (
+    "data_split ",
+    "max_samples ",
+    "more than ",
+    "weight ",
+    "mix_strategy ",
+    "label is false",
+    "left to the template:",
+)
+"""Beginnings of the causes that the user's own options or the model's template have: counted, but nothing to warn of."""
 _ADVICE = {
     "bad record": "a run writes such records to rejected.jsonl",
     "chosen equals rejected": "a pair of equal answers teaches nothing; remove it",
     "all answers score the same": "a ranking needs two different scores; remove it",
     "only one answer": "a ranking needs two answers; use such records for SFT",
+    "no answer scores above 0": "such a record teaches nothing as a chat; its answers may serve a reward model",
+    "cut: turns at the end": "the answered turns before them are kept; answer or remove them",
     "trimmed: end of the answer": "the model does not learn to stop from these; raise cutoff_len",
     "trimmed": "raise cutoff_len to keep them whole",
     "dropped: no trained token": "every record needs an answer, or text, that is to be learned",

@@ -169,8 +169,9 @@ def retagged(row: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
     def turn(value: Any) -> Any:
         if not isinstance(value, Mapping) or tags["role_tag"] not in value:
             return value
-        role = value[tags["role_tag"]]
-        return {"from": roles.get(role, role), "value": value.get(tags["content_tag"])}
+        role, ours = value[tags["role_tag"]], (tags["role_tag"], tags["content_tag"])
+        further = {key: said for key, said in value.items() if key not in ours}
+        return {**further, "from": roles.get(role, role), "value": value.get(tags["content_tag"])}
 
     renamed = dict(row)
     for name in ("conversations", "chosen", "rejected"):

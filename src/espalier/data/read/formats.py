@@ -8,40 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from espalier.data.read.messages import (
-    Bad,
-    as_hh_dialogue,
-    as_history,
-    as_label,
-    as_messages,
-    as_text,
-    check_order,
-    looks_like_hh,
-    parted,
-    shown,
+from espalier.data.read.columns import (
+    CHOSEN,
+    COMPLETION,
+    CONVERSATIONS,
+    REJECTED,
+    Row,
+    conversation_of,
+    first_of,
+    has_marked_prompt,
+    has_prompt,
+    missing,
+    prefix_of,
+    prompt_of,
 )
-from espalier.data.records import ASSISTANT, KINDS, SYSTEM, USER, Answer, Message, Messages, Record
+from espalier.data.read.dialogues import as_hh_dialogue, looks_like_hh
+from espalier.data.read.messages import Bad, as_label, as_text, check_order, parted, shown
+from espalier.data.read.turns import as_messages
+from espalier.data.records import ASSISTANT, KINDS, USER, Answer, Message, Messages, Record
 
-Row = Mapping[str, Any]
 Reader = Callable[[Row, str], Record]
 """(a row, the kind that is wanted of it, which may spare reading some columns) -> a record without its source."""
-
-_CHOSEN = ("chosen", "selected", "response_chosen")
-_REJECTED = ("rejected", "response_rejected")
-_QUESTION = ("prompt", "question", "query", "problem")
-_COMPLETION = ("completion", "response", "answer", "solution", "target")
-COLUMNS = {
-    "text": "`text`",
-    "chat": "`messages`, `conversations`, `instruction` and `output`, or `prompt` and `completion`",
-    "preference": "`prompt`, `chosen` and `rejected` (or `answers` with scores)",
-    "ranking": "`prompt` and `answers` with scores (or `chosen` and `rejected`)",
-    "prompt": "`prompt`, `messages`, `conversations` or `instruction`",
-    "unpaired": "`messages` (or `prompt` and `completion`) and `label`",
-}
-"""Kind -> the columns that it can be read from, for messages."""
+UNANSWERED = "cut: turns at the end that no answer follows"
 
 
 def parse_text(row: Row, kind: str) -> Record:
@@ -51,30 +42,32 @@ def parse_text(row: Row, kind: str) -> Record:
     return Record.document(as_text(row[name], f"column {name!r}"))
 
 
-def parse_openai(row: Row, kind: str) -> Record:
-    return _conversation(row, "messages", kind)
-
-
-def parse_sharegpt(row: Row, kind: str) -> Record:
-    return _conversation(row, "conversations", kind)
-
-
-def _conversation(row: Row, column: str, kind: str) -> Record:
-    """A dialogue, split behind its last turn that is not the assistant's."""
-    if column not in row:
+def parse_conversation(row: Row, kind: str) -> Record:
+    """A dialogue, split behind its last turn that is not the assistant's; of a chat what is answered."""
+    column = first_of(row, CONVERSATIONS)
+    if column is None:
         raise missing(row, kind)
-    messages = _with_system(row, as_messages(row[column], f"column {column!r}"))
+    messages = conversation_of(row, column)
     check_order(messages, f"column {column!r}")
+    if kind != "chat" or ASSISTANT not in [message.role for message in messages]:
+        return _answered(*_parted(messages))
+    end = len(messages) - [message.role for message in reversed(messages)].index(ASSISTANT)
+    record = _answered(*_parted(messages[:end]))
+    return record if end == len(messages) else replace(record, notes=(UNANSWERED,))
+
+
+def _parted(messages: Messages) -> tuple[Messages, Messages]:
+    """A dialogue before and behind its last turn that is not the assistant's."""
     end = len(messages)
     while end and messages[end - 1].role == ASSISTANT:
         end -= 1
-    return _answered(messages[:end], messages[end:])
+    return messages[:end], messages[end:]
 
 
 def parse_alpaca(row: Row, kind: str) -> Record:
-    if "instruction" not in row:
+    if row.get("instruction") is None:
         raise missing(row, kind)
-    prompt = _prompt(row)
+    prompt = prompt_of({name: value for name, value in row.items() if name not in CONVERSATIONS})
     output = row.get("output", row.get("completion"))
     if kind == "prompt" or (output is None and "output" not in row and "completion" not in row):
         return _answered(prompt)
@@ -83,17 +76,17 @@ def parse_alpaca(row: Row, kind: str) -> Record:
             raise Bad(
                 "broken pair", f"column 'output' is a list of {len(output)}, wanted [accepted, rejected]"
             )
-        chosen, rejected = (_answer(text, "column 'output'") for text in output)
+        chosen, rejected = (_said(text, "column 'output'") for text in output)
         return Record.preference(prompt, chosen, rejected)
-    return _answered(prompt, _answer(output, "column 'output'"))
+    return _answered(prompt, _said(output, "column 'output'"))
 
 
 def parse_prompt_completion(row: Row, kind: str) -> Record:
-    prompt = _prompt(row)
-    name = first_of(row, _COMPLETION)
+    prompt = prompt_of(row)
+    name = first_of(row, COMPLETION)
     if kind == "prompt" or name is None:
-        return Record("prompt", prompt, prefix=_prefix(row))
-    return _answered(prompt, _answer(row[name], f"column {name!r}"))
+        return Record("prompt", prompt, prefix=prefix_of(row))
+    return _answered(prompt, _answer(row, name))
 
 
 def parse_hh(row: Row, kind: str) -> Record:
@@ -109,16 +102,24 @@ def parse_hh(row: Row, kind: str) -> Record:
 def parse_preference(row: Row, kind: str) -> Record:
     """Two answers below a prompt in any layout, or two whole dialogues as lists of messages."""
     chosen_name, rejected_name = _pair_names(row, kind)
-    chosen = _answer(row[chosen_name], f"column {chosen_name!r}")
-    rejected = _answer(row[rejected_name], f"column {rejected_name!r}")
-    has_prompt = first_of(row, (*_QUESTION, "instruction", "conversations")) is not None
+    rejected = _answer(row, rejected_name)
+    if chosen_name == "messages":  # ms-swift's: the answer that is better ends the dialogue
+        chosen = conversation_of(row, "messages")
+        if rejected[0].role == ASSISTANT:
+            prompt, chosen = _parted(chosen)
+            return Record.preference(prompt, chosen, rejected)
+        return Record.preference(*parted(chosen, rejected))
+    chosen = _answer(row, chosen_name)
     if chosen[0].role == rejected[0].role == ASSISTANT:
-        if not has_prompt:
+        if not has_prompt(row):
             raise missing(row, kind)
-        return Record.preference(_prompt(row), chosen, rejected)
+        prompt = prompt_of(row)
+        if prompt[-1:] == chosen[-1:]:  # the dialogue in `messages` ends with the chosen answer
+            prompt = prompt[: -len(chosen)]
+        return Record.preference(prompt, chosen, rejected)
     prompt, chosen, rejected = parted(chosen, rejected)
-    if has_prompt:
-        asked = [message.content for message in _prompt(row) if message.role == USER]
+    if has_prompt(row):
+        asked = [message.content for message in prompt_of(row) if message.role == USER]
         if not any(message.content in asked for message in prompt if message.role == USER):
             raise Bad(
                 "two prompts",
@@ -129,8 +130,8 @@ def parse_preference(row: Row, kind: str) -> Record:
 
 
 def parse_ranking(row: Row, kind: str) -> Record:
-    prompt = _prompt(row)
-    prefix = _prefix(row)
+    prompt = prompt_of(row)
+    prefix = prefix_of(row)
     if kind == "prompt":
         return Record("prompt", prompt, prefix=prefix)
     answers = row.get("answers")
@@ -159,7 +160,7 @@ def parse_ranking(row: Row, kind: str) -> Record:
 
 def parse_kto(row: Row, kind: str) -> Record:
     """A row of another format with a label beside it."""
-    if "label" not in row:
+    if row.get("label") is None:
         raise missing(row, "unpaired")
     label = as_label(row["label"])
     if label is None:
@@ -169,74 +170,44 @@ def parse_kto(row: Row, kind: str) -> Record:
     return Record.unpaired(record.prompt, record.answers[0].messages if record.kind == "chat" else (), label)
 
 
-def _prompt(row: Row) -> Messages:
-    """The prompt of a row whose answers stand in columns of their own: [system], earlier turns, the question."""
-    if "conversations" in row:
-        return _with_system(row, as_messages(row["conversations"], "column 'conversations'"))
-    if "instruction" in row:
-        names = ["instruction", "input"]
-    else:
-        first = first_of(row, _QUESTION) or ("input" if "input" in row and "target" in row else None)
-        if first is None:
-            raise missing(row, "prompt")
-        if not isinstance(row[first], str) and row[first] is not None:
-            return _with_system(row, as_messages(row[first], f"column {first!r}"))
-        # LLaMA-Factory's own names: `prompt` is the instruction and `query` its input. A question about a passage
-        # cannot be answered without it.
-        names = {"prompt": ["prompt", "query"], "question": ["context", "question"]}.get(first, [first])
-    texts = [as_text(row.get(name), f"column {name!r}", may_be_empty=True) for name in names]
-    question = "\n".join(text for text in texts if text)
-    asked = names[names[0] == "context"]
-    if not question.strip():
-        raise Bad("empty prompt", f"column {asked!r} is empty; fill it in or remove the record")
-    return _with_system(row, (*as_history(row.get("history")), Message(USER, question)))
-
-
-def _with_system(row: Row, messages: Messages) -> Messages:
-    system = as_text(row.get("system"), "column 'system'", may_be_empty=True)
-    if not system or messages[0].role == SYSTEM:
-        return messages
-    return (Message(SYSTEM, system), *messages)
-
-
-def _prefix(row: Row) -> str:
-    return as_text(row.get("prefix"), "column 'prefix'", may_be_empty=True)
-
-
 def _answered(prompt: Messages, answer: Messages = ()) -> Record:
     """A chat; without an answer a prompt."""
     return Record("chat", prompt, (Answer(answer),)) if answer else Record("prompt", prompt)
 
 
-def _answer(value: Any, what: str) -> Messages:
+def _answer(row: Row, name: str) -> Messages:
+    """An answer, or a dialogue that ends with it; behind "Assistant:" it begins with a space that belongs to the mark."""
+    if looks_like_hh(row[name]):
+        return as_hh_dialogue(row[name], f"column {name!r}")
+    said = _said(row[name], f"column {name!r}")
+    if isinstance(row[name], str) and said[0].role == ASSISTANT and has_marked_prompt(row):
+        return (replace(said[0], content=said[0].content.removeprefix(" ")),)
+    return said
+
+
+def _said(value: Any, what: str) -> Messages:
     if isinstance(value, (list, dict)):
         return as_messages(value, what)
     return (Message(ASSISTANT, as_text(value, what)),)
 
 
 def _pair_names(row: Row, kind: str) -> tuple[str, str]:
-    chosen, rejected = first_of(row, _CHOSEN), first_of(row, _REJECTED)
-    if chosen is None or rejected is None:
+    names = _pair(row)
+    if names is None:
         raise missing(row, kind)
-    return chosen, rejected
+    return names
 
 
-def first_of(row: Row, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in row), None)
-
-
-def columns_of(row: Row) -> str:
-    """The names of the first twelve columns, each cut to 40 characters, as a message may show them."""
-    names = [name if len(name) <= 40 else f"{name[:37]}..." for name in map(str, row)]
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return ", ".join(f"`{name}`" for name in names[:12]) + more or "(none)"
-
-
-def missing(row: Row, kind: str) -> Bad:
-    return Bad(
-        "missing column",
-        f"found the columns {columns_of(row)}, wanted {COLUMNS[kind]}; rename yours with `columns: {{name here: name there}}`",
+def _pair(row: Row) -> tuple[str, str] | None:
+    """The columns of the better and of the worse answer; ms-swift has the better one where a chat has its answer."""
+    rejected = first_of(row, REJECTED)
+    better = (
+        (*CHOSEN, "messages", "response")
+        if rejected in ("rejected_response", "rejected_messages")
+        else CHOSEN
     )
+    chosen = first_of(row, better)
+    return None if chosen is None or rejected is None else (chosen, rejected)
 
 
 @dataclass(frozen=True)
@@ -257,25 +228,24 @@ class Format:
 
 
 def _has(*names: str) -> Callable[[Row, str], bool]:
-    return lambda row, kind: any(name in row for name in names)
+    return lambda row, kind: first_of(row, names) is not None
 
 
 def _has_pair(row: Row, kind: str) -> bool:
-    return first_of(row, _CHOSEN) is not None and first_of(row, _REJECTED) is not None
+    return _pair(row) is not None
 
 
 def _has_hh_pair(row: Row, kind: str) -> bool:
-    if not _has_pair(row, kind) or any(name in row for name in (*_QUESTION, "instruction", "conversations")):
-        return False
-    return looks_like_hh(row[first_of(row, _CHOSEN) or ""])
+    names = _pair(row)
+    return names is not None and not has_prompt(row) and looks_like_hh(row[names[0]])
 
 
 def _has_label(row: Row, kind: str) -> bool:
-    return "label" in row and (kind == "unpaired" or as_label(row["label"]) is not None)
-
-
-def _has_question(row: Row, kind: str) -> bool:
-    return first_of(row, _QUESTION) is not None or ("input" in row and "target" in row)
+    """A number is taken for a judgement only where one is wanted: else it is the class of something."""
+    label = row.get("label")
+    if label is None or kind == "unpaired":
+        return label is not None
+    return isinstance(label, bool | str) and as_label(label) is not None
 
 
 FORMATS = {
@@ -285,10 +255,11 @@ FORMATS = {
         Format("hh", _has_hh_pair, parse_hh),
         Format("preference", _has_pair, parse_preference),
         Format("kto", _has_label, parse_kto),
-        Format("openai", _has("messages"), parse_openai),
-        Format("sharegpt", _has("conversations"), parse_sharegpt),
+        Format("openai", _has("messages"), parse_conversation),
+        Format("sharegpt", _has("conversations"), parse_conversation),
+        Format("xtuner", _has("conversation"), parse_conversation),
         Format("alpaca", _has("instruction"), parse_alpaca),
-        Format("prompt_completion", _has_question, parse_prompt_completion),
+        Format("prompt_completion", lambda row, kind: has_prompt(row), parse_prompt_completion),
         Format("text", _has("text", "content"), parse_text, ("text",)),
     )
 }

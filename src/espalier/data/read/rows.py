@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from espalier.data.read.formats import COLUMNS, FORMATS, Row, columns_of, detect, first_of, missing
+from espalier.data.read.columns import COLUMNS, Row, columns_of, first_of, missing
+from espalier.data.read.formats import FORMATS, detect
 from espalier.data.read.messages import Bad, as_text, check_order, shown
 from espalier.data.records import ASSISTANT, KINDS, BadRecord, LeftOut, Record
 
@@ -85,13 +86,16 @@ def _single(record: Record, row: Row, kind: str, source: str, tools: str | None)
     label = record.answers[0].label if record.answers else None
     if kind == "chat" and label is False:
         return LeftOut(source, "label is false: no answer to imitate")
+    score = record.answers[0].score if record.answers else None
+    if kind == "chat" and score is not None and score <= 0:
+        return LeftOut(source, "no answer scores above 0")
     answer = record.answers[0].messages if record.answers and (kind == "chat" or not several) else ()
     if not answer:
         raise Bad("no answer", f"there is no answer in the columns {columns_of(row)}; wanted {COLUMNS[kind]}")
     conversation = (*record.prompt, *answer)
     check_order(conversation, "the conversation", ends_with=ASSISTANT)
     if kind == "chat":
-        return Record.chat(conversation, source, tools)
+        return replace(Record.chat(conversation, source, tools), notes=record.notes)
     if label is None:
         raise missing(row, kind)
     return Record.unpaired(record.prompt, answer, label, source, tools)

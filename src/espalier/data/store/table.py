@@ -147,7 +147,8 @@ def has_equal_answers(tree: Tree) -> bool:
 
 
 def _said(messages: Messages) -> str:
-    return json.dumps([[m.role, m.content, m.prefix] for m in messages], ensure_ascii=False)
+    said = [[m.role, m.content, m.prefix, m.thoughts, m.calls] for m in messages]
+    return json.dumps(said, ensure_ascii=False)
 
 
 def _hash(text: str) -> int:
@@ -202,7 +203,7 @@ class Table:
     def fill(self, records: Sequence[Record]) -> None:
         if self._job.encoder is None:
             for record in records:
-                self._record(record, ())
+                self._record(record, record.notes)
                 self._lists["characters"].append(sum(map(len, record.texts)))
                 self._trees_of.append(0)
         elif self._job.kind == "prompt":

@@ -24,6 +24,7 @@ from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
 from espalier.commands.inspect.command import inspect
+from espalier.commands.judge import judge
 from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
@@ -104,6 +105,7 @@ for _name, _text in descriptions().items():
 
 app.command()(evaluate)
 app.command()(scores)
+app.command()(judge)
 app.command()(convert)
 app.command()(export)
 app.command()(prepare)

@@ -128,6 +128,11 @@ def test_models_are_shown_side_by_side(
         assert f"text\n{line['text']}\n```" in text and f"text\n{line['references'][0]}\n```" in text
     assert text.count("**" + names[1]) == 3 and "````text\nsay ``` <b>x</b>" in text
     assert "<b>" not in page and "say ``` &lt;b&gt;x&lt;/b&gt;" in page and page.count("<tr>") == 4
+    words = ["judge", str(out), "--url", "http://127.0.0.1:9", "--model", "none"]
+    assert guarded(lambda: app(words, standalone_mode=False)) == 2
+    assert "the judge cannot be asked" in " ".join(capsys.readouterr().err.split()), (
+        "its files are what is read"
+    )
     task = tmp_path / "choice.yaml"
     task.write_text(
         json.dumps({"data": "talks.jsonl", "question": "x", "candidates": ["a", "b"], "gold": "a"})

@@ -28,11 +28,7 @@ def write_side_by_side(out: Path, models: Mapping[str, Row]) -> list[Path]:
     Raises:
         UserError: no exam among them has written answers.
     """
-    tasks = {
-        task: _questions(out, models, task)
-        for task in dict.fromkeys(name for results in models.values() for name in results["tasks"])
-        if any("max_new_tokens" in results["tasks"].get(task, {}) for results in models.values())
-    }
+    tasks = {task: written_questions(out, models, task) for task in written_tasks(models)}
     if not tasks:
         raise UserError(
             "--side-by-side: none of these exams has written answers; ask one that has, such as generation:FILE."
@@ -44,7 +40,13 @@ def write_side_by_side(out: Path, models: Mapping[str, Row]) -> list[Path]:
     return [out / f"side_by_side.{kind}" for kind in pages]
 
 
-def _questions(out: Path, models: Mapping[str, Row], task: str) -> list[Row]:
+def written_tasks(models: Mapping[str, Row]) -> list[str]:
+    """The exams whose answers are written, of any of the models."""
+    rows = [(name, row) for results in models.values() for name, row in results["tasks"].items()]
+    return list(dict.fromkeys(name for name, row in rows if "max_new_tokens" in row))
+
+
+def written_questions(out: Path, models: Mapping[str, Row], task: str) -> list[Row]:
     """The questions of a task in the files' order; `answers` has a list of texts and a number for each model."""
     questions: dict[str, Row] = {}
     for place, (folder, results) in enumerate(models.items()):

@@ -110,5 +110,5 @@ def test_a_folder_without_a_number_says_what_to_give(
         assert wanted in " ".join(capsys.readouterr().err.split())
 
 
-def test_every_named_exam_has_a_type() -> None:
-    assert set(TYPES) == set(EXAMS)
+def test_types_are_those_of_exams_that_there_are() -> None:
+    assert set(TYPES) <= set(EXAMS)

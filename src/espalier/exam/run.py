@@ -106,7 +106,7 @@ class Examiner:
             advance(len(block))
             if stopped():
                 raise _stopped(task, journal, out)
-        row = _row(task, journal) | self._limits(task)
+        row = _row(task, journal) | self._limits(way)
         journal.finish()
         return ExamResult(row, journal.prefixes)
 
@@ -126,10 +126,9 @@ class Examiner:
         template = self.asker.template or choose_template(self.tokenizer)
         return RatingWay(Rater(self.model, self.tokenizer, template), task.overlong)
 
-    def _limits(self, task: Task) -> dict[str, Any]:
+    def _limits(self, way: Way) -> dict[str, Any]:
         """The context, and where answers are written how long they may be, and how they are drawn."""
         limits: dict[str, Any] = {"context": self._writer.context}
-        way = self._way(task)
         if isinstance(way, WritingWay):
             limits |= {"max_new_tokens": way.max_new_tokens, "wanted_new_tokens": way.how.max_new_tokens}
             if way.how.drawing != LIKELIEST:

@@ -36,7 +36,7 @@ class Generation:
 def load_model(
     path: str,
     *,
-    dtype: str = "float32",
+    dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,

@@ -19,7 +19,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from espalier.commands.arguments import AllowPickle, RopeScaling, TrustRemoteCode
+from espalier.commands.arguments import AllowPickle, DtypeName, RopeScaling, TrustRemoteCode
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
@@ -134,6 +134,7 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 0.9,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     rope_scaling: RopeScaling = None,
+    dtype: DtypeName = "auto",
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -142,7 +143,11 @@ def chat(
     from espalier.serve.terminal import chat as talk
 
     opened = open_model(
-        model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, rope_scaling=rope_scaling
+        model,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        rope_scaling=rope_scaling,
     )
     talk(opened, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=system)
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from espalier import processor as bits
 from espalier.engine import precision
-from espalier.engine.precision import best_precision, choose_precision, kept_precision
+from espalier.engine.precision import choose_precision, kept_precision
 from espalier.engine.strategy import make_accelerator
 from espalier.errors import UserError
+from espalier.processor import best_precision
 
 CPU = torch.device("cpu")
 
@@ -35,7 +37,7 @@ def processor(monkeypatch: pytest.MonkeyPatch, **able: bool) -> None:
 def timings(monkeypatch: pytest.MonkeyPatch, *bf16: float) -> Iterator[float]:
     """bf16 takes these times in turn, float32 always 1."""
     turn = itertools.cycle(bf16)
-    monkeypatch.setattr(precision, "_seconds", lambda dtype: 1.0 if dtype == torch.float32 else next(turn))
+    monkeypatch.setattr(bits, "_seconds", lambda dtype: 1.0 if dtype == torch.float32 else next(turn))
     return turn
 
 
@@ -95,7 +97,7 @@ def test_it_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_this_machine_says_the_same_two_hundred_times() -> None:
     found = set()
-    for _ in range(200 if precision.has_bf16_instructions() else 3):
+    for _ in range(200 if bits.has_bf16_instructions() else 3):
         best_precision.cache_clear()
         found.add(choose_precision("auto", CPU))
     assert len(found) == 1

@@ -15,4 +15,11 @@ TrustRemoteCode = Annotated[
 RopeScaling = Annotated[
     str | None, typer.Option(help="Longer texts than the model was made for, such as yarn:4.")
 ]
+DtypeName = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="auto, float32, bfloat16 or float16; auto: as the files, where the device computes in it.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

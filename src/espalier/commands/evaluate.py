@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from espalier.commands.arguments import AllowPickle, AsJson, RopeScaling, TrustRemoteCode
+from espalier.commands.arguments import AllowPickle, AsJson, DtypeName, RopeScaling, TrustRemoteCode
 from espalier.errors import UserError
 from espalier.screen import json_text, safe
 
@@ -45,6 +45,7 @@ def evaluate(
     ] = False,
     layout: Annotated[str, typer.Option(help="auto, tree or padded.")] = "auto",
     rope_scaling: RopeScaling = None,
+    dtype: DtypeName = "auto",
     template: Annotated[str, typer.Option(help="Ask in a chat template: none, auto, or a name.")] = "none",
     shots_as: Annotated[
         str, typer.Option(help="In a template: examples as turns, or in one message.")
@@ -62,6 +63,7 @@ def evaluate(
     from espalier.exam.several import evaluate_several
     from espalier.exam.task import Drawing
     from espalier.exam.tasks import Settings
+    from espalier.models.dtypes import check_dtype
     from espalier.report.page import write_report
     from espalier.report.side_by_side import write_side_by_side
 
@@ -100,6 +102,7 @@ def evaluate(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             rope_scaling=rope_scaling,
+            dtype=check_dtype(dtype),
             lm_eval_files=lm_eval_files,
             quiet=as_json,
         ),

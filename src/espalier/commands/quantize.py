@@ -53,12 +53,14 @@ def quantize(
     from espalier.engine import files
     from espalier.models import load
     from espalier.models.quantise.methods import Quantisation, described, entry_of, settings
+    from espalier.models.run_folder import find_model
 
     if kind not in ("nf4", "fp4"):
         raise UserError(f"--type {kind}: wanted nf4 or fp4.")
     files.check_new_folder(out)
     wanted = Quantisation(method, bits, kind, double, group_size)  # type: ignore[arg-type]
     settings(wanted)  # everything that is wrong with it is said before anything is read
+    model = find_model(model)
     load.check_folder(model, allow_pickle=allow_pickle)
     entry = entry_of(model)
     if entry is not None:

@@ -46,8 +46,10 @@ def extend(
     from espalier.data.store.stack import Choice
     from espalier.disk.temporary import temporary_folder
     from espalier.engine import files
-    from espalier.models import load
+    from espalier.models import load, load_adapted
+    from espalier.models.dtypes import stored_types
     from espalier.models.open import find_tokenizer, open_model
+    from espalier.models.run_folder import find_model
     from espalier.models.saved import save_model
     from espalier.models.tokenizers import new_pieces, vocabulary
 
@@ -57,6 +59,7 @@ def extend(
     if not named:
         raise UserError("--text is missing: name the files to learn pieces from.")
     files.check_new_folder(out)
+    model = find_model(model)
     load.check_folder(model, allow_pickle=allow_pickle)
     tokenizer = find_tokenizer(model) or load.load_tokenizer(model)
     settings = new_pieces.fast(tokenizer)
@@ -79,8 +82,9 @@ def extend(
     # Rows for what the tokenizer as it was knows and the model does not.
     load.fit_vocabulary(whole.lm, whole.required_tokenizer)
     rows = vocabulary.grow_embeddings(whole.lm, tokenizer, pieces)
+    types = stored_types(load_adapted.plain_base(model))
     with files.new_folder(out) as folder:
-        save_model(folder, whole.tree_model(), tokenizer)
+        save_model(folder, whole.tree_model(), tokenizer, types=types)
     grown = load.load_tokenizer(str(out))
     after = vocabulary.characters_per_token(grown, apart)
     shown = "  ".join(str(grown.decode([grown.get_vocab()[piece.text]])).strip() for piece in pieces[:12])

@@ -25,6 +25,7 @@ SYNONYMS: dict[str, str] = {
     "adapter_path": "adapter_name_or_path",
     "lora_model_dir": "adapter_name_or_path",
     "chat_template": "template",
+    "torch_dtype": "dtype",
     # which weights
     "adapter": "finetuning_type",
     "fine_tuning_type": "finetuning_type",
@@ -159,6 +160,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "adamw_bnb_8bit": "adamw_8bit",
         "paged_adamw_8bit": "adamw_8bit",
     },
+    "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"},
     "mix_strategy": {"interleave_under": "first", "interleave_over": "all", "interleave_once": "first"},
     "template": {"tokenizer_default": "tokenizer"},
     "finetuning_type": {
@@ -254,8 +256,6 @@ IGNORED: dict[str, str] = {
     "flash_attn": _ATTENTION,
     "flash_attention": _ATTENTION,
     "low_cpu_mem_usage": "weights are read straight from safetensors",
-    "torch_dtype": "weights that are trained are kept in float32; `precision` sets the type of the computation",
-    "dtype": "weights that are trained are kept in float32; `precision` sets the type of the computation",
     "tf32": "`precision` sets the type of the computation",
     "upcast_layernorm": "norms run in fp32 where autocast wants it",
     "use_unsloth": _KERNELS,

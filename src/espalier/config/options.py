@@ -152,6 +152,13 @@ class ModelOptions(Options):
         "auto",
         "The attention code: auto is Espalier's own; one of transformers' takes trees by a dense mask or runs padded.",
     )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "The type in memory of linear layers that are not trained; auto: as in the files where precision is 16 bits.",
+    )
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "The type of a saved model's weights; auto: as in its base's files, float32 for a new model."
+    )
     trust_remote_code: bool = option(
         False, "Run Python code that comes with the model; only for models you trust."
     )

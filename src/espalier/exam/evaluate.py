@@ -31,6 +31,7 @@ from espalier.models.forward import TreeModel
 from espalier.models.identity import file_identity, model_identity
 from espalier.models.open import open_model
 from espalier.models.positions.rope import scaling_of
+from espalier.models.run_folder import find_model
 from espalier.models.tokenizers.marks import around_prompt
 from espalier.report.exam_rows import exam_notes
 from espalier.screen import Screen
@@ -47,6 +48,7 @@ class Asking:
         trust_remote_code: run Python code that comes with the model.
         allow_pickle: read weights in .bin files, through torch's safe loader.
         rope_scaling: of its positions, such as ``yarn:4``; None: what the model's folder says.
+        dtype: of the weights, as in `models.open.open_model`.
         lm_eval_files: write results in the form of lm_eval's files, too.
         quiet: no progress and no table.
     """
@@ -57,6 +59,7 @@ class Asking:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     rope_scaling: str | None = None
+    dtype: str = "auto"
     lm_eval_files: bool = False
     quiet: bool = False
 
@@ -73,7 +76,8 @@ def evaluate(
     """Examine a model; tasks that `out` has results of, with the same settings, are not asked again.
 
     Args:
-        model_name_or_path: a folder or hub id; an adapter folder is merged into its base.
+        model_name_or_path: a folder or hub id; an adapter folder is merged into its base, a run's stands for the model
+            of its last stage.
         tasks: names, groups, or YAML files, see `espalier.exam.tasks` and `espalier.exam.tasks.own_task`.
         out: where ``results.json`` and ``TASK.jsonl`` go.
         settings: how the named exams are asked.
@@ -88,6 +92,7 @@ def evaluate(
         Stopped: a signal came; what is done is kept.
     """
     keep_freed_memory()
+    model_name_or_path = find_model(model_name_or_path)
     load.check_folder(model_name_or_path, allow_pickle=asking.allow_pickle)
     planned = plan(tasks, shots, settings or Settings(Path()))
     with owned(out / ".lock", out, "choose another --out"):
@@ -97,6 +102,7 @@ def evaluate(
 def _examined(model_name_or_path: str, planned: ExamPlan, out: Path, asking: Asking) -> dict[str, Any]:
     opened = open_model(
         model_name_or_path,
+        dtype=asking.dtype,
         trust_remote_code=asking.trust_remote_code,
         allow_pickle=asking.allow_pickle,
         rope_scaling=asking.rope_scaling,

@@ -46,7 +46,7 @@ class EspalierLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         pretrained: a folder or hub id (an adapter's is merged into its base), or a `TreeModel` in memory.
         tokenizer: of a model in memory, or another one's name.
         layout: auto, tree or padded.
-        dtype: float32, bfloat16 or float16.
+        dtype: float32, bfloat16, float16, or auto, as in `models.open.open_model`.
         max_length: the longest context; None: the model's.
         device: such as cuda:0; None: the first GPU; the CPU where there is none.
         trust_remote_code: run Python code that comes with the model.
@@ -59,7 +59,7 @@ class EspalierLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         pretrained: str | TreeModel,
         tokenizer: Any = None,
         layout: str = "auto",
-        dtype: str = "float32",
+        dtype: str = "auto",
         max_length: int | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig
 
@@ -24,6 +25,7 @@ from espalier.models.quantise.turn import dequantised, is_quantised, quantised
 def load_with_adapter(
     name: str,
     *,
+    dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     rope_scaling: Scaling | None = None,
@@ -38,6 +40,9 @@ def load_with_adapter(
 
     Where weights are to be quantised, that is done with the merged ones; a base that is quantised is turned back
     into floats first, because few bits have no room for what an adapter adds.
+
+    Args:
+        dtype: of a model that has no adapter; one that has is float32, in which the sum is computed.
     """
     given: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
@@ -45,7 +50,7 @@ def load_with_adapter(
         "length": length,
     }
     if not adapters.is_adapter(name):
-        return load_lm(name, **given, rope_scaling=rope_scaling, quantisation=quantisation)
+        return load_lm(name, **given, dtype=dtype, rope_scaling=rope_scaling, quantisation=quantisation)
     base = base_of(name)
     given["rope_scaling"] = adapters.trained_scaling(name) if rope_scaling is None else rope_scaling
     if adapters.is_virtual(name):
@@ -79,8 +84,7 @@ def with_adapters(lm: nn.Module, folders: Sequence[str]) -> nn.Module:
 
 def vocabulary_of(name: str) -> int | None:
     """How many embeddings a saved model has that is a base; None where its files do not say."""
-    while adapters.is_adapter(name):
-        name = base_of(name)
+    name = plain_base(name)
     try:
         old = checkpoint.config_of(Path(name)) if Path(name).exists() else None
         config: Any = (
@@ -91,6 +95,13 @@ def vocabulary_of(name: str) -> int | None:
         return int(config.get_text_config().vocab_size)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
+
+
+def plain_base(name: str) -> str:
+    """The model below an adapter's folder and those that it stands on; the name itself of any other model."""
+    while adapters.is_adapter(name):
+        name = base_of(name)
+    return name
 
 
 def base_of(adapter: str) -> str:

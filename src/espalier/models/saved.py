@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from espalier.models.adapters.adapter import is_adapted, save_adapter
+from espalier.models.dtypes import StoredTypes
 from espalier.models.endings import ends_of, save_ends
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
@@ -34,6 +35,7 @@ def save_model(
     tokenizer: Any,
     whole: dict[str, Tensor] | None = None,
     ends: Sequence[int] = (),
+    types: StoredTypes | None = None,
 ) -> None:
     """Write config, weights, tokenizer and head into an existing folder.
 
@@ -43,19 +45,20 @@ def save_model(
         tokenizer: saved beside it; None leaves it out.
         ends: tokens that its answers were trained to end with (`endings.save_ends`).
         whole: trained tensors by their names in `model`, where the model's own are sharded or not the masters.
+        types: in which plain weights are written, rounded once; None: as they are. An adapter and a scalar head stay in
+            the type that they have.
     """
     lm: Any = model.lm
-    state = {name: tensor.detach() for name, tensor in lm.state_dict().items()}
-    for name, tensor in (whole or {}).items():
-        if name.startswith("lm."):
-            state[name.removeprefix("lm.")] = tensor
+    plain = not (is_adapted(lm) or is_quantised(lm))
+    trained = {n.removeprefix("lm."): t for n, t in (whole or {}).items() if n.startswith("lm.")}
+    state = _state_of(lm, trained, types if plain else None)
     head = None if model.scalar_head is None else model.scalar_head.weight.detach()
     if whole and "scalar_head.weight" in whole:
         head = whole["scalar_head.weight"]
     attention = lm.config._attn_implementation
     lm.config._attn_implementation = "sdpa"  # ours means nothing to others
     try:
-        if head is not None and not (is_adapted(lm) or is_quantised(lm)) and _classifier(lm) is not None:
+        if head is not None and plain and _classifier(lm) is not None:
             tokenizer, pad = padded_otherwise(lm, tokenizer, ends)
             _save_classifier(folder, lm, state, head, pad)
         else:
@@ -65,12 +68,35 @@ def save_model(
                 lm.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
             if head is not None:
                 save_file({"scalar_head.weight": head.cpu().contiguous()}, folder / HEAD_FILE)
+        if plain and types is not None:
+            _declare_type(folder, str(types))
     finally:
         lm.config._attn_implementation = attention
     if head is None:
         save_ends(lm, folder, ends)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
+
+
+def _state_of(lm: Any, trained: dict[str, Tensor], types: StoredTypes | None) -> dict[str, Tensor]:
+    """All tensors by name, in their types; those that the model shares are one tensor here too, to be written once."""
+    state = {name: tensor.detach() for name, tensor in lm.state_dict().items()} | trained
+    if types is not None:
+        state = {name: types.round(name, tensor) for name, tensor in state.items()}
+    for name, source in getattr(lm, "all_tied_weights_keys", {}).items():
+        if name in state and source in state:
+            state[name] = state[source] = state[name if name in trained else source]
+    return state
+
+
+def _declare_type(folder: Path, name: str) -> None:
+    """What transformers reads a folder as unless it is told otherwise; it has written the type in memory."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    inner = (value for value in config.values() if isinstance(value, dict) and "dtype" in value)
+    for part in (config, *inner):
+        part["dtype"] = name
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _has_grown(lm: Any) -> bool:
@@ -134,7 +160,7 @@ def _save_classifier(folder: Path, lm: Any, state: dict[str, Tensor], head: Tens
     """The backbone and one score, in the names of transformers' sequence classifier."""
     backbone = lm.base_model_prefix + "."
     kept = {name: t.cpu().contiguous() for name, t in state.items() if name.startswith(backbone)}
-    kept["score.weight"] = head.to(next(iter(kept.values())).dtype).cpu().contiguous()
+    kept["score.weight"] = head.cpu().contiguous()
     save_file({name: t.clone() for name, t in kept.items()}, folder / "model.safetensors", {"format": "pt"})
     config = lm.config.to_dict()
     classifier = _classifier(lm)

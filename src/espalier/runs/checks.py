@@ -5,7 +5,8 @@ A pipeline checks all its stages before the first one begins; ``run:NAME`` is no
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from espalier.engine.strategy import ZERO
 from espalier.engine.trackers import check_installed
 from espalier.errors import UserError
 from espalier.models import load
+from espalier.models.run_folder import find_model
 from espalier.runs.catalogue import check_possible
 
 
@@ -46,6 +48,36 @@ def check_startable(stage: str, options: OptionSet) -> None:
                     _check(str(kind), item.name, name, options)
 
 
+def with_models_found(options: OptionSet, say: Callable[[str], None]) -> OptionSet:
+    """The options with the model of its last stage in place of every folder of a run.
+
+    Args:
+        say: is given a line about each.
+
+    Raises:
+        UserError: such a run is not finished, or is the one that this stage belongs to.
+    """
+    own = Path(options[RunOptions].output_dir).resolve()
+    for group in options:
+        found: dict[str, Any] = {}
+        for item in fields(group):
+            value = getattr(group, item.name)
+            if item.metadata.get("names") not in ("model", "tokenizer") or not value:
+                continue
+            names = value if isinstance(value, list) else [value]
+            models = [name if name.startswith("run:") else find_model(name, say) for name in names]
+            if any(
+                one != name and Path(name).resolve() == own for one, name in zip(models, names, strict=True)
+            ):
+                raise UserError(
+                    f"`{item.name}` is {own.name}, the folder that this stage writes to, and its last stage will be "
+                    f"another one. Name the stage to start from, as in {models[0].removesuffix('/model')}."
+                )
+            found[item.name] = models if isinstance(value, list) else models[0]
+        options = options.replaced(replace(group, **found))
+    return options
+
+
 def _check(kind: str, key: str, value: Any, options: OptionSet) -> None:
     if kind == "data":
         for spec in parse_specs(value, options[DataOptions].dataset_dir):
@@ -53,6 +85,7 @@ def _check(kind: str, key: str, value: Any, options: OptionSet) -> None:
     elif not isinstance(value, str):
         return
     elif kind == "model":
+        value = find_model(value, say=lambda line: None)
         load.check_folder(value, allow_pickle=options[ModelOptions].allow_pickle)
     elif kind == "tokenizer":
         if not Path(value).exists() and (value.startswith((".", "/", "~")) or value.count("/") > 1):

@@ -42,6 +42,9 @@ class ExamOptions(Options):
     )
     exam_top_k: int = option(0, "Written answers: only so many likeliest tokens; 0 is all.", min=0)
     exam_samples: int = option(1, "Written answers to each question; their mean counts.", min=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "The type of the weights; auto: as the model's files, where the device computes in it."
+    )
     trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
     allow_pickle: bool = option(False, "Read weights in .bin files, through torch's safe loader.")
 
@@ -89,6 +92,7 @@ def run_exam(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...]]
         asking=Asking(
             exam.layout,
             exam.template,
+            dtype=exam.dtype,
             trust_remote_code=exam.trust_remote_code,
             allow_pickle=exam.allow_pickle,
         ),

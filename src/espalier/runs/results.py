@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 from espalier import config
-from espalier.config.options import EngineOptions, RunOptions
+from espalier.config.options import EngineOptions, ModelOptions, RunOptions
 from espalier.data.encode.jinja_form import as_jinja
 from espalier.disk.writing import writing_to
 from espalier.engine import checkpoint, files, strategy
 from espalier.engine.finite import check_weights
 from espalier.engine.hardware import device_name
 from espalier.errors import UserError
+from espalier.models.adapters.adapter import is_adapted
+from espalier.models.dtypes import FLOAT32, StoredTypes, wanted_types
 from espalier.models.forward import TreeModel
+from espalier.models.load_adapted import plain_base
 from espalier.models.quantise.turn import number_of_weights
 from espalier.models.saved import save_model
 from espalier.runs.catalogue import STAGES
@@ -46,9 +49,23 @@ def save_models(running: Running) -> None:
             with files.new_folder(start.folder / name) as folder:
                 own = _own(running, whole, model)
                 ends = running.setup.stop if _talks(start) else ()
-                save_model(folder, model, _tokenizer(running), own, ends)
+                types = _types(start, model)
+                save_model(folder, model, _tokenizer(running), own, ends, types)
             running.saved[name] = weights_in(start.folder / name)
+            running.saved_types[name] = str(types)
+            if types != FLOAT32:
+                start.say(
+                    f"{name} is saved in {types}, each weight rounded once; save_dtype: float32 keeps all digits"
+                )
     live.accelerator.wait_for_everyone()
+
+
+def _types(start: Start, model: TreeModel) -> StoredTypes:
+    """In which types a model is written; an adapter is float32, as it was trained."""
+    if is_adapted(model.lm):
+        return FLOAT32
+    began = str(model.lm.name_or_path)
+    return wanted_types(start.option(ModelOptions).save_dtype, plain_base(began) if began else began)
 
 
 def finish(running: Running) -> dict[str, Any]:
@@ -123,6 +140,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "final": {k: v for k, v in progress.last.items() if math.isfinite(v)},
         "notes": start.notes,
         "models": running.saved,
+        "saved_types": running.saved_types,
         "fingerprint": start.made_from.fingerprint,
         "made_from": start.made_from.as_json(),
     }

@@ -75,6 +75,7 @@ class Running:
         live, optimizer: as accelerate has prepared them.
         held_out: the number by which the stage is judged, before and after, for the summary.
         saved: folder -> file -> [bytes, checksum] of the weights of each model that is written.
+        saved_types: folder -> the type of most of its numbers.
     """
 
     start: Start
@@ -86,3 +87,4 @@ class Running:
     progress: Progress = field(default_factory=Progress)
     held_out: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    saved_types: dict[str, str] = field(default_factory=dict)

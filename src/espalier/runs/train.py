@@ -48,7 +48,7 @@ from espalier.engine.track import Tracker, keep_rows
 from espalier.engine.trackers import Sink, TrackedRun, open_trackers
 from espalier.errors import Stopped
 from espalier.runs.catalogue import CLASSES, SHARDED, STAGES
-from espalier.runs.checks import check_startable, json_object
+from espalier.runs.checks import check_startable, json_object, with_models_found
 from espalier.runs.earlier import decide
 from espalier.runs.preflight import show_preflight
 from espalier.runs.provenance import made_from
@@ -76,7 +76,8 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     stage = config.stage_of(raw, CLASSES)
     options = config.build(raw, CLASSES[stage], all_classes=CLASSES)
-    notes = config.canonical(raw)[1]
+    notes = list(config.canonical(raw)[1])
+    options = with_models_found(options, notes.append)
     check_startable(stage, options)
     run = options[RunOptions]
     folder = Path(run.output_dir) / (run.name or stage)
@@ -91,7 +92,7 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
         Screen(stderr=True).say(f"{run.name or stage}: done already ({folder}), skipped", "dim")
         return decision.done
     keep_freed_memory()
-    start = Start(stage, options, folder, made, _accelerator(options), list(notes), decision.checkpoint)
+    start = Start(stage, options, folder, made, _accelerator(options), notes, decision.checkpoint)
     for note in notes:
         start.console.say(note, "yellow")
     for line in decision.notes:

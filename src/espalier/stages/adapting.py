@@ -16,6 +16,7 @@ from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     AdaloraOptions,
     AdapterOptions,
+    EngineOptions,
     LoraOptions,
     ModelOptions,
     RunOptions,
@@ -24,15 +25,15 @@ from espalier.config.options import (
 from espalier.engine.step import Objective
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
-from espalier.models import load_adapted
+from espalier.models import dtypes, load_adapted
 from espalier.models.adapters import adapter as adapters
 from espalier.models.adapters import freezing
 from espalier.models.adapters import kinds as adapter_kinds
 from espalier.models.adapters.rank_allocation import RankAllocation, adalora_models, orthogonality
 from espalier.models.forward import Outputs
-from espalier.models.quantise.turn import quantised
+from espalier.models.quantise.turn import is_quantised, quantised
 from espalier.stages.parts import Live, Parts
-from espalier.stages.quantised import quantisation_of
+from espalier.stages.quantised import holds_whole, quantisation_of
 from espalier.trees import Batch
 
 
@@ -133,6 +134,33 @@ def new_adapter(
     return adapter_kinds.add_prefix(
         lm, tokens=tokens, text=ids, projection=virtual.prefix_projection, hidden_size=width
     )
+
+
+def hold_frozen(
+    lm: nn.Module, options: OptionSet, name: str | None, *, all_frozen: bool = False
+) -> str | None:
+    """Hold in 16 bits what is not trained, where that is asked for or changes no number; returns a line about it.
+
+    Args:
+        name: of the model in `lm`; None for a new one.
+        all_frozen: whether nothing of it is trained.
+    """
+    wanted, engine = options[ModelOptions].dtype, options[EngineOptions]
+    own = dtypes.stored_types(load_adapted.plain_base(name)).usual if name else torch.float32
+    kind = own if wanted == "auto" else getattr(torch, wanted)
+    if kind == torch.float32 or is_quantised(lm):
+        return None
+    shown, saved = str(kind).removeprefix("torch."), 0
+    if engine.precision == "fp32":
+        why = "products of float32 (precision: fp32) take no weights of 16 bits"
+    elif not holds_whole(engine):
+        why = f"strategy: {engine.strategy} cuts or casts the weights"
+    else:
+        why = "it is for linear layers that are not trained, and all are"
+        saved = dtypes.hold_in(lm, kind, exactly=wanted == "auto", all_frozen=all_frozen)
+    if saved:
+        return f"linear layers that are not trained are held in {shown} ({saved / 2**20:,.1f} MiB less)"
+    return None if wanted == "auto" else f"weights stay float32 in spite of dtype: {wanted}: {why}"
 
 
 def frozen_part(lm: nn.Module, options: AdapterOptions) -> str | None:

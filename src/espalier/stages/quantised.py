@@ -10,7 +10,7 @@ from espalier.models.quantise.methods import Quantisation
 from espalier.models.quantise.turn import is_quantised
 
 WHOLE = ("auto", "single", "ddp")
-"""Strategies under which every process holds all weights as they were loaded."""
+"""Strategies that leave the weights whole and as they are."""
 
 
 def quantisation_of(adapter: AdapterOptions) -> Quantisation | None:
@@ -25,9 +25,14 @@ def quantisation_of(adapter: AdapterOptions) -> Quantisation | None:
     )
 
 
+def holds_whole(engine: EngineOptions) -> bool:
+    """Whether every process holds all weights as they were loaded."""
+    return engine.strategy in WHOLE and engine.deepspeed is None
+
+
 def check_whole(engine: EngineOptions) -> None:
     """Raises UserError where quantised weights would be cut into shards or cast."""
-    if engine.strategy not in WHOLE or engine.deepspeed is not None:
+    if not holds_whole(engine):
         setting = f"strategy: {engine.strategy}" if engine.deepspeed is None else "deepspeed"
         raise UserError(
             f"{setting} shards or casts the weights, and those in few bits can be neither. Use strategy: single or ddp "

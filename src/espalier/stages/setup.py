@@ -5,6 +5,7 @@ Options stop here: what a stage gets from these methods are trees, prompts and m
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from espalier.models.probe import probe
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.saved import read_scalar_head
 from espalier.models.tokenizers.tokenizer_file import disagreement
-from espalier.stages.adapting import adapted, frozen_part, merges_first
+from espalier.stages.adapting import adapted, frozen_part, hold_frozen, merges_first
 from espalier.stages.datasets import Datasets
 from espalier.stages.parts import Live
 from espalier.stages.quantised import check_trainable, quantisation_of
@@ -72,6 +73,7 @@ class Setup(Datasets):
         frozen = frozen_part(lm, self.option(AdapterOptions))
         if frozen is not None:
             self.say(frozen)
+        self._hold_frozen(lm, name or model.model_name_or_path)
         self._tell_of_new(lm, new)
         if not scalar_head:
             head = None
@@ -80,6 +82,11 @@ class Setup(Datasets):
         if self.option(EngineOptions).gradient_checkpointing:
             load.checkpoint_activations(lm)
         return TreeModel(lm, traits, head).to(self.device)
+
+    def _hold_frozen(self, lm: nn.Module, name: str | None, *, all_frozen: bool = False) -> None:
+        line = hold_frozen(lm, self.options, name, all_frozen=all_frozen)
+        if line is not None:
+            self.say(line if name is None else f"{name}: {line}")
 
     def _tell_of_new(self, lm: nn.Module, new: range) -> None:
         """Whether the rows of new tokens are learned, which otherwise stay at the mean of all others."""
@@ -103,7 +110,15 @@ class Setup(Datasets):
             raise UserError(
                 f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
             )
-        return TreeModel(lm, self._traits(lm), head if scalar_head else None).to(self.device)
+        traits = self._traits(lm)
+        self._hold_frozen(lm, name, all_frozen=True)
+        return TreeModel(lm, traits, head if scalar_head else None).to(self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's precision, for what is computed before the models are prepared, or beside them."""
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        kind = kinds.get(self.option(EngineOptions).precision)
+        return torch.autocast(self.device.type, kind, enabled=kind is not None)
 
     @property
     def has_scalar_head(self) -> bool:

@@ -18,6 +18,7 @@ from espalier.commands.inspect.coloured import ColouredRecord, shown
 from espalier.commands.inspect.page import Section, write_page
 from espalier.config.options import DataOptions, ModelOptions, RunOptions
 from espalier.runs.catalogue import STAGES
+from espalier.runs.checks import with_models_found
 from espalier.runs.pipeline import ALL_CLASSES
 from espalier.runs.preflight import read_as, show_preflight
 from espalier.screen import Screen, json_text, safe
@@ -67,6 +68,7 @@ def _read(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -
     earlier = (model.model_name_or_path or "").startswith("run:") and model.tokenizer is None
     if earlier:
         options = options.replaced(replace(model, model_name_or_path=None))
+    options = with_models_found(options, say=lambda line: None)
     kept = Path(options[RunOptions].output_dir) / "tokenized"  # of a run; a look makes no folder of its own
     setup = Setup(
         options,

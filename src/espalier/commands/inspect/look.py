@@ -9,6 +9,7 @@ from espalier.commands.inspect.data import DataQuestion, show_data
 from espalier.commands.inspect.model import show_model
 from espalier.data.read.files import SUFFIXES, WANTED
 from espalier.errors import UserError
+from espalier.models.run_folder import find_model
 
 
 def inspect(
@@ -24,7 +25,7 @@ def inspect(
     """Find out what it is and show it.
 
     Args:
-        what: a model folder, a data file, folder or glob, or a YAML file.
+        what: a model's or a run's folder, a data file, folder or glob, or a YAML file.
         question: how to look at data; of a config only how many records to show.
         html: a page to write beside what is printed; not for models.
         with_probe: of a model, whether its weights are loaded to find its layout.
@@ -33,6 +34,7 @@ def inspect(
     Raises:
         UserError: it is none of these, or the data has errors that a run would stop at.
     """
+    what = find_model(what)
     path = Path(what)
     if path.suffix in (".yaml", ".yml"):
         show_config(path, question.limit, as_json=as_json, html=html)

@@ -7,10 +7,12 @@ the whole data set before the first step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -136,10 +138,19 @@ def _won(margin: Tensor) -> Tensor:
 
 
 class Reference:
-    """Adds the reference's logprobs to a batch; see the module's text for where they come from."""
+    """Adds the reference's logprobs to a batch; see the module's text for where they come from.
 
-    def __init__(self, policy: TreeModel, frozen: TreeModel | None) -> None:
-        self._policy, self.frozen = policy, frozen
+    Args:
+        autocast: the precision in which the policy is trained, so that the two differ by their weights alone.
+    """
+
+    def __init__(
+        self,
+        policy: TreeModel,
+        frozen: TreeModel | None,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._policy, self.frozen, self._autocast = policy, frozen, autocast
         self._start = StepZero(policy.lm) if frozen is None else None
 
     @torch.no_grad()
@@ -148,9 +159,10 @@ class Reference:
             return batch
         if self._start is None:
             assert self.frozen is not None, "everything has been computed before the first step"
-            logprobs = self.frozen(self.frozen.fitting(batch), Want()).logprobs
+            with self._autocast():
+                logprobs = self.frozen(self.frozen.fitting(batch), Want()).logprobs
         else:
-            with self._start():
+            with self._autocast(), self._start():
                 logprobs = self._policy(batch, Want()).logprobs
         assert logprobs is not None
         return batch.with_extras(ref_logprobs=logprobs.detach())
@@ -203,8 +215,8 @@ def build(setup: Setup) -> Parts:
 def _reference(setup: Setup, policy: TreeModel, name: str | None) -> Reference:
     """Another model where one is named, else the policy as it starts."""
     if name is None:
-        return Reference(policy, frozen_copy(policy))
-    return Reference(policy, setup.load_frozen(name).eval().requires_grad_(False))
+        return Reference(policy, frozen_copy(policy), setup.autocast)
+    return Reference(policy, setup.load_frozen(name).eval().requires_grad_(False), setup.autocast)
 
 
 STAGE = Stage(

@@ -24,9 +24,11 @@ from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
 from espalier.commands.inspect.command import inspect
+from espalier.commands.judge import judge
 from espalier.commands.merge import merge
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
+from espalier.commands.scores import scores
 from espalier.commands.vocab import vocab
 from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
@@ -102,6 +104,8 @@ for _name, _text in descriptions().items():
 
 
 app.command()(evaluate)
+app.command()(scores)
+app.command()(judge)
 app.command()(convert)
 app.command()(export)
 app.command()(prepare)

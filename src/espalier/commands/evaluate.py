@@ -30,6 +30,19 @@ def evaluate(
     new_shots: Annotated[
         bool, typer.Option("--new-shots", help="Draw examples anew for each question.")
     ] = False,
+    overlong: Annotated[
+        str, typer.Option(help="Questions longer than the context: trim, leave_out or error.")
+    ] = "trim",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The longest written answer; at most half of the context.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of written answers; 0: the likeliest.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=1e-9, max=1, help="Likeliest tokens of this mass.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Only so many likeliest tokens; 0: all.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Written answers to each question.")] = 1,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Write the models' answers beside each other.")
+    ] = False,
     layout: Annotated[str, typer.Option(help="auto, tree or padded.")] = "auto",
     rope_scaling: RopeScaling = None,
     dtype: DtypeName = "auto",
@@ -48,15 +61,18 @@ def evaluate(
     """Examine models: CLUE, C-Eval, CMMLU, MMLU, written answers, and tasks of your own."""
     from espalier.exam.evaluate import Asking
     from espalier.exam.several import evaluate_several
+    from espalier.exam.task import Drawing
     from espalier.exam.tasks import Settings
     from espalier.models.dtypes import check_dtype
     from espalier.report.page import write_report
+    from espalier.report.side_by_side import write_side_by_side
 
     for name, value, known in (
         ("prompts", prompts, ("plain", "pangu")),
         ("answers", answers, ("letter", "text")),
         ("split", split, ("dev", "test")),
         ("layout", layout, ("auto", "tree", "padded")),
+        ("overlong", overlong, ("trim", "leave_out", "error")),
         ("shots-as", shots_as, ("turns", "message")),
     ):
         if value not in known:
@@ -74,6 +90,9 @@ def evaluate(
             answers=answers,  # type: ignore[arg-type]
             split=split,  # type: ignore[arg-type]
             new_shots=new_shots,
+            overlong=overlong,  # type: ignore[arg-type]
+            max_new_tokens=max_new_tokens,
+            drawing=Drawing(temperature, top_p, top_k, samples, seed),
         ),
         shots=_numbers(shots),
         asking=Asking(
@@ -88,11 +107,12 @@ def evaluate(
             quiet=as_json,
         ),
     )
-    page = write_report(out)
+    pages = write_side_by_side(out, results.get("models", {".": results})) if side_by_side else []
+    pages.append(write_report(out))
     if as_json:
         print(json_text(results))
     else:
-        print(safe(f"Details: {page}"))
+        print(safe(f"Details: {', '.join(map(str, pages))}"))
 
 
 def _numbers(shots: str | None) -> list[int | None]:

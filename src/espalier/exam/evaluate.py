@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from espalier.engine import files
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.signals import StopSignal
 from espalier.exam.harness import HarnessTask, examine_harness
-from espalier.exam.judges.mathematics import NOT_COMPARABLE, SECONDS
 from espalier.exam.lm_eval_files import write_lm_eval_files
 from espalier.exam.numbers.tables import results_table
 from espalier.exam.plan import ExamPlan, plan
 from espalier.exam.run import Examiner, settings_hash
-from espalier.exam.task import Task
+from espalier.exam.task import Generation, Task
 from espalier.exam.tasks import Settings
 from espalier.exam.tasks.shots import Asker, ShotsAs
 from espalier.models import load
@@ -34,6 +33,7 @@ from espalier.models.open import open_model
 from espalier.models.positions.rope import scaling_of
 from espalier.models.run_folder import find_model
 from espalier.models.tokenizers.marks import around_prompt
+from espalier.report.exam_rows import exam_notes
 from espalier.screen import Screen
 
 
@@ -213,12 +213,8 @@ def _show(results: Mapping[str, Any], names: Sequence[str]) -> None:
     console, rows = Screen(), results["tasks"]
     console.print(results_table({**results, "tasks": {name: rows[name] for name in names}}))
     for name in names:
-        if NOT_COMPARABLE in rows[name]:
-            console.print(
-                f"{name}: {rows[name][NOT_COMPARABLE]} answers could not be compared with the right one within "
-                f"{SECONDS:g} seconds each; they count as wrong",
-                highlight=False,
-            )
+        for note in exam_notes(rows[name]):
+            console.say(f"{name}: {note}")
     for task, reason in results["skipped"].items():
         console.say(f"left out: {task}: {reason}")
 
@@ -227,9 +223,10 @@ def _write_submission(task: Task, out: Path) -> None:
     """``TASK.submission.json``: the predictions as the exam's organisers want them."""
     assert task.submission is not None
     with (out / f"{task.name}.jsonl").open(encoding="utf-8") as lines:
-        predictions = (json.loads(line)["prediction"] for line in lines)
+        predictions = (json.loads(line).get("prediction") for line in lines)
         questions = (question for question in task.read() if not isinstance(question, LeftOut))
-        text = task.submission(zip(questions, predictions, strict=True))
+        pairs = zip(questions, predictions, strict=True)
+        text = task.submission((question, said) for question, said in pairs if said is not None)
     files.write_text(out / f"{task.name}.submission.json", text)
 
 
@@ -239,9 +236,15 @@ def _about(task: Task, number: int) -> Mapping[str, Any]:
         "n": number,
         "shots": task.shots,
         "normalise": task.normalise,
+        "overlong": task.overlong,
+        "written": _generated(task.generation),
         "about": dict(task.about),
         "inputs": [[str(path), file_identity(path)] for path in task.inputs],
     }
+
+
+def _generated(how: Generation | None) -> list[Any] | None:
+    return None if how is None else [how.max_new_tokens, how.stop, asdict(how.drawing)]
 
 
 def _earlier(out: Path, how: Mapping[str, Any]) -> dict[str, Any]:

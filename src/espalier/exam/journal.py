@@ -16,12 +16,53 @@ from typing import Any
 from espalier.disk.reading import object_or_nothing
 from espalier.disk.writing import writing_to
 from espalier.engine import files
+from espalier.errors import UserError
 from espalier.exam.answers.scorer import Cost
 from espalier.exam.numbers.scores import Tally
+from espalier.exam.task import Overlong
 from espalier.maths.ratio import Moments
 
-STATE = {"settings", "bytes", "tally", "cost", "seconds", "prefixes", "shortened"}
+STATE = {"settings", "bytes", "tally", "cost", "seconds", "prefixes", "shortened", "done", "first"}
 """The keys of a state."""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """How a question does not fit into the model's context; all numbers are 0 where it does.
+
+    Attributes:
+        id, source: which one.
+        fewer: solved examples that went.
+        cut: tokens that its beginning lost.
+        lost: tokens that its candidates lost at their end.
+        excess: tokens by which it does not fit at all; it is not asked.
+    """
+
+    id: str
+    source: str
+    fewer: int = 0
+    cut: int = 0
+    lost: int = 0
+    excess: int = 0
+
+    @property
+    def place(self) -> str:
+        return f"{self.id} ({self.source})"
+
+    def kinds(self) -> dict[str, int]:
+        """What it counts as, and the solved examples that went."""
+        counts = {
+            "fewer_shots": int(self.fewer > 0),
+            "dropped_shots": self.fewer,
+            "cut": int(self.cut > 0),
+            "candidates_cut": int(self.lost > 0),
+            "too_long": int(self.excess > 0),
+        }
+        return {kind: count for kind, count in counts.items() if count}
+
+    def line(self) -> dict[str, Any]:
+        """The line of a question that is left out."""
+        return {"id": self.id, "source": self.source, "left_out": "longer than the model's context"}
 
 
 @dataclass
@@ -33,7 +74,9 @@ class Journal:
         cost, seconds: of them.
         prefixes: texts before questions, by key.
         left_out: rows that are no questions, by cause.
-        shortened: questions that did not fit into the context, by what was done.
+        shortened: questions that did not fit into the context, by what was done; answers, by what was not whole.
+        done: questions that have a line.
+        first: the first question that was left out because it does not fit.
     """
 
     folder: Path
@@ -45,6 +88,9 @@ class Journal:
     prefixes: dict[str, str] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
     shortened: Counter[str] = field(default_factory=Counter)
+
+    done: int = 0
+    first: str = ""
     bytes: int = 0
 
     @property
@@ -68,18 +114,34 @@ class Journal:
             return journal
         journal.cost, journal.seconds, journal.bytes = Cost(**state["cost"]), state["seconds"], state["bytes"]
         journal.prefixes, journal.shortened = state["prefixes"], Counter(state["shortened"])
+        journal.done, journal.first = state["done"], state["first"]
         journal.tally = Tally(
             {g: {k: Moments(**m) for k, m in mine.items()} for g, mine in state["tally"]["metrics"].items()},
             Moments(**state["tally"]["blind"]),
             Counter(state["tally"]["golds"]),
             n=state["tally"]["n"],
+            unjudged=state["tally"]["unjudged"],
         )
         return journal
 
-    def shorten(self, fewer: int, cut: int) -> None:
-        """Count a question that did not fit: asked with fewer examples, or without its first tokens."""
-        self.shortened.update({"fewer_shots": int(fewer > 0), "cut": int(cut > 0)})
-        self.shortened = +self.shortened
+    def leaves_out(self, misfit: Misfit, overlong: Overlong) -> bool:
+        """Count a question by how it did not fit, if it did not; whether it is left out.
+
+        Raises:
+            UserError: it did not fit, and `overlong` is "error".
+        """
+        kinds = misfit.kinds()
+        if kinds and overlong == "error":
+            raise UserError(
+                f"{self.name}: question {misfit.place} does not fit into the model's context. Take fewer --shots or a "
+                "model with a longer context (--rope-scaling), or see --overlong trim and leave_out."
+            )
+        left_out = misfit.excess > 0 or (misfit.cut > 0 and overlong == "leave_out")
+        if left_out:
+            self.first = self.first or misfit.place
+            kinds = {"too_long": 1}
+        self.shortened.update(kinds)
+        return left_out
 
     def add(self, lines: Sequence[Mapping[str, Any]], cost: Cost, seconds: float) -> None:
         """Write a block's lines, then the state that counts them."""
@@ -92,6 +154,7 @@ class Journal:
             stream.write(text)
             stream.truncate()
         self.bytes += len(text)
+        self.done += len(lines)
         files.write_json(
             self._state,
             {
@@ -104,11 +167,14 @@ class Journal:
                     "blind": asdict(self.tally.blind),
                     "golds": dict(self.tally.golds),
                     "n": self.tally.n,
+                    "unjudged": self.tally.unjudged,
                 },
                 "cost": asdict(self.cost),
                 "seconds": self.seconds,
                 "prefixes": self.prefixes,
                 "shortened": dict(self.shortened),
+                "done": self.done,
+                "first": self.first,
             },
         )
 

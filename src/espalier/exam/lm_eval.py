@@ -25,6 +25,7 @@ from espalier.errors import UserError
 from espalier.exam.answers.encode import Encoded
 from espalier.exam.answers.scorer import Cost, Scorer
 from espalier.exam.answers.write import Writer
+from espalier.exam.task import Drawing
 from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.open import open_model
@@ -193,17 +194,20 @@ class EspalierLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         for members in alike.values():
             how = dict(requests[members[0]].args[1])
             until = how.get("until") or []
-            written, _, cost = self._writer.write(
+            written, cost = self._writer.write(
                 [marked(requests[i].args[0], self._around) for i in members],
                 max_new_tokens=int(how.get("max_gen_toks", 256)),
                 stop=[until] if isinstance(until, str) else list(until),
-                temperature=float(how.get("temperature", 1.0)) if how.get("do_sample") else 0.0,
-                top_p=float(how.get("top_p", 1.0)),
-                top_k=int(how.get("top_k", 0)),
+                drawing=Drawing(
+                    float(how.get("temperature", 1.0)) if how.get("do_sample") else 0.0,
+                    float(how.get("top_p", 1.0)),
+                    int(how.get("top_k", 0)),
+                ),
             )
             self.cost.computed += cost.computed
             self.cost.unshared += cost.unshared
-            for i, text in zip(members, written, strict=True):
+            for i, one in zip(members, written, strict=True):
+                (text,) = one.texts
                 texts[i] = text
                 self.cache_hook.add_partial("generate_until", requests[i].args, text)
         return texts

@@ -85,6 +85,8 @@ def _samples(out: Path, name: str, results: Mapping[str, Any]) -> Iterator[dict[
     with (out / f"{name}.jsonl").open(encoding="utf-8") as lines:
         for number, text in enumerate(lines):
             line = json.loads(text)
+            if "left_out" in line:
+                continue
             context = results["prefixes"].get(line.get("prefix"), "") + str(line.get("prompt", ""))
             if "scores" in line:
                 arguments = [(context, candidate["text"]) for candidate in line["candidates"]]

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,19 @@ from espalier.exam.answers.read import Reader
 from espalier.exam.answers.write import Writer
 from espalier.exam.journal import Journal
 from espalier.exam.judges.mathematics import NOT_COMPARABLE
-from espalier.exam.task import Task
+from espalier.exam.task import LIKELIEST, Task
 from espalier.exam.tasks.shots import Asker
 from espalier.exam.ways import ChoiceWay, RatingWay, ReadingWay, Way, WritingWay
 from espalier.models.forward import TreeModel
+
+METHODS = {
+    "choose_sum": "logprob",
+    "choose_mean": "perplexity",
+    "write": "generation",
+    "rate": "scalar head",
+    "read": "likelihood",
+}
+"""How a model answers, as tables call it: a mean of logprobs is the log of a perplexity."""
 
 BLOCK = 256
 """Questions between two writes."""
@@ -82,8 +91,8 @@ class Examiner:
         """
         way = self._way(task)
         journal = Journal.open(out, task.name, settings)
-        advance(journal.tally.n)
-        questions = islice(_counted(task, journal.left_out), journal.tally.n, None)
+        advance(journal.done)
+        questions = islice(_counted(task, journal.left_out), journal.done, None)
         while block := list(islice(questions, BLOCK)):
             start = time.perf_counter()
             try:
@@ -91,12 +100,13 @@ class Examiner:
             except Stopped:  # while a judge was at work
                 raise _stopped(task, journal, out) from None
             for one in answered:
-                journal.tally.add(one.numbers, group=one.group, chance=one.chance, gold=one.gold)
+                if one.numbers is not None:
+                    journal.tally.add(one.numbers, group=one.group, chance=one.chance, gold=one.gold)
             journal.add([one.line for one in answered], cost, time.perf_counter() - start)
             advance(len(block))
             if stopped():
                 raise _stopped(task, journal, out)
-        row = _row(task, journal)
+        row = _row(task, journal) | self._limits(way)
         journal.finish()
         return ExamResult(row, journal.prefixes)
 
@@ -105,7 +115,7 @@ class Examiner:
             return ChoiceWay(self._chooser, self.asker, task)
         if task.kind == "write":
             assert task.generation is not None
-            return WritingWay(self._writer, self._chooser, self.asker, task.generation)
+            return WritingWay(self._writer, self._chooser, self.asker, task.generation, task.overlong)
         if task.kind == "read":
             return ReadingWay(Reader(self.model, self.tokenizer))
         if self.model.scalar_head is None:
@@ -114,30 +124,53 @@ class Examiner:
                 "Train one with `stage: reward`."
             )
         template = self.asker.template or choose_template(self.tokenizer)
-        return RatingWay(Rater(self.model, self.tokenizer, template))
+        return RatingWay(Rater(self.model, self.tokenizer, template), task.overlong)
+
+    def _limits(self, way: Way) -> dict[str, Any]:
+        """The context, and where answers are written how long they may be, and how they are drawn."""
+        limits: dict[str, Any] = {"context": self._writer.context}
+        if isinstance(way, WritingWay):
+            limits |= {"max_new_tokens": way.max_new_tokens, "wanted_new_tokens": way.how.max_new_tokens}
+            if way.how.drawing != LIKELIEST:
+                limits["drawing"] = asdict(way.how.drawing)
+        return limits
 
 
 def _stopped(task: Task, journal: Journal, out: Path) -> Stopped:
     return Stopped(
-        f"stopped in {task.name} after {journal.tally.n} questions; they are kept in {out}. "
+        f"stopped in {task.name} after {journal.done} questions; they are kept in {out}. "
         "The same command goes on from there."
     )
 
 
 def _row(task: Task, journal: Journal) -> dict[str, Any]:
-    if journal.tally.n == 0:
+    if journal.done == 0:
         raise UserError(f"{task.name}: no question in it.")
+    asked = journal.done - journal.shortened["too_long"]
+    if asked == 0:
+        raise UserError(
+            f"{task.name}: no question fits into the model's context, the first {journal.first}: "
+            "take a model with a longer context (--rope-scaling)."
+        )
     row: dict[str, Any] = {"shots": task.shots, **journal.tally.summary(task.parts)}
+    dropped = journal.shortened.pop("dropped_shots", 0)
+    if task.shots:
+        row["mean_shots"] = task.shots - dropped / asked
     row |= {
+        "type": task.type,
+        "method": METHODS[f"choose_{task.normalise}" if task.kind == "choose" else task.kind],
         "normalise": task.normalise if task.kind == "choose" else None,
         "seconds": round(journal.seconds, 3),
         "tokens_computed": journal.cost.computed,
         "tokens_unshared": journal.cost.unshared,
         "about": dict(task.about),
     }
-    if journal.shortened[NOT_COMPARABLE]:
-        row[NOT_COMPARABLE] = journal.shortened.pop(NOT_COMPARABLE)
-    for name, counts in (("left_out", journal.left_out), ("shortened", journal.shortened)):
+    for name in (NOT_COMPARABLE, "unended"):
+        if journal.shortened[name]:
+            row[name] = journal.shortened.pop(name)
+    if journal.first:
+        row["first_too_long"] = journal.first
+    for name, counts in (("left_out", journal.left_out), ("shortened", +journal.shortened)):
         if counts:
             row[name] = dict(counts)
     return row

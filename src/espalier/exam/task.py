@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from espalier.errors import UserError
+
 Normalise = Literal["sum", "mean"]
 Kind = Literal["choose", "write", "rate", "read"]
+Overlong = Literal["trim", "leave_out", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,41 @@ class Question:
 
 
 Judge = Callable[[str, tuple[str, ...]], dict[str, float]]
-"""A generated answer and the right ones -> numbers by metric; the first is the one that tables show."""
+"""A generated answer and the right ones -> numbers by metric, the most important first; {} where the right ones are
+none that an answer can be compared with."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the tokens of written answers are drawn.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_p: the smallest set of likeliest tokens with at least this mass, in (0, 1]; 1 is all.
+        top_k: only so many likeliest tokens; 0 is all.
+        answers: to each question.
+        seed: with a question's id it decides its answers, whatever else is asked.
+
+    Raises:
+        UserError: several answers that would all be the likeliest one.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    answers: int = 1
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.answers > 1 and self.temperature == 0:
+            raise UserError(
+                f"samples: {self.answers} answers to a question at temperature 0 would all be the same one; "
+                "set a temperature, such as 0.7."
+            )
+
+
+LIKELIEST = Drawing()
+"""One answer, always the likeliest token."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +122,12 @@ class Generation:
     """How an answer is written and judged.
 
     Attributes:
-        max_new_tokens: the longest answer.
+        max_new_tokens: the longest answer; at most half of the model's context.
         stop: texts that end it; they are not part of it.
         judge: numbers of one answer.
         clean: turns what the model wrote into the answer that is judged.
         likelihood: whether the right answers' perplexity is measured, too.
+        drawing: how the tokens are drawn.
     """
 
     max_new_tokens: int
@@ -97,6 +135,7 @@ class Generation:
     judge: Judge
     clean: Callable[[str], str] = str.strip
     likelihood: bool = False
+    drawing: Drawing = LIKELIEST
 
 
 @dataclass(frozen=True)
@@ -111,10 +150,14 @@ class Task:
         normalise: whether a candidate's score is the sum of its tokens' logprobs or their mean.
         kind: what the model does: it chooses among candidates, writes, rates answers by a scalar head, or
             reads texts.
+        type: what is tested, as tables call it.
         generation: how answers are written.
         parts: subjects that are averaged together, such as C-Eval's four groups.
         about: what makes two runs comparable (prompt set and its version, files, seed); goes into results.json.
         inputs: the files that it reads; when one changes, earlier results don't count.
+        overlong: what happens to a question that does not fit into the context. "trim": solved examples go first, then
+            its beginning; "leave_out": solved examples go, and what still does not fit is not asked; "error": it ends
+            the call, even where examples alone would have to go.
         submission: of a test set without answers, turns (question, prediction) pairs into the text of the file
             that its organisers want; None where right answers are known.
     """
@@ -124,8 +167,10 @@ class Task:
     shots: int = 0
     normalise: Normalise = "sum"
     kind: Kind = "choose"
+    type: str = ""
     generation: Generation | None = None
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Path, ...] = ()
+    overlong: Overlong = "trim"
     submission: Callable[[Iterable[tuple[Question, int]]], str] | None = None

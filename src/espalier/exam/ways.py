@@ -14,20 +14,20 @@ from espalier.exam.answers.choose import Chooser, ExamPrompt
 from espalier.exam.answers.rate import Rater, pair_numbers
 from espalier.exam.answers.read import Reader
 from espalier.exam.answers.scorer import Cost, Scored
-from espalier.exam.answers.write import Writer
-from espalier.exam.journal import Journal
+from espalier.exam.answers.write import Writer, Written
+from espalier.exam.journal import Journal, Misfit
 from espalier.exam.judges.mathematics import NOT_COMPARABLE
 from espalier.exam.numbers import scores
-from espalier.exam.task import Candidate, Generation, Question, Shots, Task
+from espalier.exam.task import Candidate, Generation, Overlong, Question, Shots, Task
 from espalier.exam.tasks.shots import Asker
 
 
 @dataclass
 class QuestionResult:
-    """One question's line, and what it adds to the numbers (see `Tally.add`)."""
+    """One question's line, and what it adds to the numbers (see `Tally.add`); None where it was left out."""
 
     line: dict[str, Any]
-    numbers: dict[str, scores.Number]
+    numbers: dict[str, scores.Number] | None
     group: str = ""
     chance: float | None = None
     gold: str = ""
@@ -56,8 +56,11 @@ class ChoiceWay:
         for question, asked, scored, fewer in zip(
             block, asking.asked, scored_block, asking.dropped, strict=True
         ):
-            journal.shorten(fewer, scored.cut)
-            answered.append(self._answered(question, asked, scored, journal))
+            misfit = Misfit(question.id, question.source, fewer, scored.cut, scored.lost, scored.excess)
+            if journal.leaves_out(misfit, self.task.overlong):
+                answered.append(QuestionResult(misfit.line(), None))
+            else:
+                answered.append(self._answered(question, asked, scored, journal))
         return answered, cost
 
     def _answered(
@@ -72,8 +75,7 @@ class ChoiceWay:
             "gold": question.gold,
             "prediction": choice,
         }
-        if scored.cut:
-            line["cut"] = scored.cut
+        line |= {name: tokens for name, tokens in (("cut", scored.cut), ("lost", scored.lost)) if tokens}
         chance = 1 / len(question.candidates)
         if question.gold is None:
             return QuestionResult(line, {}, question.group, chance)
@@ -85,55 +87,87 @@ class ChoiceWay:
 
 @dataclass
 class WritingWay:
-    """The answer is what the model writes."""
+    """The answer is what the model writes; of several answers to a question the mean counts."""
 
     writer: Writer
     chooser: Chooser
     asker: Asker
     how: Generation
+    overlong: Overlong
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer: half of the context is the question's."""
+        return min(self.how.max_new_tokens, max(1, self.writer.context // 2))
 
     def answer(self, block: Sequence[Question], journal: Journal) -> tuple[list[QuestionResult], Cost]:
         how, asking = self.how, QuestionBlock(self.asker, block)
-        texts, cuts, cost = self.writer.write(
+        written, cost = self.writer.write(
             [asked.prefix + asked.prompt for asked in asking.asked],
-            max_new_tokens=how.max_new_tokens,
+            max_new_tokens=self.max_new_tokens,
             stop=how.stop,
             shorten=lambda i: None if (one := asking.shorter(i)) is None else one.prefix + one.prompt,
+            drawing=how.drawing,
+            seeds=[_seed(how.drawing.seed, question.id) for question in block],
         )
         likely = self._likelihoods(block, asking, cost) if how.likelihood else [{} for _ in block]
         answered = []
-        for i, (question, text, cut) in enumerate(zip(block, texts, cuts, strict=True)):
-            answer = how.clean(text)
-            judged = how.judge(answer, question.references) if question.references else {}
-            journal.shorten(asking.dropped[i], cut)
-            line = heads(question, asking.asked[i], journal)
-            line |= {"text": answer, "references": list(question.references), "metrics": judged}
-            if cut:
-                line["cut"] = cut
-            if how.likelihood and not likely[i]:
+        for i, (question, one) in enumerate(zip(block, written, strict=True)):
+            misfit = Misfit(question.id, question.source, asking.dropped[i], one.cut)
+            if journal.leaves_out(misfit, self.overlong):
+                answered.append(QuestionResult(misfit.line(), None))
+                continue
+            if how.likelihood and not likely[i] and question.references:
                 journal.shortened["perplexity_left_out"] += 1
-            if NOT_COMPARABLE in judged:
-                journal.shortened[NOT_COMPARABLE] += 1
-            numbers = {name: value for name, value in judged.items() if name != NOT_COMPARABLE}
-            answered.append(QuestionResult(line, {**numbers, **likely[i]}, question.group))
+            journal.shortened["unended"] += one.unended
+            line = heads(question, asking.asked[i], journal)
+            answered.append(self._judged(question, one, line, likely[i], journal))
         return answered, cost
+
+    def _judged(
+        self,
+        question: Question,
+        written: Written,
+        line: dict[str, Any],
+        likely: dict[str, scores.Number],
+        journal: Journal,
+    ) -> QuestionResult:
+        answers = [self.how.clean(text) for text in written.texts]
+        right = tuple(text for text in question.references if text.strip())
+        each = [self.how.judge(answer, right) for answer in answers] if right else []
+        journal.shortened[NOT_COMPARABLE] += sum(NOT_COMPARABLE in judged for judged in each)
+        names = list(dict.fromkeys(name for judged in each for name in judged))
+        metrics = {name: sum(judged.get(name, 0.0) for judged in each) / len(each) for name in names}
+        line |= {"text": answers[0], "references": list(question.references), "metrics": metrics}
+        if len(answers) > 1:
+            line["texts"] = answers
+        if written.cut:
+            line["cut"] = written.cut
+        numbers = {name: value for name, value in metrics.items() if name != NOT_COMPARABLE}
+        return QuestionResult(line, {**numbers, **likely}, question.group)
 
     def _likelihoods(
         self, block: Sequence[Question], asking: QuestionBlock, cost: Cost
     ) -> list[dict[str, scores.Number]]:
-        """Nats a token of each question's first right answer; {} where the answer is longer than the context."""
+        """Nats a token of each question's first right answer; {} where there is none, or one longer than the context."""
         likelihoods: list[dict[str, scores.Number]] = [{} for _ in block]
-        fitting = [i for i, question in enumerate(block) if self.chooser.fits(question.references[0])]
+        known = [i for i, question in enumerate(block) if any(question.references)]
         asked = [
             ExamPrompt(asking.asked[i].prefix, asking.asked[i].prompt, (Candidate(block[i].references[0]),))
-            for i in fitting
+            for i in known
         ]
         scored, more = self.chooser.score(asked)
         cost.computed += more.computed
         cost.unshared += more.unshared
-        for i, one in zip(fitting, scored, strict=True):
-            likelihoods[i] = {"nats_per_token": (-one.scores[0], float(one.tokens[0]))}
+        for i, one in zip(known, scored, strict=True):
+            if not one.excess:
+                likelihoods[i] = {"nats_per_token": (-one.scores[0], float(one.tokens[0]))}
         return likelihoods
+
+
+def _seed(seed: int, name: str) -> int:
+    """Of one question's answers, whatever is asked beside it."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest())
 
 
 @dataclass
@@ -141,17 +175,22 @@ class RatingWay:
     """Answers that people compared get their numbers from a reward model."""
 
     rater: Rater
+    overlong: Overlong
 
     def answer(self, block: Sequence[Any], journal: Journal) -> tuple[list[QuestionResult], Cost]:
         ratings, cost = self.rater.rate(block)
         answered = []
         for record, rated in zip(block, ratings, strict=True):
-            journal.shorten(0, rated.cut)
+            name = record.source.rsplit(":", 1)[-1]
+            misfit = Misfit(name, record.source, cut=int(rated.cut), excess=int(rated.too_long))
+            if journal.leaves_out(misfit, self.overlong):
+                answered.append(QuestionResult(misfit.line(), None))
+                continue
             preferred, right = (
                 max(range(len(v)), key=v.__getitem__) for v in (rated.scores, rated.preferences)
             )
             line = {
-                "id": record.source.rsplit(":", 1)[-1],
+                "id": name,
                 "source": record.source,
                 "prompt": [{"role": m.role, "content": m.content} for m in record.prompt],
                 "candidates": [{"text": text} for text in rated.texts],

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from espalier.report.exam_rows import exam_notes, metrics_of, shots_shown
+from espalier.report.exam_table import LOWER_IS_BETTER
 from espalier.report.plots import number, percent
 from espalier.report.read import Row, mapping
-
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "nats_per_token", "rejected_score")
-MOST_METRICS = 4
-"""Of a task; the rest is in results.json."""
 
 
 def exam_cards(exams: list[tuple[str, Row]]) -> list[Row]:
@@ -17,13 +15,7 @@ def exam_cards(exams: list[tuple[str, Row]]) -> list[Row]:
     cards: dict[tuple[str, str], list[Row]] = {}
     for exam, results in exams:
         for task, result in mapping(results.get("tasks")).items():
-            metrics = mapping(mapping(result).get("metrics"))
-            named = [
-                m
-                for m in metrics
-                if not m.endswith(("_stderr", "nats_per_token")) and number(metrics[m]) is not None
-            ]
-            for metric in named[:MOST_METRICS]:
+            for metric in metrics_of(mapping(result)):
                 cards.setdefault((task, metric), []).append(_line(exam, result, metric))
     return [_card(task, metric, lines) for (task, metric), lines in cards.items()]
 
@@ -44,7 +36,8 @@ def _line(exam: str, result: Row, metric: str) -> Row:
         "value": number(metrics[metric]),
         "stderr": number(metrics.get(f"{metric}_stderr")),
         "n": number(result.get("n")),
-        "shots": number(result.get("shots")),
+        "shots": shots_shown(result) if "shots" in result else None,
+        "notes": exam_notes(result),
         "parts": [part for part in parts if part[1] is not None],
         "blind": {} if metric not in ("accuracy", "macro_accuracy") else _blind(result),
     }

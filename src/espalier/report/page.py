@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from espalier.disk.writing import write_text
 from espalier.report.data import data_view
+from espalier.report.exam_table import exam_table
 from espalier.report.exams import comparisons, exam_cards
 from espalier.report.plots import Chart, chart, number, percent, show, show_estimate, show_seconds
 from espalier.report.read import Row, Run, StageRecord, mapping, read_run
+from espalier.report.templates import page_maker
 
 NOT_CURVES = {"step", "epoch", "tokens"}
 MACHINE = ["learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"]
@@ -41,13 +41,7 @@ def write_report(run: Path) -> Path:
 
 def render(run: Run) -> str:
     """The page as text."""
-    here = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    here = page_maker()
     here.filters.update(show=show, seconds=show_seconds, estimate=show_estimate)
     statuses = [stage.status for stage in run.stages]
     status = next(
@@ -63,6 +57,7 @@ def render(run: Run) -> str:
         done=statuses.count("done"),
         stages=[_stage_view(stage) for stage in run.stages],
         exams=exam_cards(run.exams),
+        exam_table=exam_table(run.exams),
         comparisons=comparisons(run.comparisons),
         exam_models=[(name, str(results.get("model", ""))) for name, results in run.exams],
         savings=_savings(run),

@@ -11,6 +11,7 @@ from espalier import config
 from espalier.config.options import Options, RunOptions, option
 from espalier.errors import UserError
 from espalier.exam.evaluate import Asking, evaluate
+from espalier.exam.task import Drawing
 from espalier.exam.tasks import Settings
 
 
@@ -27,6 +28,20 @@ class ExamOptions(Options):
     limit: int | None = option(None, "Only so many questions of each task.", min=1)
     layout: Literal["auto", "tree", "padded"] = option("auto", "How questions become rows.")
     template: str | None = option(None, "Ask in a chat template (auto, tokenizer, simple); null: plain text.")
+    # Named apart from training's keys: a pipeline's shared `temperature` or `overlong` must not change an exam.
+    exam_overlong: Literal["trim", "leave_out", "error"] = option(
+        "trim",
+        "Questions longer than the context lose their beginning, are left out, or end the exam; all is counted and shown.",
+    )
+    exam_max_new_tokens: int | None = option(
+        None, "The longest written answer, at most half of the context; null: what the task says.", min=1
+    )
+    exam_temperature: float = option(0.0, "Of written answers; 0 takes the likeliest token.", min=0)
+    exam_top_p: float = option(
+        1.0, "Written answers: only the likeliest tokens of this mass.", above=0, max=1
+    )
+    exam_top_k: int = option(0, "Written answers: only so many likeliest tokens; 0 is all.", min=0)
+    exam_samples: int = option(1, "Written answers to each question; their mean counts.", min=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "The type of the weights; auto: as the model's files, where the device computes in it."
     )
@@ -39,7 +54,15 @@ class ExamOptions(Options):
             problems.append("`model_name_or_path` is missing: name the model to examine.")
         if not self.tasks:
             problems.append("`tasks` is missing: name one task file or more.")
+        try:
+            self.drawing(seed=0)
+        except UserError as error:
+            problems.append(str(error))
         return problems
+
+    def drawing(self, seed: int) -> Drawing:
+        """How written answers are drawn."""
+        return Drawing(self.exam_temperature, self.exam_top_p, self.exam_top_k, self.exam_samples, seed)
 
 
 CLASSES: tuple[type, ...] = (RunOptions, ExamOptions)
@@ -61,6 +84,9 @@ def run_exam(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...]]
             seed=run.seed,
             limit=exam.limit,
             negatives=exam.negatives,
+            overlong=exam.exam_overlong,
+            max_new_tokens=exam.exam_max_new_tokens,
+            drawing=exam.drawing(run.seed),
         ),
         shots=(exam.shots,),
         asking=Asking(

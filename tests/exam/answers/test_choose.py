@@ -103,8 +103,13 @@ def test_what_does_not_fit_loses_examples_first_then_its_beginning(vocabulary: C
     ids = tokenizer("word " * 60 + prompt)["input_ids"]
     longest = max(len(tokenizer(c.text)["input_ids"]) for c in candidates)
     assert len(ids) - cut.cut + longest - 1 == 40, "no more is cut than must be"
-    with pytest.raises(UserError, match="does not fit into the model's context of 40"):
-        Chooser(model, tokenizer).score([ExamPrompt("", "Say:", (Candidate(" word" * 60), Candidate(" no")))])
+    (out, asked), _ = Chooser(model, tokenizer).score(
+        [ExamPrompt("", "Say:", (Candidate(text), Candidate(" no"))) for text in (" word" * 60, " yes")]
+    )
+    assert out.excess == len(tokenizer(" word" * 60)["input_ids"]) - 40 and not out.scores, (
+        "one token stays before it"
+    )
+    assert asked.excess == 0 and len(asked.scores) == 2
 
 
 def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(
@@ -116,7 +121,7 @@ def test_a_scored_text_that_is_longer_than_the_context_loses_its_end(
     labels, text = (" sports", " money market"), " word" * 60
     candidates = tuple(Candidate(f"{label}:{text}", len(label) + 1) for label in labels)
     (found,), _ = Chooser(model, tokenizer).score([ExamPrompt("", "About", candidates)])
-    assert found.cut > 0 and found.tokens[0] == found.tokens[1]
+    assert found.lost == 60 - found.tokens[0] > 0 and found.cut == 0 and found.tokens[0] == found.tokens[1]
     kept = " word" * found.tokens[0]
     for label, score in zip(labels, found.scores, strict=True):
         truth, n = alone(model.lm, tokenizer, "About", f"{label}:{kept}", len(label) + 1)

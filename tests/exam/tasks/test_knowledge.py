@@ -15,7 +15,7 @@ from espalier.exam.evaluate import Asking, evaluate, examine_all
 from espalier.exam.plan import plan
 from espalier.exam.task import Question
 from espalier.exam.tasks import Settings, make_task
-from espalier.exam.tasks.knowledge import subjects
+from espalier.exam.tasks.knowledge import subjects, submission
 from espalier.models.saved import save_model
 from tests.conftest import SAMPLES, Vocabulary
 from tests.exam.independent import alone, encoded, model_of, tokenizer_of
@@ -150,6 +150,13 @@ def test_a_model_that_knows_gets_everything_and_averages_are_by_subject(
     assert found["metrics"]["macro_accuracy"] == pytest.approx(1 - len(hard) / 52)
     assert found["parts"]["Hard"]["accuracy"] == 0.0 and found["parts"]["Humanities"]["accuracy"] == 1.0
     assert len(found["subjects"]) == 52 and len(hard) == 8
+
+
+def test_ids_of_a_submission_are_whole_numbers() -> None:
+    answers = [
+        (Question(f"law-{name}", "x", group="law"), place) for place, name in enumerate(["0.0", "1.0", "10"])
+    ]
+    assert json.loads(submission(answers)) == {"law": {"0": "A", "1": "B", "10": "C"}}
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from espalier.data.encode.encoding import adds_bos
-from espalier.errors import UserError
 from espalier.exam.answers.encode import Encoded, Head, encode_questions
 from espalier.exam.answers.scorer import Cost, Scored, Scorer
 from espalier.exam.task import Candidate
@@ -50,13 +49,14 @@ class Chooser:
         Args:
             asked: the questions.
             shorten: gives question i with fewer shots, when it does not fit into the context; None when it
-                cannot: then tokens are cut at its beginning, and counted.
+                cannot: then tokens are cut at its beginning, and counted. A question with a candidate that does
+                not fit by itself is not scored, and says so (`Scored.excess`).
 
         Raises:
-            UserError: a candidate that adds no token, nothing before it, or longer than the context alone.
+            UserError: a candidate that adds no token, or nothing before it.
         """
         groups: list[tuple[list[int], dict[int, Encoded]]] = []
-        cut: dict[int, int] = {}
+        shortened: dict[int, Scored] = {}
         waiting = dict(enumerate(asked))
         while waiting:
             shorter: dict[int, ExamPrompt] = {}
@@ -70,9 +70,9 @@ class Chooser:
                         continue
                     again = shorten(i)
                     if again is None:
-                        shorter_one = self._without(trunk, questions[i], excess, waiting[i].prompt)
-                        groups.append(([], {i: shorter_one}))
-                        cut[i] = excess
+                        remaining, shortened[i] = self._without(trunk, questions[i], excess)
+                        if remaining is not None:
+                            groups.append(([], {i: remaining}))
                     else:
                         shorter[i] = again
                     del questions[i]
@@ -80,8 +80,9 @@ class Chooser:
                     groups.append((trunk, questions))
             waiting = shorter
         scored, cost = self._scorer.score(groups)
-        for i, tokens in cut.items():
-            scored[i] = replace(scored[i], cut=tokens)
+        for i, how in shortened.items():
+            one = scored.get(i, how)
+            scored[i] = replace(one, cut=how.cut, lost=how.lost, excess=how.excess)
         return [scored[i] for i in range(len(asked))], cost
 
     def _encoded(self, prefix: str, mine: dict[int, ExamPrompt]) -> tuple[list[int], dict[int, Encoded]]:
@@ -89,30 +90,24 @@ class Chooser:
         asked = [(one.prompt, one.candidates) for one in mine.values()]
         return head.ids, dict(zip(mine, encode_questions(self._tokenizer, head, asked), strict=True))
 
-    def fits(self, text: str) -> bool:
-        """Whether a candidate's text fits into the context behind one token at least."""
-        return (
-            len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) < self._context
-        )
-
-    def _without(self, trunk: list[int], question: Encoded, excess: int, prompt: str) -> Encoded:
-        """The question without `excess` tokens at its beginning, after the bos token where there is one.
+    def _without(self, trunk: list[int], question: Encoded, excess: int) -> tuple[Encoded | None, Scored]:
+        """The question without `excess` tokens at its beginning, after the bos token where there is one, and how so.
 
         Where that is not enough, and only part of each candidate is scored, that part loses its end, the same in all.
+        None where candidates are scored whole.
         """
         whole = trunk + question.stem
         kept = 1 if adds_bos(self._tokenizer) else 0
         if len(whole) - excess > kept:
-            return replace(question, stem=whole[:kept] + whole[kept + excess :])
+            shorter = replace(question, stem=whole[:kept] + whole[kept + excess :])
+            return shorter, Scored([], [], cut=excess)
         stem = whole[:1]
         room = min(self._context + 1 - len(stem) - unscored for _, unscored in question.tails)
         if room < 1 or not all(unscored for _, unscored in question.tails):
-            raise UserError(
-                f"a candidate of {question.longest - len(question.stem)} tokens does not fit into the model's "
-                f"context of {self._context} (the question {prompt[:40]!r}): leave the question out, or take a "
-                "model with a longer context."
-            )
-        return Encoded(stem, [(tail[: unscored + room], unscored) for tail, unscored in question.tails])
+            return None, Scored([], [], excess=excess - max(0, len(whole) - kept - 1))
+        tails = [(tail[: unscored + room], unscored) for tail, unscored in question.tails]
+        lost = max(len(tail) - unscored for tail, unscored in question.tails) - room
+        return Encoded(stem, tails), Scored([], [], cut=len(whole) - len(stem), lost=lost)
 
     def _head(self, prefix: str, first: ExamPrompt) -> Head:
         if prefix not in self._heads:

@@ -7,7 +7,7 @@ in training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from espalier.data.encode.templates import Template
 from espalier.data.encode.tokenise import Encoder, encode_all
 from espalier.data.records import Record
-from espalier.errors import UserError
 from espalier.exam.answers.scorer import ROW_TOKENS, Cost
 from espalier.models.forward import TreeModel, Want
 from espalier.models.load import context_length
@@ -32,12 +31,14 @@ class Rated:
         scores: the model's numbers, one an answer.
         preferences: people's numbers; where one is higher, that answer was preferred.
         cut: whether the beginning of the prompt was left out, because it does not fit into the context.
+        too_long: whether an answer does not fit by itself; then there are no scores.
     """
 
     texts: list[str]
     scores: list[float]
     preferences: list[float]
-    cut: bool
+    cut: bool = False
+    too_long: bool = False
 
 
 class Rater:
@@ -55,23 +56,17 @@ class Rater:
         self._encoder = Encoder(tokenizer, template, context_length(model.lm), "trim", answers_trained=False)
 
     def rate(self, records: Sequence[Record]) -> tuple[list[Rated], Cost]:
-        """Every record's answers, in order.
-
-        Raises:
-            UserError: an answer that does not fit into the context.
-        """
-        trees, cut = [], []
+        """Every record's answers, in order; one with an answer that does not fit into the context says so."""
+        trees: list[Tree] = []
+        rated = []
         for record in records:
-            (encoded, account) = encode_all([record], self._encoder)
-            if not encoded:
-                raise UserError(
-                    f"{record.source}: an answer does not fit into the model's context of "
-                    f"{self._encoder.cutoff_len} tokens ({', '.join(account)}); leave the record out."
-                )
-            trees.append(encoded[0])
-            cut.append(any(key.startswith("trimmed") for key in account))
+            encoded, account = encode_all([record], self._encoder)
+            trees += encoded
+            trimmed = any(key.startswith("trimmed") for key in account)
+            rated.append(_rated(record, trimmed, too_long=not encoded))
         scores, cost = self._scores(trees)
-        return [_rated(record, scores[i], cut[i]) for i, record in enumerate(records)], cost
+        fitting = iter(scores)
+        return [one if one.too_long else replace(one, scores=next(fitting)) for one in rated], cost
 
     def _scores(self, trees: Sequence[Tree]) -> tuple[list[list[float]], Cost]:
         lay_out = lay_out_padded if self._model.traits.method == "padded" else lay_out_tree
@@ -79,7 +74,7 @@ class Rater:
         scores: list[list[float]] = [[] for _ in trees]
         padded = lay_out is lay_out_padded
         sizes = [tree.n_branches * tree.longest_path if padded else tree.n_tokens for tree in trees]
-        for row in pack(sizes, max(self._row_tokens, *sizes)):
+        for row in pack(sizes, max([self._row_tokens, *sizes])):
             batch = lay_out([trees[i] for i in row])
             with torch.no_grad():
                 given = self._model(batch.to(self._device), Want(logprobs=False, scores=True)).scores
@@ -91,10 +86,10 @@ class Rater:
         return scores, cost
 
 
-def _rated(record: Record, scores: list[float], cut: bool) -> Rated:
+def _rated(record: Record, cut: bool, *, too_long: bool) -> Rated:
     preferences = [answer.score for answer in record.answers if answer.score is not None] or [1.0, 0.0]
     texts = ["\n".join(turn.prefix + turn.content for turn in answer.messages) for answer in record.answers]
-    return Rated(texts, scores, preferences, cut)
+    return Rated(texts, [], preferences, cut, too_long)
 
 
 def pair_numbers(scores: Sequence[float], preferences: Sequence[float]) -> dict[str, tuple[float, float]]:

@@ -42,6 +42,8 @@ class Scored:
         scores: sum of the logprobs of the scored tokens of each candidate.
         tokens: how many they are.
         cut: tokens that were left out at the beginning, because the question does not fit into the context.
+        lost: tokens that each candidate lost at its end, because it does not fit by itself.
+        excess: tokens by which a candidate that is scored whole does not fit; above 0 there are no scores.
         greedy: whether every scored token of a candidate is the likeliest.
     """
 
@@ -49,6 +51,8 @@ class Scored:
     tokens: list[int]
     cut: int = 0
     greedy: list[bool] = field(default_factory=list)
+    lost: int = 0
+    excess: int = 0
 
 
 @dataclass

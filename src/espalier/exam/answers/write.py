@@ -1,19 +1,36 @@
-"""Answers that a model writes: greedy, ended by the model's own end token or by the first stop text."""
+"""Answers that a model writes: the likeliest or drawn ones, ended by the model's own end token or by the first stop text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from espalier.data.encode.encoding import leading
 from espalier.errors import UserError
 from espalier.exam.answers.scorer import Cost
+from espalier.exam.task import LIKELIEST, Drawing
 from espalier.models import load
 from espalier.models.forward import TreeModel
-from espalier.models.sampling.generate import Sampling, sample
+from espalier.models.sampling.generate import Completion, Sampling, sample
 
 _pieces: WeakKeyDictionary[Any, list[str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written to one prompt.
+
+    Attributes:
+        texts: the answers, without the stop text.
+        cut: tokens that the prompt lost at its beginning, because it does not fit into the context.
+        unended: answers that reached the longest length before their end.
+    """
+
+    texts: list[str]
+    cut: int
+    unended: int
 
 
 class Writer:
@@ -23,11 +40,14 @@ class Writer:
         model: its traits say how it samples.
         tokenizer: of the model.
         rows: answers at a time.
+
+    Attributes:
+        context: the most tokens of a prompt and its answer.
     """
 
     def __init__(self, model: TreeModel, tokenizer: Any, *, rows: int = 64) -> None:
         self._model, self._tokenizer, self._rows = model, tokenizer, rows
-        self._context = load.context_length(model.lm)
+        self.context = load.context_length(model.lm)
         self._ends = tuple(load.end_tokens(model.lm, tokenizer))
 
     def write(
@@ -37,11 +57,10 @@ class Writer:
         max_new_tokens: int,
         stop: Sequence[str],
         shorten: Callable[[int], str | None] = lambda i: None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-    ) -> tuple[list[str], list[int], Cost]:
-        """An answer to each whole prompt, without the stop text; the likeliest, unless a temperature is given.
+        drawing: Drawing = LIKELIEST,
+        seeds: Sequence[int] = (),
+    ) -> tuple[list[Written], Cost]:
+        """Answers to each whole prompt.
 
         Args:
             prompts: solved examples included.
@@ -49,15 +68,16 @@ class Writer:
             stop: texts that end an answer.
             shorten: gives prompt i with fewer shots, when it does not fit; None when it cannot: then tokens
                 are cut at its beginning.
-            temperature, top_p, top_k: of the sampling; 0 takes the likeliest token.
+            drawing: how tokens are drawn, and how many answers.
+            seeds: one for each prompt; () seeds by the prompt's place.
 
-        Returns:
-            The answers, how many tokens were cut of each prompt, and what was computed.
+        Raises:
+            UserError: answers so long that no place is left for a prompt.
         """
-        room = self._context - max_new_tokens
+        room = self.context - max_new_tokens
         if room < 1:
             raise UserError(
-                f"{max_new_tokens} new tokens leave no place for a prompt in a context of {self._context}: "
+                f"{max_new_tokens} new tokens leave no place for a prompt in a context of {self.context}: "
                 "set a smaller max_new_tokens."
             )
         ids, cut = [], []
@@ -71,20 +91,32 @@ class Writer:
             cut.append(max(0, len(encoded) - room))
             ids.append(encoded[-room:])
         ends = (*self._ends, *stop_ids(self._tokenizer, stop))
-        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, ends)
-        answers = sample(self._model.lm, self._model.traits, ids, sampling, rows=self._rows)
-        texts = [self._text(answer.tokens, stop) for (answer,) in answers]
-        computed = sum(map(len, ids)) + sum(len(answer.tokens) for (answer,) in answers)
-        return texts, cut, Cost(computed, computed)
+        sampling = Sampling(max_new_tokens, drawing.temperature, drawing.top_p, drawing.top_k, ends)
+        answers = sample(
+            self._model.lm,
+            self._model.traits,
+            ids,
+            sampling,
+            copies=drawing.answers,
+            seeds=seeds,
+            rows=self._rows,
+        )
+        written = [self._written(each, stop, lost) for each, lost in zip(answers, cut, strict=True)]
+        computed = sum(map(len, ids)) + sum(len(one.tokens) for each in answers for one in each)
+        return written, Cost(computed, computed)
+
+    def _written(self, answers: Sequence[Completion], stop: Sequence[str], cut: int) -> Written:
+        texts, unended = [], 0
+        for answer in answers:
+            text: str = self._tokenizer.decode(answer.tokens, skip_special_tokens=True)
+            ends = [at for mark in stop if (at := text.find(mark)) >= 0]
+            texts.append(text[: min(ends)] if ends else text)
+            unended += not (answer.ended or ends)
+        return Written(texts, cut, unended)
 
     def _encoded(self, text: str) -> list[int]:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return leading(self._tokenizer, text) + list(ids)
-
-    def _text(self, tokens: list[int], stop: Sequence[str]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        ends = [at for mark in stop if (at := text.find(mark)) >= 0]
-        return text[: min(ends)] if ends else text
 
 
 def stop_ids(tokenizer: Any, stop: Sequence[str]) -> list[int]:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 from espalier.engine.limited import Died, Limited, TimedOut
 from espalier.exam.judges.judge import library
-from espalier.maths.numerals import same_number
+from espalier.maths.numerals import final_number, same_number
 
 SECONDS = 5.0
 """For one comparison. Those of real exams take 0.01 to 0.5 seconds, so a loaded machine may be ten times slower; what
@@ -27,7 +27,9 @@ _judge = Limited("espalier.exam.judges.equality:equal", memory=MEMORY)
 
 
 def judge_number(text: str, references: tuple[str, ...]) -> dict[str, float]:
-    """1 where the final numbers are equal as numbers: 3, 3.0 and 6/2 are."""
+    """1 where the final numbers are equal as numbers: 3, 3.0 and 6/2 are; {} where no right answer holds a number."""
+    if all(final_number(reference) is None for reference in references):
+        return {}
     return {"accuracy": float(any(same_number(text, reference) for reference in references))}
 
 

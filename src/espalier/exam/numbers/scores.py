@@ -42,13 +42,15 @@ class Tally:
         metrics: by subject and metric.
         blind: of each question, what guessing reaches.
         golds: how often each answer is the right one, by its label, or by its place where it has none.
-        n: questions.
+        n: questions with numbers.
+        unjudged: questions without any: no right answer is known.
     """
 
     metrics: dict[str, dict[str, Moments]] = field(default_factory=dict)
     blind: Moments = field(default_factory=Moments)
     golds: Counter[str] = field(default_factory=Counter)
     n: int = 0
+    unjudged: int = 0
 
     def add(
         self, numbers: Mapping[str, Number], *, group: str = "", chance: float | None = None, gold: str = ""
@@ -61,6 +63,9 @@ class Tally:
             chance: what guessing reaches.
             gold: a name of the right answer.
         """
+        if not numbers:
+            self.unjudged += 1
+            return
         self.n += 1
         mine = self.metrics.setdefault(group, {})
         for name, value in numbers.items():
@@ -71,13 +76,15 @@ class Tally:
             self.golds[gold] += 1
 
     def summary(self, parts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """n, metrics with standard errors, chance and majority, and averages by subject and part.
+        """n (of questions with right answers, or of all where no question has one), metrics with standard errors, chance and majority, and averages by subject and part.
 
         The metrics are micro averages (every question counts the same); ``macro_M`` is the mean of the
         subjects' means, whose standard error follows from theirs.
         """
         names = list(dict.fromkeys(name for mine in self.metrics.values() for name in mine))
-        summary: dict[str, Any] = {"n": self.n, "metrics": {}}
+        summary: dict[str, Any] = {"n": self.n or self.unjudged, "metrics": {}}
+        if self.n and self.unjudged:
+            summary["without_answer"] = self.unjudged
         for name in names:
             pooled = _pooled([mine[name] for mine in self.metrics.values() if name in mine])
             summary["metrics"] |= _named(name, pooled)

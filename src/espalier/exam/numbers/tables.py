@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from espalier.report.exam_rows import metrics_of, shots_shown
+
 
 def first_metric(row: dict[str, Any]) -> str | None:
     """The metric that a task's row is judged by; None where no right answers are known."""
@@ -25,7 +27,7 @@ def results_table(results: dict[str, Any]) -> Table:
         made.add_row(
             name,
             str(row["n"]),
-            str(row["shots"]),
+            shots_shown(row),
             metric or "no labels",
             "-" if metric is None else with_error(row["metrics"], metric),
             _share(row.get("chance")),
@@ -33,6 +35,8 @@ def results_table(results: dict[str, Any]) -> Table:
             f"{saved:.0%}",
             f"{row['seconds']:.0f}" if row["seconds"] >= 10 else f"{row['seconds']:.1f}",
         )
+        for other in metrics_of(row)[1:]:
+            made.add_row(*[""] * 3, other, with_error(row["metrics"], other), *[""] * 4)
         for part, numbers in row.get("parts", {}).items():
             if metric is not None:
                 made.add_row(
@@ -48,7 +52,7 @@ def results_table(results: dict[str, Any]) -> Table:
 
 def with_error(numbers: dict[str, Any], metric: str) -> str:
     """Value ± standard error; one number alone has none."""
-    error = numbers[f"{metric}_stderr"]
+    error = numbers.get(f"{metric}_stderr")
     return f"{numbers[metric]:.3f}" + ("" if error is None else f"±{error:.3f}")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from espalier.errors import UserError
-from espalier.exam.task import Task
+from espalier.exam.task import LIKELIEST, Task
 from espalier.exam.tasks import clue, knowledge, records, writing
 from espalier.exam.tasks.own_task import load_task
 from espalier.exam.tasks.settings import NoFolder, NoShots, Settings
@@ -19,6 +19,38 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "fewclue": ("bustm", "eprstmt", "csldcp"),
 }  # fmt: skip
+
+
+TYPES = {
+    "ocnli": "inference",
+    "cmnli": "inference",
+    "chid": "cloze",
+    "cmrc2018": "reading comprehension",
+    "drcd": "reading comprehension",
+    "c3": "reading comprehension",
+    "cluewsc2020": "coreference",
+    "afqmc": "sentence similarity",
+    "bustm": "sentence similarity",
+    "csl": "keyword recognition",
+    "iflytek": "text classification",
+    "tnews": "text classification",
+    "csldcp": "text classification",
+    "eprstmt": "sentiment",
+    "ceval": "knowledge",
+    "cmmlu": "knowledge",
+    "mmlu": "knowledge",
+    "gsm8k": "mathematics",
+    "math_bench": "mathematics",
+    "lcsts": "summarisation",
+}
+"""What an exam tests, where its kind does not say it."""
+
+_TYPES_OF_KINDS = {
+    "choose": "choice",
+    "write": "generation",
+    "rate": "preference",
+    "read": "language modelling",
+}
 
 
 class NamedExam(Protocol):
@@ -66,6 +98,21 @@ def make_task(name: str, settings: Settings, *, shots: int | None) -> Task:
         UserError: something about its files is wrong.
         NoShots: it has no solved examples.
     """
+    return _as_wanted(name, _task(name, settings, shots), settings)
+
+
+def _as_wanted(name: str, task: Task, settings: Settings) -> Task:
+    """The task with its type, and with what is said of overlong questions and written answers."""
+    how = task.generation
+    if how is not None:
+        longest = settings.max_new_tokens or how.max_new_tokens
+        drawing = settings.drawing if settings.drawing.temperature else LIKELIEST  # whatever the seed
+        how = replace(how, max_new_tokens=longest, drawing=drawing)
+    type_ = TYPES.get(name) or _TYPES_OF_KINDS[task.kind]
+    return replace(task, type=type_, overlong=settings.overlong, generation=how)
+
+
+def _task(name: str, settings: Settings, shots: int | None) -> Task:
     if name.endswith((".yaml", ".yml")):
         return load_task(name, shots=shots, limit=settings.limit, seed=settings.seed)
     mine = replace(settings, shots=shots or 0)

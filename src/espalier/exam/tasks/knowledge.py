@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -119,11 +120,14 @@ def _questions(
 
 
 def submission(answers: Iterable[tuple[Question, int]]) -> str:
-    """C-Eval's file for its test set: {subject: {id: letter}}."""
+    """C-Eval's file for its test set: {subject: {id: letter}}; ids are whole numbers, as the exam's own files have them.
+
+    A table that has been through another program may write them as 0.0.
+    """
     letters: dict[str, dict[str, str]] = {}
     for question, prediction in answers:
         name = question.id.removeprefix(f"{question.group}-")
-        letters.setdefault(question.group, {})[name] = LETTERS[prediction]
+        letters.setdefault(question.group, {})[re.sub(r"\.0+$", "", name.strip())] = LETTERS[prediction]
     return json.dumps(letters, indent=4) + "\n"
 
 

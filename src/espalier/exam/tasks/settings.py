@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from espalier.errors import UserError
+from espalier.exam.task import LIKELIEST, Drawing, Overlong
 
 Prompts = Literal["plain", "pangu"]
 
@@ -31,6 +32,9 @@ class Settings:
         answers: knowledge exams by their letters, or by the options' whole texts.
         split: "dev" has labels; "test" has none, and predictions are written for submission.
         new_shots: draw examples anew for each question, instead of once for the run.
+        overlong: what happens to questions that do not fit into the context (`Task.overlong`).
+        max_new_tokens: of written answers; None: what each exam says.
+        drawing: how written answers are drawn.
     """
 
     data: Path
@@ -42,6 +46,9 @@ class Settings:
     answers: Literal["letter", "text"] = "letter"
     split: Literal["dev", "test"] = "dev"
     new_shots: bool = False
+    overlong: Overlong = "trim"
+    max_new_tokens: int | None = None
+    drawing: Drawing = LIKELIEST
 
 
 class NoShots(UserError):

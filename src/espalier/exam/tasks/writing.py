@@ -51,7 +51,7 @@ class WrittenExam:
         train = train_files(name, folder, self.train) if settings.shots else []
         shots = Shots()
         if train:
-            pool = ((question.prompt, self.shot(question)) for question in self.read(train))
+            pool = ((solved.prompt, self.shot(solved)) for solved in self.read(train) if solved.references)
             shots = Shots("", draw_shots(pool, settings.shots, settings.seed, str(train[0])))
 
         def read() -> Iterator[Question]:
@@ -129,13 +129,15 @@ def read_math(paths: list[Path]) -> Iterator[Question]:
 
 def _problem(row: dict[str, Any], place: str, name: str) -> Question:
     asked = row.get("problem") or row.get("prompt")
-    truth = row.get("ground_truth") or row.get("answer") or boxed(str(row.get("solution", "")))
-    if not isinstance(asked, str) or truth in (None, ""):
+    truths = (row.get("ground_truth"), row.get("answer"), boxed(str(row.get("solution", ""))))
+    references = tuple(str(truth) for truth in truths if truth not in (None, ""))[:1]
+    known = {"ground_truth", "answer", "solution"} & row.keys()
+    if not isinstance(asked, str) or not known:
         raise UserError(
             f"{place}: wanted `prompt` or `problem`, and `ground_truth`, `answer` or a boxed `solution`."
         )
     prompt = f"Problem: {asked}\nReason step by step, and put the final answer within \\boxed{{}}.\nSolution:"
-    return Question(name, prompt, references=(str(truth),), source=place, group=str(row.get("tag", "")))
+    return Question(name, prompt, references=references, source=place, group=str(row.get("tag", "")))
 
 
 def read_lcsts(paths: list[Path]) -> Iterator[Question]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.config import build, canonical
+from espalier.config.options import LoraOptions
 from espalier.errors import UserError
 from espalier.runs.catalogue import CLASSES
 
@@ -206,7 +207,7 @@ def test_no_name_is_unknown(stage: str) -> None:
     ("stage", "theirs", "ours"),
     [
         ("sft", {"lora_rank": 0, "strategy": "colossalai_zero2", "use_firefly_loss": True},
-         {"lora_rank": None, "strategy": "zero2"}),
+         {"strategy": "zero2", "mask_history": False}),
         ("sft", {"pretrain": "m", "max_datasets_size": 9, "save_path": "o", "max_epochs": 2, "accimulation_steps": 8},
          {"model_name_or_path": "m", "max_samples": 9, "output_dir": "o", "num_train_epochs": 2,
           "gradient_accumulation_steps": 8}),
@@ -221,4 +222,32 @@ def test_no_name_is_unknown(stage: str) -> None:
 def test_their_values_are_ours(stage: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     values, notes = canonical({"stage": stage, **theirs})
     assert values == {"stage": stage, **ours}
-    assert len(notes) == sum(key == "use_firefly_loss" for key in theirs)
+    assert notes == []
+
+
+def test_no_rank_is_trained_in_full_without_a_word() -> None:
+    """There, a rank above 0 is LoRA; here `finetuning_type` says so, and 0 beside it is no rank."""
+    raw = {"model_name_or_path": "m", "dataset": "d"}
+    for theirs in ("lora_rank", "lora_dim", "actor_lora_rank"):
+        with pytest.raises(
+            UserError, match=r"`lora_rank`.* is set and `finetuning_type` is not.*: lora, or remove"
+        ):
+            build({**raw, "stage": "sft", theirs: 8}, CLASSES["sft"], all_classes=CLASSES)
+        built = build(
+            {**raw, "stage": "sft", theirs: 8, "finetuning_type": "lora"}, CLASSES["sft"], all_classes=CLASSES
+        )
+        assert built[LoraOptions].lora_rank == 8
+    with pytest.raises(UserError, match="`lora_rank` is 0; wanted a number of at least 1"):
+        build(
+            {**raw, "stage": "sft", "lora_rank": 0, "finetuning_type": "lora"},
+            CLASSES["sft"],
+            all_classes=CLASSES,
+        )
+
+
+def test_without_firefly_s_loss_the_last_answer_alone_is_learned() -> None:
+    assert canonical({"stage": "sft", "use_firefly_loss": False})[0]["mask_history"] is True
+    dpo = {"stage": "dpo", "model_name_or_path": "m", "dataset": "d"}
+    assert build({**dpo, "use_firefly_loss": True}, CLASSES["dpo"], all_classes=CLASSES)
+    with pytest.raises(UserError, match="`mask_history` .* is an option of sft, not of dpo"):
+        build({**dpo, "use_firefly_loss": False}, CLASSES["dpo"], all_classes=CLASSES)

@@ -44,6 +44,13 @@ def test_what_asks_for_something_is_refused_with_its_cure_and_what_asks_for_noth
         assert canonical({"stage": "sft", key: "something"})[1] == []
 
 
+def test_the_metric_for_the_best_model_is_the_stage_s_own() -> None:
+    for stage, name in {"sft": "eval_loss", "dpo": "eval_accuracy", "grpo": "reward"}.items():
+        assert canonical({"stage": stage, "metric_for_best_model": name})[0] == {"stage": stage}
+    with pytest.raises(UserError, match="`metric_for_best_model` cannot be taken over"):
+        built("dpo", metric_for_best_model="eval_loss")
+
+
 def test_a_pad_token_alone_changes_nothing() -> None:
     assert canonical({"special_tokens": {"pad_token": "</s>", "eos_token": None}}) == ({}, [])
     with pytest.raises(UserError, match="`special_tokens` cannot be taken over"):

@@ -13,6 +13,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, SchedulerType
 
 from espalier.config.train_options import SCHEDULES
 from espalier.engine.optim import OptimizerSettings, learning_rates, optimizer_of
+from espalier.errors import UserError
 
 
 def rates(kind: str, warmup: int, total: int, **settings: Any) -> list[float]:
@@ -53,6 +54,21 @@ def test_the_other_schedules_follow_their_formulas() -> None:
     assert falling[:12] == [1.0, *[2.0] * 11] and falling[12:] == pytest.approx([2 - i / 4 for i in range(8)])
     assert rates("warmup_stable_decay", 2, 20)[:18] == [1.0, *[2.0] * 17], "a tenth of all steps"
     assert rates("inverse_sqrt", 4, 8)[4:] == pytest.approx([2 * math.sqrt(4 / (4 + i)) for i in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("warmup_stable_decay", {"num_decay_steps": 19}, "with 2 steps of warmup they do not fit into 20"),
+        ("warmup_stable_decay", {"decay_type": "up"}, "cannot use .*'up'"),
+        ("cosine", {"num_cycles": "x"}, "cannot use {'num_cycles': 'x'}"),
+        ("polynomial", {"lr_end": 5.0}, "lr_end"),
+    ],
+)
+def test_what_a_schedule_cannot_use_is_one_message(kind: str, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        rates(kind, 2, 20, **settings)
+    assert rates("cosine", 30, 20)[-1] == pytest.approx(2.0 * 20 / 30), "a short try of a long run"
 
 
 def test_what_a_schedule_takes_is_what_transformers_has() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def test_keys_that_change_no_result_refuse_nothing(key: str, own: Make) -> None:
 
 
 def test_every_other_key_is_named_with_what_it_was_and_is(own: Make, tmp_path: Path) -> None:
+    own = partial(own, finetuning_type="lora")
     before = of(own())
     other = {"learning_rate": 2e-3, "seed": 7, "cutoff_len": 99, "temperature": 0.5, "lora_rank": 3,
              "precision": "bf16", "max_steps": 9, "layout": "padded"}  # fmt: skip

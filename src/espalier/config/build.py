@@ -75,6 +75,8 @@ def canonical(raw: Mapping[str, Any]) -> tuple[RawConfig, list[str]]:
             out.places[name] = given.places[key]
     for name, value in spread.items():
         out.setdefault(name, value)
+    if out.get("lora_rank") == 0 and out.get("finetuning_type") in (None, "full", "freeze"):
+        del out["lora_rank"]  # how the projects of 2023 say that there is no LoRA
     return out, list(dict.fromkeys(notes))
 
 
@@ -144,7 +146,16 @@ def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str,
     values, _ = canonical(raw)
     known = known_keys(classes)
     stage = str(values.get("stage") or "this command")
-    errors = [unknown_key(values, key, stage, known, all_classes) for key in values if key not in known]
+    errors = [
+        unknown_key(values, key, stage, known, all_classes)
+        for key, value in values.items()
+        if key not in known and not (value is False and _is_off_elsewhere(key, all_classes))
+    ]
+    if values.get("lora_rank") and "finetuning_type" not in values and "finetuning_type" in known:
+        errors.append(
+            f"{values.where('lora_rank')} is set and `finetuning_type` is not, which then trains all weights. Write "
+            "finetuning_type: lora, or remove it."
+        )
     built: list[Options] = []
     for kind in classes:
         instance, wrong = _instance(values, kind)
@@ -189,6 +200,18 @@ def _checked(values: RawConfig, item: Field[Any], wanted: Any) -> Any:
     if not in_range(value, item.metadata):
         raise Unfit(f"{where} is {given}; wanted a number of {range_words(item.metadata)}.")
     return value
+
+
+def _is_off_elsewhere(key: str, all_classes: Mapping[str, Classes]) -> bool:
+    """Whether a key is another stage's switch that is off by itself, so that false asks for nothing here."""
+    defaults = [
+        item.default
+        for classes in all_classes.values()
+        for kind in classes
+        for item in fields(kind)
+        if item.name == key
+    ]
+    return bool(defaults) and all(default is False for default in defaults)
 
 
 def unknown_key(

@@ -48,7 +48,6 @@ _NOTHING: dict[str, str] = {
     "the command or `stage` says what is done": "do_pred mode predict_with_generate",
     "every checkpoint holds the optimiser": "need_optim_ckpt",
     "`save_steps` says how often": "save_ckpt_interval",
-    "every answer of a dialogue is trained in one pass": "use_firefly_loss",
     "rows are laid out without a padding side": "padding_side num_padding_at_beginning",
     "answers are sampled by the training weights": """
         enable_hybrid_engine unpin_actor_parameters release_inference_cache inference_tp_size tp_gather_partition_size""",
@@ -67,7 +66,6 @@ _NOTHING: dict[str, str] = {
     "an option of `serve`": "gradio_port",
     "`espalier merge` and `espalier quantize` write models": "quantized_or_merged_output_dir merge_lora_weights",
     "LoRA and what is trained beside it have one precision": "enable_mixed_precision_lora",
-    "with LoRA, only LoRA is trained": "only_optimize_lora",
 }
 NOTHING: dict[str, str] = {name: reason for reason, names in _NOTHING.items() for name in names.split()}
 

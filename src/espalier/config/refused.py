@@ -6,7 +6,7 @@ A value that asks for nothing (false, null, 0, nothing, or one that means what i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from espalier.config.predecessors import CURES
@@ -19,6 +19,7 @@ class Refused:
     Attributes:
         cure: what to do instead, whole sentences.
         harmless: values that mean what is done anyway.
+        harmless_in: the same by stage.
         harmless_keys: keys of a mapping that change nothing.
         off: whether false and 0 mean what is done anyway.
         stages: those in which it changes anything; nothing: in all.
@@ -26,6 +27,7 @@ class Refused:
 
     cure: str
     harmless: tuple[Any, ...] = ()
+    harmless_in: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     harmless_keys: tuple[str, ...] = ()
     off: bool = True
     stages: tuple[str, ...] = ()
@@ -36,7 +38,8 @@ class Refused:
             return True
         if isinstance(value, Mapping):
             return all(key in self.harmless_keys or not item for key, item in value.items())
-        return (self.off and not value) or any(value == one for one in self.harmless)
+        harmless = (*self.harmless, *self.harmless_in.get(stage, ()))
+        return (self.off and not value) or any(value == one for one in harmless)
 
 
 _SAMPLING = ("ppo", "grpo")
@@ -67,7 +70,7 @@ _CURES: dict[str, str] = {
     "Weights that are trained are kept in float32; `precision: bf16` computes in bf16. Remove it.": "pure_bf16",
     "Advantages are whitened and scores are not changed but for `reward_clip`; remove it.": """
         ppo_score_norm ppo_whiten_rewards whiten_rewards reward_baseline""",
-    "Write its keys as keys of the run, such as model_revision or temperature.": """
+    "Write its keys as keys of the run, such as trust_remote_code or temperature.": """
         model_init_kwargs ref_model_init_kwargs generation_kwargs""",
     "Records are shuffled by `seed`; to keep their order is not offered.": "disable_shuffling",
     "The last records of an epoch are trained too; remove it.": "dataloader_drop_last",
@@ -79,7 +82,11 @@ REFUSED: dict[str, Refused] = {
     **{name: Refused(cure) for cure, names in {**_CURES, **CURES}.items() for name in names.split()},
     "metric_for_best_model": Refused(
         "The stage's own held-out number decides: loss (pretrain, sft), accuracy (reward, dpo), reward (ppo, grpo).",
-        harmless=("loss", "eval_loss"),
+        harmless_in={
+            **dict.fromkeys(("pretrain", "sft"), ("loss", "eval_loss")),
+            **dict.fromkeys(("reward", "dpo"), ("accuracy", "eval_accuracy")),
+            **dict.fromkeys(_SAMPLING, ("reward", "eval_reward")),
+        },
     ),
     "early_stopping_threshold": Refused("Any better number counts; remove it."),
     "ppo_buffer_size": Refused(
@@ -125,6 +132,7 @@ REFUSED: dict[str, Refused] = {
 MUST_BE_TRUE: Mapping[str, str] = {
     "average_tokens_across_devices": "a step's loss is the mean over all its tokens",
     "do_sample": "answers are sampled in training",
+    "only_optimize_lora": "with LoRA nothing else is trained; see `modules_to_save`",
     "shuffle_dataset": "records are shuffled, by `seed`",
     "assistant_only_loss": "only answers are trained; for all of a record's text set train_on_prompt: true",
     "completion_only_loss": "only answers are trained; for all of a record's text set train_on_prompt: true",

@@ -53,7 +53,9 @@ class TrainOptions(Options):
     learning_rate: float = option(5e-5, "The highest learning rate.", min=0)
     lr_scheduler_type: ScheduleName = option("linear", "How the learning rate falls after the warmup.")
     lr_scheduler_kwargs: dict[str, Any] = option(
-        {}, "What the schedule takes besides, under transformers' names, such as min_lr_rate: 0.1."
+        {},
+        "What the schedule takes besides, under transformers' names, such as min_lr_rate: 0.1 (num_decay_steps: a tenth "
+        "of all steps where it is not given).",
     )
     warmup_ratio: float = option(
         0.0, "The share of all steps in which the learning rate rises from 0.", min=0, max=1

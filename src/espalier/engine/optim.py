@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.optimization import Adafactor, get_scheduler
+
+from espalier.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -80,17 +83,30 @@ def learning_rates(
         kind, settings: one of transformers' schedules and its own arguments.
         peak: the highest rate.
         total_steps: at least `warmup_steps`.
+
+    Raises:
+        UserError: settings that the schedule cannot use.
     """
     if kind == "warmup_stable_decay":
         settings = {"num_decay_steps": max(1, total_steps // 10), **settings}
-    scheduler = get_scheduler(
-        kind,
-        torch.optim.SGD([torch.zeros(1)], lr=peak or 1.0),  # they measure a lowest rate by its own one
-        num_warmup_steps=warmup_steps,
-        num_training_steps=total_steps,
-        scheduler_specific_kwargs=dict(settings),
-    )
-    (share,) = scheduler.lr_lambdas
+    try:
+        if warmup_steps + settings.get("num_decay_steps", 0) > max(total_steps, warmup_steps):
+            raise ValueError(f"with {warmup_steps} steps of warmup they do not fit into {total_steps}")
+        scheduler = get_scheduler(
+            kind,
+            torch.optim.SGD([torch.zeros(1)], lr=peak or 1.0),  # they measure a lowest rate by its own one
+            num_warmup_steps=warmup_steps,
+            num_training_steps=total_steps,
+            scheduler_specific_kwargs=dict(settings),
+        )
+        (share,) = scheduler.lr_lambdas
+        ends = [float(share(step)) for step in (min(warmup_steps, total_steps), total_steps)]
+        if not all(math.isfinite(end) and end >= 0 for end in ends):
+            raise ValueError(f"the rate goes from {ends[0]:g} to {ends[1]:g} times the highest")
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"lr_scheduler_kwargs: {kind} cannot use {dict(settings)}: {error}. Change them, or remove them."
+        ) from error
 
     def rate(step: int) -> float:
         if step < warmup_steps:

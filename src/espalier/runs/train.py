@@ -223,6 +223,7 @@ def _open_trackers(running: Running) -> list[Sink]:
 def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     """The loop, between two evaluations."""
     live, progress, looks = running.live, running.progress, running.start.option(EvaluationOptions)
+    schedule = _schedule(running.start, running.feed.total_steps)
     if progress.step == 0 and looks.eval_steps != 0:
         tracker.log({"step": 0, **validate(running, 0)})
     after, patience = running.parts.after_step, looks.early_stopping_patience
@@ -236,7 +237,7 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     run_loop(
         Learner(live.module, running.parts.objective, running.optimizer, live.accelerator),
         running.feed,
-        _schedule(running.start, running.feed.total_steps),
+        schedule,
         hooks,
         tracker,
         progress,

@@ -142,15 +142,12 @@ class Datasets:
         """Training and held-out records of a kind; held out by `eval_dataset` or by `val_size`."""
         data = self.option(DataOptions)
         specs = tuple(parse_specs(data.dataset, data.dataset_dir, data.interleave_probs))
+        train, held_out = (RecordSet(key, specs, kind, owner=self) for key in ("dataset", "eval_dataset"))
         if data.eval_dataset:
-            others = tuple(parse_specs(data.eval_dataset, data.dataset_dir))
-            return RecordSet("dataset", specs, kind, owner=self), RecordSet(
-                "eval_dataset", others, kind, owner=self
-            )
+            return train, replace(held_out, specs=tuple(parse_specs(data.eval_dataset, data.dataset_dir)))
         if data.val_size:
-            train = RecordSet("dataset", specs, kind, TRAIN, self)
-            return train, replace(train, part=HELD_OUT)
-        return RecordSet("dataset", specs, kind, owner=self), RecordSet("", (), kind, owner=self)
+            return replace(train, part=TRAIN), replace(train, part=HELD_OUT)
+        return train, replace(held_out, specs=())
 
     def load_file(self, value: Any, kind: str) -> RecordSet:
         """Records of a further data set that a stage's own option names."""

@@ -9,8 +9,10 @@ from torch import Tensor
 from espalier.config.option import Options, option
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.track import Numbers
+from espalier.errors import UserError
 from espalier.maths.losses import nll
 from espalier.maths.reduce import masked_sum
+from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.forward import Outputs, Want
 from espalier.stages.parts import HeldOut, Parts, Units, validator
 from espalier.stages.setup import Setup
@@ -77,6 +79,10 @@ def likelihood(setup: Setup, reads: str) -> Parts:
     records, held_out = setup.records(reads)
     train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
     model = setup.load_policy()
+    if options.neftune_noise_alpha and is_encoder_decoder(model.lm):
+        raise UserError(
+            "`neftune_noise_alpha` is for models of one stack; this one encodes its question apart. Remove it."
+        )
     model.noise_alpha = options.neftune_noise_alpha
     return Parts(
         trained=model,

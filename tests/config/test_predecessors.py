@@ -249,5 +249,5 @@ def test_without_firefly_s_loss_the_last_answer_alone_is_learned() -> None:
     assert canonical({"stage": "sft", "use_firefly_loss": False})[0]["mask_history"] is True
     dpo = {"stage": "dpo", "model_name_or_path": "m", "dataset": "d"}
     assert build({**dpo, "use_firefly_loss": True}, CLASSES["dpo"], all_classes=CLASSES)
-    with pytest.raises(UserError, match="`mask_history` .* is an option of sft, not of dpo"):
+    with pytest.raises(UserError, match=r"`mask_history` .* is an option of sft, not of dpo"):
         build({**dpo, "use_firefly_loss": False}, CLASSES["dpo"], all_classes=CLASSES)

@@ -7,6 +7,7 @@ which the method reads and on a "model" that returns the log-probabilities that 
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from espalier.maths import advantages as adv
-from espalier.maths import losses
+from espalier.maths import losses, preferences
 from espalier.maths.metrics import clip_fraction
+from espalier.maths.preferences import PREFERENCES
 from espalier.maths.reduce import masked_mean, masked_sum
 
 pytest.importorskip("trl", reason="TRL is not installed; the test extra brings it")
@@ -50,12 +52,16 @@ def pairs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return policy * mask, reference * mask, mask, mask.long()
 
 
-def trl_dpo(
-    pairs: tuple[Tensor, Tensor, Tensor, Tensor], kind: str, beta: float, smoothing: float = 0.0
-) -> Tensor:
+@pytest.mark.parametrize("beta", [0.1, 0.7])
+@pytest.mark.parametrize("kind", [kind for kind in PREFERENCES if kind not in ("orpo", "simpo", "cpo")])
+def test_preferences_against_a_reference(
+    pairs: tuple[Tensor, Tensor, Tensor, Tensor], kind: str, beta: float
+) -> None:
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    policy, reference, _, mask = pairs
+    policy, reference, mask, as_numbers = pairs
+    row = PREFERENCES[kind]
+    smoothing = 0.2 if kind in ("robust", "exo_pair") else 0.0  # TRL smooths in those only
     trainer = stand_in(
         ld_alpha=None,
         precompute_ref_logps=True,
@@ -65,11 +71,12 @@ def trl_dpo(
         beta=beta,
         label_smoothing=smoothing,
         use_weighting=False,
+        args=SimpleNamespace(discopop_tau=0.3),
     )
     blank = torch.zeros_like(policy)
     outputs = SimpleNamespace(log_probs=policy, entropy=blank, mean_logits=blank, is_top1=blank.bool())
     # One prompt token before the completion: TRL shifts the mask by one.
-    completion_mask = torch.cat([torch.zeros(len(mask), 1, dtype=torch.long), mask], 1)
+    completion_mask = torch.cat([torch.zeros(len(mask), 1, dtype=torch.long), as_numbers], 1)
     ref_chosen, ref_rejected = reference.sum(1).chunk(2)
     inputs = {
         "input_ids": torch.zeros_like(completion_mask),
@@ -78,26 +85,58 @@ def trl_dpo(
         "ref_chosen_logps": ref_chosen,
         "ref_rejected_logps": ref_rejected,
     }
-    return DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
+    theirs = DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
 
-
-@pytest.mark.parametrize("kind", ["sigmoid", "hinge", "ipo"])
-@pytest.mark.parametrize("beta", [0.1, 0.7])
-def test_dpo_and_its_relatives(pairs: tuple[Tensor, Tensor, Tensor, Tensor], kind: str, beta: float) -> None:
-    policy, reference, mask, _ = pairs
-    reduce = masked_mean if kind == "ipo" else masked_sum
+    reduce = masked_mean if row.reduction == "mean" else masked_sum
     four = [*reduce(policy, mask, 1).chunk(2), *reduce(reference, mask, 1).chunk(2)]
-    ours = {"sigmoid": losses.dpo, "hinge": losses.hinge, "ipo": losses.ipo}[kind]
-    torch.testing.assert_close(ours(*four, beta).mean(), trl_dpo(pairs, kind, beta))
+    further = {"label_smoothing": smoothing, "tau": 0.3}
+    ours = row.function(*four, beta=beta, **{name: further[name] for name in row.takes})
+    torch.testing.assert_close(ours.mean(), theirs)
+    assert not torch.allclose(
+        ours.mean(), PREFERENCES["hinge" if kind == "sigmoid" else "sigmoid"].function(*four, beta)
+    )
 
 
-def test_label_smoothing(pairs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    """TRL smooths labels in "aot" only, whose sorted margins are plain DPO's when there is a single pair."""
-    single = tuple(x[[0, P]] for x in pairs)
-    policy, reference, mask, _ = single
-    four = [*masked_sum(policy, mask, 1).chunk(2), *masked_sum(reference, mask, 1).chunk(2)]
-    ours = losses.dpo(*four, beta=0.3, label_smoothing=0.2)
-    torch.testing.assert_close(ours.mean(), trl_dpo(single, "aot", 0.3, 0.2))  # type: ignore[arg-type]
+def test_label_smoothing_is_that_of_cpo(pairs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    """The conservative DPO is TRL's smoothed CPO where the reference says 0."""
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+
+    chosen, rejected = pairs[0].sum(1).chunk(2)
+    zero = torch.zeros_like(chosen)
+    trainer = stand_in(alpha=0.0, beta=0.3, loss_type="sigmoid", label_smoothing=0.2)
+    theirs, *_ = CPOTrainer.cpo_loss(trainer, chosen, rejected)
+    ours = preferences.dpo(chosen, rejected, zero, zero, beta=0.3, label_smoothing=0.2)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["orpo", "simpo", "cpo"])
+def test_preferences_without_a_reference(kind: str, pairs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    from trl.experimental.cpo.cpo_trainer import CPOTrainer
+    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+
+    policy, _, mask, _ = pairs
+    row = PREFERENCES[kind]
+    reduce = masked_mean if row.reduction == "mean" else masked_sum
+    chosen, rejected = reduce(policy, mask, 1).chunk(2)
+    nll = -masked_mean(policy, mask, 1).chunk(2)[0].mean()
+    trainer = stand_in(
+        beta=0.3,
+        alpha=0.0,
+        label_smoothing=0.0,
+        simpo_gamma=0.7,
+        loss_type="simpo" if kind == "simpo" else "sigmoid",
+    )
+    trainer.cpo_alpha = row.nll
+    for name in ("cpo_loss", "odds_ratio_loss"):
+        method = getattr(CPOTrainer if name == "cpo_loss" else ORPOTrainer, name)
+        setattr(trainer, name, partial(method, trainer))
+    blank = torch.zeros(1)
+    trainer.concatenated_forward.return_value = (chosen, rejected, blank, blank, nll)
+    theirs, _ = (ORPOTrainer if kind == "orpo" else CPOTrainer).get_batch_loss_metrics(trainer, None, {})
+    zero = torch.zeros_like(chosen)
+    further = {"label_smoothing": 0.0, "gamma": 0.7}
+    ours = row.function(chosen, rejected, zero, zero, beta=0.3, **{name: further[name] for name in row.takes})
+    torch.testing.assert_close(ours.mean() + row.nll * nll, theirs)
 
 
 def test_reward_model_loss() -> None:

@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from espalier import config
 from espalier.errors import UserError
-from espalier.maths.losses import PREFERENCES, PreferenceLoss
+from espalier.maths.preferences import PREFERENCES, PreferenceLoss
 from espalier.models.heads import ScalarHead
 from espalier.runs.catalogue import CLASSES, check_possible
 from espalier.stages.objectives import dpo, grpo, ppo
@@ -64,13 +63,13 @@ def test_a_further_preference_loss_is_a_row(options: Make, monkeypatch: pytest.M
     def exponential(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float) -> Tensor:
         return torch.exp(-beta * ((pc - rc) - (pr - rr)))
 
-    row = PreferenceLoss(exponential, "sum", lambda beta: 1.0, "Tang et al. 2024, table 1")
+    row = PreferenceLoss(exponential, "sum", "Tang et al. 2024, table 1")
     monkeypatch.setitem(PREFERENCES, "hinge", row)
     chosen = options("dpo", pref_loss="hinge", max_steps=2, learning_rate=0.05)
     run(chosen)
     first, second = [step["loss"] for step in rows(chosen) if "loss" in step]
     assert first == pytest.approx(1.0, rel=1e-4) and second != pytest.approx(1.0, rel=1e-4)
-    monkeypatch.setitem(PREFERENCES, "hinge", replace(row, at_start=lambda beta: 2.0))
+    monkeypatch.setattr(PreferenceLoss, "at_start", lambda row, **settings: 2.0)
     with pytest.raises(UserError, match=rf"{REFUSED}.*DPO loss is 1\.0000 and must be 2\.0000"):
         run(options("dpo", pref_loss="hinge", resume=False))
 
@@ -82,7 +81,7 @@ def test_a_preference_loss_without_a_reference_loads_none(
         assert not rc.any() and not rr.any()
         return -logsigmoid(beta * (pc - pr))
 
-    row = PreferenceLoss(margin_alone, "mean", None, "Xu et al. 2024 (CPO), of means", reference=False)
+    row = PreferenceLoss(margin_alone, "mean", "Xu et al. 2024 (CPO), of means", reference=False)
     monkeypatch.setitem(PREFERENCES, "hinge", row)
     monkeypatch.setattr(dpo, "frozen_copy", lambda policy: pytest.fail("nobody asks for a reference"))
     chosen = options("dpo", pref_loss="hinge", max_steps=1)

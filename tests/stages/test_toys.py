@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from espalier.maths.losses import PREFERENCES
+from espalier.maths.preferences import PREFERENCES
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, Want
 from espalier.stages.likelihood import NextToken
@@ -110,7 +110,8 @@ def test_dpo_reaches_the_preference_probability(smoothing: float) -> None:
     """At the optimum sigmoid(beta * (log ratio of policies)) is the share of people who preferred the answer."""
     beta, model = 0.5, Table()
     wins = {(0, 1): 3, (1, 0): 1, (2, 3): 2, (3, 2): 3}
-    objective = Preferences(PREFERENCES["sigmoid"], beta, smoothing, fresh=False)
+    settings = {"beta": beta, "label_smoothing": smoothing}
+    objective = Preferences(PREFERENCES["sigmoid"], settings, 0.0, fresh=False)
     told = fit(model, objective, preferences(wins), steps=1500)
     gained = model.probs.log() - START.log_softmax(-1)
     for (a, b), share in (((0, 1), 3 / 4), ((3, 2), 3 / 5)):
@@ -123,7 +124,8 @@ def test_dpo_reaches_the_preference_probability(smoothing: float) -> None:
 def test_ipo_stops_at_its_margin() -> None:
     """Azar et al. 2023: the log ratio comes to 1 / (2 beta) and no further, though the pair is always won."""
     beta, model = 0.4, Table()
-    fit(model, Preferences(PREFERENCES["ipo"], beta, 0.0, fresh=False), preferences({(2, 0): 3}), steps=1500)
+    objective = Preferences(PREFERENCES["ipo"], {"beta": beta}, 0.0, fresh=False)
+    fit(model, objective, preferences({(2, 0): 3}), steps=1500)
     gained = model.probs.log() - START.log_softmax(-1)
     assert (gained[2] - gained[0]).item() == pytest.approx(1 / (2 * beta), abs=1e-3)
 

@@ -104,6 +104,7 @@ SYNONYMS: dict[str, str] = {
     "dpo_beta": "pref_beta",
     "dpo_loss": "pref_loss",
     "dpo_label_smoothing": "label_smoothing",
+    "rpo_alpha": "pref_ftx",
     "reference_model": "ref_model",
     "ref_model_name_or_path": "ref_model",
     "precompute_ref_log_probs": "precompute_ref_logprobs",

@@ -61,9 +61,8 @@ _CURES: dict[str, str] = {
     "The optimiser is not offered; use optim: adamw_8bit or adafactor, which save memory too.": """
         use_galore use_apollo use_badam use_adam_mini use_muon optim_args optim_target_modules""",
     "Write lr_scheduler_type: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: …}.": "cosine_min_lr_ratio",
-    "No loss of the answer itself is added to that of the pair; train an SFT stage before it.": "pref_ftx rpo_alpha",
     "The loss that it belongs to is not offered; see `pref_loss` in docs/stages.md.": """
-        simpo_gamma pref_bco_weight ld_alpha""",
+        pref_bco_weight ld_alpha""",
     "The start of LoRA's matrices cannot be chosen; remove it.": "pissa_init",
     "Attention is exact here; remove it.": "shift_attn s2_attention",
     "It is not offered; remove it.": "mixture_of_depths moe_aux_loss_coef",
@@ -80,6 +79,11 @@ _CURES: dict[str, str] = {
 
 REFUSED: dict[str, Refused] = {
     **{name: Refused(cure) for cure, names in {**_CURES, **CURES}.items() for name in names.split()},
+    "cpo_alpha": Refused(
+        "The chosen answer's nll weighs 1 in pref_loss: cpo; `pref_ftx` adds to it.",
+        harmless=(1, 1.0),
+        off=False,
+    ),
     "metric_for_best_model": Refused(
         "The stage's own held-out number decides: loss (pretrain, sft), accuracy (reward, dpo), reward (ppo, grpo).",
         harmless_in={

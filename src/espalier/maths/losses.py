@@ -1,4 +1,4 @@
-"""The losses of every stage, as pure functions of tensors.
+"""Losses of tokens, of scores and of policies, as pure functions of tensors (those of preferences: `preferences`).
 
 Legend: B branches, A trained tokens per branch, N trained tokens in all, P pairs.
 
@@ -12,14 +12,9 @@ Left out: entropy bonuses and auxiliary losses of routers (the stage adds them),
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, relu
+from torch.nn.functional import logsigmoid
 
 
 def nll(logprobs: Tensor) -> Tensor:
@@ -73,98 +68,6 @@ def ranking_pairs(scores: Tensor, tree_id: Tensor) -> tuple[Tensor, Tensor]:
     same_tree = tree_id[:, None] == tree_id[None, :]
     better, worse = ((scores[:, None] > scores[None, :]) & same_tree).nonzero(as_tuple=True)
     return better, worse
-
-
-def dpo(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
-    beta: float,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Direct preference optimisation: -(1 - e) log sigmoid(h) - e log sigmoid(-h), h = beta * (log-ratio margin).
-
-    Rafailov et al. 2023, eq. 7; with label_smoothing e > 0 (the chance that a label is flipped, in [0, 0.5)) the
-    conservative DPO of Mitchell 2023. Each tensor: (P,) log-probability of a whole completion (a sum over its tokens).
-    margin = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected). Returns (P,); ln 2 where policy and
-    reference agree.
-
-    >>> zero = torch.tensor(0.0)
-    >>> round(dpo(torch.tensor(2.0), zero, zero, zero, beta=0.5).item(), 4)
-    0.3133
-    """
-    logits = beta * _margin(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
-    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
-
-
-def ipo(
-    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
-) -> Tensor:
-    """Identity preference optimisation: (margin - 1 / (2 beta))^2.
-
-    Azar et al. 2023, eq. 17 (their tau is our beta). Each tensor: (P,) log-probability AVERAGED over the tokens of the
-    completion. The paper writes sequence log-probabilities; its authors confirmed to TRL's that the published results
-    use the averages, without which the square grows with the length. Returns (P,).
-
-    >>> zero = torch.tensor(0.0)
-    >>> ipo(torch.tensor(2.0), zero, zero, zero, beta=0.5).item()
-    1.0
-    """
-    return (_margin(policy_chosen, policy_rejected, ref_chosen, ref_rejected) - 1 / (2 * beta)) ** 2
-
-
-def hinge(
-    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
-) -> Tensor:
-    """Hinge on the DPO margin: max(0, 1 - beta * margin).
-
-    Zhao et al. 2023 (SLiC-HF), with the reference as in Liu et al. 2024 (RSO). Each tensor: (P,) log-probability of a
-    whole completion. Returns (P,); 1 where policy and reference agree.
-
-    >>> zero = torch.tensor(0.0)
-    >>> hinge(torch.tensor(1.5), zero, zero, zero, beta=0.5).item()
-    0.25
-    """
-    return relu(1 - beta * _margin(policy_chosen, policy_rejected, ref_chosen, ref_rejected))
-
-
-def _margin(
-    policy_chosen: Tensor, policy_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor
-) -> Tensor:
-    return (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
-
-
-@dataclass(frozen=True)
-class PreferenceLoss:
-    """A loss of pairs, and what a stage must know to train with it.
-
-    Attributes:
-        function: (P,) logprobs under the policy of chosen and rejected, the same under the reference, and ``beta`` > 0
-            -> (P,); where it `smooths`, ``label_smoothing`` in [0, 0.5) too.
-        reduction: whether an answer's logprob is the sum over its tokens or their mean.
-        at_start: beta -> the loss where policy and reference agree; None where any value is possible.
-        source: where the formula stands.
-        smooths: whether it takes ``label_smoothing``.
-        reference: whether it compares with a reference; one that does not is given zeros in its place.
-    """
-
-    function: Callable[..., Tensor]
-    reduction: Literal["sum", "mean"]
-    at_start: Callable[[float], float] | None
-    source: str
-    smooths: bool = False
-    reference: bool = True
-
-
-PREFERENCES: dict[str, PreferenceLoss] = {
-    "sigmoid": PreferenceLoss(
-        dpo, "sum", lambda beta: math.log(2), "Rafailov et al. 2023, eq. 7; Mitchell 2023", smooths=True
-    ),
-    "ipo": PreferenceLoss(ipo, "mean", lambda beta: 1 / (4 * beta**2), "Azar et al. 2023, eq. 17"),
-    "hinge": PreferenceLoss(hinge, "sum", lambda beta: 1.0, "Zhao et al. 2023; Liu et al. 2024"),
-}
-"""The values of ``pref_loss``: a further loss is a function and a row."""
 
 
 def clipped_policy(

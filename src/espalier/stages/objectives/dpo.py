@@ -25,7 +25,8 @@ from espalier.data.store.columns import Column, ColumnWriter
 from espalier.data.store.stack import Forest
 from espalier.disk.temporary import temporary_folder
 from espalier.engine.track import Numbers
-from espalier.maths.losses import PREFERENCES, PreferenceLoss
+from espalier.maths.losses import nll
+from espalier.maths.preferences import PREFERENCES, PreferenceLoss
 from espalier.maths.reduce import masked_mean, masked_sum
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
@@ -41,14 +42,27 @@ else:  # what help, documents and the check of a file show are the rows of the t
     LossName = Literal[tuple(PREFERENCES)]
 
 
+TAKEN = {"label_smoothing": "label_smoothing", "gamma": "simpo_gamma", "tau": "discopop_tau"}
+"""What only some losses take -> the option that sets it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DPOOptions(Options):
     """The DPO stage."""
 
     pref_beta: float = option(0.1, "How strongly the policy is held to the reference.", above=0)
-    pref_loss: LossName = option("sigmoid", "The loss of the margin of a pair.")
+    pref_loss: LossName = option("sigmoid", "The loss of a pair.")
+    pref_ftx: float = option(
+        0.0,
+        "Weight of the chosen answer's nll (a mean over its tokens), added to the loss of the pair.",
+        min=0,
+    )
     label_smoothing: float = option(
         0.0, "The chance that a preference is the wrong way round.", min=0, below=0.5
+    )
+    simpo_gamma: float = option(0.5, "The margin that SimPO wants of a pair.", min=0)
+    discopop_tau: float = option(
+        0.05, "How steeply DiscoPOP goes from one of its losses to the other.", above=0
     )
     precompute_ref_logprobs: bool = option(
         False,
@@ -61,15 +75,24 @@ class DPOOptions(Options):
 
     def problems(self) -> list[str]:
         problems, loss = [], PREFERENCES[self.pref_loss]
-        if self.label_smoothing and not loss.smooths:
-            takers = " or ".join(name for name, row in PREFERENCES.items() if row.smooths)
-            problems.append(
-                f"`label_smoothing` belongs to pref_loss: {takers}, not to {self.pref_loss}. Remove one."
-            )
+        for name, key in TAKEN.items():
+            if getattr(self, key) != type(self).__dataclass_fields__[key].default and name not in loss.takes:
+                takers = " or ".join(kind for kind, row in PREFERENCES.items() if name in row.takes)
+                problems.append(
+                    f"`{key}` belongs to pref_loss: {takers}, not to {self.pref_loss}. Remove one."
+                )
+        if self.pref_loss == "exo_pair" and not self.label_smoothing:
+            problems.append("pref_loss: exo_pair needs `label_smoothing` above 0; its paper takes 0.001.")
         if not loss.reference and (self.ref_model or self.precompute_ref_logprobs):
             key = "ref_model" if self.ref_model else "precompute_ref_logprobs"
             problems.append(f"`{key}` is of no use: pref_loss: {self.pref_loss} has no reference. Remove it.")
         return problems
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """What the loss takes by name."""
+        taken = PREFERENCES[self.pref_loss].takes
+        return {"beta": self.pref_beta, **{name: getattr(self, TAKEN[name]) for name in taken}}
 
 
 class Preferences:
@@ -77,33 +100,36 @@ class Preferences:
 
     Args:
         kind: the loss of a pair.
-        beta: > 0.
-        label_smoothing: of the losses that take it.
+        settings: ``beta`` > 0, and what else the loss takes.
+        ftx: weight of the chosen answer's nll, beside that which belongs to the loss.
         fresh: whether the policy starts as the reference, so that the first loss is known.
     """
 
     want = Want()
 
-    def __init__(self, kind: PreferenceLoss, beta: float, label_smoothing: float, *, fresh: bool) -> None:
-        self._kind, self._beta, self._fresh = kind, beta, fresh
-        smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
-        self._loss = partial(kind.function, beta=beta, **smoothing)
+    def __init__(self, kind: PreferenceLoss, settings: dict[str, float], ftx: float, *, fresh: bool) -> None:
+        self._kind, self._beta, self._nll = kind, settings["beta"], kind.nll + ftx
+        self._loss = partial(kind.function, **settings)
+        self._at_start = kind.at_start(**settings) if fresh else None
 
     def count(self, batch: Batch) -> float:
         return float(batch.n_trees)
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]:
+        assert outputs.logprobs is not None
         policy, ref = self._by_pair(outputs, batch)
         each = self._loss(policy[:, 0], policy[:, 1], ref[:, 0], ref[:, 1])
         rewards = self._beta * (policy - ref).detach()
         margin = rewards[:, 0] - rewards[:, 1]
-        pairs, total = len(each), each.sum()
+        likelihood = nll(masked_mean(outputs.logprobs, batch.mask, 1).view(-1, 2)[:, 0])
+        pairs, total = len(each), (each + self._nll * likelihood).sum()
         return total, {
             "loss": (total.detach(), pairs),
             "accuracy": (_won(margin).sum(), pairs),
             "margin": (margin.sum(), pairs),
             "chosen_reward": (rewards[:, 0].sum(), pairs),
             "rejected_reward": (rewards[:, 1].sum(), pairs),
+            "chosen_nll": (likelihood.detach().sum(), pairs),
         }
 
     def judge(self, outputs: Outputs, batch: Batch) -> Units:
@@ -113,12 +139,13 @@ class Preferences:
         return won, torch.ones_like(won)
 
     def check(self, first: dict[str, float]) -> None:
-        if not self._fresh or self._kind.at_start is None:
+        expected = self._at_start
+        if expected is None:
             return
-        expected = self._kind.at_start(self._beta)
-        if abs(first["loss"] - expected) > 1e-2 * max(1.0, expected):
+        loss = first["loss"] - self._nll * first["chosen_nll"]
+        if abs(loss - expected) > 1e-2 * max(1.0, expected):
             raise ValueError(
-                f"the first step's DPO loss is {first['loss']:.4f} and must be {expected:.4f}: policy and "
+                f"the first step's DPO loss is {loss:.4f} and must be {expected:.4f}: policy and "
                 "reference are not the same model at the start. Check dropout, adapters and precision."
             )
 
@@ -199,7 +226,7 @@ def build(setup: Setup) -> Parts:
     if add is not None and options.precompute_ref_logprobs:
         train, judged = (precomputed(trees, add, setup.rows(policy)) for trees in (train, judged))
         add.frozen = None
-    objective = Preferences(loss, options.pref_beta, options.label_smoothing, fresh=options.ref_model is None)
+    objective = Preferences(loss, options.settings, options.pref_ftx, fresh=options.ref_model is None)
     batches = setup.rows(policy).micro_batches(judged) if judged else []
     return Parts(
         trained=policy,

@@ -12,8 +12,8 @@ from espalier.config import build, canonical, load_yaml, stage_of
 from espalier.config.options import DataOptions, EngineOptions, LoraOptions, ModelOptions, OptimizerOptions
 from espalier.errors import UserError
 from espalier.runs.train import CLASSES
-from espalier.stages.objectives.dpo import DPOOptions
 from espalier.stages.objectives.ppo import PPOOptions
+from espalier.stages.references import ReferenceOptions
 from espalier.stages.rollouts import RolloutOptions
 
 COMMON = """\
@@ -93,7 +93,7 @@ def test_a_file_of_each_stage_is_taken_as_it_is(tmp_path: Path, stage: str) -> N
         assert built[OptimizerOptions].optim == "adamw_8bit"
         assert data.packing
     if stage == "dpo":
-        assert built[DPOOptions].pref_beta == 0.2
+        assert built[ReferenceOptions].pref_beta == 0.2
     if stage == "ppo":
         assert built[PPOOptions].kl_target == 6.0 and built[RolloutOptions].reward_model == "saves/rm"
 

@@ -139,6 +139,43 @@ def test_preferences_without_a_reference(kind: str, pairs: tuple[Tensor, Tensor,
     torch.testing.assert_close(ours.mean() + row.nll * nll, theirs)
 
 
+def test_kto() -> None:
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    T = 6
+    mask = torch.arange(T) < torch.randint(1, T + 1, (2 * P, 1))
+    policy, reference, strange, strange_ref = (-torch.rand(2 * P, T) * mask for _ in range(4))
+    good = torch.arange(2 * P) % 3 > 0
+    ids = torch.zeros(2 * P, T + 1, dtype=torch.long)
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": ids + 1,
+        "completion_mask": torch.cat([ids[:, :1], mask.long()], 1),
+        "label": good,
+        "ref_logps": reference.sum(1),
+        "ref_KL_logps": strange_ref.sum(1) - 0.7,  # so that the estimate is above 0
+    }
+    trainer = stand_in(
+        beta=0.3,
+        loss_type="kto",
+        desirable_weight=1.3,
+        undesirable_weight=0.8,
+        precompute_ref_logps=True,
+        calculate_KL=True,
+    )
+    trainer._compute_kl_logps.return_value = strange.sum(1)
+    blank = torch.zeros(2 * P, T)
+    outputs = SimpleNamespace(log_probs=policy, entropy=blank, mean_logits=blank, is_top1=blank.bool())
+    theirs = KTOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, return_outputs=False)
+
+    kl = (strange.sum(1) - inputs["ref_KL_logps"]).mean().clamp(min=0)
+    assert kl > 0
+    ours = preferences.kto(policy.sum(1), reference.sum(1), good.float(), kl, 0.3, (1.3, 0.8))
+    torch.testing.assert_close(ours.mean(), theirs)
+    at_zero = preferences.kto(policy.sum(1), reference.sum(1), good.float(), kl * 0, 0.3, (1.3, 0.8))
+    assert not torch.allclose(at_zero.mean(), theirs)
+
+
 def test_reward_model_loss() -> None:
     from trl.trainer.reward_trainer import RewardTrainer
 

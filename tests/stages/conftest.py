@@ -37,6 +37,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data files, ``base`` (a model) and ``judge`` (a reward model)."""
     folder = tmp_path_factory.mktemp("world")
     write_demo_data(folder, 0, SIZES)
+    for part in ("train", "dev"):
+        pairs = [json.loads(line) for line in (folder / f"pref_{part}.jsonl").read_text("utf-8").splitlines()]
+        called = [
+            {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+            for pair in pairs
+            for name in ("chosen", "rejected")
+        ]
+        (folder / f"called_{part}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in called), "utf-8"
+        )
     texts = [json.loads(line)["text"] for line in (folder / "pretrain.jsonl").read_text("utf-8").splitlines()]
     tokenizer = load.train_tokenizer(texts, 400)
     torch.manual_seed(3)
@@ -59,6 +69,7 @@ def options_of(world: Path, folder: Path, stage: str, **changes: Any) -> dict[st
         "sft": ("sft_train", "sft_dev"),
         "reward": ("pref_train", "pref_dev"),
         "dpo": ("pref_train", "pref_dev"),
+        "kto": ("called_train", "called_dev"),
         "ppo": ("prompts", "prompts_dev"),
         "grpo": ("prompts", "prompts_dev"),
     }[stage]

@@ -19,7 +19,8 @@ from espalier.errors import UserError
 from espalier.maths.preferences import PREFERENCES, PreferenceLoss
 from espalier.models.heads import ScalarHead
 from espalier.runs.catalogue import CLASSES, check_possible
-from espalier.stages.objectives import dpo, grpo, ppo
+from espalier.stages import references
+from espalier.stages.objectives import grpo, ppo
 from espalier.stages.rollouts import Roller, check_apart, check_first_step
 from espalier.stages.setup import Setup
 from espalier.trees import Tree
@@ -50,8 +51,8 @@ def test_dpo_begins_at_the_loss_of_equals(loss: str, wanted: float, options: Mak
 def test_dpo_against_another_reference_than_its_start_is_refused(
     loss: str, options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frozen = dpo.frozen_copy
-    monkeypatch.setattr(dpo, "frozen_copy", lambda policy: bent(frozen(policy)))
+    frozen = references.frozen_copy
+    monkeypatch.setattr(references, "frozen_copy", lambda policy: bent(frozen(policy)))
     with pytest.raises(UserError, match=rf"{REFUSED}.*DPO loss is .* and must be .*Check dropout, adapters"):
         run(options("dpo", pref_loss=loss, pref_beta=0.5))
 
@@ -83,7 +84,7 @@ def test_a_preference_loss_without_a_reference_loads_none(
 
     row = PreferenceLoss(margin_alone, "mean", "Xu et al. 2024 (CPO), of means", reference=False)
     monkeypatch.setitem(PREFERENCES, "hinge", row)
-    monkeypatch.setattr(dpo, "frozen_copy", lambda policy: pytest.fail("nobody asks for a reference"))
+    monkeypatch.setattr(references, "frozen_copy", lambda policy: pytest.fail("nobody asks for a reference"))
     chosen = options("dpo", pref_loss="hinge", max_steps=1)
     run(chosen)
     sharded = {**chosen, "finetuning_type": "lora", "strategy": "fsdp"}
@@ -93,8 +94,10 @@ def test_a_preference_loss_without_a_reference_loads_none(
             check_possible("dpo", built)
     assert next(step["loss"] for step in rows(chosen) if "loss" in step) > 0
     for key, value in (("ref_model", "judge"), ("precompute_ref_logprobs", True)):
-        (problem,) = dpo.DPOOptions(pref_loss="hinge", **{key: value}).problems()
-        assert problem == f"`{key}` is of no use: pref_loss: hinge has no reference. Remove it."
+        built = config.build({**chosen, key: value}, CLASSES["dpo"], all_classes=CLASSES)
+        with pytest.raises(UserError) as error:
+            check_possible("dpo", built)
+        assert str(error.value) == f"`{key}` is of no use: pref_loss: hinge has no reference. Remove it."
 
 
 def test_a_reference_that_was_named_may_be_another(options: Make, world: Path) -> None:

@@ -105,6 +105,8 @@ SYNONYMS: dict[str, str] = {
     "dpo_loss": "pref_loss",
     "dpo_label_smoothing": "label_smoothing",
     "rpo_alpha": "pref_ftx",
+    "kto_chosen_weight": "desirable_weight",
+    "kto_rejected_weight": "undesirable_weight",
     "reference_model": "ref_model",
     "ref_model_name_or_path": "ref_model",
     "precompute_ref_log_probs": "precompute_ref_logprobs",

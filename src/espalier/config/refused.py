@@ -63,6 +63,7 @@ _CURES: dict[str, str] = {
     "Write lr_scheduler_type: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: …}.": "cosine_min_lr_ratio",
     "The loss that it belongs to is not offered; see `pref_loss` in docs/stages.md.": """
         pref_bco_weight ld_alpha""",
+    "No loss of the answer itself is added to KTO's; train an SFT stage before it.": "kto_ftx",
     "The start of LoRA's matrices cannot be chosen; remove it.": "pissa_init",
     "Attention is exact here; remove it.": "shift_attn s2_attention",
     "It is not offered; remove it.": "mixture_of_depths moe_aux_loss_coef",
@@ -85,10 +86,10 @@ REFUSED: dict[str, Refused] = {
         off=False,
     ),
     "metric_for_best_model": Refused(
-        "The stage's own held-out number decides: loss (pretrain, sft), accuracy (reward, dpo), reward (ppo, grpo).",
+        "The stage's own held-out number decides: loss (pretrain, sft), accuracy (reward, dpo, kto), reward (ppo, grpo).",
         harmless_in={
             **dict.fromkeys(("pretrain", "sft"), ("loss", "eval_loss")),
-            **dict.fromkeys(("reward", "dpo"), ("accuracy", "eval_accuracy")),
+            **dict.fromkeys(("reward", "dpo", "kto"), ("accuracy", "eval_accuracy")),
             **dict.fromkeys(_SAMPLING, ("reward", "eval_reward")),
         },
     ),

@@ -196,6 +196,30 @@ def orpo(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float) -> Tensor:
     return -beta * logsigmoid(_log_odds(pc) - _log_odds(pr))
 
 
+def kto(
+    policy: Tensor,
+    reference: Tensor,
+    desirable: Tensor,
+    kl: Tensor,
+    beta: float,
+    weights: tuple[float, float],
+) -> Tensor:
+    """Kahneman-Tversky optimisation: w (1 - sigmoid(g)), g = beta (c - z) of a good answer and beta (z - c) of a bad one.
+
+    Ethayarajh et al. 2024, eq. 7, with c = policy - reference. policy, reference: (N,) logprobs of whole answers, sums
+    over their tokens. desirable: (N,), above 0 where somebody called the answer good. kl: z, in nats, at least 0 and
+    without a gradient, () or (N,): the KL of the policy from the reference, estimated on answers to other prompts.
+    weights: w of good answers and of bad ones. Returns (N,).
+
+    >>> log_ratio, good = torch.tensor([2.0, 2.0]), torch.tensor([1.0, 0.0])
+    >>> loss = kto(log_ratio, torch.zeros(2), good, torch.tensor(1.0), beta=0.5, weights=(1.0, 2.0))
+    >>> [round(v, 4) for v in loss.tolist()]
+    [0.3775, 1.2449]
+    """
+    gain = beta * (policy - reference - kl)
+    return torch.where(desirable > 0, weights[0] * torch.sigmoid(-gain), weights[1] * torch.sigmoid(gain))
+
+
 def _log_odds(logprob: Tensor) -> Tensor:
     """log(p / (1 - p)) of p = exp(logprob); at p = 1 that of the largest p below 1, so that it stays finite."""
     below = logprob.clamp(max=-torch.finfo(logprob.dtype).eps)

@@ -344,6 +344,7 @@ def _asked(record: Record) -> tuple[Messages, str | None] | None:
         return record.messages[:-1], record.messages[-1].content
     if record.kind == "prompt":
         return record.prompt, record.reference
-    if record.kind == "preference" and record.prompt:
-        return record.prompt, record.answers[0].messages[-1].content
+    if record.kind in ("preference", "unpaired") and record.prompt:
+        best = record.answers[0]  # of an answer that is called bad there is nothing to show as wanted
+        return record.prompt, None if best.label is False else best.messages[-1].content
     return None

@@ -21,8 +21,8 @@ from espalier.trees.batch import Layout, lay_out_tree
 
 Batches = Lazy[Batch]
 """Micro-batches that are laid out when they are asked for."""
-Annotate = Callable[[Batch], Batch]
-"""Adds what needs no gradient (reference logprobs, …) to a batch before it reaches the loop."""
+Annotate = Callable[[list[Batch]], list[Batch]]
+"""Adds what needs no gradient (reference logprobs, …) to the micro-batches of a step before they reach the loop."""
 
 
 class Feed(Protocol):
@@ -168,7 +168,7 @@ class DatasetFeed:
         epochs: passes over the data.
         max_steps: stop after so many steps (wins over `epochs`), or None.
         seed: of the shuffles.
-        annotate: applied to each micro-batch.
+        annotate: applied to the micro-batches of each step.
     """
 
     resumable = True
@@ -218,7 +218,7 @@ class DatasetFeed:
             if self._index >= self._units:
                 self._epoch, self._index = self._epoch + 1, 0
             batches = list(self._batches(chosen))
-            yield [self._annotate(batch) for batch in batches] if self._annotate else batches
+            yield self._annotate(batches) if self._annotate else batches
 
     def _batches(self, chosen: npt.NDArray[np.int32]) -> Batches:
         rows = self._rows

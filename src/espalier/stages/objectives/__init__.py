@@ -9,7 +9,7 @@ import ast
 from functools import cache
 from importlib.resources import files
 
-NAMES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
+NAMES = ("pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo")
 """In the order in which a model is made; a name is its module's, its value of `stage:` and its command's."""
 
 

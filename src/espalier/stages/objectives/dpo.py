@@ -1,40 +1,32 @@
 """Direct preference optimisation and its relatives: a policy from pairs, without a reward model.
 
-A pair is one tree: the prompt is computed once for both answers, by the policy and by the reference. The
-reference is the adapter as it was at the start, or a frozen copy; its logprobs are computed in the feed, or once for
-the whole data set before the first step.
+A pair is one tree: the prompt is computed once for both answers, by the policy and by the reference (see
+`stages.references`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, option
 from espalier.data.preflight.findings import HELD_OUT
-from espalier.data.steps.feed import Rows
-from espalier.data.store.columns import Column, ColumnWriter
-from espalier.data.store.stack import Forest
-from espalier.disk.temporary import temporary_folder
 from espalier.engine.track import Numbers
+from espalier.errors import UserError
 from espalier.maths.losses import nll
 from espalier.maths.preferences import PREFERENCES, PreferenceLoss
 from espalier.maths.reduce import masked_mean, masked_sum
-from espalier.models.adapters.adapter import StepZero
-from espalier.models.forward import Outputs, TreeModel, Want
-from espalier.models.reference import frozen_copy
+from espalier.models.forward import Outputs, Want
 from espalier.stages.parts import HeldOut, Parts, Units, validator
+from espalier.stages.references import ReferenceOptions, precomputed, reference_of
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
-from espalier.trees import Batch, Tree
+from espalier.trees import Batch
 
 if TYPE_CHECKING:
     LossName = str
@@ -50,7 +42,6 @@ TAKEN = {"label_smoothing": "label_smoothing", "gamma": "simpo_gamma", "tau": "d
 class DPOOptions(Options):
     """The DPO stage."""
 
-    pref_beta: float = option(0.1, "How strongly the policy is held to the reference.", above=0)
     pref_loss: LossName = option("sigmoid", "The loss of a pair.")
     pref_ftx: float = option(
         0.0,
@@ -64,14 +55,6 @@ class DPOOptions(Options):
     discopop_tau: float = option(
         0.05, "How steeply DiscoPOP goes from one of its losses to the other.", above=0
     )
-    precompute_ref_logprobs: bool = option(
-        False,
-        "Compute the reference once for all pairs before the first step, and free it.",
-        same_result=True,
-    )
-    ref_model: str | None = option(
-        None, "Another model as the reference; null: the policy as it starts.", names="model"
-    )
 
     def problems(self) -> list[str]:
         problems, loss = [], PREFERENCES[self.pref_loss]
@@ -83,16 +66,12 @@ class DPOOptions(Options):
                 )
         if self.pref_loss == "exo_pair" and not self.label_smoothing:
             problems.append("pref_loss: exo_pair needs `label_smoothing` above 0; its paper takes 0.001.")
-        if not loss.reference and (self.ref_model or self.precompute_ref_logprobs):
-            key = "ref_model" if self.ref_model else "precompute_ref_logprobs"
-            problems.append(f"`{key}` is of no use: pref_loss: {self.pref_loss} has no reference. Remove it.")
         return problems
 
-    @property
-    def settings(self) -> dict[str, float]:
+    def settings(self, beta: float) -> dict[str, float]:
         """What the loss takes by name."""
         taken = PREFERENCES[self.pref_loss].takes
-        return {"beta": self.pref_beta, **{name: getattr(self, TAKEN[name]) for name in taken}}
+        return {"beta": beta, **{name: getattr(self, TAKEN[name]) for name in taken}}
 
 
 class Preferences:
@@ -164,91 +143,42 @@ def _won(margin: Tensor) -> Tensor:
     return (margin > 0).float() + 0.5 * (margin == 0)
 
 
-class Reference:
-    """Adds the reference's logprobs to a batch; see the module's text for where they come from.
-
-    Args:
-        autocast: the precision in which the policy is trained, so that the two differ by their weights alone.
-    """
-
-    def __init__(
-        self,
-        policy: TreeModel,
-        frozen: TreeModel | None,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self._policy, self.frozen, self._autocast = policy, frozen, autocast
-        self._start = StepZero(policy.lm) if frozen is None else None
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Batch:
-        if "ref_logprobs" in batch.extras:
-            return batch
-        if self._start is None:
-            assert self.frozen is not None, "everything has been computed before the first step"
-            with self._autocast():
-                logprobs = self.frozen(self.frozen.fitting(batch), Want()).logprobs
-        else:
-            with self._autocast(), self._start():
-                logprobs = self._policy(batch, Want()).logprobs
-        assert logprobs is not None
-        return batch.with_extras(ref_logprobs=logprobs.detach())
-
-
-def precomputed(trees: Forest, add: Reference, rows: Rows) -> Forest:
-    """The trees with ``extras["ref_logprobs"]``, computed once and kept on disk; every rank computes all of them."""
-    alone = replace(rows, rank=0, world=1)
-    folder = temporary_folder()
-    starts = np.zeros(len(trees) + 1, np.int64)
-    with ColumnWriter(Path(folder.name), {"logprobs": "<f4"}) as writer:
-        for at, tree in enumerate(trees):
-            (batch,) = alone.micro_batches([tree])
-            writer.add("logprobs", add(batch).extras["ref_logprobs"].cpu().float().flatten().numpy())
-            starts[at + 1] = writer.lengths["logprobs"]
-    kept = Column(Path(folder.name), "logprobs", "<f4", int(starts[-1]))
-
-    def with_logprobs(at: int, tree: Tree) -> Tree:
-        assert folder.name, "the folder lives as long as what reads it"
-        logprobs = torch.from_numpy(kept.read(int(starts[at]), int(starts[at + 1]))).view(tree.n_branches, -1)
-        return tree.with_extras(ref_logprobs=logprobs)
-
-    return trees.numbered(with_logprobs)
-
-
 def build(setup: Setup) -> Parts:
-    options = setup.option(DPOOptions)
+    options, compared = setup.option(DPOOptions), setup.option(ReferenceOptions)
     loss = PREFERENCES[options.pref_loss]
     records, held_out = setup.records("preference")
     train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
     setup.only_pairs(records)
     policy = setup.load_policy()
-    add = _reference(setup, policy, options.ref_model) if loss.reference else None
-    if add is not None and options.precompute_ref_logprobs:
+    add = reference_of(setup, policy, compared.ref_model) if loss.reference else None
+    if add is not None and compared.precompute_ref_logprobs:
         train, judged = (precomputed(trees, add, setup.rows(policy)) for trees in (train, judged))
         add.frozen = None
-    objective = Preferences(loss, options.settings, options.pref_ftx, fresh=options.ref_model is None)
+    settings = options.settings(compared.pref_beta)
+    objective = Preferences(loss, settings, options.pref_ftx, fresh=compared.ref_model is None)
     batches = setup.rows(policy).micro_batches(judged) if judged else []
     return Parts(
         trained=policy,
         main=policy,
         objective=objective,
-        feed=lambda live: setup.dataset_feed(policy, train, annotate=add),
+        feed=lambda live: setup.dataset_feed(policy, train, annotate=add and add.step),
         validate=validator(objective, [add(batch) for batch in batches] if add else batches),
         held_out=HeldOut("accuracy", "higher"),
         sample_prompts=setup.sample_prompts(held_out or records),
     )
 
 
-def _reference(setup: Setup, policy: TreeModel, name: str | None) -> Reference:
-    """Another model where one is named, else the policy as it starts."""
-    if name is None:
-        return Reference(policy, frozen_copy(policy), setup.autocast)
-    return Reference(policy, setup.load_frozen(name).eval().requires_grad_(False), setup.autocast)
+def _check(options: OptionSet) -> None:
+    kind, compared = options[DPOOptions].pref_loss, options[ReferenceOptions]
+    if not PREFERENCES[kind].reference and (compared.ref_model or compared.precompute_ref_logprobs):
+        key = "ref_model" if compared.ref_model else "precompute_ref_logprobs"
+        raise UserError(f"`{key}` is of no use: pref_loss: {kind} has no reference. Remove it.")
 
 
 STAGE = Stage(
     "preference",
     build,
-    (DPOOptions,),
+    (ReferenceOptions, DPOOptions),
     reference=lambda options: PREFERENCES[options[DPOOptions].pref_loss].reference,
+    check=_check,
 )

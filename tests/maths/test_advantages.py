@@ -112,3 +112,31 @@ def test_adaptive_kl_moves_towards_its_target_and_not_too_fast() -> None:
     assert adv.adaptive_kl(0.2, kl=6.6, target=6.0, batch=100, horizon=1000) == pytest.approx(0.2 * 1.01)
     assert adv.adaptive_kl(0.2, kl=600.0, target=6.0, batch=100, horizon=1000) == pytest.approx(0.2 * 1.02)
     assert adv.adaptive_kl(0.2, kl=0.0, target=6.0, batch=100, horizon=1000) == pytest.approx(0.2 * 0.98)
+
+
+@pytest.mark.parametrize("kind", adv.ADVANTAGES)
+def test_equal_scores_have_no_advantage_at_all(kind: str) -> None:
+    """Not even that of a mean that rounds to another number: divided by the spread, it would be a step of full size."""
+    equal = torch.full((7,), 0.7)
+    assert (equal.sum() / 7 != 0.7).any(), "the mean does round"
+    assert not adv.ADVANTAGES[kind](equal, torch.zeros(7, dtype=torch.int64)).any()
+    two = torch.cat([equal, torch.tensor([0.0, 1.0])])
+    groups = torch.tensor([3] * 7 + [5] * 2)
+    found = adv.ADVANTAGES[kind](two, groups)
+    assert found[7:].abs().min() > 0.1
+    assert (found[:7] != 0).all() == (kind == "reinforce_pp"), "which compares with all of the rollout"
+
+
+@pytest.mark.parametrize("kind", ["batch", "reinforce_pp", "reinforce_pp_baseline"])
+def test_advantages_over_the_rollout_by_a_plain_loop(kind: str) -> None:
+    scores, groups = torch.randn(9, dtype=torch.float64), [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    means = {g: scores[[i for i in range(9) if groups[i] == g]].mean().item() for g in groups}
+    centred = [scores[i].item() - means[groups[i]] for i in range(9)]
+    spread = {"batch": scores.tolist(), "reinforce_pp": scores.tolist(), "reinforce_pp_baseline": centred}[
+        kind
+    ]
+    mean = sum(spread) / 9
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in spread) / 8)
+    top = scores - mean if kind == "reinforce_pp" else torch.tensor(centred)
+    found = adv.ADVANTAGES[kind](scores, torch.tensor(groups))
+    assert found.tolist() == pytest.approx((top / (deviation + 1e-4)).tolist())

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from espalier.maths import advantages as adv
 from espalier.maths import losses, preferences
-from espalier.maths.metrics import clip_fraction
 from espalier.maths.preferences import PREFERENCES
 from espalier.maths.reduce import masked_mean, masked_sum
+from espalier.models.forward import Outputs
+from espalier.stages.objectives.grpo import GroupObjective, GRPOOptions
+from espalier.trees import Tree
+from espalier.trees.batch import lay_out_tree
 
 pytest.importorskip("trl", reason="TRL is not installed; the test extra brings it")
 
@@ -206,14 +209,27 @@ def grpo_stand_in(**settings: Any) -> MagicMock:
     return trainer
 
 
-@pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo"])
-def test_grpo_loss_with_its_kl(kind: str) -> None:
+GRPO_KINDS = {
+    # TRL's loss_type -> the stage's policy_loss, loss_average
+    "grpo": ("clip", "answer"),
+    "dapo": ("clip", "token"),
+    "dr_grpo": ("clip", "constant"),
+    "cispo": ("cispo", "token"),
+}
+
+
+@pytest.mark.parametrize("level", losses.RATIOS)
+@pytest.mark.parametrize("kind", GRPO_KINDS)
+def test_grpo_loss_with_its_kl(kind: str, level: str) -> None:
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     mask = torch.arange(T) < torch.randint(1, T + 1, (P, 1))
     logprobs, old, reference = (-torch.rand(P, T) for _ in range(3))
     advantages = torch.randn(P)
-    trainer = grpo_stand_in(loss_type=kind, beta=0.04, epsilon_low=0.2, epsilon_high=0.28)
+    high = 1.28 if kind == "cispo" else 0.28  # TRL's is the bound itself, in CISPO
+    trainer = grpo_stand_in(
+        loss_type=kind, beta=0.04, epsilon_low=0.2, epsilon_high=high, importance_sampling_level=level
+    )
     trainer._get_per_token_logps_and_entropies.return_value = (logprobs, torch.zeros(P, T), None)
     ids = torch.zeros(P, T, dtype=torch.long)
     inputs = {
@@ -228,17 +244,31 @@ def test_grpo_loss_with_its_kl(kind: str) -> None:
     }
     theirs = GRPOTrainer._compute_loss(trainer, MagicMock(), inputs)
 
-    per_token = losses.clipped_policy(logprobs, old, advantages[:, None], 0.2, 0.28)
-    per_token = per_token + 0.04 * adv.kl_k3(logprobs, reference)
-    ours = {
-        "grpo": masked_mean(per_token, mask, 1).mean(),
-        "dapo": masked_mean(per_token, mask),
-        "dr_grpo": masked_sum(per_token, mask) / (P * T),
-    }[kind]
-    torch.testing.assert_close(ours, theirs)
+    policy_loss, average = GRPO_KINDS[kind]
+    options = GRPOOptions(
+        policy_loss=policy_loss, importance_sampling_level=level, loss_average=average, clip_high=0.28
+    )
+    objective = GroupObjective(options, 0.04, T, 1.0)
+    trees = [Tree.from_path(range(n + 1), [False] + [True] * n) for n in mask.sum(1).tolist()]
+    width = int(mask.sum(1).max())
+    batch = lay_out_tree(trees).with_extras(
+        old_logprobs=old[:, :width],
+        ref_logprobs=reference[:, :width],
+        advantages=advantages,
+        scores=advantages,
+    )
+    total, numbers = objective.loss(Outputs(logprobs[:, :width]), batch)
+    torch.testing.assert_close(total / objective.count(batch), theirs)
+    plain = GroupObjective(GRPOOptions(loss_average=average, clip_high=0.28), 0.04, T, 1.0)
+    if (policy_loss, level) != ("clip", "token"):
+        assert not torch.allclose(plain.loss(Outputs(logprobs[:, :width]), batch)[0], total)
+
     logged = trainer._metrics["train"]
-    clipped = masked_mean(clip_fraction(logprobs, old, advantages[:, None], 0.2, 0.28), mask)
-    assert logged["clip_ratio/region_mean"] == [pytest.approx(clipped.item())]
+    if kind != "cispo":
+        clipped, tokens = numbers["clip_fraction"]
+        # TRL's mean of ratios of answers is over answers, ours over their tokens.
+        if level == "token":
+            assert logged["clip_ratio/region_mean"] == [pytest.approx(float(clipped) / float(tokens))]
     assert logged["kl"] == [pytest.approx(masked_mean(adv.kl_k3(logprobs, reference), mask).item())]
 
 
@@ -279,7 +309,7 @@ def trl_group_advantages(
     return trainer_class._generate_and_score_completions(trainer, inputs)["advantages"]
 
 
-@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "batch", "rloo"])
 def test_group_advantages(kind: str) -> None:
     from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.rloo_trainer import RLOOTrainer
@@ -292,11 +322,15 @@ def test_group_advantages(kind: str) -> None:
         theirs = trl_group_advantages(RLOOTrainer, scores, 4, generated, normalize_advantages=False)
     else:
         long = (prompts, completions, None, texts, None, {}, None, None)
-        scale = "group" if kind == "grpo" else "none"
+        scale = {"grpo": "group", "dr_grpo": "none", "batch": "batch"}[kind]
         theirs = trl_group_advantages(GRPOTrainer, scores, 4, long, scale_rewards=scale)
-    ours = {
-        "grpo": adv.group_advantages,
-        "dr_grpo": adv.dr_grpo_advantages,
-        "rloo": adv.rloo_advantages,
-    }[kind]
-    torch.testing.assert_close(ours(scores, tree_id), theirs)
+    torch.testing.assert_close(adv.ADVANTAGES[kind](scores, tree_id), theirs)
+
+
+def test_overlong_penalty() -> None:
+    from trl.rewards import get_soft_overlong_punishment
+
+    theirs = get_soft_overlong_punishment(20, 6)([[1] * length for length in range(1, 21)])
+    lengths = torch.arange(1.0, 21.0)
+    assert (-adv.overlong_penalty(lengths, 20, 6)).tolist() == pytest.approx(theirs)
+    assert 0 in theirs and -1 in theirs

@@ -185,13 +185,17 @@ def bandit(
 
 
 @pytest.mark.slow
-def test_grpo_without_a_price_of_kl_takes_the_best_arm() -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [{}, {"policy_loss": "cispo"}, {"importance_sampling_level": "sequence"}, {"advantages": "reinforce_pp"}],
+)
+def test_grpo_without_a_price_of_kl_takes_the_best_arm(rows: dict[str, Any]) -> None:
     model = Table()
-    options = grpo.GRPOOptions()
+    options = grpo.GRPOOptions(**rows)
 
     def feed(actions: Tensor, old: Tensor) -> dict[str, Tensor]:
         scores = REWARDS[actions]
-        advantages = grpo.ADVANTAGES["grpo"](scores, torch.zeros(SAMPLES, dtype=torch.int64))
+        advantages = grpo.ADVANTAGES[options.advantages](scores, torch.zeros(SAMPLES, dtype=torch.int64))
         return {"old_logprobs": old, "ref_logprobs": old, "scores": scores, "advantages": advantages}
 
     found = bandit(model, grpo.GroupObjective(options, 0.0, 8, 1.0), feed, 300, 1.0)

@@ -15,6 +15,7 @@ from espalier.config.convert import Unfit, convert, found_name
 from espalier.config.file import RawConfig
 from espalier.config.names import (
     IGNORED,
+    PRESETS,
     SPREAD,
     STAGE_SYNONYMS,
     STAND_INS,
@@ -65,6 +66,9 @@ def canonical(raw: Mapping[str, Any]) -> tuple[RawConfig, list[str]]:
         if name in SPREAD.get(str(stage), {}):
             spread |= dict.fromkeys(SPREAD[str(stage)][name], value)
             continue
+        if name in PRESETS.get(str(stage), {}):
+            spread |= _preset(PRESETS[str(stage)][name], given.where(key), value)
+            continue
         if name in out and out[name] != value:
             raise UserError(
                 f"{given.where(key)} and `{out.written[name]}` both set `{name}`, to different values. Keep one."
@@ -78,6 +82,14 @@ def canonical(raw: Mapping[str, Any]) -> tuple[RawConfig, list[str]]:
     if out.get("lora_rank") == 0 and out.get("finetuning_type") in (None, "full", "freeze"):
         del out["lora_rank"]  # how the projects of 2023 say that there is no LoRA
     return out, list(dict.fromkeys(notes))
+
+
+def _preset(table: Mapping[str, Mapping[str, Any]], where: str, value: Any) -> Mapping[str, Any]:
+    """The keys that a value of another key stands for."""
+    chosen = str(value).lower()
+    if chosen not in table:
+        raise UserError(f"{where}: {value} is none of {', '.join(table)}.")
+    return table[chosen]
 
 
 def _translate(given: RawConfig, key: str, stage: str) -> tuple[str, Any, bool]:

@@ -153,6 +153,41 @@ SPREAD: dict[str, dict[str, tuple[str, ...]]] = {
     "grpo": {"clip_range": ("clip_low", "clip_high")},
 }
 
+PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    # A value that sets several keys of a stage, as far as they are not written themselves.
+    "grpo": {
+        "algorithm": {
+            "grpo": {"advantages": "grpo", "loss_average": "answer"},
+            "dr_grpo": {"advantages": "dr_grpo", "loss_average": "constant", "kl_coef": 0.0},
+            "rloo": {"advantages": "rloo"},
+            "reinforce_pp": {"advantages": "reinforce_pp"},
+            "reinforce_pp_baseline": {"advantages": "reinforce_pp_baseline"},
+            "dapo": {"clip_high": 0.28, "dynamic_sampling": 10, "overlong_buffer": 0.2, "kl_coef": 0.0},
+            "gspo": {
+                "importance_sampling_level": "sequence",
+                "loss_average": "answer",
+                "clip_low": 3e-4,
+                "clip_high": 4e-4,
+                "kl_coef": 0.0,
+            },
+            "cispo": {"policy_loss": "cispo", "clip_high": 4.0, "kl_coef": 0.0},
+        },
+        "loss_type": {
+            "grpo": {"loss_average": "answer"},
+            "dapo": {"loss_average": "token"},
+            "bnpo": {"loss_average": "token"},
+            "dr_grpo": {"loss_average": "constant"},
+        },
+        "scale_rewards": {
+            "group": {"advantages": "grpo"},
+            "true": {"advantages": "grpo"},
+            "batch": {"advantages": "batch"},
+            "none": {"advantages": "dr_grpo"},
+            "false": {"advantages": "dr_grpo"},
+        },
+    },
+}
+
 VALUES: dict[str, dict[str, Any]] = {
     "stage": {"pt": "pretrain", "rm": "reward"},
     "optim": {

@@ -97,7 +97,7 @@ def group_advantages(scores: Tensor, tree_id: Tensor, scale: bool = True, eps: f
     [0.707, -0.707, 0.0]
     """
     index, size = _groups(scores, tree_id)
-    centred = scores - segment_mean(scores, index, len(size))[index]
+    centred = _centred(scores, index, size)
     if not scale:
         return centred
     variance = segment_sum(centred**2, index, len(size)) / (size - 1).clamp(min=1)
@@ -125,8 +125,68 @@ def rloo_advantages(scores: Tensor, tree_id: Tensor) -> Tensor:
     [3.0, -1.5, -1.5]
     """
     index, size = _groups(scores, tree_id)
-    centred = scores - segment_mean(scores, index, len(size))[index]
-    return centred * (size / (size - 1).clamp(min=1))[index]
+    return _centred(scores, index, size) * (size / (size - 1).clamp(min=1))[index]
+
+
+def batch_advantages(scores: Tensor, tree_id: Tensor, eps: float = 1e-4) -> Tensor:
+    """(score - mean of its group) / (standard deviation of all scores of the rollout + eps).
+
+    Liu et al. 2025 ("Tricks or Traps", Lite PPO), section 4; TRL's scale_rewards: batch. scores, tree_id: (B,) of the
+    whole rollout. Returns (B,).
+
+    >>> found = batch_advantages(torch.tensor([1.0, 0.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1]))
+    >>> [round(v, 3) for v in found.tolist()]
+    [0.522, -0.522, 0.0, 0.0]
+    """
+    return dr_grpo_advantages(scores, tree_id) / (_deviation(scores) + eps)
+
+
+def reinforce_pp_advantages(scores: Tensor, tree_id: Tensor, eps: float = 1e-4) -> Tensor:
+    """REINFORCE++: (score - mean of all) / (standard deviation of all + eps), whatever the prompt.
+
+    Hu et al. 2025, with the KL as a loss of its own in place of a reward. scores: (B,) of the whole rollout; tree_id is
+    not read. Returns (B,).
+
+    >>> found = reinforce_pp_advantages(torch.tensor([1.0, 3.0]), torch.tensor([0, 1]))
+    >>> [round(v, 3) for v in found.tolist()]
+    [-0.707, 0.707]
+    """
+    everyone = torch.zeros_like(tree_id)
+    return group_advantages(scores, everyone, eps=eps)
+
+
+def reinforce_pp_baseline_advantages(scores: Tensor, tree_id: Tensor) -> Tensor:
+    """REINFORCE++-baseline: score - mean of its group, then standardised over the rollout (Hu et al. 2025).
+
+    As `reinforce_pp_advantages`. Groups of equal scores get 0 and make the others' deviation smaller.
+
+    >>> scores, tree_id = torch.tensor([1.0, 3.0, 7.0, 7.0]), torch.tensor([0, 0, 1, 1])
+    >>> [round(v, 3) for v in reinforce_pp_baseline_advantages(scores, tree_id).tolist()]
+    [-1.225, 1.225, 0.0, 0.0]
+    """
+    return reinforce_pp_advantages(dr_grpo_advantages(scores, tree_id), tree_id)
+
+
+ADVANTAGES = {
+    "grpo": group_advantages,
+    "dr_grpo": dr_grpo_advantages,
+    "rloo": rloo_advantages,
+    "batch": batch_advantages,
+    "reinforce_pp": reinforce_pp_advantages,
+    "reinforce_pp_baseline": reinforce_pp_baseline_advantages,
+}
+"""The values of ``advantages``: (B,) scores and tree_id of a rollout -> (B,)."""
+
+
+def overlong_penalty(lengths: Tensor, longest: int, buffer: int) -> Tensor:
+    """What a long answer loses, from 0 up to 1 over the last `buffer` tokens: clip((length - (longest - buffer)) / buffer).
+
+    Yu et al. 2025 (DAPO), eq. 13, with the sign turned. lengths: (B,) tokens. 0 < buffer <= longest. Returns (B,).
+
+    >>> overlong_penalty(torch.tensor([5.0, 8.0, 9.0, 10.0]), longest=10, buffer=4).tolist()
+    [0.0, 0.5, 0.75, 1.0]
+    """
+    return ((lengths - (longest - buffer)) / buffer).clamp(0, 1)
 
 
 def adaptive_kl(kl_coef: float, kl: float, target: float, batch: int, horizon: int) -> float:
@@ -141,6 +201,21 @@ def adaptive_kl(kl_coef: float, kl: float, target: float, batch: int, horizon: i
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * batch / horizon)
+
+
+def _centred(scores: Tensor, index: Tensor, size: Tensor) -> Tensor:
+    """(B,) scores minus the mean of their group; exactly 0 in a group of equal scores, whose mean may round to another."""
+    high, low = (
+        torch.zeros_like(size).scatter_reduce(0, index, scores, kind, include_self=False)
+        for kind in ("amax", "amin")
+    )
+    centred = scores - segment_mean(scores, index, len(size))[index]
+    return torch.where((high > low)[index], centred, 0.0)
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """The unbiased standard deviation of (B,) numbers; 0 of a single one."""
+    return x.std() if len(x) > 1 else x.new_zeros(())
 
 
 def _groups(scores: Tensor, tree_id: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ count in the whole step over all ranks, so that the loss does not depend on how 
 Padded cells of a (B, A) grid must be finite (the forward leaves zeros there); what they hold changes nothing
 once they are masked out of the sum.
 
-Left out: entropy bonuses and auxiliary losses of routers (the stage adds them), sequence-level ratios (GSPO).
+Left out: entropy bonuses and auxiliary losses of routers (the stage adds them).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from espalier.maths.reduce import masked_mean
 
 
 def nll(logprobs: Tensor) -> Tensor:
@@ -88,6 +90,63 @@ def clipped_policy(
     ratio = torch.exp(logprobs - old_logprobs)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def token_ratios(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """Each token has its own importance weight, as in PPO and GRPO. log_ratio, mask: (B, A). Returns log_ratio.
+
+    >>> token_ratios(torch.tensor([[0.5, 9.0]]), torch.tensor([[True, False]])).tolist()
+    [[0.5, 9.0]]
+    """
+    return log_ratio
+
+
+def sequence_ratios(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """All tokens of an answer have one importance weight, whose log is the mean of theirs.
+
+    Zheng et al. 2025 (GSPO), eq. 7. log_ratio: (B, A), logprobs of the policy that is trained minus those of the one
+    that sampled. mask: (B, A). Returns (B, A), the same in each row.
+
+    >>> log_ratio, mask = torch.tensor([[0.5, 1.0, 9.0]]), torch.tensor([[True, True, False]])
+    >>> sequence_ratios(log_ratio, mask).tolist()
+    [[0.75, 0.75, 0.75]]
+    """
+    return masked_mean(log_ratio, mask, 1)[:, None].expand_as(log_ratio)
+
+
+RATIOS = {"token": token_ratios, "sequence": sequence_ratios}
+"""The values of ``importance_sampling_level``: (B, A) log-ratios and mask -> (B, A) logs of importance weights."""
+
+
+def clipped_surrogate(
+    logprobs: Tensor, log_weights: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """`clipped_policy` of importance weights that are made already; logprobs are not read. All (B, A).
+
+    >>> ratio, advantages = torch.tensor([[1.5, 1.1]]), torch.tensor([[2.0, 2.0]])
+    >>> [round(v, 4) for v in clipped_surrogate(ratio, ratio.log(), advantages, 0.2, 0.2)[0].tolist()]
+    [-2.4, -2.2]
+    """
+    return clipped_policy(log_weights, torch.zeros_like(log_weights), advantages, clip_low, clip_high)
+
+
+def cispo(
+    logprobs: Tensor, log_weights: Tensor, advantages: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """REINFORCE with importance weights that are cut and have no gradient: -sg(min(r, 1 + clip_high)) A log p.
+
+    MiniMax 2025 (MiniMax-M1), eq. 4 and 5, without a lower bound, as there. No token loses its gradient. logprobs,
+    log_weights, advantages: (B, A), or (B, 1) of advantages; clip_low is not read. Returns (B, A).
+
+    >>> logprobs, ratio = torch.tensor([[-1.0, -1.0]]), torch.tensor([[3.0, 0.5]])
+    >>> cispo(logprobs, ratio.log(), torch.tensor([[2.0]]), 0.2, 1.0).tolist()
+    [[4.0, 1.0]]
+    """
+    return -log_weights.exp().clamp(max=1 + clip_high).detach() * advantages * logprobs
+
+
+POLICIES = {"clip": clipped_surrogate, "cispo": cispo}
+"""The values of ``policy_loss``: (B, A) logprobs, logs of importance weights, advantages and two bounds -> (B, A)."""
 
 
 def clipped_value(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:

@@ -4,31 +4,37 @@ A group of answers to one prompt is one tree: the prompt is sampled from, measur
 all of them. An answer's advantage is its score against its group's. The KL from the reference, if it has a
 price, is a loss of its own (k3), not a reward.
 
-Relatives are special cases: `advantages` (grpo, dr_grpo, rloo) says what an answer is compared with, and
-`loss_average` says over what the loss is averaged: all tokens of the step (DAPO, Yu et al. 2025), each
-answer first (GRPO as published), or the constant max_new_tokens (Dr. GRPO, Liu et al. 2025).
+Relatives are rows of four tables: `advantages` says what an answer is compared with, `importance_sampling_level`
+whether a token or an answer has a ratio of policies (GSPO), `policy_loss` what becomes of ratios far from 1 (PPO's
+clip or CISPO), and `loss_average` over what the loss is averaged: all tokens of the step (DAPO, Yu et al. 2025), each
+answer first (GRPO as published), or the constant max_new_tokens (Dr. GRPO, Liu et al. 2025). `algorithm: NAME` writes
+the rows of a paper (`espalier.config.names`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, option
+from espalier.config.train_options import in_steps
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
-from espalier.maths.advantages import dr_grpo_advantages, group_advantages, kl_k3, rloo_advantages
-from espalier.maths.losses import clipped_policy
+from espalier.maths.advantages import ADVANTAGES, kl_k3, overlong_penalty
+from espalier.maths.losses import POLICIES, RATIOS
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, Want
 from espalier.models.reference import frozen_copy
+from espalier.rollout.experience import trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.rollouts import (
@@ -44,22 +50,56 @@ from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
 from espalier.trees import Batch, Tree
 
-ADVANTAGES = {"grpo": group_advantages, "dr_grpo": dr_grpo_advantages, "rloo": rloo_advantages}
+if TYPE_CHECKING:
+    AdvantageName = str
+    PolicyName = str
+    RatioName = str
+else:  # what help, documents and the check of a file show are the rows of the tables
+    AdvantageName = Literal[tuple(ADVANTAGES)]
+    PolicyName = Literal[tuple(POLICIES)]
+    RatioName = Literal[tuple(RATIOS)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOOptions(Options):
     """The GRPO stage."""
 
-    advantages: Literal["grpo", "dr_grpo", "rloo"] = option(
-        "grpo", "An answer's score against its group: standardised, centred, or against the others."
+    advantages: AdvantageName = option(
+        "grpo",
+        "An answer's score against its group: standardised, centred, against the others, or by the rollout's spread; or "
+        "against all of the rollout.",
+    )
+    policy_loss: PolicyName = option(
+        "clip", "No gradient where the ratio of policies has gone too far (clip), or a cut weight (cispo)."
+    )
+    importance_sampling_level: RatioName = option(
+        "token", "A ratio of policies for each token, or for each answer (GSPO)."
     )
     loss_average: Literal["token", "answer", "constant"] = option(
         "token", "Average over all tokens of the step, over each answer first, or over max_new_tokens."
     )
     clip_low: float = option(0.2, "How far the ratio of policies may fall below 1 and still pay.", above=0)
     clip_high: float = option(0.2, "How far it may rise above 1 and still pay (DAPO: 0.28).", above=0)
+    dynamic_sampling: int = option(
+        0,
+        "Groups whose answers are all equally good are replaced by other prompts, in at most so many rounds (DAPO).",
+        min=0,
+    )
+    overlong_buffer: int | float = option(
+        0,
+        "The last so many tokens of max_new_tokens (below 1: a share) cost up to overlong_penalty (DAPO); 0: none.",
+        min=0,
+    )
+    overlong_penalty: float = option(
+        1.0, "Taken from the reward of an answer of max_new_tokens, where there is an overlong_buffer.", min=0
+    )
     grpo_epochs: int = option(1, "Passes over the answers of a rollout.", min=1)
+
+    def problems(self) -> list[str]:
+        default = type(self).__dataclass_fields__["clip_low"].default
+        if self.policy_loss == "cispo" and self.clip_low != default:
+            return ["`clip_low` belongs to policy_loss: clip; cispo cuts ratios from above only. Remove one."]
+        return []
 
 
 class GroupObjective:
@@ -70,6 +110,7 @@ class GroupObjective:
 
     def __init__(self, options: GRPOOptions, kl_coef: float, max_new_tokens: int, temperature: float) -> None:
         self._low, self._high, self._kl_coef = options.clip_low, options.clip_high, kl_coef
+        self._ratios, self._policy = RATIOS[options.importance_sampling_level], POLICIES[options.policy_loss]
         self._average, self._constant = options.loss_average, max_new_tokens
         self.want = Want(temperature=temperature)
 
@@ -80,17 +121,17 @@ class GroupObjective:
         assert outputs.logprobs is not None
         x, mask = batch.extras, batch.mask
         advantages = x["advantages"][:, None]
-        each = clipped_policy(outputs.logprobs, x["old_logprobs"], advantages, self._low, self._high)
+        log_weights = self._ratios(outputs.logprobs - x["old_logprobs"], mask)
+        each = self._policy(outputs.logprobs, log_weights, advantages, self._low, self._high)
         kl = kl_k3(outputs.logprobs, x["ref_logprobs"])
         total = masked_sum((each + self._kl_coef * kl) * self._weights(mask), mask)
         ratio = (outputs.logprobs - x["old_logprobs"]).detach().exp()
-        clipped = clip_fraction(
-            outputs.logprobs.detach(), x["old_logprobs"], advantages, self._low, self._high
-        )
+        weights = log_weights.detach()
+        clipped = clip_fraction(weights, torch.zeros_like(weights), advantages, self._low, self._high)
         tokens, answers = mask.sum(), batch.n_branches
         groups = x["advantages"].new_zeros(batch.n_trees)
         split = groups.index_add(0, batch.tree_id, x["advantages"].abs()) > 0
-        return total, {
+        numbers: dict[str, tuple[Tensor | float, Tensor | float]] = {
             "loss": (total.detach(), self.count(batch)),
             "reward": (x["scores"].sum(), answers),
             "kl": (masked_sum(kl.detach(), mask), answers),
@@ -99,6 +140,9 @@ class GroupObjective:
             "answer_tokens": (tokens, answers),
             "groups_with_spread": (split.sum(), batch.n_trees),
         }
+        if "sampled" in x:
+            numbers["sampled_groups"] = (x["sampled"].sum(), answers)
+        return total, numbers
 
     def _weights(self, mask: Tensor) -> Tensor:
         """(B, 1) what a token of each answer weighs."""
@@ -112,18 +156,86 @@ class GroupObjective:
         check_first_step(first)
 
 
-def with_advantages(tree: Tree, compare: Callable[[Tensor, Tensor], Tensor], kl_coef: float) -> Tree:
-    """A measured group with its advantages, and whether anything can be learned from it at all.
+def with_advantages(
+    trees: Sequence[Tree], compare: Callable[[Tensor, Tensor], Tensor], kl_coef: float
+) -> list[Tree]:
+    """The measured groups of a rollout with their advantages, and whether anything can be learned from each at all.
 
-    Extras: ``signal`` (B,) is 1 where an answer is better than another, or the policy has left the reference and that
-    has a price. Where all answers are equal and policy and reference say the very same, the loss has no slope but
-    rounding errors.
+    Extras: ``signal`` (B,) is 1 where an answer is better than what it is compared with, or the policy has left the
+    reference and that has a price. Where all answers are equal and policy and reference say the very same, the loss has
+    no slope but rounding errors.
     """
-    x = tree.extras
-    advantages = compare(x["scores"], torch.zeros(tree.n_branches, dtype=torch.int64))
-    left = kl_coef > 0 and not torch.equal(x["old_logprobs"], x["ref_logprobs"])
-    signal = torch.full((tree.n_branches,), float(left or bool((advantages != 0).any())))
-    return tree.with_extras(advantages=advantages, signal=signal)
+    sizes = torch.tensor([tree.n_branches for tree in trees])
+    tree_id = torch.arange(len(trees)).repeat_interleave(sizes)
+    every = compare(torch.cat([tree.extras["scores"] for tree in trees]), tree_id)
+    made = []
+    for at, tree in enumerate(trees):
+        x, advantages = tree.extras, every[tree_id == at]
+        left = kl_coef > 0 and not torch.equal(x["old_logprobs"], x["ref_logprobs"])
+        signal = torch.full_like(advantages, float(left or bool((advantages != 0).any())))
+        made.append(tree.with_extras(advantages=advantages, signal=signal))
+    return made
+
+
+def with_spread(
+    first: list[Tree], sample: Callable[[int, int], list[Tree]], rounds: int
+) -> tuple[list[Tree], int]:
+    """A rollout whose groups of equal scores are replaced, as far as `rounds` further samplings go (DAPO, section 3.2).
+
+    Args:
+        first: scored groups.
+        sample: (how many, number of the round from 1 on) -> so many scored groups of other prompts.
+        rounds: at most so many.
+
+    Returns:
+        As many groups, those in whose place none was found among them; and how many were sampled in all.
+    """
+    groups, sampled = list(first), len(first)
+    for number in range(1, rounds + 1):
+        equal = [at for at, tree in enumerate(groups) if not _has_spread(tree)]
+        if not equal:
+            break
+        fresh = sample(len(equal), number)
+        sampled += len(fresh)
+        for at, tree in zip(equal, filter(_has_spread, fresh), strict=False):
+            groups[at] = tree
+    return groups, sampled
+
+
+def _has_spread(tree: Tree) -> bool:
+    scores = tree.extras["scores"]
+    return bool((scores != scores[0]).any())
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The scored groups of a rollout: sampled, replaced where they teach nothing, fined where they are long."""
+
+    roller: Roller
+    options: GRPOOptions
+    longest: int
+
+    def roll(self, live: Live, places: list[int], number: int) -> list[Tree]:
+        roller, rounds, seed = self.roller, self.options.dynamic_sampling, self.roller.seed(number)
+        trees = roller.scored(live, roller.answered(live, places, seed))
+        if rounds:
+            others = np.setdiff1d(np.arange(len(roller.asks)), places)
+            pool = np.random.default_rng([*seed, 1]).permutation(others if len(others) else np.array(places))
+            drawn = cycle(pool.tolist())
+
+            def again(count: int, number: int) -> list[Tree]:
+                chosen = list(islice(drawn, count))
+                return roller.scored(live, roller.answered(live, chosen, [*seed, number]))
+
+            trees, sampled = with_spread(trees, again, rounds)
+            each = sampled / len(trees)
+            trees = [tree.with_extras(sampled=torch.full((tree.n_branches,), each)) for tree in trees]
+        return [self._fined(tree) for tree in trees] if self.options.overlong_buffer else trees
+
+    def _fined(self, tree: Tree) -> Tree:
+        buffer = in_steps(self.options.overlong_buffer, self.longest)
+        fine = overlong_penalty(trained_mask(tree).sum(1), self.longest, buffer)
+        return tree.with_extras(scores=tree.extras["scores"] - self.options.overlong_penalty * fine)
 
 
 def build(setup: Setup) -> Parts:
@@ -134,16 +246,17 @@ def build(setup: Setup) -> Parts:
     frozen = frozen_copy(policy)
     roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rule)
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model)
+    groups = Groups(roller, options, rolling.max_new_tokens)
     compare = ADVANTAGES[options.advantages]
     plan = rollout_plan(setup, options.grpo_epochs)
 
     def feed(live: Live) -> Feed:
         def roll(places: list[int], number: int) -> list[Tree]:
             setup.refresh_sampler(live, policy)
-            trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
+            trees = groups.roll(live, places, number)
             want = Want(temperature=roller.temperature)
             trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
-            return [with_advantages(tree, compare, rolling.kl_coef) for tree in trees]
+            return with_advantages(trees, compare, rolling.kl_coef)
 
         return RolloutFeed(len(roller.asks), roll, setup.rows(policy), plan)
 
@@ -160,10 +273,16 @@ def build(setup: Setup) -> Parts:
 
 
 def _check(options: OptionSet) -> None:
-    if options[RolloutOptions].group_size == 1:
+    rolling, own = options[RolloutOptions], options[GRPOOptions]
+    if own.overlong_buffer > rolling.max_new_tokens:
+        raise UserError(
+            f"overlong_buffer {own.overlong_buffer} is more than max_new_tokens {rolling.max_new_tokens}: every answer "
+            "would lose some of its reward. Give a share such as 0.2."
+        )
+    if rolling.group_size == 1 and own.advantages != "reinforce_pp":
         raise UserError(
             "group_size: 1 in grpo: an answer is compared with the others of its group, and alone it has no "
-            "advantage. Give 2 or more (null is 8), or use stage: ppo."
+            "advantage. Give 2 or more (null is 8), advantages: reinforce_pp, or use stage: ppo."
         )
 
 

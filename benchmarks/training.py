@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ from espalier.data.encode.tokenise import Encoder, encode_all
 from espalier.data.records import Message, Record
 from espalier.data.steps.feed import DatasetFeed, Rows
 from espalier.engine.optim import OptimizerSettings, optimizer_of
+from espalier.maths.preferences import PREFERENCES
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
 from espalier.stages.likelihood import NextToken
-from espalier.stages.objectives.dpo import Preferences, Reference
+from espalier.stages.objectives.dpo import Preferences
 from espalier.stages.objectives.reward import PairwiseReward
+from espalier.stages.references import Reference
 from espalier.trees import Tree, lay_out_tree
 
 ROW_TOKENS = 4096
@@ -94,11 +97,12 @@ def ours(size: str, task: str, rows: list[dict[str, Any]], tokenizer: Any) -> tu
     lm = model_of(size, tokenizer)
     head = ScalarHead(lm.config.hidden_size) if task == "reward" else None
     model = TreeModel(lm, probe(lm), head)
-    add = Reference(model, copy.deepcopy(model).requires_grad_(False)) if task == "dpo" else None
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    add = Reference(model, frozen, nullcontext).step if task == "dpo" else None
     objective: Any = {
         "sft": NextToken(),
         "reward": PairwiseReward("log_sig", fresh=False),
-        "dpo": Preferences("sigmoid", 0.1, 0.0, fresh=False),
+        "dpo": Preferences(PREFERENCES["sigmoid"], {"beta": 0.1}, 0.0, fresh=False),
     }[task]
     optimizer = optimizer_of(model, OptimizerSettings("adamw", 1e-6))
 

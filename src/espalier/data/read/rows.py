@@ -8,6 +8,7 @@ stripped or dropped silently.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -70,7 +71,7 @@ def _as_kind(record: Record, row: Row, kind: str, source: str) -> Record | LeftO
             return LeftOut(source, "chosen equals rejected")
         if kind == "ranking":
             return Record.ranking(record.prompt, ((chosen, 1.0), (rejected, 0.0)), source, tools)
-        return replace(record, source=source, tools=tools)
+        return replace(_with_margin(record, row), source=source, tools=tools)
     if record.kind == "ranking":
         if len(record.answers) == 1:
             return LeftOut(source, "only one answer, so no pair")
@@ -78,6 +79,17 @@ def _as_kind(record: Record, row: Row, kind: str, source: str) -> Record | LeftO
             return LeftOut(source, "all answers score the same")
         return replace(record, source=source, tools=tools)
     raise Bad("no pair", f"there are no two answers in the columns {columns_of(row)}; wanted {COLUMNS[kind]}")
+
+
+def _with_margin(record: Record, row: Row) -> Record:
+    """A pair whose row says by how much the chosen answer is better: as scores with that difference."""
+    margin = row.get("margin")
+    if margin is None:
+        return record
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin < math.inf:
+        raise Bad("broken margin", f"column 'margin' holds {shown(margin)}, wanted a number, at least 0")
+    chosen, rejected = record.answers
+    return replace(record, answers=(replace(chosen, score=float(margin)), replace(rejected, score=0.0)))
 
 
 def _single(record: Record, row: Row, kind: str, source: str, tools: str | None) -> Record | LeftOut:

@@ -6,7 +6,7 @@ A pair is one tree: the prompt is computed once for both answers, by the policy 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -147,7 +147,9 @@ def build(setup: Setup) -> Parts:
     options, compared = setup.option(DPOOptions), setup.option(ReferenceOptions)
     loss = PREFERENCES[options.pref_loss]
     records, held_out = setup.records("preference")
-    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
+    # How good people found the answers is no matter here, and some sets of a mixture may say it.
+    train = setup.trees(records).mapped(lambda tree: replace(tree, extras={}))
+    judged = setup.trees(held_out, HELD_OUT).mapped(lambda tree: replace(tree, extras={}))
     setup.only_pairs(records)
     policy = setup.load_policy()
     add = reference_of(setup, policy, compared.ref_model) if loss.reference else None

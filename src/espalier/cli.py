@@ -101,6 +101,10 @@ def _stage_command(stage: str, text: str) -> None:
 
 for _name, _text in descriptions().items():
     _stage_command(_name, _text)
+_stage_command(
+    "sample",
+    "Answers of a model, sampled and scored, as records to train on: pairs, rankings or the best ones.",
+)
 
 
 app.command()(evaluate)

@@ -80,7 +80,7 @@ def test_a_class_stands_on_the_page_once() -> None:
         len(classes) == len(set(classes)) == len({kind for kinds in ALL_CLASSES.values() for kind in kinds})
     )
     assert markdown(ALL_CLASSES).count("## Keys of") == len(groups)
-    assert "## Keys of `ppo` and `grpo`" in markdown(ALL_CLASSES)
+    assert "## Keys of `ppo`, `grpo` and `sample`" in markdown(ALL_CLASSES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,12 @@ def test_a_prompt_counts_once_however_many_answers_it_has() -> None:
     assert total > unmoved and numbers["loss"][1] == 2 and numbers["accuracy"][1] == 6
 
 
+def test_the_documents_name_every_loss() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "stages.md").read_text("utf-8")
+    table = page.partition("## Losses of reward models")[2].partition("\n## ")[0]
+    assert all(f"`{name}`" in table for name in LOSSES)
+
+
 def test_a_margin_is_read_with_its_pair() -> None:
     row = {"prompt": "2+3=?", "chosen": "5", "rejected": "6", "margin": 2}
     pair = parse_row(row, "a.jsonl:1", "preference")

@@ -31,7 +31,7 @@ FOLDER_NAME = r"\w[\w.-]*"
 class RunOptions(Options):
     """The run: which stage, where it writes, how often it saves, logs and evaluates."""
 
-    stage: str = option("", "The training stage: pretrain, sft, reward, dpo, kto, ppo or grpo.")
+    stage: str = option("", "The training stage: pretrain, sft, reward, dpo, kto, ppo or grpo; or sample.")
     name: str = option(
         "", "The stage's name in a pipeline and its folder's name; else the stage itself.", same_result=True
     )

@@ -17,6 +17,7 @@ from espalier.errors import UserError
 from espalier.screen import Screen
 
 _MODEL = "model"
+_NO_MODEL = ("evaluate", "sample")
 _IS_MODEL = ("config.json", "adapter_config.json")
 
 
@@ -77,7 +78,7 @@ def _listed(run: Path) -> list[str]:
     stages = config.get("stages") if isinstance(config, dict) else None
     if not isinstance(stages, list):
         return []
-    made = [stage for stage in stages if isinstance(stage, dict) and stage.get("stage") != "evaluate"]
+    made = [stage for stage in stages if isinstance(stage, dict) and stage.get("stage") not in _NO_MODEL]
     return [str(stage.get("name") or stage.get("stage")) for stage in made]
 
 

@@ -46,7 +46,8 @@ def check_possible(stage: str, options: OptionSet) -> None:
     _check_quantisation(options)
     _check_sharded(stage, options)
     _check_adapter(options)
-    STAGES[stage].check(options)
+    if stage in STAGES:
+        STAGES[stage].check(options)
 
 
 def _check_sharded(stage: str, options: OptionSet) -> None:
@@ -54,7 +55,7 @@ def _check_sharded(stage: str, options: OptionSet) -> None:
     strategy, kind = options[EngineOptions].strategy, options[AdapterOptions].finetuning_type
     if strategy in SHARDED and kind not in ("full", "freeze"):
         why = None
-        if STAGES[stage].reference(options):
+        if stage in STAGES and STAGES[stage].reference(options):
             why = f"in {stage}: its reference is the adapter as it began, inside a sharded model"
         elif kind in VIRTUAL:
             why = "virtual tokens are read outside of the sharded model's own forward"

@@ -56,7 +56,7 @@ def decide(folder: Path, now: MadeFrom, resume: bool | str) -> Decision:
     missing = fault_of_models(folder, summary) if summary.get("status") == "done" else None
     if summary.get("status") == "done" and missing is None:
         refuse_other_weights(folder, summary)
-        return _finished(folder, now, summary)
+        return finished(folder, now, summary)
     notes = [f"was finished, but {missing}"] if missing else []
     if isinstance(resume, str):
         checkpoint.load_checkpoint(Path(resume))
@@ -77,7 +77,7 @@ def decide(folder: Path, now: MadeFrom, resume: bool | str) -> Decision:
     return Decision(notes=(*notes, *_begun(folder, now, summary, whole=not missing)))
 
 
-def _finished(folder: Path, now: MadeFrom, summary: Mapping[str, Any]) -> Decision:
+def finished(folder: Path, now: MadeFrom, summary: Mapping[str, Any]) -> Decision:
     """Skipped, run again, or refused."""
     before = noted(folder, summary)
     if before is None:

@@ -19,14 +19,14 @@ from espalier.disk.temporary import remove_left
 from espalier.engine import files
 from espalier.engine.launch import processes_wanted, rank, relaunch
 from espalier.report.page import write_report
-from espalier.runs import examine
+from espalier.runs import examine, sample
 from espalier.runs.catalogue import CLASSES
 from espalier.runs.checks import check_startable
 from espalier.runs.train import run_stage
 from espalier.screen import Screen
 
 EXAM = "evaluate"
-ALL_CLASSES: dict[str, tuple[type, ...]] = {**CLASSES, EXAM: examine.CLASSES}
+ALL_CLASSES: dict[str, tuple[type, ...]] = {**CLASSES, sample.SAMPLE: sample.CLASSES, EXAM: examine.CLASSES}
 
 
 def run(path: str | Path, overrides: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def run_options(raw: config.RawConfig) -> dict[str, Any]:
             files.write_text(folder / "config.yaml", _as_yaml(raw))
         for stage in stages:
             summary = _run_one(_resolved(stage, folder))
-            _report(folder)
+            if config.stage_of(stage, ALL_CLASSES) != sample.SAMPLE:  # which has no curves to show
+                _report(folder)
     return summary
 
 
@@ -84,6 +85,8 @@ def _alone(folder: Path) -> Iterator[None]:
 def _run_one(raw: config.RawConfig) -> dict[str, Any]:
     if config.stage_of(raw, ALL_CLASSES) == EXAM:
         return examine.run_exam(raw, ALL_CLASSES) if _is_main() else {}
+    if config.stage_of(raw, ALL_CLASSES) == sample.SAMPLE:
+        return sample.run_sample(raw, ALL_CLASSES)
     return run_stage(raw)
 
 

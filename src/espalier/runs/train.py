@@ -81,8 +81,8 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     check_startable(stage, options)
     run = options[RunOptions]
     folder = Path(run.output_dir) / (run.name or stage)
-    options = _decided(options, folder if run.resume else None)
-    made = made_from(options, processes=processes(), known=_kept(options) / "files.json")
+    options = decided(options, folder if run.resume else None)
+    made = made_from(options, processes=processes(), known=kept_in(options) / "files.json")
     if rank() == 0:
         remove_left(folder, of_anyone=True)
     decision = decide(folder, made, run.resume)
@@ -105,13 +105,13 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     return _run(_prepared(start))
 
 
-def _kept(options: OptionSet) -> Path:
+def kept_in(options: OptionSet) -> Path:
     """Where tokenised records and the hashes of large data files are kept."""
     path = options[TokenizedOptions].tokenized_path
     return Path(path).expanduser() if path else Path(options[RunOptions].output_dir) / "tokenized"
 
 
-def _decided(options: OptionSet, folder: Path | None) -> OptionSet:
+def decided(options: OptionSet, folder: Path | None) -> OptionSet:
     """The options with `precision: auto` replaced by what it means: for a run that goes on, what it began with.
 
     Args:
@@ -150,7 +150,7 @@ def _prepared(start: Start) -> Running:
         accelerator.device,
         start.say,
         start.folder / "rejected.jsonl" if start.is_main else None,
-        kept=_kept(start.options),
+        kept=kept_in(start.options),
         show=lambda text: start.console.say(f"{start.name}: {text}", "dim"),
     )
     parts: Parts = STAGES[start.stage].build(setup)

@@ -209,16 +209,16 @@ class Datasets:
 
     def examples(self, records: RecordSet, limit: int) -> list[Record]:
         """The first records, and the first of each cause for which something was left out or cut."""
-        choice = self.choice(records)
-        job = self._job(records.kind)
+        choice, job = self.choice(records), self._job(records.kind)
         return examples(records.specs, job, self._reading, choice, self.preflight.account, limit)
 
     def texts(self) -> Iterator[str]:
         """The training data as text, for a new tokenizer."""
-        train = self.records(self.reads)[0]
-        choice = self.choice(train)
-        for record in all_records(train.specs, self._job(self.reads), self._reading, choice):
-            yield "\n".join(record.texts)
+        return ("\n".join(record.texts) for record in self.all_of(self.records(self.reads)[0]))
+
+    def all_of(self, records: RecordSet) -> Iterator[Record]:
+        """Every record, read once more."""
+        return all_records(records.specs, self._job(records.kind), self._reading, self.choice(records))
 
     # --- trees and prompts ----------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from espalier.trees import Batch, Tree
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutOptions(Options):
-    """Sampling and rewards of PPO and GRPO."""
+    """Sampling and rewards."""
 
     reward_model: str | None = option(None, "A reward model's folder, or run:NAME.", names="model")
     reward_function: str | None = option(
@@ -45,9 +45,7 @@ class RolloutOptions(Options):
         same_result=True,
     )
     kl_coef: float = option(0.05, "The price of a nat of KL from the reference.", min=0)
-    group_size: int | None = option(
-        None, "Answers sampled to each prompt; null: 8 for GRPO, 1 for PPO.", min=1
-    )
+    group_size: int | None = option(None, "Answers sampled to each prompt; null: 8, and 1 for PPO.", min=1)
     rollout_prompts: int | None = option(None, "Prompts sampled at a time; null: those of one step.", min=1)
     max_prompt_length: int | None = option(None, "Longest prompt; null: cutoff_len - max_new_tokens.", min=1)
     max_new_tokens: int = option(128, "Longest answer.", min=1)

@@ -48,8 +48,10 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
     tokenizers: dict[str, Any] = {}
     sections: list[Section] = []
     for kind, options in built:
-        if kind in STAGES:
-            name = options[RunOptions].name or kind
+        name = options[RunOptions].name or kind
+        if kind in STAGES and any(str(item).startswith("run:") for item in options[DataOptions].dataset):
+            console.say(f"# {name}: an earlier stage makes its data, which are not there yet", "yellow")
+        elif kind in STAGES:
             setup = _read(kind, options, tokenizers)
             tokenizers[name] = setup.tokenizer
             result = setup.preflight.report()

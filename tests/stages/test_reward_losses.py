@@ -96,6 +96,25 @@ def test_what_is_of_pairs_is_refused_elsewhere(key: str) -> None:
 
 
 @pytest.mark.slow
+def test_pairs_with_and_without_a_margin_are_learned_together(
+    options: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    pairs = [
+        {"prompt": f"Say {n}.", "chosen": "yes", "rejected": "no", "margin": n % 3 or None} for n in range(12)
+    ]
+    pairs[0], pairs[1] = pairs[1], pairs[0]
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs), "utf-8")
+    for stage, keys in (("reward", {"reward_margin": 1.0}), ("reward", {}), ("dpo", {})):
+        chosen = options(stage, dataset=[str(data)], eval_dataset=None, max_steps=1, samples=0,
+                         output_dir=str(tmp_path / f"{stage}{len(keys)}"), **keys)  # fmt: skip
+        run(chosen)
+        assert any("loss" in row for row in rows(chosen))
+        told = "reward_margin: 1 wants them" in capsys.readouterr().err
+        assert told == (stage == "reward" and not keys), "what is not used is said"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_loss_is_learned(loss: str, options: Make, tmp_path: Path) -> None:
     asked = [f"Say {n}." for n in range(24)]

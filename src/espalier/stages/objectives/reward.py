@@ -185,7 +185,10 @@ def build(setup: Setup) -> Parts:
     tokens = LOSSES[options.reward_loss].tokens
     records, held_out = setup.records("preference")
     said = partial(with_preference, scale=options.reward_margin)
-    train = setup.trees(records, answers_trained=tokens).mapped(said)
+    plain = setup.trees(records, answers_trained=tokens)
+    if plain and plain[0].n_branches == 2 and "scores" in plain[0].extras and not options.reward_margin:
+        setup.say("margins and scores of pairs only order them; reward_margin: 1 wants them between rewards")
+    train = plain.mapped(said)
     judged = setup.trees(held_out, HELD_OUT, answers_trained=tokens).mapped(said)
     model = setup.load_policy(scalar_head=True).without_lm_head()
     objective = PairwiseReward(

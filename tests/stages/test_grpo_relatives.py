@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from espalier import cli
 from espalier.config import build
@@ -117,6 +119,29 @@ def test_single_answers_are_compared_with_the_rollout(options: Make) -> None:
     run(chosen)
     first, second = (row for row in rows(chosen) if "loss" in row)
     assert first["groups_with_spread"] > 0.5 and first["grad_norm"] > 0 and second["kl"] > 0
+
+
+@pytest.mark.slow
+def test_a_teacher_is_asked_about_every_sampled_token(options: Make, world: Path, tmp_path: Path) -> None:
+    """With a rule that says 0 the loss of a token is its log-ratio; the policy as its own teacher learns nothing.
+    (Where it ends: `test_toys.py`.)"""
+    rule = tmp_path / "rule.py"
+    rule.write_text("def rule(prompt, answer, reference):\n    return 0.0\n", "utf-8")
+    shutil.copytree(world / "base", tmp_path / "sure")
+    (weights,) = (tmp_path / "sure").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] *= 8  # the same model, of stronger opinions
+    save_file(tensors, weights, {"format": "pt"})
+    made = []
+    for teacher in (tmp_path / "sure", world / "base"):
+        chosen = options("grpo", teacher_model=str(teacher), reward_function=f"{rule}:rule", kl_coef=0.0,
+                         teacher_coef=0.5, max_steps=1, samples=0, output_dir=str(tmp_path / f"of-{teacher.name}"))  # fmt: skip
+        run(chosen)
+        made.append(next(row for row in rows(chosen) if "loss" in row))
+    other, itself = made
+    assert other["teacher_kl"] > 1 and other["grad_norm"] > 0
+    assert other["loss"] * other["answer_tokens"] == pytest.approx(0.5 * other["teacher_kl"], rel=1e-4)
+    assert itself["teacher_kl"] == 0 and itself["idle_steps"] == 1
 
 
 @pytest.mark.slow

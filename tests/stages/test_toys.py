@@ -203,6 +203,28 @@ def test_grpo_without_a_price_of_kl_takes_the_best_arm(rows: dict[str, Any]) -> 
 
 
 @pytest.mark.slow
+def test_a_teacher_s_distribution_is_the_end_of_distillation() -> None:
+    """The reverse KL has its least value, 0, where the policy says what the teacher says, whatever it began as."""
+    model, teacher = Table(), START.softmax(-1)
+
+    def feed(actions: Tensor, old: Tensor) -> dict[str, Tensor]:
+        zeros = torch.zeros(SAMPLES, dtype=old.dtype)
+        kl = old - teacher.log()[actions][:, None]
+        return {
+            "old_logprobs": old,
+            "ref_logprobs": old,
+            "scores": zeros,
+            "advantages": zeros,
+            "teacher_kl": kl,
+        }
+
+    before = model.probs
+    found = bandit(model, grpo.GroupObjective(grpo.GRPOOptions(), 0.0, 8, 1.0), feed, 300, 0.5)
+    assert (before - teacher).abs().max() > 0.1
+    torch.testing.assert_close(found, teacher, rtol=0, atol=0.02)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["token", "answer"])
 def test_grpo_with_a_price_of_kl_stops_where_theory_says(average: Any) -> None:
     """The slope of k3 under fresh samples is that of KL(ref || policy), so with centred advantages

@@ -32,9 +32,9 @@ from espalier.maths.advantages import ADVANTAGES, kl_k3, overlong_penalty
 from espalier.maths.losses import POLICIES, RATIOS
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
-from espalier.models.forward import Outputs, Want
+from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
-from espalier.rollout.experience import trained_mask
+from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.rollouts import (
@@ -93,6 +93,12 @@ class GRPOOptions(Options):
     overlong_penalty: float = option(
         1.0, "Taken from the reward of an answer of max_new_tokens, where there is an overlong_buffer.", min=0
     )
+    teacher_model: str | None = option(
+        None, "A model of any size whose words are wanted, too (on-policy distillation).", names="model"
+    )
+    teacher_coef: float = option(
+        1.0, "A token's advantage grows by so many times its log-ratio of teacher to policy.", min=0
+    )
     grpo_epochs: int = option(1, "Passes over the answers of a rollout.", min=1)
 
     def problems(self) -> list[str]:
@@ -105,11 +111,14 @@ class GRPOOptions(Options):
 class GroupObjective:
     """The clipped policy loss with one advantage an answer, plus kl_coef times k3.
 
-    Extras: old_logprobs, ref_logprobs (B, A); advantages, scores (B,).
+    Extras: old_logprobs, ref_logprobs (B, A); advantages, scores (B,). With a teacher also teacher_kl (B, A), log policy -
+    log teacher of the sampled tokens: taken from the advantages, its gradient is that of KL(policy || teacher), the
+    reverse KL of Agarwal et al. 2024 (GKD) on the policy's own answers.
     """
 
     def __init__(self, options: GRPOOptions, kl_coef: float, max_new_tokens: int, temperature: float) -> None:
         self._low, self._high, self._kl_coef = options.clip_low, options.clip_high, kl_coef
+        self._teacher_coef = options.teacher_coef
         self._ratios, self._policy = RATIOS[options.importance_sampling_level], POLICIES[options.policy_loss]
         self._average, self._constant = options.loss_average, max_new_tokens
         self.want = Want(temperature=temperature)
@@ -121,6 +130,8 @@ class GroupObjective:
         assert outputs.logprobs is not None
         x, mask = batch.extras, batch.mask
         advantages = x["advantages"][:, None]
+        if "teacher_kl" in x:
+            advantages = advantages - self._teacher_coef * x["teacher_kl"]
         log_weights = self._ratios(outputs.logprobs - x["old_logprobs"], mask)
         each = self._policy(outputs.logprobs, log_weights, advantages, self._low, self._high)
         kl = kl_k3(outputs.logprobs, x["ref_logprobs"])
@@ -140,6 +151,8 @@ class GroupObjective:
             "answer_tokens": (tokens, answers),
             "groups_with_spread": (split.sum(), batch.n_trees),
         }
+        if "teacher_kl" in x:
+            numbers["teacher_kl"] = (masked_sum(x["teacher_kl"], mask), answers)
         if "sampled" in x:
             numbers["sampled_groups"] = (x["sampled"].sum(), answers)
         return total, numbers
@@ -172,9 +185,31 @@ def with_advantages(
     for at, tree in enumerate(trees):
         x, advantages = tree.extras, every[tree_id == at]
         left = kl_coef > 0 and not torch.equal(x["old_logprobs"], x["ref_logprobs"])
-        signal = torch.full_like(advantages, float(left or bool((advantages != 0).any())))
+        taught = bool(x.get("teacher_kl", advantages).any())
+        signal = torch.full_like(advantages, float(left or taught or bool((advantages != 0).any())))
         made.append(tree.with_extras(advantages=advantages, signal=signal))
     return made
+
+
+def with_teacher(
+    setup: Setup, live: Live, teacher: TreeModel, trees: list[Tree], temperature: float
+) -> list[Tree]:
+    """Measured groups with ``extras["teacher_kl"]`` (B, A)."""
+
+    @torch.no_grad()
+    def run(batch: Batch) -> dict[str, Tensor]:
+        with live.accelerator.autocast():
+            logprobs = teacher(batch, Want(temperature=temperature)).logprobs
+        assert logprobs is not None
+        return {"teacher_kl": logprobs.float()}
+
+    said = measure(trees, setup.rows(teacher), run)
+    return [
+        tree.with_extras(
+            teacher_kl=(tree.extras["old_logprobs"] - tree.extras["teacher_kl"]) * trained_mask(tree)
+        )
+        for tree in said
+    ]
 
 
 def with_spread(
@@ -245,7 +280,10 @@ def build(setup: Setup) -> Parts:
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
     roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rule)
-    check_apart(policy=policy, reference=frozen, reward=roller.reward_model)
+    teacher = setup.load_frozen(options.teacher_model) if options.teacher_model else None
+    if teacher is not None:
+        teacher.eval().requires_grad_(False)
+    check_apart(policy=policy, reference=frozen, reward=roller.reward_model, teacher=teacher)
     groups = Groups(roller, options, rolling.max_new_tokens)
     compare = ADVANTAGES[options.advantages]
     plan = rollout_plan(setup, options.grpo_epochs)
@@ -256,6 +294,8 @@ def build(setup: Setup) -> Parts:
             trees = groups.roll(live, places, number)
             want = Want(temperature=roller.temperature)
             trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
+            if teacher is not None:
+                trees = with_teacher(setup, live, teacher, trees, roller.temperature)
             return with_advantages(trees, compare, rolling.kl_coef)
 
         return RolloutFeed(len(roller.asks), roll, setup.rows(policy), plan)

@@ -200,6 +200,9 @@ class RatingWay:
                 "prediction": preferred,
             }
             numbers = pair_numbers(rated.scores, rated.preferences)
+            if rated.elsewhere is not None:
+                line["scores_elsewhere"] = rated.elsewhere
+                numbers["accuracy_elsewhere"] = pair_numbers(rated.elsewhere, rated.preferences)["accuracy"]
             line["metrics"] = {name: x / n for name, (x, n) in numbers.items()}
             answered.append(QuestionResult(line, dict(numbers), chance=0.5))
         return answered, cost

@@ -112,6 +112,11 @@ class TreeModel(nn.Module):
         """The batch in rows that this model takes; for one that was laid out for another model."""
         return batch if self.traits.takes_trees else unrolled(batch)
 
+    @property
+    def score_at(self) -> str | None:
+        """Where the scalar head says that answers are scored."""
+        return None if self.scalar_head is None else self.scalar_head.score_at
+
     def without_lm_head(self) -> TreeModel:
         """Freeze an output head of its own, which a model that only gives numbers does not use."""
         output = self.lm.get_output_embeddings()  # type: ignore[operator]

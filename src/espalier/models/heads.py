@@ -20,10 +20,15 @@ class ScalarHead(nn.Linear):
     """One number from a hidden state, without bias; weights start at std 1 / (d + 1) (Stiennon et al. 2020).
 
     Runs in float32 whatever the autocast: a margin between two rewards is small against their size.
+
+    Attributes:
+        score_at: at which token an answer's number is meant to be read, as `data.encode.scored` names them; None where
+            nobody has said.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, score_at: str | None = None) -> None:
         super().__init__(hidden_size, 1, bias=False)
+        self.score_at = score_at
         nn.init.normal_(self.weight, std=1 / (hidden_size + 1))
 
     def forward(self, hidden: Tensor) -> Tensor:

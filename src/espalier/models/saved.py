@@ -27,6 +27,7 @@ from espalier.models.quantise.turn import is_quantised
 
 HEAD_FILE = "scalar_head.safetensors"
 _HEAD_NAMES = ("score.weight", "scalar_head.weight")
+_SCORE_AT = "espalier_score_at"
 
 
 def save_model(
@@ -58,16 +59,17 @@ def save_model(
     attention = lm.config._attn_implementation
     lm.config._attn_implementation = "sdpa"  # ours means nothing to others
     try:
+        about = _about_head(model.scalar_head)
         if head is not None and plain and _classifier(lm) is not None:
             tokenizer, pad = padded_otherwise(lm, tokenizer, ends)
-            _save_classifier(folder, lm, state, head, pad)
+            _save_classifier(folder, lm, state, head, pad, about)
         else:
             if is_adapted(lm):
                 save_adapter(lm, folder, state, embeddings=_has_grown(lm))
             else:
                 lm.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
             if head is not None:
-                save_file({"scalar_head.weight": head.cpu().contiguous()}, folder / HEAD_FILE)
+                save_file({"scalar_head.weight": head.cpu().contiguous()}, folder / HEAD_FILE, about)
         if plain and types is not None:
             _declare_type(folder, str(types))
     finally:
@@ -76,6 +78,12 @@ def save_model(
         save_ends(lm, folder, ends)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
+
+
+def _about_head(head: ScalarHead | None) -> dict[str, str]:
+    """What stands in the header of the file that holds the head."""
+    places = {} if head is None or head.score_at is None else {_SCORE_AT: head.score_at}
+    return {"format": "pt", **places}
 
 
 def _state_of(lm: Any, trained: dict[str, Tensor], types: StoredTypes | None) -> dict[str, Tensor]:
@@ -116,7 +124,7 @@ def read_scalar_head(name: str) -> ScalarHead | None:
                     weight = tensors.get_tensor(key).float()
                     if weight.shape[0] != 1:
                         return None
-                    head = ScalarHead(weight.shape[1])
+                    head = ScalarHead(weight.shape[1], (tensors.metadata() or {}).get(_SCORE_AT))
                     head.weight = nn.Parameter(weight)
                     return head
     return None
@@ -156,12 +164,14 @@ def padded_otherwise(lm: Any, tokenizer: Any, ends: Sequence[int]) -> tuple[Any,
     return tokenizer, int(pad)
 
 
-def _save_classifier(folder: Path, lm: Any, state: dict[str, Tensor], head: Tensor, pad: int) -> None:
+def _save_classifier(
+    folder: Path, lm: Any, state: dict[str, Tensor], head: Tensor, pad: int, about: dict[str, str]
+) -> None:
     """The backbone and one score, in the names of transformers' sequence classifier."""
     backbone = lm.base_model_prefix + "."
     kept = {name: t.cpu().contiguous() for name, t in state.items() if name.startswith(backbone)}
     kept["score.weight"] = head.cpu().contiguous()
-    save_file({name: t.clone() for name, t in kept.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file({name: t.clone() for name, t in kept.items()}, folder / "model.safetensors", about)
     config = lm.config.to_dict()
     classifier = _classifier(lm)
     assert classifier is not None

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from espalier.data.encode.scored import Closing, ScoreAt
 from espalier.data.steps.feed import Rows
 from espalier.errors import Stopped, UserError
 from espalier.models.forward import Traits
@@ -153,6 +154,16 @@ def _by_tree(batch: Batch, tensors: dict[str, Tensor]) -> list[tuple[int, dict[s
         own = {name: (x[mine, :width] if x.dim() == 2 else x[mine]).cpu() for name, x in tensors.items()}
         cut.append((index, own))
     return cut
+
+
+def as_judged(answered: AnswerGroup, closing: Closing, score_at: ScoreAt) -> Tree:
+    """The answers as a reward model was shown them in training, none of their tokens trained; the leaves are where it is
+    read."""
+    paths = []
+    for (ids, _), ended in zip(answered.tree.paths(), answered.ended, strict=True):
+        shown = closing.closed(ids.tolist(), ended, score_at)
+        paths.append((shown, [False] * len(shown)))
+    return Tree.join(paths, source=answered.ask.source)
 
 
 def gathered(own: list[AnswerGroup], world: int) -> list[AnswerGroup]:

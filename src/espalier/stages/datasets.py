@@ -27,6 +27,7 @@ from espalier.config.options import (
     TurnOptions,
 )
 from espalier.data.choice.choose import Picks, held_out, without
+from espalier.data.encode.scored import ScoreAt
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.tokenise import Encoder
 from espalier.data.preflight.findings import HELD_OUT, TRAIN
@@ -222,7 +223,7 @@ class Datasets:
 
     # --- trees and prompts ----------------------------------------------------------------------
 
-    def encoder(self, *, answers_trained: bool = True) -> Encoder:
+    def encoder(self, *, answers_trained: bool = True, score_at: ScoreAt | None = None) -> Encoder:
         turns = self.option(TurnOptions) if TurnOptions in self.options else TurnOptions()
         return Encoder(
             self.tokenizer,
@@ -230,19 +231,19 @@ class Datasets:
             self.cutoff_len,
             self.option(DataOptions).overlong,
             answers_trained,
-            turns.mask_history,
-            turns.train_on_prompt,
+            **asdict(turns),
+            score_at=score_at,
         )
 
-    def trees(self, records: RecordSet, part: str = TRAIN, *, answers_trained: bool = True) -> Forest:
-        """The trees of records that `records` or `load_file` gave, made when they are asked for.
+    def trees(self, records: RecordSet, part: str = TRAIN, **encoding: Any) -> Forest:
+        """The trees of records that `records` or `load_file` gave, made when they are asked for; `encoding` as in `encoder`.
 
         Raises:
             UserError: bad records, one that is too long, or none that is left.
         """
         if not records.specs:
             return stored(Choice(Stack([])))
-        job = self._job(records.kind, self.encoder(answers_trained=answers_trained))
+        job = self._job(records.kind, self.encoder(**encoding))
         choice = self._seen(records, part, job)
         forest = stored(choice)
         if not forest and len(choice):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.config.options import Options, RunOptions, option
+from espalier.data.encode.scored import closing, score_place
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.finite import cause
 from espalier.engine.track import Numbers
@@ -22,7 +23,15 @@ from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.sampling.generate import Sampling
 from espalier.rollout.asks import Asks
-from espalier.rollout.experience import AnswerGroup, Ask, gathered, measure, sample_trees, scored_by_rule
+from espalier.rollout.experience import (
+    AnswerGroup,
+    Ask,
+    as_judged,
+    gathered,
+    measure,
+    sample_trees,
+    scored_by_rule,
+)
 from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
 from espalier.stages.parts import Live, Units
@@ -173,8 +182,13 @@ class Roller:
         else:
             assert self.reward_model is not None
             rows = setup.rows(self.reward_model)
-            trees = measure([a.tree for a in answered], rows, lambda batch: self._judged(live, batch))
-            _check_scores(trees)
+            end, place = closing(setup.tokenizer, setup.template), self.reward_model.score_at
+            shown = [as_judged(a, end, score_place(place)) for a in answered]
+            judged = measure(shown, rows, lambda batch: self._judged(live, batch))
+            _check_scores(judged)
+            trees = [
+                a.tree.with_extras(scores=t.extras["scores"]) for a, t in zip(answered, judged, strict=True)
+            ]
         if not self._options.missing_eos_penalty:
             return trees
         fines = [

@@ -174,6 +174,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "cutoff_len": lambda it: it["encoder"].update(cutoff_len=63),
     "overlong": lambda it: it["encoder"].update(overlong="drop"),
     "answers_trained": lambda it: it["encoder"].update(answers_trained=False),
+    "score_at": lambda it: it["encoder"].update(score_at="answer"),
     "columns": lambda it: it["spec"].update(columns={"instruction": "output", "output": "instruction"}),
     "format": lambda it: it["spec"].update(format="alpaca"),
     "max_samples": lambda it: it["reading"].update(max_samples=50),

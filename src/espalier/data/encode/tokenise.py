@@ -28,6 +28,7 @@ from espalier.data.encode.encoding import (
     is_long,
 )
 from espalier.data.encode.said import not_in
+from espalier.data.encode.scored import ScoreAt, until_score
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.too_long import TooLong
 from espalier.data.read.account import Account
@@ -36,6 +37,9 @@ from espalier.errors import UserError
 from espalier.trees.tree import Tree
 
 OVERLONG = ("error", "drop", "trim")
+
+_ANSWER = Piece("a", True)
+"""Stands behind a prompt that is sampled from, so that its last white space has the tokens that it has in training."""
 
 _BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, little enough to hold
 
@@ -49,7 +53,8 @@ class Encoder:
     its prompt down to a quarter of `cutoff_len`, then the end of its answer; all other records lose the beginning of
     their prompt, the same in every branch, and are left out when that is not enough. A document is never overlong,
     it is cut into pieces. `answers_trained` False marks no token of a preference or ranking trained (a reward model
-    reads its leaves), so that equal beginnings of answers are shared too. Of chats, `mask_history` trains the last answer
+    reads its leaves), so that equal beginnings of answers are shared too; with `score_at` their branches end where a
+    score is read (`scored`). Of chats, `mask_history` trains the last answer
     only, `train_on_prompt` everything up to the end of the last trained answer.
     """
 
@@ -60,6 +65,7 @@ class Encoder:
     answers_trained: bool = True
     mask_history: bool = False
     train_on_prompt: bool = False
+    score_at: ScoreAt | None = None
 
     @cached_property
     def bos(self) -> bool:
@@ -105,8 +111,9 @@ def encode_prompt_ids(
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
         pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
-        encoded = encode_pieces(encoder.tokenizer, pieces, bos=encoder.bos)
-        for record, rendered, (ids, flags) in zip(batch, pieces, encoded, strict=True):
+        encoded = encode_pieces(encoder.tokenizer, [[*p, _ANSWER] for p in pieces], bos=encoder.bos)
+        for record, rendered, (whole, trained) in zip(batch, pieces, encoded, strict=True):
+            ids = whole[: trained.index(True)]
             for cause in not_in([rendered], record):
                 account.add(cause, record.source)
             if len(ids) > max_prompt_length:
@@ -118,7 +125,7 @@ def encode_prompt_ids(
                     yield record, None
                     continue
                 account.add("trimmed: beginning of the prompt", record.source)
-                ids, _ = _without_beginning((ids, flags), len(ids) - max_prompt_length, encoder)
+                ids, _ = _without_beginning((ids, [False] * len(ids)), len(ids) - max_prompt_length, encoder)
             yield record, ids
     if long.count:
         raise long.error(len(records))
@@ -226,6 +233,8 @@ def _judged(
         paths = [
             (ids, [0 < at < end for at in range(len(ids))]) for (ids, _), end in zip(paths, ends, strict=True)
         ]
+    if record.kind in ("preference", "ranking") and encoder.score_at is not None:
+        paths = [until_score(path, encoder.score_at) for path in paths]
     if record.kind in ("preference", "ranking") and not encoder.answers_trained:
         paths = [(ids, [False] * len(ids)) for ids, _ in paths]
     return paths, extras

@@ -60,6 +60,7 @@ def description(
             "cutoff_len": encoder.cutoff_len,
             "overlong": encoder.overlong,
             "answers_trained": encoder.answers_trained,
+            "score_at": encoder.score_at,
             "mask_history": encoder.mask_history,
             "train_on_prompt": encoder.train_on_prompt,
             "max_prompt_length": job.max_prompt_length,

@@ -1,7 +1,7 @@
 """Reward models: the numbers that answers get, against what people preferred.
 
-All answers of a prompt stand in one tree and share what agrees; each answer's number is read at its last token, as
-in training.
+All answers of a prompt stand in one tree and share what agrees; each answer's number is read where the model was trained
+to be read (`data.encode.scored`). Of a model that does not say where, both places are tried.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from espalier.data.encode.scored import ScoreAt, closing, score_place
 from espalier.data.encode.templates import Template
 from espalier.data.encode.tokenise import Encoder, encode_all
 from espalier.data.records import Record
@@ -32,6 +33,7 @@ class Rated:
         preferences: people's numbers; where one is higher, that answer was preferred.
         cut: whether the beginning of the prompt was left out, because it does not fit into the context.
         too_long: whether an answer does not fit by itself; then there are no scores.
+        elsewhere: the numbers at the other place, of a model that does not say where it is read.
     """
 
     texts: list[str]
@@ -39,6 +41,7 @@ class Rated:
     preferences: list[float]
     cut: bool = False
     too_long: bool = False
+    elsewhere: list[float] | None = None
 
 
 class Rater:
@@ -53,7 +56,9 @@ class Rater:
         self._model = model
         self._device = next(model.parameters()).device
         self._row_tokens = ROW_TOKENS.get(self._device.type, 4096)
-        self._encoder = Encoder(tokenizer, template, context_length(model.lm), "trim", answers_trained=False)
+        self._encoder = self._read_at(tokenizer, template, score_place(model.score_at))
+        both = model.score_at is None and closing(tokenizer, template).tail
+        self._elsewhere = self._read_at(tokenizer, template, "answer") if both else None
 
     def rate(self, records: Sequence[Record]) -> tuple[list[Rated], Cost]:
         """Every record's answers, in order; one with an answer that does not fit into the context says so."""
@@ -66,7 +71,17 @@ class Rater:
             rated.append(_rated(record, trimmed, too_long=not encoded))
         scores, cost = self._scores(trees)
         fitting = iter(scores)
-        return [one if one.too_long else replace(one, scores=next(fitting)) for one in rated], cost
+        rated = [one if one.too_long else replace(one, scores=next(fitting)) for one in rated]
+        if self._elsewhere is None:
+            return rated, cost
+        others, more = self._scores(encode_all(records, self._elsewhere)[0])
+        fitting = iter(others)
+        rated = [one if one.too_long else replace(one, elsewhere=next(fitting)) for one in rated]
+        return rated, Cost(cost.computed + more.computed, cost.unshared + more.unshared)
+
+    def _read_at(self, tokenizer: Any, template: Template, score_at: ScoreAt) -> Encoder:
+        context = context_length(self._model.lm)
+        return Encoder(tokenizer, template, context, "trim", answers_trained=False, score_at=score_at)
 
     def _scores(self, trees: Sequence[Tree]) -> tuple[list[list[float]], Cost]:
         lay_out = lay_out_padded if self._model.traits.method == "padded" else lay_out_tree

@@ -1,7 +1,7 @@
 """The reward model: a number for an answer, from which of two (or K) answers people preferred.
 
-All answers to a prompt stand in one tree and share all that agrees; the reward of each is read at its last
-real token, the end token included. All ordered pairs of a tree are learned at once, and a tree counts once however
+All answers to a prompt stand in one tree and share all that agrees; the reward of each is read at the token that
+ends it (`data.encode.scored`), where rollouts and the exam read it too. All ordered pairs of a tree are learned at once, and a tree counts once however
 many they are (Ouyang et al. 2022, eq. 1).
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from espalier.config.options import Options, option
+from espalier.data.encode.scored import ScoreAt
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.track import Numbers
 from espalier.maths.losses import pairwise_log_exp, pairwise_log_sig, ranking_pairs
@@ -79,6 +80,10 @@ class RewardOptions(Options):
         0.0,
         "Weight of the square of a pair's summed rewards, which keeps rewards near 0 (0.01 is usual).",
         min=0,
+    )
+    score_at: ScoreAt = option(
+        "answer",
+        "Read an answer's reward at its end token, where sampling stops, or behind all that the template writes (turn).",
     )
 
     def problems(self) -> list[str]:
@@ -185,12 +190,14 @@ def build(setup: Setup) -> Parts:
     tokens = LOSSES[options.reward_loss].tokens
     records, held_out = setup.records("preference")
     said = partial(with_preference, scale=options.reward_margin)
-    plain = setup.trees(records, answers_trained=tokens)
+    plain = setup.trees(records, answers_trained=tokens, score_at=options.score_at)
     if plain and plain[0].n_branches == 2 and "scores" in plain[0].extras and not options.reward_margin:
         setup.say("margins and scores of pairs only order them; reward_margin: 1 wants them between rewards")
     train = plain.mapped(said)
-    judged = setup.trees(held_out, HELD_OUT, answers_trained=tokens).mapped(said)
+    judged = setup.trees(held_out, HELD_OUT, answers_trained=tokens, score_at=options.score_at).mapped(said)
     model = setup.load_policy(scalar_head=True).without_lm_head()
+    assert model.scalar_head is not None
+    model.scalar_head.score_at = options.score_at
     objective = PairwiseReward(
         options.reward_loss, fresh=not setup.has_scalar_head, center=options.center_rewards_coefficient
     )
@@ -204,4 +211,10 @@ def build(setup: Setup) -> Parts:
     )
 
 
-STAGE = Stage("preference", build, (RewardOptions,), answers_trained=False)
+STAGE = Stage(
+    "preference",
+    build,
+    (RewardOptions,),
+    answers_trained=False,
+    score_at=lambda options: options[RewardOptions].score_at,
+)

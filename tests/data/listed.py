@@ -12,7 +12,8 @@ from typing import Any
 
 from espalier.data.choice.choose import drawn
 from espalier.data.choice.mixing import takes
-from espalier.data.encode.tokenise import Encoder, encode_prompt_ids
+from espalier.data.encode.prompts import encode_prompt_ids
+from espalier.data.encode.tokenise import Encoder
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described
 from espalier.data.read.rows import parse_row

@@ -18,6 +18,7 @@ from espalier.errors import UserError
 from espalier.models.forward import Outputs
 from espalier.runs.catalogue import CLASSES
 from espalier.stages.objectives.reward import LOSSES, PairwiseReward, with_preference
+from espalier.stages.setup import Setup
 from espalier.trees import Batch, Tree
 from espalier.trees.batch import lay_out_tree
 from tests.stages.conftest import rows, run
@@ -131,3 +132,19 @@ def test_each_loss_is_learned(loss: str, options: Make, tmp_path: Path) -> None:
     steps = [row for row in rows(chosen) if "loss" in row]
     assert steps[-1]["loss"] < 0.7 * steps[0]["loss"] and steps[-1]["accuracy"] == 1.0
     assert 0.5 <= steps[0]["confidence"] < 0.6 < steps[-1]["confidence"]
+
+
+def test_a_run_reads_a_reward_model_where_it_is_told(
+    options: Make, world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose folder says nothing is read behind the whole turn, and a line says so."""
+    monkeypatch.setattr(Setup, "stop", property(lambda self: tuple(range(0, 300, 2))))  # so that answers end
+    rewards = {}
+    for place in ("answer", "turn", None):
+        chosen = options(
+            "grpo", reward_model=str(world / "judge"), reward_function=None, max_steps=1, resume=False
+        )
+        summary = run({**chosen, "reward_score_at": place})
+        rewards[place] = [row["reward"] for row in rows(chosen) if "reward" in row]
+        assert any("does not say at which token" in note for note in summary["notes"]) == (place is None)
+    assert rewards["turn"] == rewards[None] != rewards["answer"]

@@ -40,10 +40,9 @@ from espalier.runs.checks import check_startable, with_models_found
 from espalier.runs.earlier import finished, ways_out
 from espalier.runs.provenance import made_from
 from espalier.runs.running import Start
-from espalier.runs.train import decided, kept_in
+from espalier.runs.train import decided, kept_in, setup_of
 from espalier.stages.parts import Live
 from espalier.stages.rollouts import Roller, RolloutOptions, read_asks, reward_rule
-from espalier.stages.setup import Setup
 
 SAMPLE = "sample"
 RECORDS, SUMMARY = "records.jsonl", "sampled.json"
@@ -137,17 +136,7 @@ def run_sample(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...
 
 def _sampled(start: Start) -> dict[str, Any]:
     accelerator, rolling, form = start.accelerator, start.option(RolloutOptions), start.option(SampleOptions)
-    setup = Setup(
-        start.options,
-        "prompt",
-        accelerator.process_index,
-        accelerator.num_processes,
-        accelerator.device,
-        start.say,
-        start.folder / "rejected.jsonl" if start.is_main else None,
-        kept=kept_in(start.options),
-        show=lambda text: start.console.say(f"{start.name}: {text}", "dim"),
-    )
+    setup = setup_of(start, "prompt")
     rule, name = reward_rule(setup), start.option(ModelOptions).model_name_or_path
     if name is None:
         raise UserError("`model_name_or_path` is missing: name the model to sample from.")

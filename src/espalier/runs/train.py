@@ -139,12 +139,12 @@ def _accelerator(options: OptionSet) -> Accelerator:
     )
 
 
-def _prepared(start: Start) -> Running:
-    """Everything loaded, wrapped, and where the last checkpoint has left it."""
+def setup_of(start: Start, reads: str) -> Setup:
+    """The tokenizer, models and data of a run that reads records of this kind."""
     accelerator = start.accelerator
-    setup = Setup(
+    return Setup(
         start.options,
-        STAGES[start.stage].reads,
+        reads,
         accelerator.process_index,
         accelerator.num_processes,
         accelerator.device,
@@ -153,6 +153,12 @@ def _prepared(start: Start) -> Running:
         kept=kept_in(start.options),
         show=lambda text: start.console.say(f"{start.name}: {text}", "dim"),
     )
+
+
+def _prepared(start: Start) -> Running:
+    """Everything loaded, wrapped, and where the last checkpoint has left it."""
+    accelerator = start.accelerator
+    setup = setup_of(start, STAGES[start.stage].reads)
     parts: Parts = STAGES[start.stage].build(setup)
     parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))
     preflight = setup.preflight.report()

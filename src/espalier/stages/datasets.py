@@ -322,12 +322,8 @@ class Datasets:
     @property
     def plan(self) -> Plan:
         train = self.option(TrainOptions)
-        per_step = (
-            None
-            if train.tokens_per_step
-            else (train.per_device_train_batch_size or 8) * train.gradient_accumulation_steps * self.world
-        )
-        seed = self.option(RunOptions).seed
+        trees = (train.per_device_train_batch_size or 8) * train.gradient_accumulation_steps * self.world
+        per_step, seed = None if train.tokens_per_step else trees, self.option(RunOptions).seed
         return Plan(per_step, train.tokens_per_step, train.num_train_epochs, train.max_steps, seed)
 
     def judged(self, model: TreeModel, trees: Sequence[Tree]) -> Batches:

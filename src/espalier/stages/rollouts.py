@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.config.options import Options, RunOptions, option
-from espalier.data.encode.scored import closing, score_place
+from espalier.data.encode.scored import ScoreAt, closing, score_place
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.finite import cause
 from espalier.engine.track import Numbers
@@ -44,6 +44,10 @@ class RolloutOptions(Options):
     """Sampling and rewards."""
 
     reward_model: str | None = option(None, "A reward model's folder, or run:NAME.", names="model")
+    reward_score_at: ScoreAt | None = option(
+        None,
+        "Where reward_model reads an answer: at its end token (answer) or behind the whole turn; null: as its folder says.",
+    )
     reward_function: str | None = option(
         None, f"A rule: {', '.join(RULES)}, or FILE.py:FUNCTION of your own.", names="function"
     )
@@ -68,6 +72,8 @@ class RolloutOptions(Options):
     def problems(self) -> list[str]:
         if (self.reward_model is None) == (self.reward_function is None):
             return ["Give `reward_model` (a trained one) or `reward_function` (a rule), and not both."]
+        if self.reward_score_at is not None and self.reward_model is None:
+            return ["`reward_score_at` is about a `reward_model`, and none is given. Remove it."]
         reason = problem(self.reward_function) if self.reward_function is not None else None
         return [] if reason is None else [reason]
 
@@ -139,6 +145,8 @@ class Roller:
         )
         if self.reward_model is not None:
             self.reward_model.eval().requires_grad_(False)
+            self._closing = closing(setup.tokenizer, setup.template)
+            self._place = self._place_of_scores()
         self.temperature = options.temperature
         self.sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, setup.stop
@@ -182,8 +190,7 @@ class Roller:
         else:
             assert self.reward_model is not None
             rows = setup.rows(self.reward_model)
-            end, place = closing(setup.tokenizer, setup.template), self.reward_model.score_at
-            shown = [as_judged(a, end, score_place(place)) for a in answered]
+            shown = [as_judged(a, self._closing, self._place) for a in answered]
             judged = measure(shown, rows, lambda batch: self._judged(live, batch))
             _check_scores(judged)
             trees = [
@@ -195,6 +202,19 @@ class Roller:
             torch.tensor([0.0 if e else self._options.missing_eos_penalty for e in a.ended]) for a in answered
         ]
         return [t.with_extras(scores=t.extras["scores"] - fine) for t, fine in zip(trees, fines, strict=True)]
+
+    def _place_of_scores(self) -> ScoreAt:
+        """Where the reward model is read; says so where nobody has said it and it makes a difference."""
+        assert self.reward_model is not None
+        said = self._options.reward_score_at or self.reward_model.score_at
+        place = score_place(said)
+        if said is None and self._closing.tail:
+            self._setup.say(
+                f"{self._options.reward_model}: does not say at which token it scores an answer, so it is read behind the "
+                "whole turn, as model cards do; reward_score_at: answer reads it at the end token (the exam reward:FILE "
+                "shows the accuracy of both)"
+            )
+        return place
 
     @torch.no_grad()
     def _judged(self, live: Live, batch: Batch) -> dict[str, Tensor]:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from espalier.data.encode.named_templates import forms
+from espalier.data.encode.prompts import encode_prompt_ids
 from espalier.data.encode.scored import ScoreAt, closing
 from espalier.data.encode.templates import choose_template
-from espalier.data.encode.tokenise import Encoder, encode, encode_prompt_ids
+from espalier.data.encode.tokenise import Encoder, encode
 from espalier.data.read.account import Account
 from espalier.data.records import Message, Record
 from espalier.exam.answers.rate import Rater
@@ -138,3 +139,26 @@ def test_exam_and_rollout_give_one_score(
 
 def rater_encoder(tokenizer: Any) -> Encoder:
     return Encoder(tokenizer, choose_template(tokenizer, "tokenizer"), 256)
+
+
+class Slow:
+    """A tokenizer that knows no characters and puts a space before each text, as old SentencePiece ones do."""
+
+    is_fast, bos_token_id = False, None
+
+    def __init__(self, fast: Any) -> None:
+        self._fast = fast
+
+    def __call__(self, text: str, **how: Any) -> Any:
+        return self._fast(" " + text, add_special_tokens=False)
+
+    def decode(self, ids: list[int], **how: Any) -> str:
+        return str(self._fast.decode(ids))
+
+
+def test_a_slow_tokenizer_encodes_a_prompt_as_it_did(tokenizer: Any) -> None:
+    """It could not tell an answer from the prompt before it, and a prompt alone has none."""
+    encoder = Encoder(Slow(tokenizer), choose_template(tokenizer, "simple"), 512)
+    prompt = Record("prompt", tuple(ASKED), source="data:1")
+    ((_, ids),) = encode_prompt_ids([prompt], encoder, 512, Account())
+    assert tokenizer.decode(ids) == " User:\n春眠不觉晓，\n下一句？\nAssistant:\n"

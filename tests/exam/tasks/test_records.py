@@ -96,6 +96,21 @@ def test_a_model_without_a_scalar_head_is_refused(shared: Path, tokenizer: Any, 
         examine_all(model_of("llama", tokenizer), tokenizer, planned, tmp_path, name="x", asking=QUIET)
 
 
+def test_a_pair_with_a_margin_of_0_is_a_pair_all_the_same(tokenizer: Any, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin} for margin in (0, 2.5)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    model = model_of("llama", tokenizer)
+    model = TreeModel(model.lm, model.traits, ScalarHead(32)).eval()
+    planned = plan([f"reward:{pairs}"], [None], Settings(Path()))
+    results = examine_all(model, tokenizer, planned, tmp_path / "out", name="random", asking=QUIET)
+    first, second = (
+        json.loads(line) for line in (tmp_path / "out" / "reward_pairs.jsonl").open(encoding="utf-8")
+    )
+    assert results["tasks"]["reward_pairs"]["n"] == 2
+    assert first["metrics"] == second["metrics"] and first["preference"] == [1.0, 0.0]
+
+
 def test_a_saved_reward_model_is_examined_with_its_head(shared: Path, tokenizer: Any, tmp_path: Path) -> None:
     plain = model_of("llama", tokenizer)
     model = TreeModel(plain.lm, plain.traits, ScalarHead(32)).eval()

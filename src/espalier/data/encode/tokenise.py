@@ -29,7 +29,7 @@ from espalier.data.encode.encoding import (
 )
 from espalier.data.encode.said import not_in
 from espalier.data.encode.scored import ScoreAt, until_score
-from espalier.data.encode.templates import Template, prompt_text
+from espalier.data.encode.templates import Template
 from espalier.data.encode.too_long import TooLong
 from espalier.data.read.account import Account
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Record
@@ -38,10 +38,7 @@ from espalier.trees.tree import Tree
 
 OVERLONG = ("error", "drop", "trim")
 
-_ANSWER = Piece("a", True)
-"""Stands behind a prompt that is sampled from, so that its last white space has the tokens that it has in training."""
-
-_BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, little enough to hold
+BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, little enough to hold
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class Encoder:
     their prompt, the same in every branch, and are left out when that is not enough. A document is never overlong,
     it is cut into pieces. `answers_trained` False marks no token of a preference or ranking trained (a reward model
     reads its leaves), so that equal beginnings of answers are shared too; with `score_at` their branches end where a
-    score is read (`scored`). Of chats, `mask_history` trains the last answer
-    only, `train_on_prompt` everything up to the end of the last trained answer.
+    score is read (`scored`). Of chats, `mask_history` trains the last answer only, `train_on_prompt` everything up to the
+    end of the last trained answer.
     """
 
     tokenizer: Any
@@ -100,37 +97,6 @@ def encode(record: Record, encoder: Encoder) -> list[Tree]:
     return encode_all([record], encoder)[0]
 
 
-def encode_prompt_ids(
-    records: Sequence[Record], encoder: Encoder, max_prompt_length: int, account: Account
-) -> Iterator[tuple[Record, list[int] | None]]:
-    """(record, ids or None) of every prompt in order; `account` is told of each record before it comes.
-
-    Raises `TooLongError` behind the last one, where some are too long under `overlong: error`.
-    """
-    long = TooLong("max_prompt_length", max_prompt_length)
-    for start in range(0, len(records), _BATCH):
-        batch = records[start : start + _BATCH]
-        pieces = [[Piece(_located(_prompt_text, record, encoder), False)] for record in batch]
-        encoded = encode_pieces(encoder.tokenizer, [[*p, _ANSWER] for p in pieces], bos=encoder.bos)
-        for record, rendered, (whole, trained) in zip(batch, pieces, encoded, strict=True):
-            ids = whole[: trained.index(True)]
-            for cause in not_in([rendered], record):
-                account.add(cause, record.source)
-            if len(ids) > max_prompt_length:
-                if encoder.overlong != "trim":
-                    if encoder.overlong == "error":
-                        long.add(record.source, len(ids))
-                    else:
-                        account.add("dropped: prompt longer than max_prompt_length", record.source)
-                    yield record, None
-                    continue
-                account.add("trimmed: beginning of the prompt", record.source)
-                ids, _ = _without_beginning((ids, [False] * len(ids)), len(ids) - max_prompt_length, encoder)
-            yield record, ids
-    if long.count:
-        raise long.error(len(records))
-
-
 def encode_paths(
     records: Sequence[Record], encoder: Encoder, account: Account
 ) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
@@ -141,8 +107,8 @@ def encode_paths(
     """
     assert encoder.overlong in OVERLONG, encoder.overlong
     long = TooLong("cutoff_len", encoder.cutoff_len)
-    for start in range(0, len(records), _BATCH):
-        yield from _encode_batch(records[start : start + _BATCH], encoder, account, long)
+    for start in range(0, len(records), BATCH):
+        yield from _encode_batch(records[start : start + BATCH], encoder, account, long)
     if long.count:
         raise long.error(len(records))
 
@@ -152,7 +118,7 @@ def _encode_batch(
 ) -> Iterator[tuple[Record, list[Path], dict[str, torch.Tensor]]]:
     documents = [r.text for r in records if r.kind == "text" and not is_long(r.text)]
     document_ids = iter(encode_texts(encoder.tokenizer, documents))
-    rendered = [[] if record.kind == "text" else _located(branches_of, record, encoder) for record in records]
+    rendered = [[] if record.kind == "text" else located(branches_of, record, encoder) for record in records]
     flat = [
         pieces for branches in rendered if not is_endless(branches, encoder.cutoff_len) for pieces in branches
     ]
@@ -185,9 +151,7 @@ def _encode_batch(
 
 def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
     """The pieces of each branch of a record; only what follows the prompt is trained."""
-    assert record.kind not in ("text", "prompt"), (
-        "documents have no turns, prompts go through encode_prompt_ids"
-    )
+    assert record.kind not in ("text", "prompt"), "documents have no turns, prompts go through `prompts`"
     train_from = len(record.prompt)
     if record.kind == "chat":
         roles = [message.role for message in record.messages]
@@ -203,11 +167,7 @@ def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
     ]
 
 
-def _prompt_text(record: Record, encoder: Encoder) -> str:
-    return prompt_text(encoder.template, record.messages, tools=record.tools, prefix=record.prefix)
-
-
-def _located(render: Any, record: Any, encoder: Encoder) -> Any:
+def located(render: Any, record: Any, encoder: Encoder) -> Any:
     """A template's complaint with the record's place in front of it."""
     try:
         return render(record, encoder)
@@ -305,7 +265,7 @@ def _trimmed_answers(
     if excess > prompt - 1 - encoder.bos:
         return None
     account.add("trimmed: beginning of the prompt", record.source)
-    return [_without_beginning(path, excess, encoder) for path in paths]
+    return [without_beginning(path, excess, encoder) for path in paths]
 
 
 def _trimmed_chat(chat: Record, path: Path, encoder: Encoder, account: Account) -> list[Path]:
@@ -314,7 +274,7 @@ def _trimmed_chat(chat: Record, path: Path, encoder: Encoder, account: Account) 
 
     def encoded(count: int) -> Path:
         return encode_pieces(
-            encoder.tokenizer, _located(branches_of, shorter[count], encoder), bos=encoder.bos
+            encoder.tokenizer, located(branches_of, shorter[count], encoder), bos=encoder.bos
         )[0]
 
     if shorter:
@@ -329,7 +289,7 @@ def _trimmed_chat(chat: Record, path: Path, encoder: Encoder, account: Account) 
         spare = max(_prompt_length(path) - max(encoder.cutoff_len // 4, 2), 0)
         if spare:
             account.add("trimmed: beginning of the prompt", chat.source)
-            path = _without_beginning(path, min(excess, spare), encoder)
+            path = without_beginning(path, min(excess, spare), encoder)
     if len(path[0]) > encoder.cutoff_len:
         account.add("trimmed: end of the answer, its end token too", chat.source)
         path = (path[0][: encoder.cutoff_len], path[1][: encoder.cutoff_len])
@@ -350,7 +310,7 @@ def _prompt_length(path: Path) -> int:
     return flags.index(True) if True in flags else len(ids)
 
 
-def _without_beginning(path: Path, count: int, encoder: Encoder) -> Path:
+def without_beginning(path: Path, count: int, encoder: Encoder) -> Path:
     """`count` tokens cut from the left; a bos token stays."""
     ids, flags = path
     kept = 1 if ids[:1] == [encoder.tokenizer.bos_token_id] else 0

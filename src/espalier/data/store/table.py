@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from espalier.data.encode.tokenise import Encoder, encode_paths, encode_prompt_ids
+from espalier.data.encode.prompts import encode_prompt_ids
+from espalier.data.encode.tokenise import Encoder, encode_paths
 from espalier.data.read.account import Account
 from espalier.data.records import Messages, Record
 from espalier.data.store.job import BlockResult, Job

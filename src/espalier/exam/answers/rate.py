@@ -102,7 +102,9 @@ class Rater:
 
 
 def _rated(record: Record, cut: bool, *, too_long: bool) -> Rated:
-    preferences = [answer.score for answer in record.answers if answer.score is not None] or [1.0, 0.0]
+    preferences = [answer.score for answer in record.answers if answer.score is not None]
+    if record.kind == "preference":  # the first answer is the better one, by however little
+        preferences = [1.0, 0.0]
     texts = ["\n".join(turn.prefix + turn.content for turn in answer.messages) for answer in record.answers]
     return Rated(texts, [], preferences, cut, too_long)
 

@@ -46,7 +46,7 @@ class RolloutOptions(Options):
     reward_model: str | None = option(None, "A reward model's folder, or run:NAME.", names="model")
     reward_score_at: ScoreAt | None = option(
         None,
-        "Where reward_model reads an answer: at its end token (answer) or behind the whole turn; null: as its folder says.",
+        "Where reward_model reads an answer: at its end token (answer) or behind the whole turn; null: as it says itself.",
     )
     reward_function: str | None = option(
         None, f"A rule: {', '.join(RULES)}, or FILE.py:FUNCTION of your own.", names="function"

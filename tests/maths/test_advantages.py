@@ -114,6 +114,12 @@ def test_adaptive_kl_moves_towards_its_target_and_not_too_fast() -> None:
     assert adv.adaptive_kl(0.2, kl=0.0, target=6.0, batch=100, horizon=1000) == pytest.approx(0.2 * 0.98)
 
 
+def test_adaptive_kl_never_pays_for_kl() -> None:
+    """A rollout of many more answers than the horizon moves the coefficient by a fifth, and not through 0."""
+    assert adv.adaptive_kl(0.2, kl=0.0, target=6.0, batch=60_000, horizon=1000) == pytest.approx(0.2 * 0.8)
+    assert adv.adaptive_kl(0.2, kl=60.0, target=6.0, batch=60_000, horizon=1000) == pytest.approx(0.2 * 1.2)
+
+
 @pytest.mark.parametrize("kind", adv.ADVANTAGES)
 def test_equal_scores_have_no_advantage_at_all(kind: str) -> None:
     """Not even that of a mean that rounds to another number: divided by the spread, it would be a step of full size."""

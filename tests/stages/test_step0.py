@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,8 +21,9 @@ from espalier.maths.preferences import PREFERENCES, PreferenceLoss
 from espalier.models.heads import ScalarHead
 from espalier.runs.catalogue import CLASSES, check_possible
 from espalier.stages import references
+from espalier.stages.guards import SHIFT, check_apart, check_first_step
 from espalier.stages.objectives import grpo, ppo
-from espalier.stages.rollouts import Roller, check_apart, check_first_step
+from espalier.stages.rollouts import Roller
 from espalier.stages.setup import Setup
 from espalier.trees import Tree
 from tests.stages.conftest import rows, run
@@ -124,17 +126,20 @@ def test_a_new_reward_head_that_does_not_score_near_0_is_refused(
 def test_a_forward_that_disagrees_with_the_rollouts_is_refused(
     stage: str, options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the mean ratio is 1, as it is between any two policies."""
     measured = Roller.measured
 
     def wrong(self: Roller, *args: Any) -> list[Tree]:
         found = measured(self, *args)
         for tree in found:
-            tree.extras["old_logprobs"] -= 0.3
+            old = tree.extras["old_logprobs"]
+            up = torch.arange(old.shape[1]) % 2 == 0
+            old -= torch.where(up, math.log(1.3), math.log(0.7))
         return found
 
     monkeypatch.setattr(Roller, "measured", wrong)
     with pytest.raises(
-        UserError, match=rf"{REFUSED}.*ratio of policies is 1\.3.*Check dropout and precision"
+        UserError, match=rf"{REFUSED}.*logprobs differ by 0\.3.* nats a token.*Check dropout and precision"
     ):
         run(options(stage))
 
@@ -149,12 +154,26 @@ def test_a_reference_that_is_not_the_start_is_refused(
         run(options(stage))
 
 
-def test_the_first_steps_numbers_have_some_room_for_rounding() -> None:
-    check_first_step({"ratio": 1.01, "kl": 0.2, "answer_tokens": 10.0})
-    with pytest.raises(ValueError, match="ratio"):
-        check_first_step({"ratio": 0.9, "kl": 0.0, "answer_tokens": 10.0})
-    with pytest.raises(ValueError, match="KL"):
-        check_first_step({"ratio": 1.0, "kl": -0.6, "answer_tokens": 10.0})
+@pytest.mark.parametrize("precision", SHIFT)
+def test_the_first_steps_numbers_have_room_for_rounding_and_no_more(precision: str) -> None:
+    shift = SHIFT[precision]
+    sound = {"logprob_shift": 0.9 * shift, "kl": -0.9 * shift, "answer_tokens": 10.0}
+    check_first_step(sound, precision)
+    for name, words in (("logprob_shift", "logprobs differ"), ("kl", "KL")):
+        for value in (1.1 * shift, math.nan):
+            with pytest.raises(ValueError, match=words):
+                check_first_step({**sound, name: value}, precision)
+    assert SHIFT["fp32"] == 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_a_sound_first_step_is_far_from_being_refused(stage: str, precision: str, options: Make) -> None:
+    chosen = options(stage, precision=precision, max_steps=1, rollout_prompts=4)
+    run(chosen)
+    first = next(row for row in rows(chosen) if "logprob_shift" in row)
+    assert first["logprob_shift"] <= SHIFT[precision] / 4 and abs(first["kl"]) <= SHIFT[precision] / 4
 
 
 def test_an_answer_that_never_ends_is_refused_and_drawn(

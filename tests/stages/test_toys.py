@@ -23,6 +23,7 @@ from espalier.stages.likelihood import NextToken
 from espalier.stages.objectives import grpo, ppo
 from espalier.stages.objectives.dpo import Preferences
 from espalier.stages.objectives.reward import PairwiseReward
+from espalier.stages.ptx import with_documents
 from espalier.trees import Batch, Tree, lay_out_tree
 
 PROMPT, ACTIONS = 0, 4
@@ -288,7 +289,7 @@ def test_ppo_with_documents_also_learns_them() -> None:
         name: torch.zeros(SAMPLES, 1) for name in ("old_values", "returns", "advantages", "kl")
     } | {"old_logprobs": torch.full((SAMPLES, 1), -math.log(ACTIONS)), "scores": torch.zeros(SAMPLES), "ptx": torch.zeros(SAMPLES)})]  # fmt: skip
     documents = [Tree.from_path([PROMPT, answer], [False, True]) for answer in (1, 1, 1, 2)]
-    mixed = ppo.with_documents(answers, documents, 0.3)
+    mixed = with_documents(answers, documents, 0.3)
     batch = lay_out_tree(mixed)
     model = Table()
     told = fit(model, ppo.ClippedObjective(ppo.PPOOptions(), 1.0), batch, steps=800)

@@ -194,13 +194,14 @@ def adaptive_kl(kl_coef: float, kl: float, target: float, batch: int, horizon: i
 
     Ziegler et al. 2019, section 2.2 (and its code, which scales by the batch): e = clip(kl / target - 1, -0.2, 0.2).
     kl: mean KL of an answer in this step, in nats, and `target` the one wanted (> 0). batch: answers in this step.
-    horizon: answers after which a full error has had its full effect.
+    horizon: answers after which a full error has had its full effect; a step of more answers has it once, or the
+    coefficient could turn negative and pay for KL.
 
     >>> round(adaptive_kl(0.1, kl=12.0, target=6.0, batch=100, horizon=1000), 4)
     0.102
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * batch / horizon)
+    return kl_coef * (1 + error * min(1.0, batch / horizon))
 
 
 def _centred(scores: Tensor, index: Tensor, size: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Want:
         values: of the states before the trained tokens (needs a scalar head).
         scores: of the branches, read at their leaves (needs a scalar head).
         greedy: whether each trained token is the likeliest; without gradients only.
-        temperature: of logprobs and entropy.
+        temperature: of logprobs and entropy, > 0; or (B,), of each branch.
         label_smoothing: the share of each logprob that is the mean over the vocabulary; for a loss.
     """
 
@@ -44,13 +44,14 @@ class Want:
     values: bool = False
     scores: bool = False
     greedy: bool = False
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0
     label_smoothing: float = 0.0
 
     @property
     def plain(self) -> bool:
         """Whether logprobs are the model's own, and nothing else of its distributions is wanted."""
-        return not self.entropy and self.temperature == 1.0 and not self.label_smoothing
+        own = not isinstance(self.temperature, Tensor) and self.temperature == 1.0
+        return own and not self.entropy and not self.label_smoothing
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,13 @@ class TreeModel(nn.Module):
         hidden = taken[0].flatten(0, -2)
         logprobs = entropy = values = scores = greedy = None
         if want.logprobs and len(batch.labels):
+            temperature = want.temperature
+            if isinstance(temperature, Tensor):
+                temperature = temperature[batch.branch]
             if through_model:
                 logits = logits.flatten(0, -2)
                 of_labels = label_logprobs(
-                    logits, batch.labels, want.temperature, want.entropy, want.label_smoothing
+                    logits, batch.labels, temperature, want.entropy, want.label_smoothing
                 )
                 greedy = logits.argmax(-1) == batch.labels if want.greedy else None
             elif not torch.is_grad_enabled() and want.plain:
@@ -162,7 +166,7 @@ class TreeModel(nn.Module):
             else:
                 at = hidden[batch.read_at]
                 of_labels = chunked_logprobs(
-                    head, at, batch.labels, want.temperature, want.entropy, want.label_smoothing
+                    head, at, batch.labels, temperature, want.entropy, want.label_smoothing
                 )
             logprobs = batch.grid(of_labels[0])
             entropy = None if of_labels[1] is None else batch.grid(of_labels[1])

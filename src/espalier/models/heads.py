@@ -5,6 +5,8 @@ N rows of hidden states, d hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -38,19 +40,25 @@ class ScalarHead(nn.Linear):
 
 
 def label_logprobs(
-    logits: Tensor, labels: Tensor, temperature: float, entropy: bool, label_smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor,
+    entropy: bool,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Logprob of each label (N,) and, on request, the entropy (N,) in nats of each distribution.
 
     Args:
         logits: (N, V).
         labels: (N,) int64.
-        temperature: of the distribution that is meant, > 0; 1 is the model's own.
+        temperature: of the distribution that is meant, > 0, or (N,) of each; 1 is the model's own.
         entropy: whether to compute it; it carries gradients.
         label_smoothing: this share of each logprob is the mean over the vocabulary instead; not with entropy.
     """
     logits = logits.float()
-    if temperature != 1.0:
+    if isinstance(temperature, Tensor):
+        logits = logits / temperature[:, None]
+    elif temperature != 1.0:
         logits = logits / temperature
     if not entropy:
         loss = nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
@@ -64,7 +72,7 @@ def chunked_logprobs(
     head: nn.Module,
     hidden: Tensor,
     labels: Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     entropy: bool,
     label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
@@ -73,16 +81,20 @@ def chunked_logprobs(
     Several chunks are computed again in the backward instead of being kept.
     """
 
-    def part(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def part(hidden: Tensor, labels: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor | None]:
         return label_logprobs(head(hidden), labels, temperature, entropy, label_smoothing)
 
     weight = getattr(head, "weight", None)
     rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[0] if isinstance(weight, Tensor) else 1))
     if len(hidden) <= rows:
-        return part(hidden, labels)
+        return part(hidden, labels, temperature)
+    pieces = torch.split(hidden, rows)
+    of_each: Sequence[float | Tensor] = [temperature] * len(pieces)
+    if isinstance(temperature, Tensor):
+        of_each = torch.split(temperature, rows)
     parts = [
-        checkpoint(part, h, t, use_reentrant=False) if torch.is_grad_enabled() else part(h, t)
-        for h, t in zip(torch.split(hidden, rows), torch.split(labels, rows), strict=True)
+        checkpoint(part, h, t, d, use_reentrant=False) if torch.is_grad_enabled() else part(h, t, d)
+        for h, t, d in zip(pieces, torch.split(labels, rows), of_each, strict=True)
     ]
     entropies = [e for _, e in parts if e is not None]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if entropies else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from espalier.data.store.stack import Choice, Lazy
 from espalier.rollout.experience import Ask
 
@@ -22,3 +24,10 @@ class Asks(Lazy[Ask]):
             return Ask(stack.tokens(number), text, reference, stack.source_of_tree(number))
 
         super().__init__(make, stack.trees if picks is None else len(picks))
+        self._stack, self._picks = stack, picks
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a prompt; 0 where there is none."""
+        picks = np.arange(self._stack.trees) if self._picks is None else self._picks
+        return int(self._stack.sizes(picks).max(initial=0))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from espalier.config.options import Options, RunOptions, option
 from espalier.data.encode.scored import ScoreAt, closing, score_place
 from espalier.data.preflight.findings import HELD_OUT
+from espalier.data.steps.feed import Rows
 from espalier.engine.finite import cause
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
@@ -283,31 +284,35 @@ def _check_scores(trees: list[Tree]) -> None:
                 )
 
 
-def check_first_step(first: dict[str, float]) -> None:
-    """At the first step the policy is still the one that sampled, and still the reference.
+def rollout_plan(setup: Setup, asks: Asks, rows: Rows, group_size: int, passes: int) -> RolloutPlan:
+    """How the prompts of a run become rollouts and steps.
+
+    With `tokens_per_step` a step takes as many prompts as surely fit: nobody knows before how long the answers will be,
+    and the number of steps, which the learning rate follows, must not depend on it.
 
     Args:
-        first: the numbers of the first step: ratio (a mean over tokens), kl and answer_tokens (an answer).
+        asks: to be trained on.
+        rows: of the models that are trained.
+        group_size: answers to a prompt.
+        passes: over each rollout.
 
     Raises:
-        ValueError: the ratio is not 1, or the KL is not 0, with what may have caused it.
+        UserError: `tokens_per_step` is too little for one prompt with its answers.
     """
-    if abs(first["ratio"] - 1) > 0.05:
-        raise ValueError(
-            f"the first step's ratio of policies is {first['ratio']:.4f} and must be 1: the forward that "
-            "trains and the one that measured the rollout disagree. Check dropout and precision."
-        )
-    if abs(first["kl"]) > 0.05 * max(1.0, first["answer_tokens"]):
-        raise ValueError(
-            f"the first step's KL from the reference is {first['kl']:.4f} an answer and must be 0: policy "
-            "and reference are not the same model at the start."
-        )
-
-
-def rollout_plan(setup: Setup, passes: int) -> RolloutPlan:
-    """How the prompts of a run become rollouts and steps; `passes` over each rollout."""
-    plan = setup.plan
-    per_step = plan.trees_per_step or 8
+    plan, new_tokens = setup.plan, setup.option(RolloutOptions).max_new_tokens
+    per_step = plan.trees_per_step
+    if per_step is None:
+        assert plan.tokens_per_step is not None
+        shared = rows.shares_prompts and not rows.unshared
+        most = (asks.longest if shared else group_size * asks.longest) + group_size * new_tokens
+        per_step = plan.tokens_per_step // most
+        what = f"a prompt of up to {asks.longest} tokens with {group_size} answers of up to {new_tokens}"
+        if not per_step:
+            raise UserError(
+                f"tokens_per_step {plan.tokens_per_step} is too little for {what}: that can be {most} tokens. Raise it, or "
+                "lower max_prompt_length, max_new_tokens or group_size."
+            )
+        setup.say(f"a step takes {per_step} prompts: {what}, is at most {most} tokens")
     return RolloutPlan(
         setup.option(RolloutOptions).rollout_prompts or per_step,
         per_step,
@@ -316,26 +321,3 @@ def rollout_plan(setup: Setup, passes: int) -> RolloutPlan:
         plan.max_steps,
         plan.seed,
     )
-
-
-def check_apart(**models: nn.Module | None) -> None:
-    """Policy, critic, reference and reward model never share a weight that is trained.
-
-    Raises:
-        ValueError: two of them do, named.
-    """
-    owner: dict[int, str] = {}
-    for name, model in models.items():
-        for parameter in model.parameters() if model is not None else ():
-            if parameter.numel() == 0:
-                continue
-            first = owner.setdefault(parameter.data_ptr(), name)
-            if first != name and any(
-                p.requires_grad and p.data_ptr() == parameter.data_ptr()
-                for other in (models[first], model)
-                if other is not None
-                for p in other.parameters()
-            ):
-                raise ValueError(
-                    f"{first} and {name} share a trainable weight of shape {tuple(parameter.shape)}"
-                )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import Options, option
+from espalier.config.options import EngineOptions, Options, option
 from espalier.config.train_options import in_steps
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
@@ -36,12 +36,11 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
+from espalier.stages.guards import check_apart, check_first_step
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
-    check_apart,
-    check_first_step,
     read_asks,
     reward_rule,
     rollout_plan,
@@ -116,11 +115,19 @@ class GroupObjective:
     reverse KL of Agarwal et al. 2024 (GKD) on the policy's own answers.
     """
 
-    def __init__(self, options: GRPOOptions, kl_coef: float, max_new_tokens: int, temperature: float) -> None:
+    def __init__(
+        self,
+        options: GRPOOptions,
+        kl_coef: float,
+        max_new_tokens: int,
+        temperature: float,
+        precision: str = "fp32",
+    ) -> None:
         self._low, self._high, self._kl_coef = options.clip_low, options.clip_high, kl_coef
         self._teacher_coef = options.teacher_coef
         self._ratios, self._policy = RATIOS[options.importance_sampling_level], POLICIES[options.policy_loss]
         self._average, self._constant = options.loss_average, max_new_tokens
+        self._precision = precision
         self.want = Want(temperature=temperature)
 
     def count(self, batch: Batch) -> float:
@@ -136,7 +143,7 @@ class GroupObjective:
         each = self._policy(outputs.logprobs, log_weights, advantages, self._low, self._high)
         kl = kl_k3(outputs.logprobs, x["ref_logprobs"])
         total = masked_sum((each + self._kl_coef * kl) * self._weights(mask), mask)
-        ratio = (outputs.logprobs - x["old_logprobs"]).detach().exp()
+        shift = (outputs.logprobs - x["old_logprobs"]).detach()
         weights = log_weights.detach()
         clipped = clip_fraction(weights, torch.zeros_like(weights), advantages, self._low, self._high)
         tokens, answers = mask.sum(), batch.n_branches
@@ -146,7 +153,8 @@ class GroupObjective:
             "loss": (total.detach(), self.count(batch)),
             "reward": (x["scores"].sum(), answers),
             "kl": (masked_sum(kl.detach(), mask), answers),
-            "ratio": (masked_sum(ratio, mask), tokens),
+            "ratio": (masked_sum(shift.exp(), mask), tokens),
+            "logprob_shift": (masked_sum(shift.abs(), mask), tokens),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
             "answer_tokens": (tokens, answers),
             "groups_with_spread": (split.sum(), batch.n_trees),
@@ -166,7 +174,7 @@ class GroupObjective:
         return 1 / mask.sum(1, keepdim=True).clamp(min=1)
 
     def check(self, first: dict[str, float]) -> None:
-        check_first_step(first)
+        check_first_step(first, self._precision)
 
 
 def with_advantages(
@@ -286,7 +294,7 @@ def build(setup: Setup) -> Parts:
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model, teacher=teacher)
     groups = Groups(roller, options, rolling.max_new_tokens)
     compare = ADVANTAGES[options.advantages]
-    plan = rollout_plan(setup, options.grpo_epochs)
+    plan = rollout_plan(setup, asks[0], setup.rows(policy), rolling.group_size or 8, options.grpo_epochs)
 
     def feed(live: Live) -> Feed:
         def roll(places: list[int], number: int) -> list[Tree]:
@@ -303,7 +311,13 @@ def build(setup: Setup) -> Parts:
     return Parts(
         trained=policy,
         main=policy,
-        objective=GroupObjective(options, rolling.kl_coef, rolling.max_new_tokens, roller.temperature),
+        objective=GroupObjective(
+            options,
+            rolling.kl_coef,
+            rolling.max_new_tokens,
+            roller.temperature,
+            setup.option(EngineOptions).precision,
+        ),
         feed=feed,
         validate=roller.validate,
         held_out=HeldOut("reward", "higher"),

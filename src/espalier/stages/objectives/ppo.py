@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier.config.options import Options, option
+from espalier.config.options import EngineOptions, Options, RunOptions, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
 from espalier.maths.advantages import adaptive_kl, gae, kl_k1, token_rewards
@@ -31,12 +31,12 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import trained_mask, whitened
 from espalier.rollout.feed import RolloutFeed
+from espalier.stages.guards import check_apart, check_first_step
 from espalier.stages.parts import HeldOut, Live, Parts
+from espalier.stages.ptx import Documents
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
-    check_apart,
-    check_first_step,
     read_asks,
     reward_rule,
     rollout_plan,
@@ -83,12 +83,20 @@ class PolicyAndCritic(nn.Module):
         self.policy, self.critic = policy, critic
 
     def forward(self, batch: Batch, want: Want) -> Outputs:
-        wanted = Want(want.logprobs, want.entropy, temperature=want.temperature)
+        wanted = Want(want.logprobs, want.entropy, temperature=_temperature(batch, want))
         outputs = self.policy(self.policy.fitting(batch), wanted)
         if not want.values:
             return Outputs(outputs.logprobs, outputs.entropy)
         values = self.critic(self.critic.fitting(batch), Want(logprobs=False, values=True)).values
         return Outputs(outputs.logprobs, outputs.entropy, values)
+
+
+def _temperature(batch: Batch, want: Want) -> float | Tensor:
+    """Answers are trained at the temperature that they were sampled with, the text of a data set at 1."""
+    ptx = batch.extras.get("ptx")
+    if ptx is None or want.temperature == 1.0 or not bool(ptx.any()):
+        return want.temperature
+    return torch.where(ptx > 0, 1.0, want.temperature)
 
 
 class ClippedObjective:
@@ -98,9 +106,10 @@ class ClippedObjective:
     ptx (B,), 0 for answers and for documents the weight of a token's nll against an answer's token.
     """
 
-    def __init__(self, options: PPOOptions, temperature: float) -> None:
+    def __init__(self, options: PPOOptions, temperature: float, precision: str = "fp32") -> None:
         self._clip, self._clip_value, self._vf = options.clip_range, options.clip_range_value, options.vf_coef
         self._cut = math.inf if options.reward_clip is None else options.reward_clip
+        self._precision = precision
         self.want = Want(values=True, temperature=temperature)
 
     def count(self, batch: Batch) -> float:
@@ -117,7 +126,7 @@ class ClippedObjective:
         ptx_sum = masked_sum(likelihood, documents)
         total = policy_sum + self._vf * value_sum + ptx_sum
         tokens, answers = mask.sum(), (x["ptx"] == 0).sum()
-        ratio = (outputs.logprobs - x["old_logprobs"]).detach().exp()
+        shift = (outputs.logprobs - x["old_logprobs"]).detach()
         clipped = clip_fraction(
             outputs.logprobs.detach(), x["old_logprobs"], x["advantages"], self._clip, self._clip
         )
@@ -125,7 +134,8 @@ class ClippedObjective:
             "loss": (total.detach(), tokens),
             "policy_loss": (policy_sum.detach(), tokens),
             "value_loss": (value_sum.detach(), tokens),
-            "ratio": (masked_sum(ratio, mask), tokens),
+            "ratio": (masked_sum(shift.exp(), mask), tokens),
+            "logprob_shift": (masked_sum(shift.abs(), mask), tokens),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
             "kl": (masked_sum(x["kl"], mask), answers),
             "reward": ((x["scores"] * (x["ptx"] == 0)).sum(), answers),
@@ -139,7 +149,7 @@ class ClippedObjective:
         return total, numbers
 
     def check(self, first: dict[str, float]) -> None:
-        check_first_step(first)
+        check_first_step(first, self._precision)
 
     @staticmethod
     def _answers(batch: Batch) -> Tensor:
@@ -209,19 +219,6 @@ def experience(
     return whitened(shaped, "advantages")
 
 
-def with_documents(answers: list[Tree], documents: list[Tree], coefficient: float) -> list[Tree]:
-    """Answers and documents in one step; the documents' tokens weigh `coefficient` times the answers'."""
-    tokens = sum(tree.n_trained for tree in answers)
-    scale = coefficient * tokens / max(1, sum(tree.n_trained for tree in documents))
-    names = answers[0].extras
-    mixed = list(answers)
-    for tree in documents:
-        width = tree.n_trained
-        blank = {n: torch.zeros(1) if x.dim() == 1 else torch.zeros(1, width) for n, x in names.items()}
-        mixed.append(tree.with_extras(**{**blank, "ptx": torch.tensor([scale])}))
-    return mixed
-
-
 class MovingAverage:
     """An exponential moving average of a policy's weights, kept beside it."""
 
@@ -267,15 +264,16 @@ def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
     rule = reward_rule(setup)
     asks, documents = read_asks(setup), _documents(setup, options)
+    group_size = rolling.group_size or 1
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
     critic = _critic(setup, rolling.reward_model)
-    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 1, rule, beside=[critic])
+    roller = Roller(setup, policy, asks, frozen, group_size, rule, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
     controller = KLController(rolling.kl_coef, options.kl_target, options.kl_horizon)
     rollouts = Rollouts(roller, options, controller, ClipWarning(options.reward_clip, setup.say))
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
-    plan = rollout_plan(setup, options.ppo_epochs)
+    plan = rollout_plan(setup, asks[0], setup.rows(policy, critic), group_size, options.ppo_epochs)
 
     def feed(live: Live) -> Feed:
         def roll(places: list[int], number: int) -> list[Tree]:
@@ -283,17 +281,14 @@ def build(setup: Setup) -> Parts:
             return rollouts.roll(live, places, number)
 
         def mix(trees: list[Tree], step: int) -> list[Tree]:
-            if not documents:
-                return trees
-            chosen = [documents[(step * plan.trees_per_step + i) % len(documents)] for i in range(len(trees))]
-            return with_documents(trees, chosen, options.ptx_coef)
+            return documents.mixed(trees, step * plan.trees_per_step)
 
         return RolloutFeed(len(roller.asks), roll, setup.rows(policy, critic), plan, mix=mix)
 
     return Parts(
         trained=PolicyAndCritic(policy, critic),
         main=policy,
-        objective=ClippedObjective(options, roller.temperature),
+        objective=ClippedObjective(options, roller.temperature, setup.option(EngineOptions).precision),
         feed=feed,
         validate=roller.validate,
         held_out=HeldOut("reward", "higher"),
@@ -311,10 +306,11 @@ def _critic(setup: Setup, reward_model: str | None) -> TreeModel:
     return critic.without_lm_head()
 
 
-def _documents(setup: Setup, options: PPOOptions) -> Sequence[Tree]:
-    if options.ptx_dataset is None:
-        return []
-    return setup.trees(setup.load_file(options.ptx_dataset, "chat"), "ptx")
+def _documents(setup: Setup, options: PPOOptions) -> Documents:
+    trees: Sequence[Tree] = []
+    if options.ptx_dataset is not None:
+        trees = setup.trees(setup.load_file(options.ptx_dataset, "chat"), "ptx")
+    return Documents(trees, options.ptx_coef, setup.option(RunOptions).seed)
 
 
 STAGE = Stage("prompt", build, (RolloutOptions, PPOOptions), samples=True, reference=lambda options: True)

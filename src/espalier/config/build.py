@@ -27,6 +27,7 @@ from espalier.config.option import Options
 from espalier.config.option_set import OptionSet
 from espalier.config.ranges import in_range, range_words
 from espalier.config.refused import REFUSED
+from espalier.config.stage_defaults import stage_default
 from espalier.errors import UserError
 
 Classes = Sequence[type]
@@ -170,7 +171,7 @@ def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str,
         )
     built: list[Options] = []
     for kind in classes:
-        instance, wrong = _instance(values, kind)
+        instance, wrong = _instance(values, kind, stage)
         errors += wrong
         if instance is not None:
             built.append(instance)
@@ -184,11 +185,14 @@ def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str,
     return OptionSet(tuple(built))
 
 
-def _instance(values: RawConfig, kind: type) -> tuple[Options | None, list[str]]:
+def _instance(values: RawConfig, kind: type, stage: str) -> tuple[Options | None, list[str]]:
     arguments: dict[str, Any] = {}
     errors: list[str] = []
     for item in fields(kind):
         given = values.get(item.name)
+        if given is None and "by_stage" in item.metadata:
+            tuned = str(values.get("finetuning_type"))
+            arguments[item.name] = stage_default(item.default, item.metadata, stage, tuned)
         if item.name not in values:
             continue
         try:

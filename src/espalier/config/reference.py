@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from espalier.config.convert import plain
+from espalier.config.stage_defaults import default_sentence, stage_default
 from espalier.config.write import OptionRow, describe
 
 Classes = Sequence[type]
@@ -62,7 +63,14 @@ def markdown(all_classes: Mapping[str, Classes]) -> str:
         for kind in classes:
             lines += [first_line(kind), "", "| key | value | default | what it does |", "|---|---|---|---|"]
             for row in describe([kind]):
-                cells = (f"`{row.key}`", value_words(row), f"`{default_words(row.default)}`", row.help)
+                default, sentence = (
+                    f"`{default_words(row.default)}`",
+                    default_sentence(row.metadata, list(stages)),
+                )
+                told = row.help
+                if sentence:
+                    default, told = "by stage", f"{row.help} Default: {sentence}."
+                cells = (f"`{row.key}`", value_words(row), default, told)
                 lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
             lines.append("")
     return "\n".join(lines)
@@ -90,13 +98,16 @@ def terminal(stage: str, classes: Classes, width: int = 100) -> str:
     for kind in classes:
         lines += ["", first_line(kind)]
         for row in describe([kind]):
+            default = stage_default(row.default, row.metadata, stage, "full")
             lines += textwrap.wrap(
-                f"{row.key}: {value_words(row)}. Default: {default_words(row.default)}.",
+                f"{row.key}: {value_words(row)}. Default: {default_words(default)}.",
                 width,
                 initial_indent="  ",
                 subsequent_indent="    ",
             )
-            lines += textwrap.wrap(row.help, width, initial_indent="    ", subsequent_indent="    ")
+            source = default_sentence(row.metadata, [stage])
+            told = f"{row.help} Default: {source}." if source else row.help
+            lines += textwrap.wrap(told, width, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
 
 

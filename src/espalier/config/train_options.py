@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from espalier.config.option import Options, option
+from espalier.config.stage_defaults import EPOCHS, LEARNING_RATE
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "linear": (),
@@ -50,7 +51,9 @@ def step_count_problems(options: Options, *keys: str) -> list[str]:
 class TrainOptions(Options):
     """How long, how much at a time, and how fast to learn."""
 
-    learning_rate: float = option(5e-5, "The highest learning rate.", min=0)
+    learning_rate: float = option(
+        5e-5, "The highest learning rate.", min=0, by_stage=LEARNING_RATE, is_rate=True
+    )
     lr_scheduler_type: ScheduleName = option("linear", "How the learning rate falls after the warmup.")
     lr_scheduler_kwargs: dict[str, Any] = option(
         {},
@@ -66,7 +69,9 @@ class TrainOptions(Options):
         min=0,
     )
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0: no clipping.", min=0)
-    num_train_epochs: float = option(3.0, "How often the data is seen; max_steps overrides it.", above=0)
+    num_train_epochs: float = option(
+        3.0, "How often the data is seen; max_steps overrides it.", above=0, by_stage=EPOCHS
+    )
     max_steps: int | None = option(None, "Stop after so many optimiser steps.", min=1)
     tokens_per_step: int | None = option(
         None, "At most so many tokens an optimiser step, over all processes; instead of a batch size.", min=1

@@ -15,13 +15,15 @@ from espalier.config.ranges import range_words
 
 
 class OptionRow(NamedTuple):
-    """One row of a help page: ``("seed", "a whole number", 42, "The seed of every random choice.", "at least 0")``."""
+    """One row of a help page: ``("seed", "a whole number", 42, "The seed of every random choice.", "at least 0", {})``;
+    the last is what else its field says (`espalier.config.option.option`)."""
 
     key: str
     type: str
     default: Any
     help: str
     range: str
+    metadata: Mapping[str, Any]
 
 
 def dump_yaml(instances: Iterable[Any], *, comments: bool = False) -> str:
@@ -57,5 +59,6 @@ def describe(classes: Sequence[type]) -> list[OptionRow]:
         for item in fields(kind):
             default = item.default if item.default_factory is MISSING else item.default_factory()
             told, limits = item.metadata["help"], range_words(item.metadata)
-            rows.append(OptionRow(item.name, type_name(hints[item.name]), default, told, limits))
+            kind_name = type_name(hints[item.name])
+            rows.append(OptionRow(item.name, kind_name, default, told, limits, item.metadata))
     return rows

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.config.options import Options, RunOptions, option
+from espalier.config.stage_defaults import KL_COEF
 from espalier.data.encode.scored import ScoreAt, closing, score_place
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.steps.feed import Rows
@@ -58,7 +59,7 @@ class RolloutOptions(Options):
         above=0,
         same_result=True,
     )
-    kl_coef: float = option(0.05, "The price of a nat of KL from the reference.", min=0)
+    kl_coef: float = option(0.05, "The price of a nat of KL from the reference.", min=0, by_stage=KL_COEF)
     group_size: int | None = option(None, "Answers sampled to each prompt; null: 8, and 1 for PPO.", min=1)
     rollout_prompts: int | None = option(None, "Prompts sampled at a time; null: those of one step.", min=1)
     max_prompt_length: int | None = option(None, "Longest prompt; null: cutoff_len - max_new_tokens.", min=1)

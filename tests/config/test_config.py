@@ -441,7 +441,13 @@ def test_the_hash_sees_values_and_not_their_order() -> None:
 
 def test_describe_speaks_plainly() -> None:
     rows = {row.key: row for row in describe(COMMON)}
-    assert rows["seed"][:5] == ("seed", "a whole number", 42, "The seed of every random choice.", "at least 0")
+    assert rows["seed"][:5] == (
+        "seed",
+        "a whole number",
+        42,
+        "The seed of every random choice.",
+        "at least 0",
+    )
     assert rows["layout"].type == "one of auto, tree, padded"
     assert rows["lora_target"].default == ["all"] and rows["lora_target"].type == "a list (a text each)"
     assert rows["max_steps"].type == "a whole number or null"

@@ -24,6 +24,7 @@ from espalier.models.probe import probe
 from espalier.models.sampling.generate import Sampling
 from espalier.rollout.experience import Ask, measure, rule_scores, sample_trees
 from espalier.stages.objectives.grpo import ADVANTAGES, GroupObjective, GRPOOptions
+from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.trees import Batch, lay_out_tree
 
 KL_COEF = 0.05
@@ -48,7 +49,8 @@ def ours(size: str, rows: list[dict[str, Any]], tokenizer: Any, group: int, new:
     lm = model_of(size, tokenizer)
     model = TreeModel(lm, probe(lm))
     frozen = copy.deepcopy(model).requires_grad_(False)
-    objective = GroupObjective(GRPOOptions(), KL_COEF, new, 1.0)
+    terms = PolicyTerms(PolicyOptions(kl_in="loss", kl_estimator="k3"), lambda: KL_COEF)
+    objective = GroupObjective(GRPOOptions(), new, terms)
     optimizer = optimizer_of(model, OptimizerSettings("adamw", 1e-6))
     rows_in = Rows(lay_out_tree, 4096)
     sampling = Sampling(new, stop=(tokenizer.eos_token_id,))

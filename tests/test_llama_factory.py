@@ -12,9 +12,9 @@ from espalier.config import build, canonical, load_yaml, stage_of
 from espalier.config.options import DataOptions, EngineOptions, LoraOptions, ModelOptions, OptimizerOptions
 from espalier.errors import UserError
 from espalier.runs.train import CLASSES
-from espalier.stages.objectives.ppo import PPOOptions
 from espalier.stages.references import ReferenceOptions
 from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.shaping import ShapingOptions
 
 COMMON = """\
 ### model
@@ -95,7 +95,7 @@ def test_a_file_of_each_stage_is_taken_as_it_is(tmp_path: Path, stage: str) -> N
     if stage == "dpo":
         assert built[ReferenceOptions].pref_beta == 0.2
     if stage == "ppo":
-        assert built[PPOOptions].kl_target == 6.0 and built[RolloutOptions].reward_model == "saves/rm"
+        assert built[ShapingOptions].kl_target == 6.0 and built[RolloutOptions].reward_model == "saves/rm"
 
 
 def test_a_file_that_merges_is_sent_to_merge() -> None:

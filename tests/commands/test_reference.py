@@ -60,7 +60,8 @@ def test_help_and_page_have_every_key_with_its_default_and_allowed_values(stage:
             (told,) = re.findall(rf" {item.name}: (.*?)\. Default: (.*?)\. {re.escape(row.help)}", shown)
             (line,) = [x for x in page.splitlines() if x.startswith(f"| `{item.name}` |") and row.help in x]
             cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-            own = item.metadata.get("by_stage", {}).get(stage)
+            by_stage = item.metadata.get("by_stage")
+            own = by_stage.stages.get(stage) if by_stage else None
             assert told[0] == cells[1]
             assert yaml.safe_load(told[1]) == plain(row.default if own is None else own.value)
             if "by_stage" not in item.metadata:
@@ -68,7 +69,8 @@ def test_help_and_page_have_every_key_with_its_default_and_allowed_values(stage:
             else:
                 assert cells[2] == "by stage"
             if own is not None:
-                assert f"{stage} {own.value:g} ({own.source})" in line
+                shown_value = own.value if isinstance(own.value, str) else f"{own.value:g}"
+                assert f"{stage} {shown_value} ({own.source})" in line
             allowed = [str(value) for value in literals(get_type_hints(kind)[item.name])]
             assert ", ".join(allowed) in told[0]
             limits = {

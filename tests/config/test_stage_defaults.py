@@ -21,15 +21,22 @@ def built(**values: Any) -> TrainOptions:
 
 @pytest.mark.parametrize("stage", CLASSES)
 def test_every_stage_has_a_rate_and_a_length_of_its_own(stage: str) -> None:
-    assert built(stage=stage).learning_rate == LEARNING_RATE[stage].value
-    assert built(stage=stage).num_train_epochs == EPOCHS[stage].value
+    assert built(stage=stage).learning_rate == LEARNING_RATE.stages[stage].value
+    assert built(stage=stage).num_train_epochs == EPOCHS.stages[stage].value
     assert built(stage=stage, learning_rate=0.5).learning_rate == 0.5
-    assert built(stage=stage, learning_rate=None).learning_rate == LEARNING_RATE[stage].value
+    assert built(stage=stage, learning_rate=None).learning_rate == LEARNING_RATE.stages[stage].value
 
 
 def test_the_stages_that_hold_on_to_a_reference_learn_slowest() -> None:
-    assert max(LEARNING_RATE[s].value for s in ("dpo", "kto", "ppo", "grpo")) < LEARNING_RATE["reward"].value
-    assert LEARNING_RATE["reward"].value < LEARNING_RATE["sft"].value < LEARNING_RATE["pretrain"].value
+    assert (
+        max(LEARNING_RATE.stages[s].value for s in ("dpo", "kto", "ppo", "grpo"))
+        < LEARNING_RATE.stages["reward"].value
+    )
+    assert (
+        LEARNING_RATE.stages["reward"].value
+        < LEARNING_RATE.stages["sft"].value
+        < LEARNING_RATE.stages["pretrain"].value
+    )
 
 
 @pytest.mark.parametrize("kind", get_args(get_type_hints(AdapterOptions)["finetuning_type"]))
@@ -40,5 +47,5 @@ def test_adapters_learn_faster_than_whole_models(kind: str) -> None:
     factor = 1 if whole else ADAPTER_RATES[kind].value
     for stage in ("sft", "dpo"):
         options = built(stage=stage, finetuning_type=kind, **extra)
-        assert options.learning_rate == pytest.approx(LEARNING_RATE[stage].value * factor)
-        assert options.num_train_epochs == EPOCHS[stage].value
+        assert options.learning_rate == pytest.approx(LEARNING_RATE.stages[stage].value * factor)
+        assert options.num_train_epochs == EPOCHS.stages[stage].value

@@ -22,6 +22,7 @@ from espalier.maths.preferences import PREFERENCES
 from espalier.maths.reduce import masked_mean, masked_sum
 from espalier.models.forward import Outputs
 from espalier.stages.objectives.grpo import GroupObjective, GRPOOptions
+from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.trees import Tree
 from espalier.trees.batch import lay_out_tree
 
@@ -248,7 +249,8 @@ def test_grpo_loss_with_its_kl(kind: str, level: str) -> None:
     options = GRPOOptions(
         policy_loss=policy_loss, importance_sampling_level=level, loss_average=average, clip_high=0.28
     )
-    objective = GroupObjective(options, 0.04, T, 1.0)
+    terms = PolicyTerms(PolicyOptions(kl_in="loss", kl_estimator="k3"), lambda: 0.04)
+    objective = GroupObjective(options, T, terms)
     trees = [Tree.from_path(range(n + 1), [False] + [True] * n) for n in mask.sum(1).tolist()]
     width = int(mask.sum(1).max())
     batch = lay_out_tree(trees).with_extras(
@@ -259,7 +261,7 @@ def test_grpo_loss_with_its_kl(kind: str, level: str) -> None:
     )
     total, numbers = objective.loss(Outputs(logprobs[:, :width]), batch)
     torch.testing.assert_close(total / objective.count(batch), theirs)
-    plain = GroupObjective(GRPOOptions(loss_average=average, clip_high=0.28), 0.04, T, 1.0)
+    plain = GroupObjective(GRPOOptions(loss_average=average, clip_high=0.28), T, terms)
     if (policy_loss, level) != ("clip", "token"):
         assert not torch.allclose(plain.loss(Outputs(logprobs[:, :width]), batch)[0], total)
 

@@ -23,7 +23,9 @@ from espalier.stages.likelihood import NextToken
 from espalier.stages.objectives import grpo, ppo
 from espalier.stages.objectives.dpo import Preferences
 from espalier.stages.objectives.reward import PairwiseReward
+from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.ptx import with_documents
+from espalier.stages.shaping import ShapingOptions, experience
 from espalier.trees import Batch, Tree, lay_out_tree
 
 PROMPT, ACTIONS = 0, 4
@@ -43,9 +45,11 @@ class Table(nn.Module):
     def forward(self, batch: Batch, want: Want) -> Outputs:
         ids = batch.input_ids.flatten()
         parents = ids[batch.read_at]
-        logprobs = self.logits[parents].log_softmax(-1).gather(1, batch.labels[:, None])[:, 0]
+        every = self.logits[parents].log_softmax(-1)
+        logprobs = every.gather(1, batch.labels[:, None])[:, 0]
         return Outputs(
             logprobs=batch.grid(logprobs) if want.logprobs else None,
+            entropy=batch.grid(-(every.exp() * every).sum(-1)) if want.entropy else None,
             values=batch.grid(self.values[parents]) if want.values else None,
             scores=self.scores[ids[batch.leaf_at]] if want.scores else None,
         )
@@ -54,6 +58,11 @@ class Table(nn.Module):
     def probs(self) -> Tensor:
         """Of the answers to the prompt."""
         return self.logits.detach()[PROMPT].softmax(-1)
+
+
+def terms(price: float, **chosen: Any) -> PolicyTerms:
+    """GRPO's terms, with changes."""
+    return PolicyTerms(PolicyOptions(**{"kl_in": "loss", "kl_estimator": "k3", **chosen}), lambda: price)
 
 
 def fit(
@@ -199,7 +208,7 @@ def test_grpo_without_a_price_of_kl_takes_the_best_arm(rows: dict[str, Any]) -> 
         advantages = grpo.ADVANTAGES[options.advantages](scores, torch.zeros(SAMPLES, dtype=torch.int64))
         return {"old_logprobs": old, "ref_logprobs": old, "scores": scores, "advantages": advantages}
 
-    found = bandit(model, grpo.GroupObjective(options, 0.0, 8, 1.0), feed, 300, 1.0)
+    found = bandit(model, grpo.GroupObjective(options, 8, terms(0.0)), feed, 300, 1.0)
     assert found.argmax() == REWARDS.argmax() and found.max() > 0.95
 
 
@@ -220,7 +229,7 @@ def test_a_teacher_s_distribution_is_the_end_of_distillation() -> None:
         }
 
     before = model.probs
-    found = bandit(model, grpo.GroupObjective(grpo.GRPOOptions(), 0.0, 8, 1.0), feed, 300, 0.5)
+    found = bandit(model, grpo.GroupObjective(grpo.GRPOOptions(), 8, terms(0.0)), feed, 300, 0.5)
     assert (before - teacher).abs().max() > 0.1
     torch.testing.assert_close(found, teacher, rtol=0, atol=0.02)
 
@@ -246,8 +255,48 @@ def test_grpo_with_a_price_of_kl_stops_where_theory_says(average: Any) -> None:
         return {"old_logprobs": old, "ref_logprobs": ref_logprobs, "scores": scores, "advantages": advantages}
 
     options = grpo.GRPOOptions(loss_average=average)
-    found = bandit(model, grpo.GroupObjective(options, price, 8, 1.0), feed, 400, 0.4)
+    found = bandit(model, grpo.GroupObjective(options, 8, terms(price)), feed, 400, 0.4)
     assert (wanted - ref).abs().max() > 0.1, "the reward must matter"
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "chosen", [{"kl_estimator": "k2"}, {"kl_in": "reward", "kl_estimator": "k1"}], ids=["loss", "reward"]
+)
+def test_grpo_can_pay_the_reverse_kl(chosen: dict[str, Any]) -> None:
+    """Liu et al. 2025 ("Rethinking KL Regularization in RLHF"): k2 in the loss, and k1 in the reward, have the slope of
+    KL(policy || ref), and end at ref * exp(r / c), where k3 in the loss does not."""
+    price, ref = 0.5, START.softmax(-1)
+    wanted = (ref.log() + REWARDS / price).softmax(-1)
+    model = Table()
+    model.logits.data[PROMPT] = START
+    own = terms(price, **chosen)
+
+    def feed(actions: Tensor, old: Tensor) -> dict[str, Tensor]:
+        known = {"old_logprobs": old, "ref_logprobs": ref.log()[actions][:, None], "scores": REWARDS[actions]}
+        tree = replace_extras(FOREST[0], known)
+        (made,) = grpo.with_advantages([tree], grpo.ADVANTAGES["dr_grpo"], own)
+        return {**known, "advantages": made.extras["advantages"]}
+
+    found = bandit(model, grpo.GroupObjective(grpo.GRPOOptions(), 8, own), feed, 400, 0.4)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
+
+
+@pytest.mark.slow
+def test_an_entropy_bonus_ends_at_the_softmax_of_rewards() -> None:
+    """The optimum of E[r] + c H(policy) is exp(r / c), normalised (Ziebart 2010)."""
+    model, price = Table(), 0.5
+
+    def feed(actions: Tensor, old: Tensor) -> dict[str, Tensor]:
+        scores = REWARDS[actions]
+        advantages = grpo.ADVANTAGES["dr_grpo"](scores, torch.zeros(SAMPLES, dtype=torch.int64))
+        return {"old_logprobs": old, "ref_logprobs": old, "scores": scores, "advantages": advantages}
+
+    objective = grpo.GroupObjective(grpo.GRPOOptions(), 8, terms(0.0, entropy_coef=price))
+    found = bandit(model, objective, feed, 400, 0.4)
+    wanted = (REWARDS / price).softmax(-1)
+    assert (wanted - 0.25).abs().max() > 0.2
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.02)
 
 
@@ -258,7 +307,7 @@ def test_ppo_stops_at_the_reference_tilted_by_the_reward() -> None:
     wanted = (ref.log() + REWARDS / price).softmax(-1)
     model = Table()
     model.logits.data[PROMPT] = START
-    options = ppo.PPOOptions(vf_coef=0.5, reward_clip=None)
+    own = terms(price, kl_in="reward", kl_estimator="k1")
 
     def feed(actions: Tensor, old: Tensor) -> dict[str, Tensor]:
         extras = {
@@ -266,12 +315,13 @@ def test_ppo_stops_at_the_reference_tilted_by_the_reward() -> None:
             "ref_logprobs": ref.log()[actions][:, None],
             "old_values": model.values.detach()[PROMPT].expand(SAMPLES, 1),
             "scores": REWARDS[actions],
+            "shaped": REWARDS[actions],
         }
         tree = replace_extras(FOREST[0], extras)
-        made = ppo.experience([tree], kl_coef=price, reward_clip=None, gamma=1.0, lam=0.95)
+        made = experience([tree], ShapingOptions(reward_clip=None), own)
         return lay_out_tree(made).extras
 
-    found = bandit(model, ppo.ClippedObjective(options, 1.0), feed, 400, 0.15)
+    found = bandit(model, ppo.ClippedObjective(ppo.Weights(value=0.5), own), feed, 400, 0.15)
     assert (wanted - ref).abs().max() > 0.2, "the reward must matter"
     torch.testing.assert_close(found, wanted, rtol=0, atol=0.03)
     value = (wanted * (REWARDS - price * (wanted / ref).log())).sum()
@@ -286,13 +336,13 @@ def replace_extras(tree: Tree, extras: dict[str, Tensor]) -> Tree:
 def test_ppo_with_documents_also_learns_them() -> None:
     """The ptx loss alone (no reward, nothing to gain) moves the policy to the frequencies of the documents."""
     answers = [replace_extras(FOREST[0], {
-        name: torch.zeros(SAMPLES, 1) for name in ("old_values", "returns", "advantages", "kl")
-    } | {"old_logprobs": torch.full((SAMPLES, 1), -math.log(ACTIONS)), "scores": torch.zeros(SAMPLES), "ptx": torch.zeros(SAMPLES)})]  # fmt: skip
+        name: torch.zeros(SAMPLES, 1) for name in ("old_values", "returns", "advantages", "kl", "ref_logprobs")
+    } | {"shaped": torch.zeros(SAMPLES), "old_logprobs": torch.full((SAMPLES, 1), -math.log(ACTIONS)), "scores": torch.zeros(SAMPLES), "ptx": torch.zeros(SAMPLES)})]  # fmt: skip
     documents = [Tree.from_path([PROMPT, answer], [False, True]) for answer in (1, 1, 1, 2)]
     mixed = with_documents(answers, documents, 0.3)
     batch = lay_out_tree(mixed)
     model = Table()
-    told = fit(model, ppo.ClippedObjective(ppo.PPOOptions(), 1.0), batch, steps=800)
+    told = fit(model, ppo.ClippedObjective(ppo.Weights(), terms(0.0)), batch, steps=800)
     torch.testing.assert_close(
         model.probs, torch.tensor([0.0, 0.75, 0.25, 0.0], dtype=torch.float64), rtol=0, atol=5e-3
     )
@@ -309,12 +359,12 @@ def test_the_logged_clip_fraction_counts_the_tokens_that_learn_nothing(stage: st
     logprobs = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     pushed = torch.randn(shape[0], dtype=torch.float64)
     zeros = torch.zeros(shape, dtype=torch.float64)
-    extras = {"old_logprobs": zeros, "ref_logprobs": zeros, "scores": pushed, "kl": zeros}
+    extras = {"old_logprobs": zeros, "ref_logprobs": zeros, "scores": pushed, "shaped": pushed, "kl": zeros}
     if stage == "grpo":
-        objective: Any = grpo.GroupObjective(grpo.GRPOOptions(clip_low=0.1, clip_high=0.3), 0.0, 8, 1.0)
+        objective: Any = grpo.GroupObjective(grpo.GRPOOptions(clip_low=0.1, clip_high=0.3), 8, terms(0.0))
         batch = replace(batch, extras={**extras, "advantages": pushed})
     else:
-        objective = ppo.ClippedObjective(ppo.PPOOptions(clip_range=0.2, vf_coef=0.0), 1.0)
+        objective = ppo.ClippedObjective(ppo.Weights(clip=0.2, value=0.0), terms(0.0))
         own = {
             "advantages": pushed[:, None].expand(shape),
             "old_values": zeros,

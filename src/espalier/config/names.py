@@ -145,7 +145,13 @@ STAGE_SYNONYMS: dict[str, dict[str, str]] = {
         "epsilon_high": "clip_high",
         "num_iterations": "grpo_epochs",
     },
-    "ppo": {"ppo_target": "kl_target", "sft_model_path": "model_name_or_path", "max_epochs": "ppo_epochs"},
+    "ppo": {
+        "ppo_target": "kl_target",
+        "ppo_whiten_rewards": "whiten_rewards",
+        "freezing_actor_steps": "critic_first_steps",
+        "sft_model_path": "model_name_or_path",
+        "max_epochs": "ppo_epochs",
+    },
 }
 
 SPREAD: dict[str, dict[str, tuple[str, ...]]] = {
@@ -241,6 +247,7 @@ SWITCHES: dict[str, tuple[str, Any, Any]] = {
     "use_firefly_loss": ("mask_history", False, True),
     "use_peft": ("finetuning_type", "lora", None),
     "lora_target_linear": ("lora_target", ["all"], None),
+    "ppo_score_norm": ("score_normalization", "standardise", None),
     "disable_gradient_checkpointing": ("gradient_checkpointing", False, True),
 }
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from espalier.config.stage_defaults import StageDefault
+from espalier.config.stage_defaults import ByStage
 
 Named = Literal["model", "tokenizer", "data", "file", "function"]
 """What a path may name: a model's or an adapter's folder, a tokenizer's, data files, one file, FILE.py:FUNCTION."""
@@ -22,23 +21,22 @@ def option(
     below: float | None = None,
     names: Named | None = None,
     same_result: bool = False,
-    by_stage: Mapping[str, StageDefault] | None = None,
-    is_rate: bool = False,
 ) -> Any:
     """One key: its default, its sentence, and its range (``min``/``max`` inclusive, ``above``/``below`` not).
 
     Args:
+        default: of every stage, or a `ByStage`.
         names: what a value that is a path names; its content is compared when a run goes on, not the path.
         same_result: see `Options.same_result`.
-        by_stage: the default of each stage that has one of its own, in place of `default`.
-        is_rate: whether adapters want more of it than whole models (`stage_defaults`).
     """
     limits = {"min": min, "max": max, "above": above, "below": below}
     metadata: dict[str, Any] = {"help": help}
     metadata |= {name: limit for name, limit in limits.items() if limit is not None}
     metadata |= {"names": names} if names else {}
     metadata |= {"same_result": True} if same_result else {}
-    metadata |= {"by_stage": by_stage, "is_rate": is_rate} if by_stage else {}
+    if isinstance(default, ByStage):
+        metadata |= {"by_stage": default}
+        default = default.otherwise
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -73,9 +73,9 @@ CURES: dict[str, str] = {
     "Name each file as `dataset`; its folder alone does not say which.": "data_dir",
     "Name the adapter as `adapter_name_or_path`, or the model as `model_name_or_path`.": "checkpoint",
     "The critic begins as `reward_model`; name that.": "critic_checkpoint reward_checkpoint",
-    "Policy and critic learn alike; set `learning_rate` and `weight_decay`, and remove it.": """
-        critic_learning_rate critic_weight_decay lora_learning_rate actor_lora_learning_rate
-        critic_lora_learning_rate""",
+    "One decay is for policy and critic; set `weight_decay`, and remove it.": "critic_weight_decay",
+    "Adapters learn at `learning_rate`, the critic's at `critic_learning_rate`; set these.": """
+        lora_learning_rate actor_lora_learning_rate critic_lora_learning_rate""",
     "Set `ema_decay`, for example ema_decay: 0.992.": "enable_ema",
     "Set `kl_target`, for example kl_target: 6.0, for a coefficient that adapts.": "adap_kl_ctrl target_kl",
     "Write its keys as keys of the run.": "ppo_config",
@@ -86,8 +86,7 @@ CURES: dict[str, str] = {
     "Documents are packed into rows; `packing: false` keeps them apart.": "concat_samples",
     "Set `rollout_prompts` (prompts sampled at a time), `ppo_epochs` and `num_train_epochs`.": """
         num_episodes max_timesteps update_timesteps num_collect_steps num_update_steps ppo_batch_numbers
-        generation_batches experience_batch_size per_device_generation_batch_size ppo_steps""",
-    "One document of ptx_dataset goes with a prompt; remove it.": "ptx_batch_size",
+        generation_batches per_device_generation_batch_size ppo_steps""",
     "Name it where the data is named: dataset: {path: …, subset: …}.": "subset unsupervised_dataset_config_name",
     "Name those files in the sft stage's own `dataset`.": "sft_only_data_path",
     "Set `max_samples` or `max_steps` for a short try.": "test enable_test_mode test_stop_step",

@@ -51,9 +51,7 @@ def step_count_problems(options: Options, *keys: str) -> list[str]:
 class TrainOptions(Options):
     """How long, how much at a time, and how fast to learn."""
 
-    learning_rate: float = option(
-        5e-5, "The highest learning rate.", min=0, by_stage=LEARNING_RATE, is_rate=True
-    )
+    learning_rate: float = option(LEARNING_RATE, "The highest learning rate.", min=0)
     lr_scheduler_type: ScheduleName = option("linear", "How the learning rate falls after the warmup.")
     lr_scheduler_kwargs: dict[str, Any] = option(
         {},
@@ -69,9 +67,7 @@ class TrainOptions(Options):
         min=0,
     )
     max_grad_norm: float = option(1.0, "Clip the gradient's norm to this; 0: no clipping.", min=0)
-    num_train_epochs: float = option(
-        3.0, "How often the data is seen; max_steps overrides it.", above=0, by_stage=EPOCHS
-    )
+    num_train_epochs: float = option(EPOCHS, "How often the data is seen; max_steps overrides it.", above=0)
     max_steps: int | None = option(None, "Stop after so many optimiser steps.", min=1)
     tokens_per_step: int | None = option(
         None, "At most so many tokens an optimiser step, over all processes; instead of a batch size.", min=1

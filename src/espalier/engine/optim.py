@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -37,13 +37,19 @@ class OptimizerSettings:
     loraplus_ratio: float = 1.0
 
 
-def optimizer_of(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def optimizer_of(
+    module: nn.Module, settings: OptimizerSettings, parts: Sequence[str] = ()
+) -> torch.optim.Optimizer:
     """The optimiser of a module's trainable parameters; ``lr_scale`` of a group times the step's rate is its own.
+
+    Args:
+        parts: names of submodules whose parameters make groups of their own, with the name as ``part``; of the other
+            groups that is "".
 
     Raises:
         ValueError: nothing is trainable.
     """
-    groups, rate = list(_groups(module, settings)), settings.learning_rate
+    groups, rate = list(_groups(module, settings, parts)), settings.learning_rate
     if not groups:
         raise ValueError("no parameter is trainable: check finetuning_type and freeze_ratio")
     if settings.kind == "sgd":
@@ -59,20 +65,25 @@ def optimizer_of(module: nn.Module, settings: OptimizerSettings) -> torch.optim.
     return torch.optim.AdamW(groups, lr=rate, betas=settings.betas, eps=settings.eps, fused=True)
 
 
-def _groups(module: nn.Module, settings: OptimizerSettings) -> Iterator[dict[str, Any]]:
-    ratio = settings.loraplus_ratio
-    trained = [
-        (p, ratio if "lora_B" in name else 1.0) for name, p in module.named_parameters() if p.requires_grad
-    ]
-    for scale in dict.fromkeys((1.0, ratio)):
-        for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
-            group = [p for p, mine in trained if mine == scale and (p.dim() >= 2) == is_matrix]
-            if group:
-                yield {"params": group, "weight_decay": decay, "lr_scale": scale}
+def _groups(module: nn.Module, settings: OptimizerSettings, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    groups: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part in parts if name.startswith(f"{part}.")), "")
+            scale = settings.loraplus_ratio if "lora_B" in name else 1.0
+            groups.setdefault((part, scale, parameter.dim() >= 2), []).append(parameter)
+    for (part, scale, is_matrix), parameters in groups.items():
+        decay = settings.weight_decay if is_matrix else 0.0
+        yield {"params": parameters, "weight_decay": decay, "lr_scale": scale, "part": part}
 
 
 def learning_rates(
-    kind: str, peak: float, warmup_steps: int, total_steps: int, settings: Mapping[str, Any]
+    kind: str,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    settings: Mapping[str, Any],
+    waits: int = 0,
 ) -> Callable[[int], float]:
     """The rate of a step (0 is the first): a linear rise, then transformers' schedule of that name.
 
@@ -83,10 +94,12 @@ def learning_rates(
         kind, settings: one of transformers' schedules and its own arguments.
         peak: the highest rate.
         total_steps: at least `warmup_steps`.
+        waits: steps at the start of rate 0; the schedule is that of the steps after them.
 
     Raises:
         UserError: settings that the schedule cannot use.
     """
+    total_steps = max(total_steps - waits, 0)
     if kind == "warmup_stable_decay":
         settings = {"num_decay_steps": max(1, total_steps // 10), **settings}
     try:
@@ -109,6 +122,9 @@ def learning_rates(
         ) from error
 
     def rate(step: int) -> float:
+        step -= waits
+        if step < 0:
+            return 0.0
         if step < warmup_steps:
             return peak * (step + 1) / warmup_steps
         return peak * float(share(min(step, total_steps)))

@@ -8,7 +8,7 @@ on how they were cut into micro-batches, accumulated, or spread over processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -42,18 +42,24 @@ class Objective(Protocol):
     def check(self, first: dict[str, float]) -> None: ...
 
 
+Rate = Callable[[int], float]
+"""The learning rate of a step (0 is the first)."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """When things are due, in steps.
 
     Attributes:
-        learning_rate: of a step (0 is the first).
+        learning_rate: of all that has no part of its own.
         max_grad_norm: gradients are scaled down to it; 0 leaves them alone.
+        parts: the rate and the norm of the optimiser's groups with this ``part``.
         logging_steps, save_steps, eval_steps: each so many steps; 0 is never.
     """
 
-    learning_rate: Callable[[int], float]
+    learning_rate: Rate
     max_grad_norm: float = 1.0
+    parts: Mapping[str, tuple[Rate, float]] = field(default_factory=dict)
     logging_steps: int = 10
     save_steps: int = 0
     eval_steps: int = 0
@@ -150,7 +156,8 @@ class Step:
                 "`espalier inspect`: every record needs an answer, or text, that is to be learned."
             )
         for group in learner.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(progress.step) * group.get("lr_scale", 1.0)
+            rate, _ = self._pace(group)
+            group["lr"] = rate(progress.step) * group.get("lr_scale", 1.0)
         norm = self._learn(batches, count) if learning else self._look(batches)
         progress.step += 1
         progress.idle += not learning
@@ -172,7 +179,7 @@ class Step:
                     f"Lower learning_rate, or look at the data of this step; the last checkpoint is kept. "
                     f"{cause(module)}"
                 )
-        norm = clip_gradients(accelerator, module, self.schedule.max_grad_norm)
+        norm = clip_gradients(accelerator, module, self.schedule.max_grad_norm, self._apart())
         if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":
             raise UserError(
                 f"step {step}, rank {accelerator.process_index}: the gradient norm is {norm}. "
@@ -182,16 +189,35 @@ class Step:
         self.learner.optimizer.step()
         return norm
 
+    def _pace(self, group: dict[str, Any]) -> tuple[Rate, float]:
+        """The rate and the largest norm of a group of the optimiser."""
+        whole = self.schedule.learning_rate, self.schedule.max_grad_norm
+        return self.schedule.parts.get(group.get("part", ""), whole)
+
+    def _apart(self) -> list[tuple[list[nn.Parameter], float]]:
+        """The parameters of each part with the largest norm of its gradient; none where there are no parts."""
+        if not self.schedule.parts:
+            return []
+        apart: dict[str, tuple[list[nn.Parameter], float]] = {}
+        for group in self.learner.optimizer.param_groups:
+            parameters, _ = apart.setdefault(group.get("part", ""), ([], self._pace(group)[1]))
+            parameters += group["params"]
+        return list(apart.values())
+
     def numbers(self, epoch: float, norm: float | None, speed: float) -> dict[str, float]:
         """What is logged of the present step."""
-        progress = self.progress
+        progress, rate = self.progress, self.schedule.learning_rate(self.progress.step - 1)
+        of_parts = {
+            f"{name}_learning_rate": of(progress.step - 1) for name, (of, _) in self.schedule.parts.items()
+        }
         return {
             "step": progress.step,
             "epoch": round(epoch, 4),
             "tokens": progress.tokens,
             **progress.last,
             **({"idle_steps": progress.idle} if progress.idle else {}),
-            "learning_rate": self.schedule.learning_rate(progress.step - 1),
+            "learning_rate": rate,
+            **{name: own for name, own in of_parts.items() if own != rate},
             "grad_norm": norm or 0.0,
             "tokens_per_second": speed,
             "memory_bytes": memory_bytes(self.learner.accelerator.device),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,17 +123,31 @@ def over_ranks(accelerator: Accelerator, sums: list[float]) -> list[float]:
     return total.tolist()
 
 
-def clip_gradients(accelerator: Accelerator, module: nn.Module, max_norm: float) -> float:
-    """Scale the gradients down to `max_norm` (0: leave them) and return the norm before."""
+def clip_gradients(
+    accelerator: Accelerator,
+    module: nn.Module,
+    max_norm: float,
+    apart: Sequence[tuple[list[nn.Parameter], float]] = (),
+) -> float:
+    """Scale the gradients down to `max_norm` (0: leave them) and return the norm before.
+
+    Args:
+        apart: parameters that are clipped together, each list to its own norm, in place of all to `max_norm`. DeepSpeed
+            does not know them.
+    """
     if is_deepspeed(accelerator):  # it has clipped and stepped already, inside the backward
         norm = module.get_global_grad_norm()  # type: ignore[operator]
         return float(norm) if norm is not None else 0.0
-    limit = max_norm if max_norm > 0 else math.inf
-    trained = [p for p in module.parameters() if p.requires_grad]
-    norm = accelerator.clip_grad_norm_(trained, limit)
-    if norm is None:
-        return 0.0
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    if not apart:
+        apart = [([p for p in module.parameters() if p.requires_grad], max_norm)]
+    norms = []
+    for at, (parameters, limit) in enumerate(apart):
+        # The first call undoes fp16's scale of all gradients, and may do so once a step only.
+        clip = nn.utils.clip_grad_norm_ if at else accelerator.clip_grad_norm_
+        norm = clip(parameters, limit if limit > 0 else math.inf)
+        if norm is not None:
+            norms.append(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
+    return math.hypot(*norms)
 
 
 def named_trainable(accelerator: Accelerator, module: nn.Module) -> dict[str, nn.Parameter]:

@@ -171,13 +171,13 @@ def gathered(own: list[AnswerGroup], world: int) -> list[AnswerGroup]:
     return gather_object(own) if world > 1 else own
 
 
-def whitened(trees: Sequence[Tree], name: str) -> list[Tree]:
-    """The (B, A) extra `name` of all trees together with mean 0 and variance 1 over the real tokens."""
+def whitened(trees: Sequence[Tree], name: str, *, shift_mean: bool = True) -> list[Tree]:
+    """The (B, A) extra `name` of all trees together with variance 1 over the real tokens, and mean 0 on request."""
     from espalier.maths.reduce import whiten
 
     masks = [trained_mask(tree) for tree in trees]
     flat = torch.cat([tree.extras[name][mask] for tree, mask in zip(trees, masks, strict=True)])
-    white = whiten(flat, torch.ones_like(flat, dtype=torch.bool))
+    white = whiten(flat, torch.ones_like(flat, dtype=torch.bool), shift_mean)
     parts = torch.split(white, [int(mask.sum()) for mask in masks])  # type: ignore[no-untyped-call]
     return [
         tree.with_extras(**{name: torch.zeros_like(tree.extras[name]).masked_scatter(mask, part)})

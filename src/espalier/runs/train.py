@@ -43,7 +43,7 @@ from espalier.engine.loop import run_loop, stopped_at
 from espalier.engine.optim import OptimizerSettings, learning_rates, optimizer_of
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
-from espalier.engine.step import Hooks, Learner, Schedule
+from espalier.engine.step import Hooks, Learner, Rate, Schedule
 from espalier.engine.track import Tracker, keep_rows
 from espalier.engine.trackers import Sink, TrackedRun, open_trackers
 from espalier.errors import Stopped
@@ -58,7 +58,7 @@ from espalier.runs.running import Running, Start
 from espalier.runs.validation import validate
 from espalier.screen import Screen
 from espalier.stages.adapting import rank_allocations
-from espalier.stages.parts import Live, Parts
+from espalier.stages.parts import Live, Pace, Parts
 from espalier.stages.positions import check_positions
 from espalier.stages.rollouts import RolloutOptions
 from espalier.stages.setup import Setup
@@ -186,7 +186,7 @@ def _optimizer(start: Start, parts: Parts) -> torch.optim.Optimizer:
         chosen.adam_epsilon,
         start.option(LoraOptions).loraplus_lr_ratio,
     )
-    return optimizer_of(parts.trained, settings)
+    return optimizer_of(parts.trained, settings, list(parts.paces))
 
 
 def _run(running: Running) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _open_trackers(running: Running) -> list[Sink]:
 def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     """The loop, between two evaluations."""
     live, progress, looks = running.live, running.progress, running.start.option(EvaluationOptions)
-    schedule = _schedule(running.start, running.feed.total_steps)
+    schedule = _schedule(running.start, running.parts, running.feed.total_steps)
     if progress.step == 0 and looks.eval_steps != 0:
         tracker.log({"step": 0, **validate(running, 0)})
     after, patience = running.parts.after_step, looks.early_stopping_patience
@@ -264,14 +264,28 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     take_best(running)
 
 
-def _schedule(start: Start, total: int) -> Schedule:
+def _schedule(start: Start, parts: Parts, total: int) -> Schedule:
     train = start.option(TrainOptions)
-    warmup = in_steps(train.warmup_steps, total) or math.ceil(train.warmup_ratio * total)
+    own = in_steps(train.warmup_steps, total) or math.ceil(train.warmup_ratio * total)
+
+    def rate(pace: Pace) -> Rate:
+        return learning_rates(
+            train.lr_scheduler_type,
+            train.learning_rate if pace.learning_rate is None else pace.learning_rate,
+            own if pace.warmup_steps is None else in_steps(pace.warmup_steps, total),
+            total,
+            train.lr_scheduler_kwargs,
+            in_steps(pace.waits, total),
+        )
+
+    norm = train.max_grad_norm
     return Schedule(
-        learning_rate=learning_rates(
-            train.lr_scheduler_type, train.learning_rate, warmup, total, train.lr_scheduler_kwargs
-        ),
-        max_grad_norm=train.max_grad_norm,
+        learning_rate=rate(Pace()),
+        max_grad_norm=norm,
+        parts={
+            name: (rate(pace), norm if pace.max_grad_norm is None else pace.max_grad_norm)
+            for name, pace in parts.paces.items()
+        },
         logging_steps=in_steps(start.option(TrackOptions).logging_steps, total),
         save_steps=in_steps(start.option(RunOptions).save_steps, total),
         eval_steps=in_steps(start.option(EvaluationOptions).eval_steps or 0, total),

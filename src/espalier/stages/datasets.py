@@ -306,11 +306,12 @@ class Datasets:
 
     # --- steps ----------------------------------------------------------------------------------
 
-    def rows(self, model: TreeModel, *others: TreeModel) -> Rows:
-        """Rows as `model` takes them, of a size that the others can unroll where they take no trees."""
+    def rows(self, model: TreeModel, *others: TreeModel, records: int | None = None) -> Rows:
+        """Rows as `model` takes them, of a size that the others can unroll where they take no trees;
+        `records` of a micro-batch, None: as many as are trained at a time."""
         data, train = self.option(DataOptions), self.option(TrainOptions)
-        per_row = train.per_device_train_batch_size or 1
-        if train.tokens_per_step:
+        per_row = records or train.per_device_train_batch_size or 1
+        if train.tokens_per_step and not records:
             tokens = max(data.cutoff_len, min(train.tokens_per_step // self.world, 8192))
         else:
             tokens = data.cutoff_len * per_row

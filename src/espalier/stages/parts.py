@@ -79,6 +79,25 @@ class Controller(Protocol):
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast a part of the trained module learns, where that is not as the options of the training say.
+
+    AdamW takes each parameter by itself, so a part with a pace of its own learns as if it had an optimiser of its own.
+
+    Attributes:
+        learning_rate: the highest; None: as the rest.
+        warmup_steps: in which it rises, as a count or as a share of all; None: as the rest.
+        max_grad_norm: of this part's gradient alone; None: as the rest, but alone.
+        waits: steps at the start in which it stays as it is, as a count or as a share of all.
+    """
+
+    learning_rate: float | None = None
+    warmup_steps: int | float | None = None
+    max_grad_norm: float | None = None
+    waits: int | float = 0
+
+
+@dataclass(frozen=True)
 class SamplePrompt:
     """A held-out prompt whose answer is shown at each evaluation."""
 
@@ -101,6 +120,7 @@ class Parts:
         sample_prompts: shown at each evaluation.
         controllers: by name, for the checkpoint.
         after_step: bookkeeping after each optimiser step, by its number; the gradients are still there.
+        paces: by the name of a part of `trained`; the others learn as the options say.
         learns: whether the loss of a micro-batch depends on the weights at all; steps in which none does are not taken.
         averages: modules outside of `trained` whose weights change too; they go into the checkpoint.
         also_saved: further models by folder name (a critic, a moving average), saved beside ``model/``.
@@ -115,6 +135,7 @@ class Parts:
     sample_prompts: Sequence[SamplePrompt] = ()
     controllers: dict[str, Controller] = field(default_factory=dict)
     after_step: Callable[[Live, int], None] | None = None
+    paces: dict[str, Pace] = field(default_factory=dict)
     learns: Callable[[Batch], bool] = lambda batch: True
     averages: dict[str, nn.Module] = field(default_factory=dict)
     also_saved: dict[str, TreeModel] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.config.options import Options, RunOptions, option
+from espalier.config.options import EngineOptions, Options, RunOptions, option
 from espalier.config.stage_defaults import KL_COEF
 from espalier.data.encode.scored import ScoreAt, closing, score_place
 from espalier.data.preflight.findings import HELD_OUT
@@ -37,6 +37,7 @@ from espalier.rollout.experience import (
 from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
 from espalier.stages.parts import Live, Units
+from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.setup import Setup
 from espalier.trees import Batch, Tree
 
@@ -59,9 +60,15 @@ class RolloutOptions(Options):
         above=0,
         same_result=True,
     )
-    kl_coef: float = option(0.05, "The price of a nat of KL from the reference.", min=0, by_stage=KL_COEF)
+    kl_coef: float = option(KL_COEF, "The price of a nat of KL from the reference.", min=0)
     group_size: int | None = option(None, "Answers sampled to each prompt; null: 8, and 1 for PPO.", min=1)
     rollout_prompts: int | None = option(None, "Prompts sampled at a time; null: those of one step.", min=1)
+    experience_batch_size: int | None = option(
+        None,
+        "Prompts whose answers are measured at a time on one process; null: as many as are trained at a time.",
+        min=1,
+        same_result=True,
+    )
     max_prompt_length: int | None = option(None, "Longest prompt; null: cutoff_len - max_new_tokens.", min=1)
     max_new_tokens: int = option(128, "Longest answer.", min=1)
     temperature: float = option(1.0, "Of sampling, and of the logprobs that are trained.", above=0)
@@ -235,7 +242,8 @@ class Roller:
             extras = names(live.run(batch, want))
             return {**extras, "ref_logprobs": self._by_reference(live, batch)}
 
-        return measure(trees, self._setup.rows(self._policy, *self._beside), run)
+        rows = self._setup.rows(self._policy, *self._beside, records=self._options.experience_batch_size)
+        return measure(trees, rows, run)
 
     @torch.no_grad()
     def _by_reference(self, live: Live, batch: Batch) -> Tensor:
@@ -283,6 +291,16 @@ def _check_scores(trees: list[Tree]) -> None:
                     f"the reward model gives {score} for an answer to the prompt {tree.source}: its weights are "
                     "broken. Look at reward_model; the last checkpoint is kept."
                 )
+
+
+def policy_terms(setup: Setup, kl_coef: Callable[[], float]) -> PolicyTerms:
+    """The run's terms of a policy's loss; `kl_coef` says the present price of KL."""
+    return PolicyTerms(
+        setup.option(PolicyOptions),
+        kl_coef,
+        setup.option(RolloutOptions).temperature,
+        setup.option(EngineOptions).precision,
+    )
 
 
 def rollout_plan(setup: Setup, asks: Asks, rows: Rows, group_size: int, passes: int) -> RolloutPlan:

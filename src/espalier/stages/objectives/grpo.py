@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import EngineOptions, Options, option
+from espalier.config.options import Options, option
 from espalier.config.train_options import in_steps
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
@@ -36,11 +36,13 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
-from espalier.stages.guards import check_apart, check_first_step
+from espalier.stages.guards import check_apart
 from espalier.stages.parts import HeldOut, Live, Parts
+from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
+    policy_terms,
     read_asks,
     reward_rule,
     rollout_plan,
@@ -108,27 +110,19 @@ class GRPOOptions(Options):
 
 
 class GroupObjective:
-    """The clipped policy loss with one advantage an answer, plus kl_coef times k3.
+    """The clipped policy loss with one advantage an answer, plus what `PolicyTerms` adds (k3 times its price).
 
     Extras: old_logprobs, ref_logprobs (B, A); advantages, scores (B,). With a teacher also teacher_kl (B, A), log policy -
     log teacher of the sampled tokens: taken from the advantages, its gradient is that of KL(policy || teacher), the
     reverse KL of Agarwal et al. 2024 (GKD) on the policy's own answers.
     """
 
-    def __init__(
-        self,
-        options: GRPOOptions,
-        kl_coef: float,
-        max_new_tokens: int,
-        temperature: float,
-        precision: str = "fp32",
-    ) -> None:
-        self._low, self._high, self._kl_coef = options.clip_low, options.clip_high, kl_coef
+    def __init__(self, options: GRPOOptions, max_new_tokens: int, terms: PolicyTerms) -> None:
+        self._low, self._high = options.clip_low, options.clip_high
         self._teacher_coef = options.teacher_coef
         self._ratios, self._policy = RATIOS[options.importance_sampling_level], POLICIES[options.policy_loss]
         self._average, self._constant = options.loss_average, max_new_tokens
-        self._precision = precision
-        self.want = Want(temperature=temperature)
+        self._terms, self.want = terms, terms.want
 
     def count(self, batch: Batch) -> float:
         return float(batch.n_trained if self._average == "token" else batch.n_branches)
@@ -141,9 +135,9 @@ class GroupObjective:
             advantages = advantages - self._teacher_coef * x["teacher_kl"]
         log_weights = self._ratios(outputs.logprobs - x["old_logprobs"], mask)
         each = self._policy(outputs.logprobs, log_weights, advantages, self._low, self._high)
+        each = self._terms.clipped(each, advantages) + self._terms.added(outputs, x["ref_logprobs"])
+        total = masked_sum(each * self._weights(mask), mask)
         kl = kl_k3(outputs.logprobs, x["ref_logprobs"])
-        total = masked_sum((each + self._kl_coef * kl) * self._weights(mask), mask)
-        shift = (outputs.logprobs - x["old_logprobs"]).detach()
         weights = log_weights.detach()
         clipped = clip_fraction(weights, torch.zeros_like(weights), advantages, self._low, self._high)
         tokens, answers = mask.sum(), batch.n_branches
@@ -153,8 +147,7 @@ class GroupObjective:
             "loss": (total.detach(), self.count(batch)),
             "reward": (x["scores"].sum(), answers),
             "kl": (masked_sum(kl.detach(), mask), answers),
-            "ratio": (masked_sum(shift.exp(), mask), tokens),
-            "logprob_shift": (masked_sum(shift.abs(), mask), tokens),
+            **self._terms.numbers(outputs, x["old_logprobs"], mask),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
             "answer_tokens": (tokens, answers),
             "groups_with_spread": (split.sum(), batch.n_trees),
@@ -174,29 +167,40 @@ class GroupObjective:
         return 1 / mask.sum(1, keepdim=True).clamp(min=1)
 
     def check(self, first: dict[str, float]) -> None:
-        check_first_step(first, self._precision)
+        self._terms.check(first)
 
 
 def with_advantages(
-    trees: Sequence[Tree], compare: Callable[[Tensor, Tensor], Tensor], kl_coef: float
+    trees: Sequence[Tree], compare: Callable[[Tensor, Tensor], Tensor], terms: PolicyTerms
 ) -> list[Tree]:
     """The measured groups of a rollout with their advantages, and whether anything can be learned from each at all.
 
+    Where the KL is paid in the reward, an answer's score loses that of its tokens first.
+
     Extras: ``signal`` (B,) is 1 where an answer is better than what it is compared with, or the policy has left the
-    reference and that has a price. Where all answers are equal and policy and reference say the very same, the loss has
-    no slope but rounding errors.
+    reference and that has a price in the loss. Where all answers are equal and policy and reference say the very same,
+    the loss has no slope but rounding errors.
     """
     sizes = torch.tensor([tree.n_branches for tree in trees])
     tree_id = torch.arange(len(trees)).repeat_interleave(sizes)
-    every = compare(torch.cat([tree.extras["scores"] for tree in trees]), tree_id)
+    every = compare(torch.cat([_paid(tree, terms) for tree in trees]), tree_id)
     made = []
     for at, tree in enumerate(trees):
         x, advantages = tree.extras, every[tree_id == at]
-        left = kl_coef > 0 and not torch.equal(x["old_logprobs"], x["ref_logprobs"])
+        left = terms.loss_price() > 0 and not torch.equal(x["old_logprobs"], x["ref_logprobs"])
         taught = bool(x.get("teacher_kl", advantages).any())
         signal = torch.full_like(advantages, float(left or taught or bool((advantages != 0).any())))
         made.append(tree.with_extras(advantages=advantages, signal=signal))
     return made
+
+
+def _paid(tree: Tree, terms: PolicyTerms) -> Tensor:
+    """(B,) the scores of a group after what its KL costs in the reward."""
+    scores, price = tree.extras["scores"], terms.reward_price()
+    if not price:
+        return scores
+    kl = terms.kl(tree.extras["old_logprobs"], tree.extras["ref_logprobs"])
+    return scores - price * masked_sum(kl, trained_mask(tree), 1)
 
 
 def with_teacher(
@@ -293,6 +297,7 @@ def build(setup: Setup) -> Parts:
         teacher.eval().requires_grad_(False)
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model, teacher=teacher)
     groups = Groups(roller, options, rolling.max_new_tokens)
+    terms = policy_terms(setup, lambda: rolling.kl_coef)
     compare = ADVANTAGES[options.advantages]
     plan = rollout_plan(setup, asks[0], setup.rows(policy), rolling.group_size or 8, options.grpo_epochs)
 
@@ -304,24 +309,20 @@ def build(setup: Setup) -> Parts:
             trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
             if teacher is not None:
                 trees = with_teacher(setup, live, teacher, trees, roller.temperature)
-            return with_advantages(trees, compare, rolling.kl_coef)
+            terms.guard.begin()
+            return with_advantages(trees, compare, terms)
 
         return RolloutFeed(len(roller.asks), roll, setup.rows(policy), plan)
 
     return Parts(
         trained=policy,
         main=policy,
-        objective=GroupObjective(
-            options,
-            rolling.kl_coef,
-            rolling.max_new_tokens,
-            roller.temperature,
-            setup.option(EngineOptions).precision,
-        ),
+        objective=GroupObjective(options, rolling.max_new_tokens, terms),
         feed=feed,
         validate=roller.validate,
         held_out=HeldOut("reward", "higher"),
-        learns=lambda batch: bool((batch.extras["signal"] > 0).any()),
+        after_step=lambda live, step: terms.guard.after_step(live),
+        learns=lambda batch: not terms.guard.shut and bool((batch.extras["signal"] > 0).any()),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
     )
 
@@ -341,5 +342,10 @@ def _check(options: OptionSet) -> None:
 
 
 STAGE = Stage(
-    "prompt", build, (RolloutOptions, GRPOOptions), samples=True, reference=lambda options: True, check=_check
+    "prompt",
+    build,
+    (RolloutOptions, PolicyOptions, GRPOOptions),
+    samples=True,
+    reference=lambda options: True,
+    check=_check,
 )

@@ -1,47 +1,55 @@
 """Proximal policy optimisation from human feedback (Ouyang et al. 2022), whole and on one machine.
 
-A policy, a critic that starts from the reward model, a frozen reference, and a reward model or a rule. The
-experience of a rollout is made in its feed: sampled trees, old and reference logprobs, values, per-token
-rewards (the KL from the reference on every token, the clipped score on the last), GAE, whitened advantages.
-The loss is the clipped policy loss plus the clipped value loss, plus on request the likelihood of a data set
-of its own (PPO-ptx).
+A policy, a critic that starts from the reward model (`stages.critic`), a frozen reference, and a reward model or a rule.
+The experience of a rollout is made in its feed: sampled trees, old and reference logprobs, values, per-token rewards
+(the KL from the reference on every token, the clipped score on the last), GAE, whitened advantages (`stages.shaping`).
+The loss is the clipped policy loss plus the clipped value loss, plus on request an entropy bonus (`stages.policy`) and
+the likelihood of a data set of its own (PPO-ptx, `stages.ptx`).
 
-Not here: an entropy bonus, and a value head on the policy's own body.
+Not here: a value head on the policy's own body.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from espalier.config.options import EngineOptions, Options, RunOptions, option
+from espalier.config.option_set import OptionSet
+from espalier.config.options import Options, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
-from espalier.maths.advantages import adaptive_kl, gae, kl_k1, token_rewards
 from espalier.maths.losses import clipped_policy, clipped_value, nll
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
-from espalier.rollout.experience import trained_mask, whitened
 from espalier.rollout.feed import RolloutFeed
-from espalier.stages.guards import check_apart, check_first_step
+from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic, load_critic
+from espalier.stages.guards import check_apart
 from espalier.stages.parts import HeldOut, Live, Parts
-from espalier.stages.ptx import Documents
+from espalier.stages.policy import PolicyOptions, PolicyTerms
+from espalier.stages.ptx import PtxOptions, load_documents
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
+    policy_terms,
     read_asks,
     reward_rule,
     rollout_plan,
 )
 from espalier.stages.setup import Setup
+from espalier.stages.shaping import (
+    ClipWarning,
+    KLController,
+    ScoreNormalizer,
+    ShapingOptions,
+    experience,
+    with_shaped,
+)
 from espalier.stages.stage import Stage
 from espalier.trees import Batch, Tree
 
@@ -51,95 +59,66 @@ class PPOOptions(Options):
     """The PPO stage."""
 
     clip_range: float = option(0.2, "How far the ratio of policies may go from 1 and still pay.", above=0)
-    clip_range_value: float = option(0.2, "How far a value may go from the old one and still pay.", above=0)
-    vf_coef: float = option(0.1, "Weight of the value loss.", min=0)
-    gamma: float = option(1.0, "Discount of later rewards.", min=0, max=1)
-    lam: float = option(0.95, "GAE's trade of bias for variance.", min=0, max=1)
     ppo_epochs: int = option(1, "Passes over the answers of a rollout.", min=1)
-    reward_clip: float | None = option(5.0, "Scores are cut to this distance from 0; null: never.", above=0)
-    kl_target: float | None = option(
-        None, "Move kl_coef so that an answer's KL comes to this; null: fixed.", above=0
-    )
-    kl_horizon: int = option(10000, "Answers over which kl_coef moves.", min=1)
-    ptx_coef: float = option(0.0, "Weight of the likelihood of ptx_dataset's text.", min=0)
-    ptx_dataset: str | list[str | dict[str, Any]] | None = option(
-        None, "Chats or text for the ptx loss.", names="data"
-    )
     ema_decay: float | None = option(
         None, "Keep a moving average of the policy, such as 0.992.", above=0, below=1
     )
 
-    def problems(self) -> list[str]:
-        if bool(self.ptx_coef) != (self.ptx_dataset is not None):
-            return ["`ptx_coef` and `ptx_dataset` need each other: give both or none."]
-        return []
 
+@dataclass(frozen=True)
+class Weights:
+    """What the parts of PPO's loss weigh, and where they are cut.
 
-class PolicyAndCritic(nn.Module):
-    """Two models behind one forward, so that one wrapper, one optimiser and one backward serve both."""
+    Attributes:
+        clip: of the ratio of policies.
+        clip_value: of values.
+        value, policy: of the two losses.
+        cut: scores beyond it were cut.
+    """
 
-    def __init__(self, policy: TreeModel, critic: TreeModel) -> None:
-        super().__init__()
-        self.policy, self.critic = policy, critic
-
-    def forward(self, batch: Batch, want: Want) -> Outputs:
-        wanted = Want(want.logprobs, want.entropy, temperature=_temperature(batch, want))
-        outputs = self.policy(self.policy.fitting(batch), wanted)
-        if not want.values:
-            return Outputs(outputs.logprobs, outputs.entropy)
-        values = self.critic(self.critic.fitting(batch), Want(logprobs=False, values=True)).values
-        return Outputs(outputs.logprobs, outputs.entropy, values)
-
-
-def _temperature(batch: Batch, want: Want) -> float | Tensor:
-    """Answers are trained at the temperature that they were sampled with, the text of a data set at 1."""
-    ptx = batch.extras.get("ptx")
-    if ptx is None or want.temperature == 1.0 or not bool(ptx.any()):
-        return want.temperature
-    return torch.where(ptx > 0, 1.0, want.temperature)
+    clip: float = 0.2
+    clip_value: float = 0.2
+    value: float = 0.1
+    policy: float = 1.0
+    cut: float = math.inf
 
 
 class ClippedObjective:
     """PPO's loss over the extras that the feed has put on the trees.
 
-    Extras: old_logprobs, old_values, advantages, returns (B, A); kl (B, A) and scores (B,) to be logged;
-    ptx (B,), 0 for answers and for documents the weight of a token's nll against an answer's token.
+    Extras: old_logprobs, ref_logprobs, old_values, advantages, returns (B, A); kl (B, A), scores and shaped (B,) to be
+    logged; ptx (B,), 0 for answers and for documents the weight of a token's nll against an answer's token.
     """
 
-    def __init__(self, options: PPOOptions, temperature: float, precision: str = "fp32") -> None:
-        self._clip, self._clip_value, self._vf = options.clip_range, options.clip_range_value, options.vf_coef
-        self._cut = math.inf if options.reward_clip is None else options.reward_clip
-        self._precision = precision
-        self.want = Want(values=True, temperature=temperature)
+    def __init__(self, weights: Weights, terms: PolicyTerms) -> None:
+        self._weights, self._terms = weights, terms
+        self.want = replace(terms.want, values=True)
 
     def count(self, batch: Batch) -> float:
         return float(self._answers(batch).sum())
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]:
         assert outputs.logprobs is not None and outputs.values is not None
-        x, mask = batch.extras, self._answers(batch)
-        policy = clipped_policy(outputs.logprobs, x["old_logprobs"], x["advantages"], self._clip, self._clip)
-        value = clipped_value(outputs.values, x["old_values"], x["returns"], self._clip_value)
+        x, mask, w = batch.extras, self._answers(batch), self._weights
+        policy = clipped_policy(outputs.logprobs, x["old_logprobs"], x["advantages"], w.clip, w.clip)
+        value = clipped_value(outputs.values, x["old_values"], x["returns"], w.clip_value)
+        policy = self._terms.clipped(policy, x["advantages"]) + self._terms.added(outputs, x["ref_logprobs"])
         policy_sum, value_sum = masked_sum(policy, mask), masked_sum(value, mask)
         documents = batch.mask & (x["ptx"] > 0)[:, None]
         likelihood = nll(outputs.logprobs) * x["ptx"][:, None]
         ptx_sum = masked_sum(likelihood, documents)
-        total = policy_sum + self._vf * value_sum + ptx_sum
+        total = w.policy * policy_sum + w.value * value_sum + ptx_sum
         tokens, answers = mask.sum(), (x["ptx"] == 0).sum()
-        shift = (outputs.logprobs - x["old_logprobs"]).detach()
-        clipped = clip_fraction(
-            outputs.logprobs.detach(), x["old_logprobs"], x["advantages"], self._clip, self._clip
-        )
+        clipped = clip_fraction(outputs.logprobs.detach(), x["old_logprobs"], x["advantages"], w.clip, w.clip)
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = {
             "loss": (total.detach(), tokens),
             "policy_loss": (policy_sum.detach(), tokens),
             "value_loss": (value_sum.detach(), tokens),
-            "ratio": (masked_sum(shift.exp(), mask), tokens),
-            "logprob_shift": (masked_sum(shift.abs(), mask), tokens),
+            **self._terms.numbers(outputs, x["old_logprobs"], mask),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
             "kl": (masked_sum(x["kl"], mask), answers),
             "reward": ((x["scores"] * (x["ptx"] == 0)).sum(), answers),
-            "score_clipped": (((x["scores"].abs() > self._cut) & (x["ptx"] == 0)).sum(), answers),
+            "score_clipped": (((x["shaped"].abs() > w.cut) & (x["ptx"] == 0)).sum(), answers),
             "answer_tokens": (tokens, answers),
         }
         if bool(documents.any()):
@@ -149,74 +128,11 @@ class ClippedObjective:
         return total, numbers
 
     def check(self, first: dict[str, float]) -> None:
-        check_first_step(first, self._precision)
+        self._terms.check(first)
 
     @staticmethod
     def _answers(batch: Batch) -> Tensor:
         return batch.mask & (batch.extras["ptx"] == 0)[:, None]
-
-
-class KLController:
-    """The price of KL: fixed, or moved towards a target (Ziegler et al. 2019)."""
-
-    def __init__(self, coefficient: float, target: float | None, horizon: int) -> None:
-        self.coefficient, self._target, self._horizon = coefficient, target, horizon
-
-    def update(self, kl: float, answers: int) -> None:
-        if self._target is not None:
-            self.coefficient = adaptive_kl(self.coefficient, kl, self._target, answers, self._horizon)
-
-    def state(self) -> dict[str, Any]:
-        return {"coefficient": self.coefficient}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.coefficient = state["coefficient"]
-
-
-class ClipWarning:
-    """Says once that `reward_clip` makes answers equal that the reward tells apart."""
-
-    def __init__(self, limit: float | None, say: Callable[[str], None]) -> None:
-        self._limit, self._say = limit, say
-
-    def __call__(self, scores: Tensor) -> None:
-        """Look at the scores (N,) of a rollout."""
-        if self._limit is None or len(scores) < 2:
-            return
-        cut = scores.clamp(-self._limit, self._limit)
-        many = int((scores.abs() > self._limit).sum())
-        if 2 * many > len(scores) or (_all_equal(cut) and not _all_equal(scores)):
-            self._say(
-                f"{many} of {len(scores)} scores ({float(scores.min()):g} to {float(scores.max()):g}) were cut to "
-                f"reward_clip {self._limit:g}, so that they don't differ any more; raise it, scale the reward, or set "
-                "reward_clip: null (`score_clipped` counts them)"
-            )
-            self._limit = None
-
-
-def _all_equal(x: Tensor) -> bool:
-    return bool((x == x[0]).all())
-
-
-def experience(
-    trees: list[Tree], *, kl_coef: float, reward_clip: float | None, gamma: float, lam: float
-) -> list[Tree]:
-    """What PPO makes of measured trees: KL-shaped rewards, GAE, advantages whitened over all of them.
-
-    Args:
-        trees: with the extras old_logprobs, ref_logprobs, old_values (B, A) and scores (B,).
-    """
-    shaped = []
-    for tree in trees:
-        x = tree.extras
-        mask = trained_mask(tree)
-        kl = kl_k1(x["old_logprobs"], x["ref_logprobs"]) * mask
-        rewards = token_rewards(kl, x["scores"], mask, kl_coef, reward_clip)
-        advantages, returns = gae(rewards, x["old_values"], mask, gamma, lam)
-        shaped.append(
-            tree.with_extras(kl=kl, advantages=advantages, returns=returns, ptx=torch.zeros(len(mask)))
-        )
-    return whitened(shaped, "advantages")
 
 
 class MovingAverage:
@@ -237,24 +153,25 @@ class Rollouts:
     """Answers that are sampled, scored and measured, with their advantages; after each rollout the KL's price moves."""
 
     roller: Roller
-    options: PPOOptions
+    options: ShapingOptions
+    terms: PolicyTerms
     controller: KLController
+    normalizer: ScoreNormalizer
     warn: ClipWarning
 
     def roll(self, live: Live, places: list[int], number: int) -> list[Tree]:
-        roller, options = self.roller, self.options
+        roller = self.roller
         trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
-        self.warn(torch.cat([tree.extras["scores"] for tree in trees]))
+        trees = with_shaped(trees, self.normalizer)
+        self.warn(torch.cat([tree.extras["shaped"] for tree in trees]))
         trees = roller.measured(
             live,
             trees,
             Want(values=True, temperature=roller.temperature),
             lambda o: {"old_logprobs": o.logprobs, "old_values": o.values},  # type: ignore[dict-item]
         )
-        price = self.controller.coefficient
-        trees = experience(
-            trees, kl_coef=price, reward_clip=options.reward_clip, gamma=options.gamma, lam=options.lam
-        )
+        trees = experience(trees, self.options, self.terms)
+        self.terms.guard.begin()
         answers = sum(tree.n_branches for tree in trees)
         self.controller.update(sum(float(tree.extras["kl"].sum()) for tree in trees) / answers, answers)
         return trees
@@ -262,16 +179,20 @@ class Rollouts:
 
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
+    shaping = setup.option(ShapingOptions)
     rule = reward_rule(setup)
-    asks, documents = read_asks(setup), _documents(setup, options)
+    asks, documents = read_asks(setup), load_documents(setup)
     group_size = rolling.group_size or 1
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
-    critic = _critic(setup, rolling.reward_model)
+    critic = load_critic(setup, rolling.reward_model)
     roller = Roller(setup, policy, asks, frozen, group_size, rule, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
-    controller = KLController(rolling.kl_coef, options.kl_target, options.kl_horizon)
-    rollouts = Rollouts(roller, options, controller, ClipWarning(options.reward_clip, setup.say))
+    controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
+    normalizer = ScoreNormalizer(shaping.score_normalization)
+    terms = policy_terms(setup, lambda: controller.coefficient)
+    warn = ClipWarning(shaping.reward_clip, setup.say)
+    rollouts = Rollouts(roller, shaping, terms, controller, normalizer, warn)
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
     plan = rollout_plan(setup, asks[0], setup.rows(policy, critic), group_size, options.ppo_epochs)
 
@@ -280,37 +201,54 @@ def build(setup: Setup) -> Parts:
             setup.refresh_sampler(live, policy)
             return rollouts.roll(live, places, number)
 
-        def mix(trees: list[Tree], step: int) -> list[Tree]:
-            return documents.mixed(trees, step * plan.trees_per_step)
+        return RolloutFeed(len(roller.asks), roll, setup.rows(policy, critic), plan, mix=documents.mixed)
 
-        return RolloutFeed(len(roller.asks), roll, setup.rows(policy, critic), plan, mix=mix)
+    def after_step(live: Live, step: int) -> None:
+        terms.guard.after_step(live)
+        if average is not None:
+            average.update(policy)
 
     return Parts(
         trained=PolicyAndCritic(policy, critic),
         main=policy,
-        objective=ClippedObjective(options, roller.temperature, setup.option(EngineOptions).precision),
+        objective=ClippedObjective(_weights(setup), terms),
         feed=feed,
         validate=roller.validate,
         held_out=HeldOut("reward", "higher"),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
-        controllers={"kl": controller},
-        after_step=None if average is None else lambda live, step: average.update(policy),
+        controllers={"kl": controller, "scores": normalizer},
+        after_step=after_step,
+        learns=lambda batch: not terms.guard.shut,
+        paces=setup.option(CriticOptions).paces,
         also_saved={"critic": critic, **({"ema": average.model} if average else {})},
         averages={} if average is None else {"ema": average.model},
     )
 
 
-def _critic(setup: Setup, reward_model: str | None) -> TreeModel:
-    """A trainable copy of the reward model; without one, of the policy's start with a fresh head."""
-    critic = setup.load_policy(reward_model, scalar_head=True)
-    return critic.without_lm_head()
+def _weights(setup: Setup) -> Weights:
+    critic, cut, ptx = (
+        setup.option(CriticOptions),
+        setup.option(ShapingOptions).reward_clip,
+        setup.option(PtxOptions),
+    )
+    return Weights(
+        setup.option(PPOOptions).clip_range,
+        critic.clip_range_value,
+        critic.vf_coef,
+        1 - ptx.ptx_coef if ptx.ptx_mix == "convex" else 1.0,
+        math.inf if cut is None else cut,
+    )
 
 
-def _documents(setup: Setup, options: PPOOptions) -> Documents:
-    trees: Sequence[Tree] = []
-    if options.ptx_dataset is not None:
-        trees = setup.trees(setup.load_file(options.ptx_dataset, "chat"), "ptx")
-    return Documents(trees, options.ptx_coef, setup.option(RunOptions).seed)
+def _check(options: OptionSet) -> None:
+    check_critic(options)
 
 
-STAGE = Stage("prompt", build, (RolloutOptions, PPOOptions), samples=True, reference=lambda options: True)
+STAGE = Stage(
+    "prompt",
+    build,
+    (RolloutOptions, PolicyOptions, ShapingOptions, CriticOptions, PPOOptions, PtxOptions),
+    samples=True,
+    reference=lambda options: True,
+    check=_check,
+)

@@ -1,0 +1,150 @@
+"""From the scores of a rollout to PPO's advantages: scores are normalised, KL is paid, rewards become advantages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from espalier.config.options import Options, option
+from espalier.maths.advantages import adaptive_kl, gae, kl_k1, token_rewards
+from espalier.rollout.experience import trained_mask, whitened
+from espalier.stages.policy import PolicyTerms
+from espalier.trees import Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapingOptions(Options):
+    """From scores to advantages in PPO."""
+
+    gamma: float = option(1.0, "Discount of later rewards.", min=0, max=1)
+    lam: float = option(0.95, "GAE's trade of bias for variance.", min=0, max=1)
+    score_normalization: Literal["none", "scale", "standardise"] = option(
+        "none",
+        "Divide scores by their standard deviation so far (scale), after taking away their mean so far (standardise).",
+    )
+    reward_clip: float | None = option(
+        5.0, "Scores, once normalised, are cut to this distance from 0; null: never.", above=0
+    )
+    whiten_rewards: bool = option(
+        False, "Divide the rewards of all tokens of a rollout by their standard deviation."
+    )
+    whiten_advantages: Literal["full", "scale", "none"] = option(
+        "full", "The advantages of a rollout get mean 0 and variance 1 (full), variance 1 (scale), or stay."
+    )
+    kl_target: float | None = option(
+        None, "Move kl_coef so that an answer's KL comes to this; null: fixed.", above=0
+    )
+    kl_horizon: int = option(10000, "Answers over which kl_coef moves.", min=1)
+
+
+class KLController:
+    """The price of KL: fixed, or moved towards a target (Ziegler et al. 2019)."""
+
+    def __init__(self, coefficient: float, target: float | None, horizon: int) -> None:
+        self.coefficient, self._target, self._horizon = coefficient, target, horizon
+
+    def update(self, kl: float, answers: int) -> None:
+        if self._target is not None:
+            self.coefficient = adaptive_kl(self.coefficient, kl, self._target, answers, self._horizon)
+
+    def state(self) -> dict[str, Any]:
+        return {"coefficient": self.coefficient}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.coefficient = state["coefficient"]
+
+
+class ScoreNormalizer:
+    """Scores by the mean and the standard deviation of all scores so far, those of this rollout included.
+
+    The moments are those of Chan et al. 1979, as in the PPO of TRL 0.11 and of LLaMA-Factory (`ppo_score_norm`).
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._count, self._mean, self._squares = 0.0, 0.0, 0.0
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """(N,) of a rollout, the same on every rank -> (N,)."""
+        if self._kind == "none" or not len(scores):
+            return scores
+        n, mean = len(scores), float(scores.double().mean())
+        total, step = self._count + n, mean - self._mean
+        self._squares += float(((scores.double() - mean) ** 2).sum()) + step**2 * self._count * n / total
+        self._mean += step * n / total
+        self._count = total
+        deviation = math.sqrt(self._squares / max(total - 1, 1))
+        centre = self._mean if self._kind == "standardise" else 0.0
+        return (scores - centre) / (deviation + 1e-8) if deviation else scores - centre
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self._count, "mean": self._mean, "squares": self._squares}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._count, self._mean, self._squares = state["count"], state["mean"], state["squares"]
+
+
+class ClipWarning:
+    """Says once that `reward_clip` makes answers equal that the reward tells apart."""
+
+    def __init__(self, limit: float | None, say: Callable[[str], None]) -> None:
+        self._limit, self._say = limit, say
+
+    def __call__(self, scores: Tensor) -> None:
+        """Look at the scores (N,) of a rollout."""
+        if self._limit is None or len(scores) < 2:
+            return
+        cut = scores.clamp(-self._limit, self._limit)
+        many = int((scores.abs() > self._limit).sum())
+        if 2 * many > len(scores) or (_all_equal(cut) and not _all_equal(scores)):
+            self._say(
+                f"{many} of {len(scores)} scores ({float(scores.min()):g} to {float(scores.max()):g}) were cut to "
+                f"reward_clip {self._limit:g}, so that they don't differ any more; raise it, scale the reward, or set "
+                "reward_clip: null (`score_clipped` counts them)"
+            )
+            self._limit = None
+
+
+def _all_equal(x: Tensor) -> bool:
+    return bool((x == x[0]).all())
+
+
+def with_shaped(trees: Sequence[Tree], normalise: Callable[[Tensor], Tensor]) -> list[Tree]:
+    """The scored trees of a rollout with ``extras["shaped"]`` (B,), the scores that are paid."""
+    sizes = [tree.n_branches for tree in trees]
+    shaped = normalise(torch.cat([tree.extras["scores"] for tree in trees]))
+    parts = torch.split(shaped, sizes)  # type: ignore[no-untyped-call]
+    return [tree.with_extras(shaped=part) for tree, part in zip(trees, parts, strict=True)]
+
+
+def experience(trees: Sequence[Tree], options: ShapingOptions, terms: PolicyTerms) -> list[Tree]:
+    """What PPO makes of measured trees: KL-shaped rewards, GAE, advantages whitened over all of them.
+
+    Args:
+        trees: with the extras old_logprobs, ref_logprobs, old_values (B, A) and shaped (B,).
+
+    Returns:
+        The trees with kl (k1), advantages and returns, (B, A).
+    """
+    rewarded = []
+    for tree in trees:
+        x, mask = tree.extras, trained_mask(tree)
+        kl = terms.kl(x["old_logprobs"], x["ref_logprobs"]) * mask
+        rewards = token_rewards(kl, x["shaped"], mask, terms.reward_price(), options.reward_clip)
+        logged = kl_k1(x["old_logprobs"], x["ref_logprobs"]) * mask
+        rewarded.append(tree.with_extras(kl=logged, rewards=rewards))
+    if options.whiten_rewards:
+        rewarded = whitened(rewarded, "rewards", shift_mean=False)
+    finished = []
+    for tree in rewarded:
+        x, mask = tree.extras, trained_mask(tree)
+        advantages, returns = gae(x["rewards"], x["old_values"], mask, options.gamma, options.lam)
+        finished.append(tree.with_extras(advantages=advantages, returns=returns, ptx=torch.zeros(len(mask))))
+    if options.whiten_advantages == "none":
+        return finished
+    return whitened(finished, "advantages", shift_mean=options.whiten_advantages == "full")

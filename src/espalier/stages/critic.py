@@ -14,7 +14,6 @@ from espalier.engine.strategy import ZERO
 from espalier.errors import UserError
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.stages.parts import Pace
-from espalier.stages.setup import Setup
 from espalier.trees import Batch
 
 
@@ -67,11 +66,6 @@ def check_critic(options: OptionSet) -> None:
             f"critic_max_grad_norm with strategy: {engine.strategy} is not possible: DeepSpeed clips the gradients of "
             "policy and critic together. Remove it, or use strategy: ddp or fsdp."
         )
-
-
-def load_critic(setup: Setup, reward_model: str | None) -> TreeModel:
-    """A trainable copy of the reward model; without one, of the policy's start with a fresh head."""
-    return setup.load_policy(reward_model, scalar_head=True).without_lm_head()
 
 
 class PolicyAndCritic(nn.Module):

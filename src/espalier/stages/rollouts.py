@@ -36,6 +36,7 @@ from espalier.rollout.experience import (
 )
 from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
+from espalier.stages.model_memory import load_reward_model
 from espalier.stages.parts import Live, Units
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.setup import Setup
@@ -149,11 +150,8 @@ class Roller:
         self._reference, self._group, self._beside = frozen_reference, group_size, beside
         self._start = StepZero(policy.lm) if frozen_reference is None else None
         self._rule = rule
-        self.reward_model = (
-            setup.load_frozen(options.reward_model, scalar_head=True) if options.reward_model else None
-        )
+        self.reward_model = load_reward_model(setup, options.reward_model) if options.reward_model else None
         if self.reward_model is not None:
-            self.reward_model.eval().requires_grad_(False)
             self._closing = closing(setup.tokenizer, setup.template)
             self._place = self._place_of_scores()
         self.temperature = options.temperature

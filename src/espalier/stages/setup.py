@@ -18,6 +18,7 @@ from espalier.data.encode.templates import choose_template
 from espalier.engine.strategy import whole_parameters
 from espalier.errors import UserError
 from espalier.models import load, load_adapted
+from espalier.models.adapters.adapter import load_adapter
 from espalier.models.forward import Traits, TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
@@ -101,6 +102,25 @@ class Setup(Datasets):
                 f"{which} stay at their first embeddings, for nothing trains these: use finetuning_type lora or full, "
                 "or freeze with freeze_extra_modules: [the embeddings' name]"
             )
+
+    def load_stacked(self, name: str, *, trainable: bool) -> TreeModel:
+        """A reward model that is an adapter, on top of its base instead of merged into it, with its scalar head.
+
+        Raises:
+            UserError: it has no scalar head.
+        """
+        self._check_tokenizer(name)
+        lm, _, _ = self._lm(load_adapted.base_of(name), quantisation_of(self.option(AdapterOptions)))
+        lm, head = load_adapter(lm, name, trainable=trainable), read_scalar_head(name)
+        if head is None:
+            raise UserError(
+                f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
+            )
+        traits = self._traits(lm)
+        self._hold_frozen(lm, load_adapted.base_of(name), all_frozen=not trainable)
+        if trainable and self.option(EngineOptions).gradient_checkpointing:
+            load.checkpoint_activations(lm)
+        return TreeModel(lm, traits, head).to(self.device)
 
     def load_frozen(self, name: str, *, scalar_head: bool = False) -> TreeModel:
         """Another model (a reward model, a critic's start); without a scalar head of its own it is an error."""

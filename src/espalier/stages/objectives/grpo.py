@@ -37,6 +37,7 @@ from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.guards import check_apart
+from espalier.stages.model_memory import MemoryOptions, check_shared, share_weights
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.rollouts import (
@@ -296,6 +297,7 @@ def build(setup: Setup) -> Parts:
     if teacher is not None:
         teacher.eval().requires_grad_(False)
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model, teacher=teacher)
+    share_weights(setup, policy, reference=frozen, reward_model=roller.reward_model)
     groups = Groups(roller, options, rolling.max_new_tokens)
     terms = policy_terms(setup, lambda: rolling.kl_coef)
     compare = ADVANTAGES[options.advantages]
@@ -329,6 +331,7 @@ def build(setup: Setup) -> Parts:
 
 def _check(options: OptionSet) -> None:
     rolling, own = options[RolloutOptions], options[GRPOOptions]
+    check_shared(options)
     if own.overlong_buffer > rolling.max_new_tokens:
         raise UserError(
             f"overlong_buffer {own.overlong_buffer} is more than max_new_tokens {rolling.max_new_tokens}: every answer "
@@ -344,7 +347,7 @@ def _check(options: OptionSet) -> None:
 STAGE = Stage(
     "prompt",
     build,
-    (RolloutOptions, PolicyOptions, GRPOOptions),
+    (RolloutOptions, PolicyOptions, GRPOOptions, MemoryOptions),
     samples=True,
     reference=lambda options: True,
     check=_check,

@@ -28,8 +28,9 @@ from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.feed import RolloutFeed
-from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic, load_critic
+from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic
 from espalier.stages.guards import check_apart
+from espalier.stages.model_memory import MemoryOptions, check_shared, load_critic, share_weights
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.ptx import PtxOptions, load_documents
@@ -188,6 +189,7 @@ def build(setup: Setup) -> Parts:
     critic = load_critic(setup, rolling.reward_model)
     roller = Roller(setup, policy, asks, frozen, group_size, rule, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
+    share_weights(setup, policy, critic=critic, reference=frozen, reward_model=roller.reward_model)
     controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
     normalizer = ScoreNormalizer(shaping.score_normalization)
     terms = policy_terms(setup, lambda: controller.coefficient)
@@ -242,12 +244,13 @@ def _weights(setup: Setup) -> Weights:
 
 def _check(options: OptionSet) -> None:
     check_critic(options)
+    check_shared(options)
 
 
 STAGE = Stage(
     "prompt",
     build,
-    (RolloutOptions, PolicyOptions, ShapingOptions, CriticOptions, PPOOptions, PtxOptions),
+    (RolloutOptions, PolicyOptions, ShapingOptions, CriticOptions, PPOOptions, PtxOptions, MemoryOptions),
     samples=True,
     reference=lambda options: True,
     check=_check,

@@ -1,0 +1,107 @@
+"""What the models of PPO and GRPO take: each by itself, or adapters over one frozen base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from espalier.config.option_set import OptionSet
+from espalier.config.options import AdapterOptions, EngineOptions, Options, option
+from espalier.errors import UserError
+from espalier.models.adapters.adapter import is_adapter
+from espalier.models.forward import TreeModel
+from espalier.models.sharing import held_bytes, lacks_base, share_frozen
+from espalier.stages.quantised import holds_whole
+from espalier.stages.setup import Setup
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions(Options):
+    """What the models beside the policy take."""
+
+    model_memory: Literal["separate", "shared"] = option(
+        "separate",
+        "Models of their own, or (shared) policy, critic and reward model as LoRA adapters over one frozen base, which is "
+        "the reference.",
+    )
+
+
+def check_shared(options: OptionSet) -> None:
+    """Refuse `model_memory: shared` where there is no frozen base that could be shared.
+
+    Raises:
+        UserError: all weights are trained, or no process holds them whole.
+    """
+    if options[MemoryOptions].model_memory != "shared":
+        return
+    kind, engine = options[AdapterOptions].finetuning_type, options[EngineOptions]
+    if kind != "lora":
+        raise UserError(
+            f"model_memory: shared with finetuning_type: {kind} is not possible: the one base must stay as it is. Set "
+            "finetuning_type: lora."
+        )
+    if not holds_whole(engine):
+        raise UserError(
+            f"model_memory: shared with strategy: {engine.strategy} is not possible: it cuts or casts the base. Use "
+            "strategy: single or ddp."
+        )
+
+
+def load_reward_model(setup: Setup, name: str) -> TreeModel:
+    """A frozen reward model; as its adapter over its base where the base is shared."""
+    if _is_shared(setup):
+        model = setup.load_stacked(_adapter(name), trainable=False)
+    else:
+        model = setup.load_frozen(name, scalar_head=True)
+    return model.eval().requires_grad_(False)  # type: ignore[return-value]
+
+
+def load_critic(setup: Setup, reward_model: str | None) -> TreeModel:
+    """A trainable copy of the reward model; without one, of the policy's start with a fresh head.
+
+    Where the base is shared it is the reward model's adapter that learns on.
+    """
+    if reward_model is not None and _is_shared(setup):
+        return setup.load_stacked(_adapter(reward_model), trainable=True).without_lm_head()
+    return setup.load_policy(reward_model, scalar_head=True).without_lm_head()
+
+
+def share_weights(setup: Setup, policy: TreeModel, **others: nn.Module | None) -> None:
+    """Hold once what policy and others have alike and nobody trains; says how much that is.
+
+    Raises:
+        UserError: the base is to be shared, and a model stands on another one.
+    """
+    if not holds_whole(setup.option(EngineOptions)):
+        return
+    saved = share_frozen(policy, *others.values())
+    if _is_shared(setup):
+        for name, model in others.items():
+            different = lacks_base(model, policy) if model is not None else None
+            if different is not None:
+                raise UserError(
+                    f"model_memory: shared: {different} of the {name} is not that of the policy, so they do not stand on "
+                    "one base. Train the reward model with finetuning_type: lora from this model_name_or_path, or set "
+                    "model_memory: separate."
+                )
+    if saved:
+        held = held_bytes(policy, *others.values())
+        names = ", ".join(["policy", *(name for name, model in others.items() if model is not None)])
+        setup.say(
+            f"{names}: {held / 2**20:,.1f} MiB of weights; {saved / 2**20:,.1f} MiB that are the same are held once"
+        )
+
+
+def _is_shared(setup: Setup) -> bool:
+    return MemoryOptions in setup.options and setup.option(MemoryOptions).model_memory == "shared"
+
+
+def _adapter(name: str) -> str:
+    if not is_adapter(name):
+        raise UserError(
+            f"{name}: is a whole model, and model_memory: shared wants an adapter over the policy's base. Train the reward "
+            "model with finetuning_type: lora, or set model_memory: separate."
+        )
+    return name

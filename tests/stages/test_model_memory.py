@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from espalier import config
 from espalier.errors import UserError
 from espalier.models.sharing import held_bytes, lacks_base, share_frozen
 from espalier.runs.catalogue import CLASSES, check_possible
 from espalier.stages import model_memory
-from tests.stages.conftest import options_of, rows, run, weights
+from tests.stages.conftest import far, options_of, rows, run, weights
 
 Make = Callable[..., dict[str, Any]]
 LORA = {"finetuning_type": "lora", "lora_rank": 4}
@@ -174,3 +175,34 @@ def test_what_has_no_frozen_base_is_refused(changes: dict[str, Any], words: str,
     values = options("ppo", model_memory="shared", **changes)
     with pytest.raises(UserError, match=words):
         check_possible("ppo", config.build(values, CLASSES["ppo"], all_classes=CLASSES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_frozen_blocks_that_run_once_change_no_number(
+    stage: str, options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {"finetuning_type": "freeze", "freeze_ratio": 0.5, "max_steps": 3, "resume": False}
+    if stage == "ppo":
+        extra |= {"reward_function": "brevity", "reward_model": None}
+    counts: dict[bool, int] = {}
+    made: dict[bool, Any] = {}
+    forward = LlamaDecoderLayer.forward
+    for shared in (True, False):
+        ran = [0]
+
+        def counted(self: Any, *args: Any, _ran: list[int] = ran, **kwargs: Any) -> Any:
+            _ran[0] += self.self_attn.layer_idx == 0
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(LlamaDecoderLayer, "forward", counted)
+        if not shared:
+            monkeypatch.setattr(model_memory, "common_depth", lambda models: 0)
+        chosen = options(stage, **extra)
+        run(chosen)
+        counts[shared], made[shared] = ran[0], (weights(chosen), rows(chosen)[-1]["eval_reward"])
+    few = {"ppo": 0.75, "grpo": 0.9}[stage]
+    assert counts[True] < few * counts[False], "the lowest block ran once where it ran for each model"
+    assert far(made[True][0], made[False][0]) < 1e-7 and made[True][1] == pytest.approx(
+        made[False][1], abs=1e-6
+    )

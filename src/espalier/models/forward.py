@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from espalier.models.adapters.virtual import Virtual, virtual_tokens
 from espalier.models.attention import Method, attention_mask
+from espalier.models.frozen_trunk import FrozenTrunk
 from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs, shared_logprobs
 from espalier.models.neftune import noisy_embeddings
 from espalier.models.trunk import Trunk
@@ -99,9 +100,11 @@ class TreeModel(nn.Module):
 
     Attributes:
         noise_alpha: NEFTune's alpha in training mode; 0: no noise (`noisy_embeddings`).
+        frozen_trunk: the blocks that it has in common with other models; None: it runs by itself.
     """
 
     noise_alpha = 0.0
+    frozen_trunk: FrozenTrunk | None = None
 
     def __init__(self, lm: nn.Module, traits: Traits, scalar_head: ScalarHead | None = None) -> None:
         super().__init__()
@@ -200,13 +203,18 @@ class TreeModel(nn.Module):
             else:
                 given = {"inputs_embeds": virtual.before(lm.get_input_embeddings()(batch.input_ids))}
         kept = {} if past is None else {"past_key_values": past}
-        return lm(
-            **given,
-            position_ids=rooted.position_ids[:, ahead:],
-            attention_mask=mask,
-            use_cache=past is not None,
-            **kept,
-        )
+        shared: AbstractContextManager[dict[str, Any]] = nullcontext(given)
+        noisy = self.training and self.noise_alpha
+        if self.frozen_trunk is not None and virtual is None and trunk is None and not noisy:
+            shared = self.frozen_trunk.serving(self.lm, batch.input_ids)
+        with shared as given:
+            return lm(
+                **given,
+                position_ids=rooted.position_ids[:, ahead:],
+                attention_mask=mask,
+                use_cache=past is not None,
+                **kept,
+            )
 
 
 @contextmanager

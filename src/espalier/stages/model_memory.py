@@ -12,6 +12,7 @@ from espalier.config.options import AdapterOptions, EngineOptions, Options, opti
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import is_adapter
 from espalier.models.forward import TreeModel
+from espalier.models.frozen_trunk import FrozenTrunk, common_depth
 from espalier.models.sharing import held_bytes, lacks_base, share_frozen
 from espalier.stages.quantised import holds_whole
 from espalier.stages.setup import Setup
@@ -92,6 +93,23 @@ def share_weights(setup: Setup, policy: TreeModel, **others: nn.Module | None) -
         setup.say(
             f"{names}: {held / 2**20:,.1f} MiB of weights; {saved / 2**20:,.1f} MiB that are the same are held once"
         )
+
+
+def share_blocks(setup: Setup, **models: TreeModel | None) -> None:
+    """Run the lowest blocks that are frozen and the same in these models once for all; says how many they are.
+
+    They are looked for after `share_weights`; models that are asked about the very same batch gain by it.
+    """
+    present = {name: model for name, model in models.items() if model is not None}
+    depth = common_depth([model.lm for model in present.values()])
+    if not depth:
+        return
+    trunk = FrozenTrunk(depth)
+    for model in present.values():
+        model.frozen_trunk = trunk
+    setup.say(
+        f"{', '.join(present)}: the lowest {depth} blocks are frozen and the same, and run once for all"
+    )
 
 
 def _is_shared(setup: Setup) -> bool:

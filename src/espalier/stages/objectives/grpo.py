@@ -37,7 +37,7 @@ from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.guards import check_apart
-from espalier.stages.model_memory import MemoryOptions, check_shared, share_weights
+from espalier.stages.model_memory import MemoryOptions, check_shared, share_blocks, share_weights
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.rollouts import (
@@ -298,6 +298,7 @@ def build(setup: Setup) -> Parts:
         teacher.eval().requires_grad_(False)
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model, teacher=teacher)
     share_weights(setup, policy, reference=frozen, reward_model=roller.reward_model)
+    share_blocks(setup, policy=policy, reference=frozen)
     groups = Groups(roller, options, rolling.max_new_tokens)
     terms = policy_terms(setup, lambda: rolling.kl_coef)
     compare = ADVANTAGES[options.advantages]

@@ -30,7 +30,7 @@ from espalier.models.reference import frozen_copy
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic
 from espalier.stages.guards import check_apart
-from espalier.stages.model_memory import MemoryOptions, check_shared, load_critic, share_weights
+from espalier.stages.model_memory import MemoryOptions, check_shared, load_critic, share_blocks, share_weights
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.ptx import PtxOptions, load_documents
@@ -190,6 +190,7 @@ def build(setup: Setup) -> Parts:
     roller = Roller(setup, policy, asks, frozen, group_size, rule, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
     share_weights(setup, policy, critic=critic, reference=frozen, reward_model=roller.reward_model)
+    share_blocks(setup, policy=policy, critic=critic, reference=frozen)
     controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
     normalizer = ScoreNormalizer(shaping.score_normalization)
     terms = policy_terms(setup, lambda: controller.coefficient)

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from espalier import config
 from espalier.errors import UserError
+from espalier.models.quantise.turn import is_quantised
 from espalier.models.sharing import held_bytes, lacks_base, share_frozen
 from espalier.runs.catalogue import CLASSES, check_possible
 from espalier.stages import model_memory
@@ -206,3 +207,25 @@ def test_frozen_blocks_that_run_once_change_no_number(
     assert far(made[True][0], made[False][0]) < 1e-7 and made[True][1] == pytest.approx(
         made[False][1], abs=1e-6
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_reference_and_reward_model_in_few_bits(
+    stage: str, options: Make, monkeypatch: pytest.MonkeyPatch, world: Path
+) -> None:
+    kept = Kept(monkeypatch)
+    extra = {"reward_model": str(world / "judge"), "reward_function": None, "max_steps": 2, "resume": False}
+    told = {}
+    for bits in (None, 8):
+        chosen = options(stage, **extra, frozen_bits=bits)
+        run(chosen)
+        told[bits] = (
+            [is_quantised(m.lm) for m in kept.models],
+            next(row for row in rows(chosen) if "loss" in row),
+        )
+    few = {"ppo": [False, False, True, True], "grpo": [False, True, True]}[stage]
+    assert told[8][0] == few and not any(told[None][0]), "policy and critic stay as they are"
+    assert 0 < abs(told[8][1]["kl"]) < 0.1 and told[None][1]["kl"] == pytest.approx(0, abs=1e-6)
+    assert told[8][1]["reward"] == pytest.approx(told[None][1]["reward"], abs=0.1)
+    assert told[8][1]["reward"] != told[None][1]["reward"]

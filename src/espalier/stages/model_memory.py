@@ -10,11 +10,14 @@ from torch import nn
 from espalier.config.option_set import OptionSet
 from espalier.config.options import AdapterOptions, EngineOptions, Options, option
 from espalier.errors import UserError
-from espalier.models.adapters.adapter import is_adapter
+from espalier.models.adapters.adapter import is_adapted, is_adapter
 from espalier.models.forward import TreeModel
 from espalier.models.frozen_trunk import FrozenTrunk, common_depth
+from espalier.models.quantise.methods import Quantisation
+from espalier.models.quantise.turn import is_quantised, quantised
+from espalier.models.reference import frozen_copy
 from espalier.models.sharing import held_bytes, lacks_base, share_frozen
-from espalier.stages.quantised import holds_whole
+from espalier.stages.quantised import check_whole, holds_whole
 from espalier.stages.setup import Setup
 
 
@@ -27,15 +30,27 @@ class MemoryOptions(Options):
         "Models of their own, or (shared) policy, critic and reward model as LoRA adapters over one frozen base, which is "
         "the reference.",
     )
+    frozen_bits: Literal[4, 8] | None = option(
+        None,
+        "Store reference and reward model in so many bits (cpm); their numbers change a little, and so do rewards and KL.",
+    )
 
 
-def check_shared(options: OptionSet) -> None:
-    """Refuse `model_memory: shared` where there is no frozen base that could be shared.
+def check_memory(options: OptionSet) -> None:
+    """Refuse `model_memory: shared` where there is no frozen base that could be shared, and few bits where weights are cut.
 
     Raises:
         UserError: all weights are trained, or no process holds them whole.
     """
-    if options[MemoryOptions].model_memory != "shared":
+    memory = options[MemoryOptions]
+    if memory.frozen_bits is not None:
+        check_whole(options[EngineOptions])
+        if memory.model_memory == "shared":
+            raise UserError(
+                "frozen_bits with model_memory: shared is not possible: the base is the policy's. Set quantization_bit for "
+                "the one base, or remove one of the two."
+            )
+    if memory.model_memory != "shared":
         return
     kind, engine = options[AdapterOptions].finetuning_type, options[EngineOptions]
     if kind != "lora":
@@ -56,7 +71,25 @@ def load_reward_model(setup: Setup, name: str) -> TreeModel:
         model = setup.load_stacked(_adapter(name), trainable=False)
     else:
         model = setup.load_frozen(name, scalar_head=True)
-    return model.eval().requires_grad_(False)  # type: ignore[return-value]
+    return _in_few_bits(setup, model).eval().requires_grad_(False)  # type: ignore[return-value]
+
+
+def load_reference(setup: Setup, policy: TreeModel) -> TreeModel | None:
+    """The frozen copy of a policy at its start; None where only an adapter is trained, whose start can be put back."""
+    made = frozen_copy(policy)
+    return None if made is None else _in_few_bits(setup, made).requires_grad_(False)  # type: ignore[return-value]
+
+
+def _in_few_bits(setup: Setup, model: TreeModel) -> TreeModel:
+    bits = setup.option(MemoryOptions).frozen_bits if MemoryOptions in setup.options else None
+    if bits is None or is_quantised(model.lm):
+        return model
+    if is_adapted(model.lm):
+        raise UserError(
+            "frozen_bits: a model with virtual tokens on top cannot be stored in few bits. Remove it."
+        )
+    lm = quantised(model.lm, Quantisation("cpm", bits))
+    return TreeModel(lm, setup.traits(lm), model.scalar_head).to(setup.device)
 
 
 def load_critic(setup: Setup, reward_model: str | None) -> TreeModel:

@@ -116,6 +116,7 @@ class PolicyTerms:
         kl_coef: the present price of a nat of KL from the reference.
         temperature: of sampling, and of the logprobs that are trained.
         precision: fp32, bf16 or fp16; of the products.
+        exact_reference: whether the reference is the policy's start to the last bit, and not stored in few.
     """
 
     def __init__(
@@ -124,9 +125,12 @@ class PolicyTerms:
         kl_coef: Callable[[], float],
         temperature: float = 1.0,
         precision: str = "fp32",
+        *,
+        exact_reference: bool = True,
     ) -> None:
         self.guard = PassGuard(options.stop_kl)
         self._options, self._kl_coef, self._precision = options, kl_coef, precision
+        self._exact_reference = exact_reference
         self._kl = KL_ESTIMATORS[options.kl_estimator]
         self.want = Want(entropy=options.entropy_coef > 0, temperature=temperature)
 
@@ -173,4 +177,4 @@ class PolicyTerms:
 
     def check(self, first: dict[str, float]) -> None:
         """See `check_first_step`."""
-        check_first_step(first, self._precision)
+        check_first_step(first if self._exact_reference else {**first, "kl": 0.0}, self._precision)

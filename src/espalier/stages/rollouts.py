@@ -36,7 +36,7 @@ from espalier.rollout.experience import (
 )
 from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
-from espalier.stages.model_memory import load_reward_model
+from espalier.stages.model_memory import MemoryOptions, load_reward_model
 from espalier.stages.parts import Live, Units
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.setup import Setup
@@ -298,6 +298,7 @@ def policy_terms(setup: Setup, kl_coef: Callable[[], float]) -> PolicyTerms:
         kl_coef,
         setup.option(RolloutOptions).temperature,
         setup.option(EngineOptions).precision,
+        exact_reference=setup.option(MemoryOptions).frozen_bits is None,
     )
 
 

@@ -69,7 +69,7 @@ class Setup(Datasets):
         lm, head, new = self._lm(name or model.model_name_or_path, wanted, own=name is None)
         lm = adapted(lm, self.options, self.tokenizer, own=name is None, new_tokens=new)
         check_trainable(lm, adapter, self.option(EngineOptions))
-        traits = self._traits(lm)
+        traits = self.traits(lm)
         self.say(traits.reason)
         frozen = frozen_part(lm, self.option(AdapterOptions))
         if frozen is not None:
@@ -116,7 +116,7 @@ class Setup(Datasets):
             raise UserError(
                 f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
             )
-        traits = self._traits(lm)
+        traits = self.traits(lm)
         self._hold_frozen(lm, load_adapted.base_of(name), all_frozen=not trainable)
         if trainable and self.option(EngineOptions).gradient_checkpointing:
             load.checkpoint_activations(lm)
@@ -130,7 +130,7 @@ class Setup(Datasets):
             raise UserError(
                 f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
             )
-        traits = self._traits(lm)
+        traits = self.traits(lm)
         self._hold_frozen(lm, name, all_frozen=True)
         return TreeModel(lm, traits, head if scalar_head else None).to(self.device)
 
@@ -164,7 +164,8 @@ class Setup(Datasets):
                 "read its answers as other words. Train it from the same base, or take one with the same tokenizer."
             )
 
-    def _traits(self, lm: nn.Module) -> Traits:
+    def traits(self, lm: nn.Module) -> Traits:
+        """What the probe finds out about a model of this run."""
         model = self.option(ModelOptions)
         return probe(lm, wanted=model.layout, attention=model.attn_implementation)
 

@@ -33,11 +33,16 @@ from espalier.maths.losses import POLICIES, RATIOS
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
-from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.guards import check_apart
-from espalier.stages.model_memory import MemoryOptions, check_shared, share_blocks, share_weights
+from espalier.stages.model_memory import (
+    MemoryOptions,
+    check_memory,
+    load_reference,
+    share_blocks,
+    share_weights,
+)
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.rollouts import (
@@ -291,7 +296,7 @@ def build(setup: Setup) -> Parts:
     rule = reward_rule(setup)
     asks = read_asks(setup)
     policy = setup.load_policy()
-    frozen = frozen_copy(policy)
+    frozen = load_reference(setup, policy)
     roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rule)
     teacher = setup.load_frozen(options.teacher_model) if options.teacher_model else None
     if teacher is not None:
@@ -332,7 +337,7 @@ def build(setup: Setup) -> Parts:
 
 def _check(options: OptionSet) -> None:
     rolling, own = options[RolloutOptions], options[GRPOOptions]
-    check_shared(options)
+    check_memory(options)
     if own.overlong_buffer > rolling.max_new_tokens:
         raise UserError(
             f"overlong_buffer {own.overlong_buffer} is more than max_new_tokens {rolling.max_new_tokens}: every answer "

@@ -26,11 +26,17 @@ from espalier.maths.losses import clipped_policy, clipped_value, nll
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
-from espalier.models.reference import frozen_copy
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic
 from espalier.stages.guards import check_apart
-from espalier.stages.model_memory import MemoryOptions, check_shared, load_critic, share_blocks, share_weights
+from espalier.stages.model_memory import (
+    MemoryOptions,
+    check_memory,
+    load_critic,
+    load_reference,
+    share_blocks,
+    share_weights,
+)
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.ptx import PtxOptions, load_documents
@@ -185,7 +191,7 @@ def build(setup: Setup) -> Parts:
     asks, documents = read_asks(setup), load_documents(setup)
     group_size = rolling.group_size or 1
     policy = setup.load_policy()
-    frozen = frozen_copy(policy)
+    frozen = load_reference(setup, policy)
     critic = load_critic(setup, rolling.reward_model)
     roller = Roller(setup, policy, asks, frozen, group_size, rule, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
@@ -245,7 +251,7 @@ def _weights(setup: Setup) -> Weights:
 
 def _check(options: OptionSet) -> None:
     check_critic(options)
-    check_shared(options)
+    check_memory(options)
 
 
 STAGE = Stage(

@@ -40,6 +40,7 @@ def save(running: Running, step: int) -> None:
         "feed": running.feed.place(),
         "held_out": running.held_out,
         "controllers": {name: controller.state() for name, controller in parts.controllers.items()},
+        "watch": None if parts.watch is None else parts.watch.state(),
     }
     if start.is_main:
         keep = start.option(RunOptions).save_total_limit
@@ -69,6 +70,8 @@ def resume(running: Running) -> None:
     )
     for name, controller in parts.controllers.items():
         controller.restore(state["controllers"][name])
+    if parts.watch is not None and state.get("watch"):  # none was written before there were such
+        parts.watch.restore(state["watch"])
     try:
         running.feed.restore(state["feed"])
     except ValueError as changed:

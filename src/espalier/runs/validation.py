@@ -52,6 +52,8 @@ def validate(running: Running, step: int) -> dict[str, float]:
         if step:
             _compare(running, step, estimate)
     running.progress.evaluated = step
+    for text in [] if parts.watch is None else parts.watch.look(step):
+        running.start.warn(step, text)
     _show(running, step)
     return logged
 

@@ -78,6 +78,19 @@ class Controller(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+class Watcher(Controller, Protocol):
+    """Looks at the evaluations of a run together, and says in words what is wrong; its state is in the checkpoint.
+
+    Attributes:
+        warnings: {"step", "kind", "text"} of each so far, in order.
+    """
+
+    warnings: list[dict[str, Any]]
+
+    def look(self, step: int) -> list[str]:
+        """After the evaluation of a step: the warnings that are new."""
+
+
 @dataclass(frozen=True)
 class SamplePrompt:
     """A held-out prompt whose answer is shown at each evaluation."""
@@ -100,6 +113,7 @@ class Parts:
         held_out: what the units are called.
         sample_prompts: shown at each evaluation.
         controllers: by name, for the checkpoint.
+        watch: is asked after each evaluation whether something is wrong.
         after_step: bookkeeping after each optimiser step, by its number; the gradients are still there.
         learns: whether the loss of a micro-batch depends on the weights at all; steps in which none does are not taken.
         averages: modules outside of `trained` whose weights change too; they go into the checkpoint.
@@ -114,6 +128,7 @@ class Parts:
     held_out: HeldOut
     sample_prompts: Sequence[SamplePrompt] = ()
     controllers: dict[str, Controller] = field(default_factory=dict)
+    watch: Watcher | None = None
     after_step: Callable[[Live, int], None] | None = None
     learns: Callable[[Batch], bool] = lambda batch: True
     averages: dict[str, nn.Module] = field(default_factory=dict)

@@ -17,7 +17,6 @@ from espalier.config.options import Options, RunOptions, option
 from espalier.data.encode.scored import ScoreAt, closing, score_place
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.finite import cause
-from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
@@ -34,7 +33,7 @@ from espalier.rollout.experience import (
 )
 from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
-from espalier.stages.parts import Live, Units
+from espalier.stages.parts import Live
 from espalier.stages.setup import Setup
 from espalier.trees import Batch, Tree
 
@@ -248,25 +247,14 @@ class Roller:
         assert outputs.logprobs is not None
         return outputs.logprobs.float()
 
-    def validate(self, live: Live) -> tuple[Units | None, Numbers]:
-        """The reward of one sampled answer to each held-out prompt, by the run's own sampling and fixed seeds: it is
-        the expected reward that is maximised, not that of the likeliest answer."""
-        if not self.held_out:
-            return None, {}
-        setup = self._setup
-        own = self.held_out[setup.rank :: setup.world]
-        seeds = list(range(len(self.held_out)))[setup.rank :: setup.world]
-        answered = gathered(self._sample(live, own, self.sampling, 1, seeds), setup.world)
-        scores = torch.cat([tree.extras["scores"] for tree in self.scored(live, answered)])
-        lengths = torch.tensor([float(a.tree.n_trained) for a in answered])
-        numbers: Numbers = {
-            "answer_tokens": (float(lengths.sum()), len(lengths)),
-            "ended": (sum(a.ended[0] for a in answered), len(answered)),
-        }
-        # Every rank holds all units, and the wiring adds the ranks up: only the first one says them.
-        if setup.rank:
-            return None, dict.fromkeys(numbers, (0.0, 0.0))
-        return (scores, torch.ones_like(scores)), numbers
+    def held_out_answers(self, live: Live, sampling: Sampling, copies: int) -> list[AnswerGroup]:
+        """Answers to all held-out prompts, by fixed seeds: every rank samples its share, and gets all in their order."""
+        rank, world, count = self._setup.rank, self._setup.world, len(self.held_out)
+        seeds = list(range(count))[rank::world]
+        own = self._sample(live, self.held_out[rank::world], sampling, copies, seeds)
+        everything = gathered(own, world)
+        starts = np.cumsum([0, *(len(range(count)[r::world]) for r in range(world))])
+        return [everything[starts[i % world] + i // world] for i in range(count)]
 
     def seed(self, rollout: int) -> list[int]:
         return [self._setup.option(RunOptions).seed, 7, rollout]

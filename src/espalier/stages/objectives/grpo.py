@@ -36,6 +36,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
+from espalier.stages.judged import Judged, JudgedOptions, find_yardstick
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.rollouts import (
     Roller,
@@ -277,6 +278,7 @@ def build(setup: Setup) -> Parts:
     options, rolling = setup.option(GRPOOptions), setup.option(RolloutOptions)
     rule = reward_rule(setup)
     asks = read_asks(setup)
+    yardstick = find_yardstick(setup, asks[1])
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
     roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rule)
@@ -285,6 +287,7 @@ def build(setup: Setup) -> Parts:
         teacher.eval().requires_grad_(False)
     check_apart(policy=policy, reference=frozen, reward=roller.reward_model, teacher=teacher)
     groups = Groups(roller, options, rolling.max_new_tokens)
+    judged = Judged(setup, roller, yardstick)
     compare = ADVANTAGES[options.advantages]
     plan = rollout_plan(setup, options.grpo_epochs)
 
@@ -305,7 +308,8 @@ def build(setup: Setup) -> Parts:
         main=policy,
         objective=GroupObjective(options, rolling.kl_coef, rolling.max_new_tokens, roller.temperature),
         feed=feed,
-        validate=roller.validate,
+        validate=judged.validate,
+        watch=judged.watch,
         held_out=HeldOut("reward", "higher"),
         learns=lambda batch: bool((batch.extras["signal"] > 0).any()),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
@@ -327,5 +331,10 @@ def _check(options: OptionSet) -> None:
 
 
 STAGE = Stage(
-    "prompt", build, (RolloutOptions, GRPOOptions), samples=True, reference=lambda options: True, check=_check
+    "prompt",
+    build,
+    (RolloutOptions, JudgedOptions, GRPOOptions),
+    samples=True,
+    reference=lambda options: True,
+    check=_check,
 )

@@ -31,6 +31,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import trained_mask, whitened
 from espalier.rollout.feed import RolloutFeed
+from espalier.stages.judged import Critic, Judged, JudgedOptions, find_yardstick
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.rollouts import (
     Roller,
@@ -94,7 +95,7 @@ class PolicyAndCritic(nn.Module):
 class ClippedObjective:
     """PPO's loss over the extras that the feed has put on the trees.
 
-    Extras: old_logprobs, old_values, advantages, returns (B, A); kl (B, A) and scores (B,) to be logged;
+    Extras: old_logprobs, old_values, advantages, returns (B, A); kl (B, A), scores and price (B,) to be logged;
     ptx (B,), 0 for answers and for documents the weight of a token's nll against an answer's token.
     """
 
@@ -132,6 +133,8 @@ class ClippedObjective:
             "score_clipped": (((x["scores"].abs() > self._cut) & (x["ptx"] == 0)).sum(), answers),
             "answer_tokens": (tokens, answers),
         }
+        if "price" in x:
+            numbers["kl_coef"] = ((x["price"] * (x["ptx"] == 0)).sum(), answers)
         if bool(documents.any()):
             numbers["ptx_loss"] = (masked_sum(nll(outputs.logprobs).detach(), documents), documents.sum())
         else:
@@ -204,7 +207,13 @@ def experience(
         rewards = token_rewards(kl, x["scores"], mask, kl_coef, reward_clip)
         advantages, returns = gae(rewards, x["old_values"], mask, gamma, lam)
         shaped.append(
-            tree.with_extras(kl=kl, advantages=advantages, returns=returns, ptx=torch.zeros(len(mask)))
+            tree.with_extras(
+                kl=kl,
+                advantages=advantages,
+                returns=returns,
+                ptx=torch.zeros(len(mask)),
+                price=torch.full((len(mask),), kl_coef),
+            )
         )
     return whitened(shaped, "advantages")
 
@@ -267,6 +276,7 @@ def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
     rule = reward_rule(setup)
     asks, documents = read_asks(setup), _documents(setup, options)
+    yardstick = find_yardstick(setup, asks[1])
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
     critic = _critic(setup, rolling.reward_model)
@@ -274,6 +284,7 @@ def build(setup: Setup) -> Parts:
     check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
     controller = KLController(rolling.kl_coef, options.kl_target, options.kl_horizon)
     rollouts = Rollouts(roller, options, controller, ClipWarning(options.reward_clip, setup.say))
+    judged = Judged(setup, roller, yardstick, _critic_judged(options, controller))
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
     plan = rollout_plan(setup, options.ppo_epochs)
 
@@ -295,7 +306,8 @@ def build(setup: Setup) -> Parts:
         main=policy,
         objective=ClippedObjective(options, roller.temperature),
         feed=feed,
-        validate=roller.validate,
+        validate=judged.validate,
+        watch=judged.watch,
         held_out=HeldOut("reward", "higher"),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
         controllers={"kl": controller},
@@ -303,6 +315,16 @@ def build(setup: Setup) -> Parts:
         also_saved={"critic": critic, **({"ema": average.model} if average else {})},
         averages={} if average is None else {"ema": average.model},
     )
+
+
+def _critic_judged(options: PPOOptions, controller: KLController) -> Critic:
+    """The critic against the rewards that came, at the present price of KL."""
+    clip, gamma = options.reward_clip, options.gamma
+
+    def shaped(trees: list[Tree]) -> list[Tree]:
+        return experience(trees, kl_coef=controller.coefficient, reward_clip=clip, gamma=gamma, lam=1.0)
+
+    return Critic(shaped, lambda: controller.coefficient, clip)
 
 
 def _critic(setup: Setup, reward_model: str | None) -> TreeModel:
@@ -317,4 +339,10 @@ def _documents(setup: Setup, options: PPOOptions) -> Sequence[Tree]:
     return setup.trees(setup.load_file(options.ptx_dataset, "chat"), "ptx")
 
 
-STAGE = Stage("prompt", build, (RolloutOptions, PPOOptions), samples=True, reference=lambda options: True)
+STAGE = Stage(
+    "prompt",
+    build,
+    (RolloutOptions, JudgedOptions, PPOOptions),
+    samples=True,
+    reference=lambda options: True,
+)

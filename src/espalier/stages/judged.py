@@ -21,7 +21,6 @@ from espalier.errors import UserError
 from espalier.maths.ratio import ratio
 from espalier.maths.samples import best_of, explained_variance, same_pairs, within_correlation
 from espalier.models.forward import Want
-from espalier.models.sampling.generate import Sampling
 from espalier.rollout.asks import Asks
 from espalier.rollout.experience import AnswerGroup, scored_by_rule, trained_mask
 from espalier.rollout.rewards import Rule, find_rule, problem
@@ -31,6 +30,9 @@ from espalier.stages.setup import Setup
 from espalier.stages.watch import Named, Watch
 from espalier.trees import Tree
 
+MEASURED = 2
+"""So many sampled answers to each prompt are measured by policy, reference and critic: that takes as long as sampling, and
+the error of a mean over prompts hardly shrinks with more."""
 NONE = "none"
 EXACT = ("equals", "number")
 """Rules that are their own yardstick as rewards: the answer is right by the reference or it is not."""
@@ -184,32 +186,36 @@ class Judged:
     def _judged(self, live: Live) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
         """(P,) numbers by prompt, and those about all answers as (sum, weight)."""
         roller, setup = self._roller, self._setup
-        greedy = Sampling(roller.sampling.max_new_tokens, 0.0, stop=roller.sampling.stop)
-        sampled = roller.held_out_answers(live, roller.sampling, self._samples)
-        likeliest = roller.held_out_answers(live, greedy, 1)
-        scored, count = roller.scored(live, [*sampled, *likeliest]), len(sampled)
-        scores = torch.stack([tree.extras["scores"] for tree in scored[:count]])
+        answered = roller.held_out_answers(live, self._samples)
+        both = torch.stack([tree.extras["scores"] for tree in roller.scored(live, answered)])
+        scores, lengths = both[:, :-1], torch.stack([trained_mask(a.tree).sum(1).double() for a in answered])
+        ended = torch.tensor([group.ended for group in answered], dtype=torch.float64)
         by_prompt = {
             "reward": scores.mean(1),
-            "reward_greedy": torch.cat([tree.extras["scores"] for tree in scored[count:]]),
-            **_written(sampled, ""),
-            **_written(likeliest, "_greedy"),
+            "reward_greedy": both[:, -1],
+            "answer_tokens": lengths[:, :-1].mean(1),
+            "answer_tokens_greedy": lengths[:, -1],
+            "ended": ended[:, :-1].mean(1),
+            "ended_greedy": ended[:, -1],
         }
         sizes = [n for n in (2**i for i in range(1, 20)) if n <= self._samples]
         by_prompt |= {f"best_of_{n}": best_of(scores, scores, n) for n in sizes}
         if self._yardstick.rule is not None:
-            judged = self._yardstick(setup, [*sampled, *likeliest])
-            values = torch.stack(judged[:count])
-            by_prompt |= {"yardstick": values.mean(1), "yardstick_greedy": torch.cat(judged[count:])}
-            by_prompt |= {f"yardstick_best_of_{n}": best_of(scores, values, n) for n in sizes}
+            values = torch.stack(self._yardstick(setup, answered))
+            by_prompt |= {"yardstick": values[:, :-1].mean(1), "yardstick_greedy": values[:, -1]}
+            by_prompt |= {f"yardstick_best_of_{n}": best_of(scores, values[:, :-1], n) for n in sizes}
         if self._samples > 1:
-            by_prompt["duplicates"] = torch.tensor([same_pairs(group.texts) for group in sampled])
-        lengths = torch.stack([_lengths(group.tree) for group in sampled])
+            by_prompt["duplicates"] = torch.tensor([same_pairs(group.texts[:-1]) for group in answered])
         numbers: dict[str, tuple[float, float]] = {}
-        correlation = within_correlation(scores, lengths)
+        correlation = within_correlation(scores, lengths[:, :-1])
         if correlation is not None:
             numbers["length_correlation"] = (correlation, 1.0)
-        measured, told = self._measured(live, scored[:count])
+        clip = None if self._critic is None else self._critic.reward_clip
+        if clip is not None:
+            numbers["score_clipped"] = (float((scores.abs() > clip).sum()), float(scores.numel()))
+        count = min(MEASURED, self._samples)
+        sampled = [_first(count, group, own) for group, own in zip(answered, scores, strict=True)]
+        measured, told = self._measured(live, sampled)
         return by_prompt | measured, numbers | told
 
     def _measured(
@@ -235,12 +241,6 @@ class Judged:
         ]
         if critic is not None:
             numbers["kl_coef"] = (critic.price(), 1.0)
-            scores = torch.cat([tree.extras["scores"] for tree in trees])
-            if critic.reward_clip is not None:
-                numbers["score_clipped"] = (
-                    float((scores.abs() > critic.reward_clip).sum()),
-                    float(len(scores)),
-                )
             values, returns = (
                 torch.cat([t.extras[name][mask] for t, mask in zip(critic.shaped(trees), masks, strict=True)])
                 for name in ("old_values", "returns")
@@ -251,14 +251,7 @@ class Judged:
         return {"kl": torch.tensor(kl, dtype=torch.float64)}, numbers
 
 
-def _lengths(tree: Tree) -> Tensor:
-    """(S,) tokens of each answer."""
-    return trained_mask(tree).sum(1).float()
-
-
-def _written(answered: Sequence[AnswerGroup], how: str) -> dict[str, Tensor]:
-    """(P,) how long the answers to each prompt are in the mean, and the share of them that end."""
-    return {
-        f"answer_tokens{how}": torch.stack([_lengths(group.tree).mean() for group in answered]),
-        f"ended{how}": torch.tensor([sum(group.ended) / len(group.ended) for group in answered]),
-    }
+def _first(count: int, group: AnswerGroup, scores: Tensor) -> Tree:
+    """The first sampled answers to a prompt with their scores."""
+    paths = [(ids.tolist(), trained.tolist()) for ids, trained in group.tree.paths()]
+    return Tree.join(paths[:count], source=group.ask.source).with_extras(scores=scores[:count])

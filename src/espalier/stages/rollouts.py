@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from espalier.engine.finite import cause
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
-from espalier.models.sampling.generate import Sampling
+from espalier.models.sampling.generate import Sampling, rows_in_memory
 from espalier.rollout.asks import Asks
 from espalier.rollout.experience import (
     AnswerGroup,
@@ -167,13 +167,20 @@ class Roller:
         return [everything[starts[i % setup.world] + i // setup.world] for i in range(len(places))]
 
     def _sample(
-        self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
+        self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int], rows: int = 64
     ) -> list[AnswerGroup]:
         lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
         try:
             with live.accelerator.autocast():
                 return sample_trees(
-                    lm, self._policy.traits, asks, sampling, self._decode, copies=copies, seeds=seeds
+                    lm,
+                    self._policy.traits,
+                    asks,
+                    sampling,
+                    self._decode,
+                    copies=copies,
+                    seeds=seeds,
+                    rows=rows,
                 )
         except UserError as broken:
             raise UserError(f"{broken} {cause(live.module)} The last checkpoint is kept.") from broken
@@ -247,11 +254,13 @@ class Roller:
         assert outputs.logprobs is not None
         return outputs.logprobs.float()
 
-    def held_out_answers(self, live: Live, sampling: Sampling, copies: int) -> list[AnswerGroup]:
-        """Answers to all held-out prompts, by fixed seeds: every rank samples its share, and gets all in their order."""
+    def held_out_answers(self, live: Live, samples: int) -> list[AnswerGroup]:
+        """So many sampled answers to each held-out prompt by fixed seeds, then the likeliest one; all on every rank."""
         rank, world, count = self._setup.rank, self._setup.world, len(self.held_out)
+        sampling = replace(self.sampling, likeliest=True)
+        rows = rows_in_memory(self._policy.lm, sampling.max_new_tokens)
         seeds = list(range(count))[rank::world]
-        own = self._sample(live, self.held_out[rank::world], sampling, copies, seeds)
+        own = self._sample(live, self.held_out[rank::world], sampling, samples + 1, seeds, rows)
         everything = gathered(own, world)
         starts = np.cumsum([0, *(len(range(count)[r::world]) for r in range(world))])
         return [everything[starts[i % world] + i // world] for i in range(count)]

@@ -100,8 +100,9 @@ def take_best(running: Running) -> None:
     step = progress.best["step"]
     tensors, _ = checkpoint.load_checkpoint(checkpoints(start.folder) / f"step-{step}")
     _put_back(running, tensors)
-    name = running.parts.held_out.name
-    running.held_out |= {"after": progress.best["value"], "stderr_after": progress.best["stderr"]}
+    name = progress.best.get("metric", running.parts.held_out.name)
+    own = progress.best.get("held_out", progress.best)
+    running.held_out |= {"after": own["value"], "stderr_after": own["stderr"]}
     start.say(
         f"the weights of step {step} of {progress.step} are saved: its held-out {name} was the best, "
         f"{progress.best['value']:.4f}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from espalier.config.options import EngineOptions
+from espalier.config.better import better, plain_name
+from espalier.config.options import EngineOptions, EvaluationOptions
 from espalier.disk.writing import writing_to
 from espalier.engine.finite import cause
 from espalier.engine.strategy import over_ranks
@@ -49,8 +50,7 @@ def validate(running: Running, step: int) -> dict[str, float]:
             f"stderr_{when}": estimate.stderr,
             "n": estimate.n,
         }
-        if step:
-            _compare(running, step, estimate)
+        _compare(running, step, estimate, logged)
     running.progress.evaluated = step
     for text in [] if parts.watch is None else parts.watch.look(step):
         running.start.warn(step, text)
@@ -58,17 +58,40 @@ def validate(running: Running, step: int) -> dict[str, float]:
     return logged
 
 
-def _compare(running: Running, step: int, estimate: Estimate) -> None:
-    """Note an evaluation that is the best so far, and keep its weights where they are asked for in the end."""
+def _compare(running: Running, step: int, estimate: Estimate, logged: dict[str, float]) -> None:
+    """Note an evaluation that is the best so far, and keep its weights where they are asked for in the end.
+
+    Args:
+        estimate: of the stage's own number.
+        logged: all numbers, by ``eval_NAME``.
+
+    Raises:
+        UserError: `metric_for_best_model` is none of them.
+    """
     progress, feed = running.progress, running.feed
+    own = running.parts.held_out
+    metric = plain_name(running.start.option(EvaluationOptions).metric_for_best_model or own.name)
+    value = logged.get(f"eval_{metric}")
+    if value is None and step == 0:
+        there = ", ".join(sorted(plain_name(name) for name in logged if better(plain_name(name))))
+        raise UserError(
+            f"metric_for_best_model: {metric} is no number of this run's evaluations. There are: {there}."
+        )
+    if value is None or not step:
+        return
     over = step >= feed.total_steps
     if keeps_best(running.start) and not over and not feed.resumable:
         return  # between two rollouts' steps there is nothing to go back to
-    sign = 1 if running.parts.held_out.better == "higher" else -1
-    if progress.best and sign * estimate.value <= sign * progress.best["value"]:
+    way = own.better if metric == own.name else better(metric)
+    sign = 1 if way == "higher" else -1
+    if progress.best and sign * value <= sign * progress.best["value"]:
         progress.worse += 1
         return
-    progress.best, progress.worse = {"step": step, **estimate._asdict()}, 0
+    best = {"step": step, **estimate._asdict()}
+    if metric != own.name:
+        error = logged.get(f"eval_{metric}_stderr")
+        best |= {"metric": metric, "value": value, "stderr": error, "held_out": estimate._asdict()}
+    progress.best, progress.worse = best, 0
     if keeps_best(running.start) and not over:
         save(running, step)
 

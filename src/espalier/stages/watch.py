@@ -1,8 +1,8 @@
 """Whether a policy is getting better or is fooling its reward: what an evaluation shows, said in words.
 
 The evaluations of a run ask the same held-out prompts, so they are compared prompt by prompt. A change counts where it is
-larger than 2 standard errors of the paired difference; the bound grows with the number of evaluations, for the best of
-many is high by luck (Bonferroni), and where prompts are few (Student). What is known to go wrong is told by the numbers
+larger than 2 standard errors of the paired difference; the bound grows with the number of looks, for one of many shows
+something by luck and the best of many is high by luck (Bonferroni), and where prompts are few (Student). What is known to go wrong is told by the numbers
 that give it away: a yardstick that falls while the reward rises (Gao, Schulman & Hilton 2023), a distance from the
 reference at which people liked the answers less (Stiennon et al. 2020, figure 5), a reward that pays for length (Singhal et
 al. 2023), answers that never end or are all the same.
@@ -138,14 +138,20 @@ class Watch:
             return 0
         if len(now.prompts[name]) < 2 or len(before.prompts[name]) != len(now.prompts[name]):
             return 0
-        return self.sign(before.prompts[name], now.prompts[name])
+        chosen = name in self.best and before.step == self.best[name].step and not self.begins(before)
+        return self.sign(before.prompts[name], now.prompts[name], chosen=chosen)
 
-    def sign(self, before: Sequence[float], after: Sequence[float]) -> int:
-        """The same of two lists of numbers by prompt, two prompts or more."""
+    def sign(self, before: Sequence[float], after: Sequence[float], *, chosen: bool = False) -> int:
+        """The same of two lists of numbers by prompt, two prompts or more; `chosen`: for the first was the best of all."""
         change = paired_difference(before, after)
-        if abs(change.value) <= errors_wanted(change.n, max(1, self.looks)) * change.stderr:
+        looks = max(1, self.looks) ** (3 if chosen else 2)  # the shares 1 / t^2 of all looks add up to 1.6
+        if abs(change.value) <= errors_wanted(change.n, looks) * change.stderr:
             return 0
         return (change.value > 0) - (change.value < 0)
+
+    def begins(self, seen: Evaluation) -> bool:
+        """Whether it is the first evaluation of the run."""
+        return self.first is not None and seen.step == self.first.step
 
     def better(self, now: Evaluation) -> bool:
         """Whether the yardstick has clearly risen since the start: then other changes are what it took."""
@@ -181,7 +187,7 @@ def _fell(name: str, how: str) -> Callable[[Watch, Evaluation], str | None]:
                     f"{_from_to(before, now, 'reward')}, {yardstick} {where}; it turned at step {before.step}. The reward "
                     f"is being exploited: {CURE}"
                 )
-            if before is watch.first:
+            if watch.begins(before):
                 return (
                     f"the yardstick fell and the reward did not clearly rise: since step {before.step} {yardstick} {where}. "
                     "The steps do harm: lower learning_rate"

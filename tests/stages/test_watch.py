@@ -85,7 +85,7 @@ def test_a_yardstick_that_falls_without_any_gain_is_harm_and_not_a_trick() -> No
         seen(
             told, step, reward=flat(1.0, random.Random(step)), yardstick=flat(right, random.Random(step + 1))
         )
-    assert kinds(told) == ["yardstick"] and "the reward did not clearly rise" in told.warnings[0]["text"]
+    assert kinds(told) == ["harm"] and "the reward did not clearly rise" in told.warnings[0]["text"]
 
 
 def test_a_reward_that_is_its_own_yardstick_proves_nothing() -> None:

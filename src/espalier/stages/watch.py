@@ -170,37 +170,50 @@ class Watch:
         self.looks, self.pays, self.warnings = state["looks"], state["pays"], list(state["warnings"])
 
 
-def _fell(name: str, how: str) -> Callable[[Watch, Evaluation], str | None]:
-    """Reward up, yardstick down: against its best evaluation so far, and against the start."""
+CURE = (
+    "take the weights before it (load_best_model_at_end with metric_for_best_model: yardstick), raise kl_coef, lower "
+    "learning_rate, or mend the reward"
+)
+
+
+def _fooled(name: str) -> Callable[[Watch, Evaluation], str | None]:
+    """Reward up, yardstick down: against the yardstick's best evaluation so far, and against the start."""
 
     def check(watch: Watch, now: Evaluation) -> str | None:
-        if watch.named.own:
-            return None
         for before in (watch.best.get(name), watch.first):
-            if before is None or watch.moved(before, now, name) >= 0:
+            if watch.named.own or before is None or watch.moved(before, now, name) >= 0:
                 continue
-            yardstick = f"{watch.named.yardstick} {_from_to(before, now, name)}"
-            where = f"on {how} answers to {len(now.prompts[name])} prompts"
             if watch.moved(before, now, "reward") > 0:
                 return (
                     f"the reward rose and the yardstick fell: since step {before.step} reward "
-                    f"{_from_to(before, now, 'reward')}, {yardstick} {where}; it turned at step {before.step}. The reward "
-                    f"is being exploited: {CURE}"
-                )
-            if watch.begins(before):
-                return (
-                    f"the yardstick fell and the reward did not clearly rise: since step {before.step} {yardstick} {where}. "
-                    "The steps do harm: lower learning_rate"
+                    f"{_from_to(before, now, 'reward')}, {_yardstick(watch, before, now, name)}; it turned at step "
+                    f"{before.step}. The reward is being exploited: {CURE}"
                 )
         return None
 
     return check
 
 
-CURE = (
-    "take the weights before it (load_best_model_at_end with metric_for_best_model: yardstick), raise kl_coef, lower "
-    "learning_rate, or mend the reward"
-)
+def _harmed(name: str) -> Callable[[Watch, Evaluation], str | None]:
+    """Yardstick down since the start, and nothing won for it."""
+
+    def check(watch: Watch, now: Evaluation) -> str | None:
+        before = watch.first
+        if watch.named.own or before is None or watch.moved(before, now, name) >= 0:
+            return None
+        if watch.moved(before, now, "reward") > 0:
+            return None
+        return (
+            f"the yardstick fell and the reward did not clearly rise: since step {before.step} "
+            f"{_yardstick(watch, before, now, name)}. The steps do harm: lower learning_rate, or raise kl_coef"
+        )
+
+    return check
+
+
+def _yardstick(watch: Watch, before: Evaluation, now: Evaluation, name: str) -> str:
+    how = "greedy" if name.endswith("_greedy") else "sampled"
+    return f"{watch.named.yardstick} {_from_to(before, now, name)} on {how} answers to {len(now.prompts[name])} prompts"
 
 
 def _prefers_worse(watch: Watch, now: Evaluation) -> str | None:
@@ -287,8 +300,10 @@ def _clipped(watch: Watch, now: Evaluation) -> str | None:
 
 
 CHECKS: dict[str, Callable[[Watch, Evaluation], str | None]] = {
-    "yardstick": _fell("yardstick", "sampled"),
-    "yardstick_greedy": _fell("yardstick_greedy", "greedy"),
+    "yardstick": _fooled("yardstick"),
+    "yardstick_greedy": _fooled("yardstick_greedy"),
+    "harm": _harmed("yardstick"),
+    "harm_greedy": _harmed("yardstick_greedy"),
     "prefers_worse": _prefers_worse,
     "kl": _far,
     "length": _pays_for_length,

@@ -50,7 +50,7 @@ def told(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, prompt in enumerate(PROMPTS)
         for said in ["yes." if i % 2 else "no."]
     ]
-    for name, part in (("train", lines), ("dev", lines[:24])):
+    for name, part in (("train", lines), ("dev", lines[:16])):
         (folder / f"{name}.jsonl").write_text("\n".join(lines if name == "train" else part), "utf-8")
     made = options_of(world, folder / "run", "sft", dataset=[str(folder / "train.jsonl")],
                       eval_dataset=[str(folder / "dev.jsonl")], max_steps=36, learning_rate=1e-2, lr_scheduler_type="constant",
@@ -66,7 +66,7 @@ def learning(told: Path, tmp_path: Path, rule: str, **changes: Any) -> dict[str,
         "dataset": [str(told / "train.jsonl")], "eval_dataset": [str(told / "dev.jsonl")], "cutoff_len": 64,
         "reward_function": rule if ":" not in rule else str(told / "rules.py") + rule, "max_new_tokens": 12,
         "group_size": 8, "per_device_train_batch_size": 12, "learning_rate": 2e-3, "lr_scheduler_type": "constant",
-        "kl_coef": 0.0, "max_steps": 12, "eval_steps": 4, "samples": 0, "precision": "fp32", "save_steps": 0,
+        "kl_coef": 0.0, "max_steps": 8, "eval_steps": 2, "samples": 0, "precision": "fp32", "save_steps": 0,
     } | changes  # fmt: skip
 
 
@@ -78,21 +78,27 @@ def kinds(summary: dict[str, Any]) -> set[str]:
     return {warning["kind"] for warning in summary["warnings"]}
 
 
-def test_a_reward_that_likes_length_is_called_out(told: Path, tmp_path: Path) -> None:
-    made = learning(told, tmp_path, ":longer")
-    summary = run(made)
+@pytest.fixture(scope="module")
+def tricked(told: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options and summary of a run whose reward likes length."""
+    made = learning(told, tmp_path_factory.mktemp("tricked"), ":longer")
+    return made, run(made)
+
+
+Tricked = tuple[dict[str, Any], dict[str, Any]]
+
+
+def test_a_reward_that_likes_length_is_called_out(tricked: Tricked) -> None:
+    made, summary = tricked
     first, last = evaluations(made)[0], evaluations(made)[-1]
-    assert (
-        last["eval_reward"] > first["eval_reward"] + 0.5
-        and last["eval_yardstick"] < first["eval_yardstick"] - 0.4
-    )
+    assert last["eval_reward"] > first["eval_reward"] + 0.5
+    assert last["eval_yardstick"] < first["eval_yardstick"] - 0.4
     assert {"yardstick", "length"} <= kinds(summary)
     (turned,) = [warning for warning in summary["warnings"] if warning["kind"] == "yardstick"]
-    assert turned["step"] in (4, 8) and "it turned at step 0" in turned["text"]
-    page = write_report(tmp_path / "run").read_text("utf-8")
+    assert 0 < turned["step"] < 8 and "the reward rose and the yardstick fell: since step" in turned["text"]
+    page = write_report(Path(made["output_dir"])).read_text("utf-8")
     assert (
-        "the reward rose and the yardstick fell: since step 0" in page
-        and "the reward goes with length" in page
+        "the reward rose and the yardstick fell: since step" in page and "the reward goes with length" in page
     )
     assert "not by the yardstick" in page and '">better<' not in page
 
@@ -100,7 +106,7 @@ def test_a_reward_that_likes_length_is_called_out(told: Path, tmp_path: Path) ->
 def test_a_reward_that_likes_a_word_is_called_out_in_the_terminal(
     told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = learning(told, tmp_path, ":word")
+    made = learning(told, tmp_path, ":word", eval_steps=4)
     summary = run(made)
     assert "yardstick" in kinds(summary)
     said = capsys.readouterr().err
@@ -108,22 +114,21 @@ def test_a_reward_that_likes_a_word_is_called_out_in_the_terminal(
         assert f"grpo: step {warning['step']}: {warning['text']}" in said.splitlines()
 
 
-def test_a_warning_survives_a_stop(told: Path, tmp_path: Path) -> None:
+def test_a_warning_survives_a_stop(told: Path, tricked: Tricked, tmp_path: Path) -> None:
     """Stopped after the first warning: it is kept, and what comes after is what would have come."""
     from tests.stages.test_coincide import _stopped
 
-    short = {"max_steps": 8, "save_steps": 1, "save_total_limit": 1}
-    whole, broken = (learning(told, tmp_path, ":longer", name=name, **short) for name in ("whole", "broken"))
-    _stopped(broken, 5)
-    stopped = json.loads((tmp_path / "run" / "broken" / "summary.json").read_text("utf-8"))
+    broken = learning(told, tmp_path, ":longer", save_steps=1, save_total_limit=1)
+    _stopped(broken, 2)
+    stopped = json.loads((tmp_path / "run" / "grpo" / "summary.json").read_text("utf-8"))
     assert stopped["status"] == "stopped" and stopped["warnings"], (
         "what was seen is told though it did not end"
     )
-    assert run(broken)["warnings"] == run(whole)["warnings"] != stopped["warnings"]
+    assert run(broken)["warnings"] == tricked[1]["warnings"] != stopped["warnings"]
 
 
 def test_an_honest_run_is_silent(told: Path, tmp_path: Path) -> None:
-    made = learning(told, tmp_path, ":right", max_steps=20)
+    made = learning(told, tmp_path, ":right", max_steps=16, eval_steps=8)
     summary = run(made)
     first, last = evaluations(made)[0], evaluations(made)[-1]
     assert last["eval_yardstick"] > first["eval_yardstick"] + 2 * first["eval_yardstick_stderr"], (
@@ -134,22 +139,22 @@ def test_an_honest_run_is_silent(told: Path, tmp_path: Path) -> None:
     assert "note warning" not in page and "not by the yardstick" not in page
 
 
-def test_the_best_evaluation_is_that_of_any_number(told: Path, tmp_path: Path) -> None:
+def test_the_best_evaluation_is_that_of_any_number(told: Path, tricked: Tricked, tmp_path: Path) -> None:
     """By the reward the last one is the best; by the yardstick it is one before the trick was found."""
-    chosen = {"load_best_model_at_end": True, "eval_steps": 2, "max_steps": 8, "save_total_limit": 1}
-    last, best = (
-        run(learning(told, tmp_path, ":longer", name=name, metric_for_best_model=metric, **chosen))
-        for name, metric in (("last", None), ("best", "eval_yardstick_greedy"))
-    )
-    seen = {row["step"]: row for row in evaluations({"output_dir": str(tmp_path / "run"), "stage": "best"})}
-    step = max((s for s in seen if s), key=lambda s: (seen[s]["eval_yardstick_greedy"], -s))
-    assert best["best"]["step"] == step < last["best"]["step"]
-    assert best["best"]["metric"] == "yardstick_greedy"
-    assert best["best"]["value"] == seen[step]["eval_yardstick_greedy"]
+    chosen = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_yardstick",
+        "save_total_limit": 1,
+    }
+    best = run(learning(told, tmp_path, ":longer", **chosen))
+    seen = {row["step"]: row for row in evaluations(tricked[0])}
+    step = max((s for s in seen if s), key=lambda s: (seen[s]["eval_yardstick"], -s))
+    assert best["best"]["step"] == step < tricked[1]["best"]["step"] == 8
+    assert best["best"]["metric"] == "yardstick" and "metric" not in tricked[1]["best"]
+    assert best["best"]["value"] == seen[step]["eval_yardstick"]
     assert best["held_out"]["after"] == seen[step]["eval_reward"] != best["best"]["value"]
     assert any(
-        f"the weights of step {step} of 8 are saved: its held-out yardstick_greedy" in n
-        for n in best["notes"]
+        f"the weights of step {step} of 8 are saved: its held-out yardstick was" in n for n in best["notes"]
     )
 
 
@@ -207,7 +212,9 @@ def test_every_number_is_what_a_plain_loop_finds(
     changes: dict[str, Any], told: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = Answers(monkeypatch)
-    made = learning(told, tmp_path, "brevity", eval_samples=3, max_steps=4, learning_rate=5e-3, **changes)
+    made = learning(
+        told, tmp_path, "brevity", eval_samples=3, max_steps=4, eval_steps=None, learning_rate=5e-3, **changes
+    )
     run(made)
     row, base = evaluations(made)[-1], told / "run" / "sft" / "model"
     own = tmp_path / "run" / "grpo" / "model"
@@ -224,9 +231,9 @@ def test_every_number_is_what_a_plain_loop_finds(
         prompt, answer = paths[-1]
         logits = policy(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         likeliest += logits.argmax(-1).tolist() == answer
-    assert likeliest == len(kl) == 24
+    assert likeliest == len(kl) == 16
     assert row["eval_kl"] == pytest.approx(fmean(kl), abs=1e-4) and abs(fmean(kl)) > 0.01
-    assert row["eval_kl_stderr"] == pytest.approx(np.std(kl, ddof=1) / 24**0.5, rel=1e-3)
+    assert row["eval_kl_stderr"] == pytest.approx(np.std(kl, ddof=1) / 16**0.5, rel=1e-3)
     assert row["eval_entropy"] == pytest.approx(fmean(entropies), abs=1e-4)
     texts = [group.texts for group in answers.groups]
     reward = [[-len(text) / 100 for text in group] for group in texts]
@@ -258,7 +265,9 @@ def test_the_critic_is_judged_by_the_rewards_that_came(
     from transformers import AutoModel
 
     answers = Answers(monkeypatch)
-    made = options("ppo", reward_score_at="answer", gamma=0.9, kl_coef=0.5, reward_clip=0.05, max_steps=3)
+    made = options(
+        "ppo", samples=0, reward_score_at="answer", gamma=0.9, kl_coef=0.5, reward_clip=0.05, max_steps=3
+    )
     run(made)
     row, folder = evaluations(made)[-1], Path(made["output_dir"]) / "ppo"
     assert row["eval_kl_coef"] != 0.5, "the price has moved"

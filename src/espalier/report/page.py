@@ -23,7 +23,17 @@ from espalier.report.templates import page_maker
 
 NOT_CURVES = {"step", "epoch", "tokens"}
 MACHINE = ["learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"]
-FIRST = ["loss", "exact_match", "accuracy", "reward", "kl", "margin"]
+FIRST = [
+    "loss",
+    "exact_match",
+    "accuracy",
+    "reward",
+    "yardstick",
+    "reward_greedy",
+    "yardstick_greedy",
+    "kl",
+    "margin",
+]
 MOST_SAMPLES = 8
 
 

@@ -36,10 +36,9 @@ def validate(running: Running, step: int) -> dict[str, float]:
     logged = {f"eval_{k}": v for k, v in meter.means(lambda sums: over_ranks(live.accelerator, sums)).items()}
     estimate = judged(units, live.accelerator)
     if estimate is not None:
-        name = parts.held_out.name
-        logged[f"eval_{name}"] = estimate.value
-        if estimate.stderr is not None:
-            logged[f"eval_{name}_stderr"] = estimate.stderr
+        name = f"eval_{parts.held_out.name}"
+        error = {} if estimate.stderr is None else {f"{name}_stderr": estimate.stderr}
+        logged = {name: estimate.value, **error} | logged | {name: estimate.value}
     _check_finite(running, logged, step)
     if estimate is not None:
         when = "before" if step == 0 else "after"
@@ -52,10 +51,17 @@ def validate(running: Running, step: int) -> dict[str, float]:
         }
         _compare(running, step, estimate, logged)
     running.progress.evaluated = step
-    for text in [] if parts.watch is None else parts.watch.look(step):
+    for text in [] if parts.watch is None else parts.watch.look(step, _is_last(running, step)):
         running.start.warn(step, text)
     _show(running, step)
     return logged
+
+
+def _is_last(running: Running, step: int) -> bool:
+    """Whether no evaluation comes after this one."""
+    patience = running.start.option(EvaluationOptions).early_stopping_patience
+    enough = patience is not None and running.progress.worse >= patience
+    return step > 0 and (enough or step >= running.feed.total_steps)
 
 
 def _compare(running: Running, step: int, estimate: Estimate, logged: dict[str, float]) -> None:

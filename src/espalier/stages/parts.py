@@ -87,8 +87,8 @@ class Watcher(Controller, Protocol):
 
     warnings: list[dict[str, Any]]
 
-    def look(self, step: int) -> list[str]:
-        """After the evaluation of a step: the warnings that are new."""
+    def look(self, step: int, over: bool) -> list[str]:
+        """After the evaluation of a step, the last one where `over`: the warnings that are new."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Whether a policy is getting better or is fooling its reward: what an evaluation shows, said in words.
 
 The evaluations of a run ask the same held-out prompts, so they are compared prompt by prompt. A change counts where it is
-larger than 2 standard errors of the paired difference; the bound grows with the number of looks, for one of many shows
-something by luck and the best of many is high by luck (Bonferroni), and where prompts are few (Student). What is known to go wrong is told by the numbers
+larger than 2 standard errors of the paired difference. That is the bound of the last evaluation; those on the way, of which
+one of many would show something by luck, and the best of many, which is high by luck, must show more (Bonferroni), and so
+must few prompts (Student). What is known to go wrong is told by the numbers
 that give it away: a yardstick that falls while the reward rises (Gao, Schulman & Hilton 2023), a distance from the
 reference at which people liked the answers less (Stiennon et al. 2020, figure 5), a reward that pays for length (Singhal et
 al. 2023), answers that never end or are all the same.
@@ -105,16 +106,22 @@ class Watch:
     best: dict[str, Evaluation] = field(default_factory=dict)
     looks: int = 0
     pays: float = 0.0
+    over: bool = False
     _latest: tuple[Mapping[str, Sequence[float]], Mapping[str, float]] | None = None
 
     def note(self, prompts: Mapping[str, Sequence[float]], numbers: Mapping[str, float]) -> None:
         """What the present evaluation has found; see `Evaluation`."""
         self._latest = prompts, numbers
 
-    def look(self, step: int) -> list[str]:
-        """Compare what was noted last with what was seen before; returns the warnings that are new, whole sentences."""
+    def look(self, step: int, over: bool = False) -> list[str]:
+        """Compare what was noted last with what was seen before; returns the warnings that are new, whole sentences.
+
+        Args:
+            over: whether it is the run's last evaluation.
+        """
         if self._latest is None:
             return []
+        self.over = over
         now, self._latest = Evaluation(step, *self._latest), None
         correlation = now.numbers.get("length_correlation", 0.0)
         self.pays = correlation if abs(correlation) > abs(self.pays) else self.pays
@@ -144,8 +151,10 @@ class Watch:
     def sign(self, before: Sequence[float], after: Sequence[float], *, chosen: bool = False) -> int:
         """The same of two lists of numbers by prompt, two prompts or more; `chosen`: for the first was the best of all."""
         change = paired_difference(before, after)
-        looks = max(1, self.looks) ** (3 if chosen else 2)  # the shares 1 / t^2 of all looks add up to 1.6
-        if abs(change.value) <= errors_wanted(change.n, looks) * change.stderr:
+        # Look t on the way has the share 1 / (2 t)^2 of one look's chance; all together have 0.4 of it, and the last one 1.
+        looks = max(1, self.looks)
+        shares = (1 if self.over else (2 * looks) ** 2) * (looks if chosen else 1)
+        if abs(change.value) <= errors_wanted(change.n, shares) * change.stderr:
             return 0
         return (change.value > 0) - (change.value < 0)
 

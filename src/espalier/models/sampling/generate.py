@@ -187,7 +187,7 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
 
     Args:
         logits: (B, V).
-        uniforms: (B,) in [0, 1); a row below 0 takes its likeliest token.
+        uniforms: (B,) in [0, 1); with `likeliest` a row below 0 takes its likeliest token.
 
     Returns:
         tokens (B,) int64 and logprobs (B,) float32. At temperature 0 the logprob is the model's own.
@@ -206,7 +206,7 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
         best, at = chosen.topk(sampling.top_k, dim=-1)
         chosen = torch.zeros_like(probs).scatter_(1, at, best)
     tokens = _by_sums(chosen, uniforms)
-    if bool((uniforms < 0).any()):
+    if sampling.likeliest:
         tokens = torch.where(uniforms < 0, logits.argmax(-1), tokens)
     return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
 

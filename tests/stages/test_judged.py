@@ -350,10 +350,17 @@ def test_what_the_run_says_of_its_yardstick(told: Path, tmp_path: Path) -> None:
         )
 
 
+def test_a_yardstick_that_tells_nothing_apart_is_said(options: Make) -> None:
+    """A model that has learned nothing answers nothing rightly."""
+    summary = run(options("grpo", max_steps=1, samples=0))
+    assert any("the yardstick equals gives 0 to all 30 held-out answers so far" in n for n in summary["notes"])
+
+
 def test_no_held_out_prompts_are_no_numbers(told: Path, tmp_path: Path) -> None:
     made = learning(told, tmp_path, ":longer", max_steps=2, eval_dataset=None)
     summary = run(made)
     assert summary["warnings"] == [] and summary["held_out"] == {}
+    assert any(note.startswith("no held-out prompts: nothing shows") for note in summary["notes"])
     assert [key for row in rows(made) for key in row if key.startswith("eval_")] == []
 
 

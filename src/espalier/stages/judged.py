@@ -99,6 +99,10 @@ def find_yardstick(setup: Setup, held_out: Asks) -> Yardstick:
     asked, rolling = setup.option(JudgedOptions).yardstick, setup.option(RolloutOptions)
     reward = rolling.reward_function
     bare = next((ask.source for ask in held_out if ask.reference is None), None)
+    if not held_out:
+        setup.say(
+            "no held-out prompts: nothing shows whether the answers get better or the reward is fooled (eval_dataset, val_size)"
+        )
     if not held_out or asked == NONE:
         return Yardstick(None, None, own=False)
     if asked in COMPARE and bare is not None:
@@ -204,6 +208,11 @@ class Judged:
             values = torch.stack(self._yardstick(setup, answered))
             by_prompt |= {"yardstick": values[:, :-1].mean(1), "yardstick_greedy": values[:, -1]}
             by_prompt |= {f"yardstick_best_of_{n}": best_of(scores, values[:, :-1], n) for n in sizes}
+            if self.watch.first is None and bool((values == values[0, 0]).all()):
+                setup.say(
+                    f"the yardstick {self._yardstick.name} gives {float(values[0, 0]):g} to all {values.numel()} held-out answers "
+                    "so far, and can show no loss; `yardstick` names another"
+                )
         if self._samples > 1:
             by_prompt["duplicates"] = torch.tensor([same_pairs(group.texts[:-1]) for group in answered])
         numbers: dict[str, tuple[float, float]] = {}

@@ -44,11 +44,17 @@ def test_what_asks_for_something_is_refused_with_its_cure_and_what_asks_for_noth
         assert canonical({"stage": "sft", key: "something"})[1] == []
 
 
-def test_the_metric_for_the_best_model_is_the_stage_s_own() -> None:
-    for stage, name in {"sft": "eval_loss", "dpo": "eval_accuracy", "grpo": "reward"}.items():
-        assert canonical({"stage": stage, "metric_for_best_model": name})[0] == {"stage": stage}
-    with pytest.raises(UserError, match="`metric_for_best_model` cannot be taken over"):
-        built("dpo", metric_for_best_model="eval_loss")
+def test_the_metric_for_the_best_model_is_a_number_with_a_better_way() -> None:
+    for name in ("eval_loss", "accuracy", "yardstick", "best_of_4", "eval_kl"):
+        found = built("dpo", metric_for_best_model=name)[EvaluationOptions]
+        assert found.metric_for_best_model == name
+    for name in ("entropy", "rougeL"):
+        with pytest.raises(
+            UserError, match=f"is {name}, of which nobody knows which way is better. Known: higher acc"
+        ):
+            built("dpo", metric_for_best_model=name)
+    free, chosen = EvaluationOptions(), EvaluationOptions(load_best_model_at_end=True, eval_steps=1)
+    assert free.same_result("metric_for_best_model") and not chosen.same_result("metric_for_best_model")
 
 
 def test_a_pad_token_alone_changes_nothing() -> None:

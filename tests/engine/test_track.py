@@ -373,6 +373,14 @@ def test_numbers_and_times_in_words() -> None:
         "memory_bytes": 5,
     }
     assert in_words(row) == "loss 0.1235  kl -2  tokens_per_second 12,346  grad_norm not finite"
+    held_out = {
+        "step": 3,
+        "eval_loss": 0.5,
+        "eval_loss_stderr": 0.01234,
+        "eval_kl": 1.0,
+        "lonely_stderr": 2.0,
+    }
+    assert in_words(held_out) == "eval_loss 0.5 ± 0.012  eval_kl 1  lonely_stderr 2"
     assert [clock(seconds) for seconds in (-1, 0, 65, 3600 * 30 + 61)] == [
         "0:00:00",
         "0:00:00",

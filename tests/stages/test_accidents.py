@@ -147,7 +147,7 @@ def test_a_reward_that_fails_names_its_answer_and_keeps_the_checkpoint(
     body: str, wanted: str, options: Make, rewards: Callable[[str], str]
 ) -> None:
     chosen = options("grpo", reward_function=rewards(body), reward_timeout=0.5, save_steps=1, group_size=2,
-                     per_device_train_batch_size=4)  # fmt: skip
+                     eval_samples=1, per_device_train_batch_size=4)  # fmt: skip
     with pytest.raises(UserError, match=wanted) as said:
         run(chosen)
     assert "for the answer '" in str(said.value) and "prompts.jsonl:" in str(said.value)
@@ -162,7 +162,8 @@ def test_one_ctrl_c_ends_the_wait_for_a_reward_with_a_checkpoint(
     reached = tmp_path / "reached"
     once = f"(open({str(reached)!r}, 'w').close(), time.sleep(1000))"
     body = f"return n % 3 if n <= 20 or __import__('os').path.exists({str(reached)!r}) else {once}"
-    chosen = options("grpo", reward_function=rewards(body), group_size=2, per_device_train_batch_size=4)
+    chosen = options("grpo", reward_function=rewards(body), group_size=2, eval_samples=1,
+                     per_device_train_batch_size=4)  # fmt: skip
 
     def press() -> None:
         while not reached.exists():
@@ -235,7 +236,7 @@ def test_two_processes_score_each_answer_once_and_stop_by_one_signal(
     chosen = options(
         "grpo", name="one", dataset=[str(tmp_path / "three.jsonl")], eval_dataset=[str(tmp_path / "one.jsonl")],
         reward_function=f"{tmp_path}/counted.py:score", rollout_prompts=2, per_device_train_batch_size=2,
-        max_steps=6, temperature=2.0, precision="fp32", max_new_tokens=8, lr_scheduler_type="constant",
+        max_steps=6, temperature=2.0, eval_samples=1, precision="fp32", max_new_tokens=8, lr_scheduler_type="constant",
     )  # fmt: skip
     os.environ["COUNTED"] = str(tmp_path / "by-one")
     run(chosen)
@@ -253,10 +254,11 @@ def test_two_processes_score_each_answer_once_and_stop_by_one_signal(
     assert status(two) == "stopped" and checkpoints(two) == [f"step-{steps}"]
 
     by_one, by_two = ((tmp_path / f"by-{n}").read_text("utf-8").splitlines() for n in ("one", "two"))
-    assert len(by_one) == 1 + 6 * 8 + 1 and len(by_two) == 1 + steps * 8, "each answer is scored once"
-    assert sorted(by_one[1:-1]) == sorted(by_two[1:49])
+    # An evaluation scores a sampled answer and the likeliest one.
+    assert len(by_one) == 2 + 6 * 8 + 2 and len(by_two) == 2 + steps * 8, "each answer is scored once"
+    assert sorted(by_one[2:-2]) == sorted(by_two[2:50])
     # Steps 2 and 5 meet a prompt twice: its two groups are not copies.
-    for begin in (9, 33):
+    for begin in (10, 34):
         groups = by_one[begin : begin + 4], by_one[begin + 4 : begin + 8]
         if groups[0][0].split("', '")[0] == groups[1][0].split("', '")[0]:
             assert groups[0] != groups[1]

@@ -78,6 +78,16 @@ def test_they_train_the_same_model(name: str, two: Path, world: Path, tmp_path: 
     alone, both = one(world, tmp_path, name), beside(two, name)
     assert far(weights(alone), weights(both)) < 2e-4
     assert losses(alone) == pytest.approx(losses(both), rel=1e-3, abs=1e-4)
+    first, same = rows(alone)[0], rows(both)[0]
+    assert first["step"] == same["step"] == 0 and len(first) > 1, "what is evaluated is the same, too"
+    assert same == pytest.approx(first, rel=1e-4, abs=1e-5)
+    if name.startswith("ppo"):
+        assert {
+            "eval_kl",
+            "eval_yardstick_greedy",
+            "eval_explained_variance",
+            "eval_best_of_4",
+        } <= same.keys()
 
 
 @pytest.mark.parametrize("name", ["-".join(parts) for parts in ADAPTED])

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from espalier.config.adapter_options import AdaloraOptions as AdaloraOptions
 from espalier.config.adapter_options import LoraOptions as LoraOptions
 from espalier.config.adapter_options import VirtualTokenOptions as VirtualTokenOptions
+from espalier.config.better import HIGHER, LOWER, better, plain_name
 from espalier.config.data_options import DataOptions as DataOptions
 from espalier.config.data_options import TokenizedOptions as TokenizedOptions
 from espalier.config.data_options import TurnOptions as TurnOptions
@@ -76,6 +77,11 @@ class EvaluationOptions(Options):
     load_best_model_at_end: bool = option(
         False, "Save the weights of the evaluation with the best held-out number, in place of the last ones."
     )
+    metric_for_best_model: str | None = option(
+        None,
+        "The number by which the best evaluation is known, such as yardstick or loss; null: the stage's own held-out number.",
+        same_result=True,
+    )
     early_stopping_patience: int | None = option(
         None, "End after so many evaluations in a row without a better held-out number.", min=1
     )
@@ -85,13 +91,19 @@ class EvaluationOptions(Options):
 
     def same_result(self, key: str) -> bool:
         chooses = self.load_best_model_at_end or self.early_stopping_patience is not None
-        return super().same_result(key) and not (key == "eval_steps" and chooses)
+        return super().same_result(key) and not (key in ("eval_steps", "metric_for_best_model") and chooses)
 
     def problems(self) -> list[str]:
         problems = step_count_problems(self, "eval_steps")
         for key in ("load_best_model_at_end", "early_stopping_patience"):
             if getattr(self, key) and not self.eval_steps:
                 problems.append(f"`{key}` needs evaluations; set `eval_steps`, for example eval_steps: 0.1.")
+        metric = self.metric_for_best_model
+        if metric is not None and better(plain_name(metric)) is None:
+            problems.append(
+                f"`metric_for_best_model` is {metric}, of which nobody knows which way is better. Known: higher "
+                f"{', '.join(HIGHER)}, best_of_N; lower {', '.join(LOWER)}."
+            )
         return problems
 
 

@@ -84,14 +84,6 @@ REFUSED: dict[str, Refused] = {
         harmless=(1, 1.0),
         off=False,
     ),
-    "metric_for_best_model": Refused(
-        "The stage's own held-out number decides: loss (pretrain, sft), accuracy (reward, dpo, kto), reward (ppo, grpo).",
-        harmless_in={
-            **dict.fromkeys(("pretrain", "sft"), ("loss", "eval_loss")),
-            **dict.fromkeys(("reward", "dpo", "kto"), ("accuracy", "eval_accuracy")),
-            **dict.fromkeys(_SAMPLING, ("reward", "eval_reward")),
-        },
-    ),
     "early_stopping_threshold": Refused("Any better number counts; remove it."),
     "ppo_buffer_size": Refused(
         "Each batch of samples is used for `ppo_epochs` passes; raise gradient_accumulation_steps instead.",

@@ -7,8 +7,10 @@ each stage did to its own held-out number, and whether that is more than noise.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from importlib.resources import files as resources
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -19,11 +21,14 @@ from espalier import config
 from espalier.demo.data import write_demo_data
 from espalier.engine import files
 from espalier.errors import UserError
+from espalier.exam.numbers.compare import numbers_by_question
+from espalier.maths.metrics import paired_difference
 from espalier.runs.pipeline import run_options
 from espalier.screen import Screen
 
 TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
 EXAMINED = ("pretrain", "sft", "dpo", "ppo", "grpo")
+AFTER_SFT = ("dpo", "ppo", "grpo")
 MUST_IMPROVE_QUICK = ("sft", "reward")
 REWARD_ACCURACY = 0.9
 QUICK_SIZES = {"pretrain": 2100, "pref_train": 800}
@@ -32,7 +37,8 @@ QUICK_SIZES = {"pretrain": 2100, "pref_train": 800}
 def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
     """Run the chain in `out` and print what it did; returns the exit code.
 
-    1 when a stage did not improve its number (with `quick` only SFT and the reward model must).
+    1 when a stage did not improve its number (with `quick` only SFT and the reward model must), and when DPO, PPO or GRPO
+    writes fewer answers exactly right than SFT did, beyond chance.
 
     Raises:
         UserError: `out` holds something that is no demo.
@@ -55,13 +61,17 @@ def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
     exams = {name: _exam(out, name) for name in EXAMINED}
     _show(console, rows, exams)
     failed = _failures(rows, exams, quick)
+    written = {name: _exact(out, name) for name in ("sft", *AFTER_SFT)}
+    lost = [line for name in AFTER_SFT if (line := below(name, written["sft"], written[name]))]
     console.say(f"\n{time.perf_counter() - start:.0f} s in all. The report: {out / 'report.html'}")
     console.say(
         f"Talk to it: espalier chat {out / 'grpo' / 'model'}   (say: 3加4等于几？  or: What is 3 plus 4?)"
     )
     for line in failed:
         console.say(f"not improved: {line}", "bold red")
-    return 1 if failed else 0
+    for line in lost:
+        console.say(f"made worse: {line}", "bold red")
+    return 1 if failed or lost else 0
 
 
 def _quicker() -> list[str]:
@@ -94,6 +104,35 @@ def _exam(out: Path, name: str) -> dict[str, Any]:
         metric = next(iter(task["metrics"]))
         scores[metric] = (task["metrics"][metric], task["metrics"][f"{metric}_stderr"])
     return scores
+
+
+def _exact(out: Path, name: str) -> dict[str, float]:
+    """Whether each question was answered exactly right (1 or 0), by its id."""
+    return numbers_by_question(out / f"exam_{name}" / "demo_exact_match.jsonl", "exact_match")
+
+
+def below(name: str, sft: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    """A sentence where a stage answers fewer held-out questions exactly right than SFT did before it, beyond chance.
+
+    Beyond chance: by more than 2 standard errors of the difference, paired by question.
+
+    Args:
+        sft, after: 1 or 0 for each question, by its id.
+
+    Raises:
+        UserError: not the same questions.
+    """
+    if sft.keys() != after.keys() or len(sft) < 2:
+        raise UserError(
+            f"the exams of sft and {name} asked other questions ({len(sft)} and {len(after)}); run the demo in a new folder."
+        )
+    change = paired_difference(list(sft.values()), [after[question] for question in sft])
+    if change.value >= -2 * change.stderr:
+        return None
+    return (
+        f"{name} answers {fmean(after.values()):.1%} of {change.n} held-out questions exactly right and sft before it "
+        f"{fmean(sft.values()):.1%}: {change.value:+.1%} ± {change.stderr:.1%}, paired by question"
+    )
 
 
 def _show(console: Screen, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:

@@ -14,6 +14,9 @@ from espalier.screen import Screen
 _QUIET = ("step", "epoch", "tokens", "memory_bytes")
 """Columns of a row that a log line leaves out; metrics.jsonl has them."""
 
+_ERROR = "_stderr"
+"""What the name of a number's standard error ends with; it is shown behind the number."""
+
 
 class ProgressLine:
     """One stage's progress.
@@ -62,13 +65,14 @@ class ProgressLine:
 
 
 def in_words(numbers: Mapping[str, float | int | None]) -> str:
-    """The numbers of one row for a line: ``loss 2.311 learning_rate 5e-05 tokens_per_second 1,234``."""
+    """The numbers of one row for a line: ``eval_loss 2.311 ± 0.012  learning_rate 5e-05  tokens_per_second 1,234``."""
     parts = []
     for name, value in numbers.items():
-        if name in _QUIET:
+        if name in _QUIET or name.removesuffix(_ERROR) in numbers.keys() - {name}:
             continue
         shown = "not finite" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-        parts.append(f"{name} {shown}")
+        error = numbers.get(name + _ERROR)
+        parts.append(f"{name} {shown}" + ("" if error is None else f" ± {error:.2g}"))
     return "  ".join(parts)
 
 

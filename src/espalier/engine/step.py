@@ -97,7 +97,8 @@ class Progress:
         idle: steps that were not taken, for nothing in them said which way.
         last: the numbers that were logged last.
         evaluated: the step of the last evaluation; -1: there was none.
-        best: step, value, stderr and n of the evaluation after step 0 with the best held-out number.
+        best: step, value, stderr and n of the evaluation after step 0 with the best held-out number; where another number
+            decides, its name as metric, and the stage's own estimate as held_out.
         worse: evaluations since then.
     """
 

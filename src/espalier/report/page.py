@@ -23,7 +23,17 @@ from espalier.report.templates import page_maker
 
 NOT_CURVES = {"step", "epoch", "tokens"}
 MACHINE = ["learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"]
-FIRST = ["loss", "exact_match", "accuracy", "reward", "kl", "margin"]
+FIRST = [
+    "loss",
+    "exact_match",
+    "accuracy",
+    "reward",
+    "yardstick",
+    "reward_greedy",
+    "yardstick_greedy",
+    "kl",
+    "margin",
+]
 MOST_SAMPLES = 8
 
 
@@ -71,6 +81,7 @@ def render(run: Run) -> str:
 def _stage_view(stage: StageRecord) -> Row:
     summary = stage.summary
     curves, machine = _charts(stage.rows)
+    warnings = _warnings(summary)
     last = stage.rows[-1] if stage.rows else {}
     peak = max((v for r in stage.rows if (v := number(r.get("memory_bytes"))) is not None), default=None)
     final = {k: v for k, raw in mapping(summary.get("final")).items() if (v := number(raw)) is not None}
@@ -84,7 +95,8 @@ def _stage_view(stage: StageRecord) -> Row:
         "memory": peak,
         "layout": str(summary.get("layout") or ""),
         "layout_reason": str(summary.get("layout_reason") or ""),
-        "held_out": _held_out(mapping(summary.get("held_out"))),
+        "held_out": _held_out(mapping(summary.get("held_out")), warnings),
+        "warnings": warnings,
         "final": [(name, show(value, name)) for name, value in final.items()],
         "curves": curves,
         "machine": machine,
@@ -93,8 +105,21 @@ def _stage_view(stage: StageRecord) -> Row:
     }
 
 
-def _held_out(numbers: Row) -> Row | None:
-    """The stage's own number before and after, and whether the change is more than noise (two standard errors)."""
+def _warnings(summary: Row) -> list[Row]:
+    """What a stage has warned of: step, kind and text of each."""
+    rows = summary.get("warnings")
+    return [
+        {"step": number(row.get("step")), "kind": str(row.get("kind", "")), "text": str(row.get("text", ""))}
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict)
+    ]
+
+
+def _held_out(numbers: Row, warnings: list[Row]) -> Row | None:
+    """The stage's own number before and after, and whether the change is more than noise (two standard errors).
+
+    A reward that rose while the yardstick fell is not called better.
+    """
     before, after = number(numbers.get("before")), number(numbers.get("after"))
     if before is None and after is None:
         return None
@@ -104,6 +129,8 @@ def _held_out(numbers: Row) -> Row | None:
     if before is not None and after is not None:
         gain = (after - before) * (-1 if numbers.get("better") == "lower" else 1)
         verdict = "within noise" if abs(gain) <= 2 * error else "better" if gain > 0 else "worse"
+        fooled = any(warning["kind"].startswith("yardstick") for warning in warnings)
+        verdict = "not by the yardstick" if verdict == "better" and fooled else verdict
     return {
         "name": str(numbers.get("name", "")),
         "better": str(numbers.get("better", "higher")),

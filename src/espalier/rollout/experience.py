@@ -68,9 +68,12 @@ def sample_trees(
     *,
     copies: int,
     seeds: Sequence[int],
+    rows: int = 64,
 ) -> list[AnswerGroup]:
-    """Sample `copies` answers to each prompt; the sampled ids are the trained ids."""
-    answers = sample(lm, traits, [ask.tokens for ask in asks], sampling, copies=copies, seeds=seeds)
+    """Sample `copies` answers to each prompt, `rows` at a time; the sampled ids are the trained ids."""
+    answers = sample(
+        lm, traits, [ask.tokens for ask in asks], sampling, copies=copies, seeds=seeds, rows=rows
+    )
     return [_answered(ask, samples, decode) for ask, samples in zip(asks, answers, strict=True)]
 
 

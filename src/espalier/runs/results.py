@@ -138,6 +138,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "held_out": running.held_out,
         "best": progress.best,
         "final": {k: v for k, v in progress.last.items() if math.isfinite(v)},
+        "warnings": [] if parts.watch is None else parts.watch.warnings,
         "notes": start.notes,
         "models": running.saved,
         "saved_types": running.saved_types,

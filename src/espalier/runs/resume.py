@@ -40,6 +40,7 @@ def save(running: Running, step: int) -> None:
         "feed": running.feed.place(),
         "held_out": running.held_out,
         "controllers": {name: controller.state() for name, controller in parts.controllers.items()},
+        "watch": None if parts.watch is None else parts.watch.state(),
     }
     if start.is_main:
         keep = start.option(RunOptions).save_total_limit
@@ -69,6 +70,8 @@ def resume(running: Running) -> None:
     )
     for name, controller in parts.controllers.items():
         controller.restore(state["controllers"][name])
+    if parts.watch is not None and state.get("watch"):  # none was written before there were such
+        parts.watch.restore(state["watch"])
     try:
         running.feed.restore(state["feed"])
     except ValueError as changed:
@@ -97,8 +100,9 @@ def take_best(running: Running) -> None:
     step = progress.best["step"]
     tensors, _ = checkpoint.load_checkpoint(checkpoints(start.folder) / f"step-{step}")
     _put_back(running, tensors)
-    name = running.parts.held_out.name
-    running.held_out |= {"after": progress.best["value"], "stderr_after": progress.best["stderr"]}
+    name = progress.best.get("metric", running.parts.held_out.name)
+    own = progress.best.get("held_out", progress.best)
+    running.held_out |= {"after": own["value"], "stderr_after": own["stderr"]}
     start.say(
         f"the weights of step {step} of {progress.step} are saved: its held-out {name} was the best, "
         f"{progress.best['value']:.4f}"

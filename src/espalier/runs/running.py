@@ -64,6 +64,10 @@ class Start:
         self.notes.append(text)
         self.console.say(f"{self.name}: {text}", "dim")
 
+    def warn(self, step: int, text: str) -> None:
+        """Show a line that must not be missed; a `Watcher` keeps it."""
+        self.console.say(f"{self.name}: step {step}: {text}", "bold yellow")
+
 
 @dataclass
 class Running:

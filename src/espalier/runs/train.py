@@ -231,11 +231,11 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     live, progress, looks = running.live, running.progress, running.start.option(EvaluationOptions)
     schedule = _schedule(running.start, running.parts, running.feed.total_steps)
     if progress.step == 0 and looks.eval_steps != 0:
-        tracker.log({"step": 0, **validate(running, 0)})
+        tracker.log({"step": 0, **_evaluated(running, 0)})
     after, patience = running.parts.after_step, looks.early_stopping_patience
     hooks = Hooks(
         save=lambda step: save(running, step),
-        validate=lambda step: validate(running, step),
+        validate=lambda step: _evaluated(running, step),
         after_step=(lambda step: after(live, step)) if after is not None else (lambda step: None),
         enough=lambda: patience is not None and progress.worse >= patience,
         learns=running.parts.learns,
@@ -252,7 +252,7 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     check_weights(strategy.whole_parameters(live.accelerator, live.module), progress.step)
     if progress.evaluated < progress.step and looks.eval_steps != 0:
         try:
-            tracker.log({"step": progress.step, **validate(running, progress.step)})
+            tracker.log({"step": progress.step, **_evaluated(running, progress.step)})
         except Stopped as stopped:
             save(running, progress.step)
             raise stopped_at(progress.step) from stopped
@@ -262,6 +262,16 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
             "without a better held-out number (early_stopping_patience)"
         )
     take_best(running)
+
+
+def _evaluated(running: Running, step: int) -> dict[str, float]:
+    """The held-out numbers; a warning is in the summary at once, for those who look at the page while it runs."""
+    watch = running.parts.watch
+    before = 0 if watch is None else len(watch.warnings)
+    numbers = validate(running, step)
+    if watch is not None and len(watch.warnings) > before:
+        write_summary(running, "running")
+    return numbers
 
 
 def _schedule(start: Start, parts: Parts, total: int) -> Schedule:

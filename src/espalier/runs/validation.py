@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 
-from espalier.config.options import EngineOptions
+from espalier.config.better import better, plain_name
+from espalier.config.options import EngineOptions, EvaluationOptions
 from espalier.disk.writing import writing_to
 from espalier.engine.finite import cause
 from espalier.engine.strategy import over_ranks
@@ -35,10 +36,9 @@ def validate(running: Running, step: int) -> dict[str, float]:
     logged = {f"eval_{k}": v for k, v in meter.means(lambda sums: over_ranks(live.accelerator, sums)).items()}
     estimate = judged(units, live.accelerator)
     if estimate is not None:
-        name = parts.held_out.name
-        logged[f"eval_{name}"] = estimate.value
-        if estimate.stderr is not None:
-            logged[f"eval_{name}_stderr"] = estimate.stderr
+        name = f"eval_{parts.held_out.name}"
+        error = {} if estimate.stderr is None else {f"{name}_stderr": estimate.stderr}
+        logged = {name: estimate.value, **error} | logged | {name: estimate.value}
     _check_finite(running, logged, step)
     if estimate is not None:
         when = "before" if step == 0 else "after"
@@ -49,24 +49,55 @@ def validate(running: Running, step: int) -> dict[str, float]:
             f"stderr_{when}": estimate.stderr,
             "n": estimate.n,
         }
-        if step:
-            _compare(running, step, estimate)
+        _compare(running, step, estimate, logged)
     running.progress.evaluated = step
+    for text in [] if parts.watch is None else parts.watch.look(step, _is_last(running, step)):
+        running.start.warn(step, text)
     _show(running, step)
     return logged
 
 
-def _compare(running: Running, step: int, estimate: Estimate) -> None:
-    """Note an evaluation that is the best so far, and keep its weights where they are asked for in the end."""
+def _is_last(running: Running, step: int) -> bool:
+    """Whether no evaluation comes after this one."""
+    patience = running.start.option(EvaluationOptions).early_stopping_patience
+    enough = patience is not None and running.progress.worse >= patience
+    return step > 0 and (enough or step >= running.feed.total_steps)
+
+
+def _compare(running: Running, step: int, estimate: Estimate, logged: dict[str, float]) -> None:
+    """Note an evaluation that is the best so far, and keep its weights where they are asked for in the end.
+
+    Args:
+        estimate: of the stage's own number.
+        logged: all numbers, by ``eval_NAME``.
+
+    Raises:
+        UserError: `metric_for_best_model` is none of them.
+    """
     progress, feed = running.progress, running.feed
+    own = running.parts.held_out
+    metric = plain_name(running.start.option(EvaluationOptions).metric_for_best_model or own.name)
+    value = logged.get(f"eval_{metric}")
+    if value is None and step == 0:
+        there = ", ".join(sorted(plain_name(name) for name in logged if better(plain_name(name))))
+        raise UserError(
+            f"metric_for_best_model: {metric} is no number of this run's evaluations. There are: {there}."
+        )
+    if value is None or not step:
+        return
     over = step >= feed.total_steps
     if keeps_best(running.start) and not over and not feed.resumable:
         return  # between two rollouts' steps there is nothing to go back to
-    sign = 1 if running.parts.held_out.better == "higher" else -1
-    if progress.best and sign * estimate.value <= sign * progress.best["value"]:
+    way = own.better if metric == own.name else better(metric)
+    sign = 1 if way == "higher" else -1
+    if progress.best and sign * value <= sign * progress.best["value"]:
         progress.worse += 1
         return
-    progress.best, progress.worse = {"step": step, **estimate._asdict()}, 0
+    best = {"step": step, **estimate._asdict()}
+    if metric != own.name:
+        error = logged.get(f"eval_{metric}_stderr")
+        best |= {"metric": metric, "value": value, "stderr": error, "held_out": estimate._asdict()}
+    progress.best, progress.worse = best, 0
     if keeps_best(running.start) and not over:
         save(running, step)
 

@@ -78,6 +78,19 @@ class Controller(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+class Watcher(Controller, Protocol):
+    """Looks at the evaluations of a run together, and says in words what is wrong; its state is in the checkpoint.
+
+    Attributes:
+        warnings: {"step", "kind", "text"} of each so far, in order.
+    """
+
+    warnings: list[dict[str, Any]]
+
+    def look(self, step: int, over: bool) -> list[str]:
+        """After the evaluation of a step, the last one where `over`: the warnings that are new."""
+
+
 @dataclass(frozen=True)
 class Pace:
     """How fast a part of the trained module learns, where that is not as the options of the training say.
@@ -119,6 +132,7 @@ class Parts:
         held_out: what the units are called.
         sample_prompts: shown at each evaluation.
         controllers: by name, for the checkpoint.
+        watch: is asked after each evaluation whether something is wrong.
         after_step: bookkeeping after each optimiser step, by its number; the gradients are still there.
         paces: by the name of a part of `trained`; the others learn as the options say.
         learns: whether the loss of a micro-batch depends on the weights at all; steps in which none does are not taken.
@@ -134,6 +148,7 @@ class Parts:
     held_out: HeldOut
     sample_prompts: Sequence[SamplePrompt] = ()
     controllers: dict[str, Controller] = field(default_factory=dict)
+    watch: Watcher | None = None
     after_step: Callable[[Live, int], None] | None = None
     paces: dict[str, Pace] = field(default_factory=dict)
     learns: Callable[[Batch], bool] = lambda batch: True

@@ -134,6 +134,10 @@ class PolicyTerms:
         self._kl = KL_ESTIMATORS[options.kl_estimator]
         self.want = Want(entropy=options.entropy_coef > 0, temperature=temperature)
 
+    def price(self) -> float:
+        """What a nat of KL costs at present, wherever it is paid."""
+        return self._kl_coef()
+
     def reward_price(self) -> float:
         """What a nat of KL costs in the reward; 0 where it is paid in the loss."""
         return self._kl_coef() if self._options.kl_in == "reward" else 0.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,11 +19,10 @@ from espalier.data.encode.scored import ScoreAt, closing, score_place
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.steps.feed import Rows
 from espalier.engine.finite import cause
-from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
-from espalier.models.sampling.generate import Sampling
+from espalier.models.sampling.generate import Sampling, rows_in_memory
 from espalier.rollout.asks import Asks
 from espalier.rollout.experience import (
     AnswerGroup,
@@ -37,7 +36,7 @@ from espalier.rollout.experience import (
 from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
 from espalier.stages.model_memory import MemoryOptions, load_reward_model
-from espalier.stages.parts import Live, Units
+from espalier.stages.parts import Live
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.setup import Setup
 from espalier.trees import Batch, Tree
@@ -175,13 +174,20 @@ class Roller:
         return [everything[starts[i % setup.world] + i // setup.world] for i in range(len(places))]
 
     def _sample(
-        self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
+        self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int], rows: int = 64
     ) -> list[AnswerGroup]:
         lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
         try:
             with live.accelerator.autocast():
                 return sample_trees(
-                    lm, self._policy.traits, asks, sampling, self._decode, copies=copies, seeds=seeds
+                    lm,
+                    self._policy.traits,
+                    asks,
+                    sampling,
+                    self._decode,
+                    copies=copies,
+                    seeds=seeds,
+                    rows=rows,
                 )
         except UserError as broken:
             raise UserError(f"{broken} {cause(live.module)} The last checkpoint is kept.") from broken
@@ -256,25 +262,16 @@ class Roller:
         assert outputs.logprobs is not None
         return outputs.logprobs.float()
 
-    def validate(self, live: Live) -> tuple[Units | None, Numbers]:
-        """The reward of one sampled answer to each held-out prompt, by the run's own sampling and fixed seeds: it is
-        the expected reward that is maximised, not that of the likeliest answer."""
-        if not self.held_out:
-            return None, {}
-        setup = self._setup
-        own = self.held_out[setup.rank :: setup.world]
-        seeds = list(range(len(self.held_out)))[setup.rank :: setup.world]
-        answered = gathered(self._sample(live, own, self.sampling, 1, seeds), setup.world)
-        scores = torch.cat([tree.extras["scores"] for tree in self.scored(live, answered)])
-        lengths = torch.tensor([float(a.tree.n_trained) for a in answered])
-        numbers: Numbers = {
-            "answer_tokens": (float(lengths.sum()), len(lengths)),
-            "ended": (sum(a.ended[0] for a in answered), len(answered)),
-        }
-        # Every rank holds all units, and the wiring adds the ranks up: only the first one says them.
-        if setup.rank:
-            return None, dict.fromkeys(numbers, (0.0, 0.0))
-        return (scores, torch.ones_like(scores)), numbers
+    def held_out_answers(self, live: Live, samples: int) -> list[AnswerGroup]:
+        """So many sampled answers to each held-out prompt by fixed seeds, then the likeliest one; all on every rank."""
+        rank, world, count = self._setup.rank, self._setup.world, len(self.held_out)
+        sampling = replace(self.sampling, likeliest=True)
+        rows = rows_in_memory(self._policy.lm, sampling.max_new_tokens)
+        seeds = list(range(count))[rank::world]
+        own = self._sample(live, self.held_out[rank::world], sampling, samples + 1, seeds, rows)
+        everything = gathered(own, world)
+        starts = np.cumsum([0, *(len(range(count)[r::world]) for r in range(world))])
+        return [everything[starts[i % world] + i // world] for i in range(count)]
 
     def seed(self, rollout: int) -> list[int]:
         return [self._setup.option(RunOptions).seed, 7, rollout]

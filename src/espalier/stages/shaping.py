@@ -71,14 +71,22 @@ class ScoreNormalizer:
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(N,) of a rollout, the same on every rank -> (N,)."""
-        if self._kind == "none" or not len(scores):
-            return scores
+        if self._kind != "none" and len(scores):
+            self._take(scores)
+        return self.present(scores)
+
+    def _take(self, scores: Tensor) -> None:
         n, mean = len(scores), float(scores.double().mean())
         total, step = self._count + n, mean - self._mean
         self._squares += float(((scores.double() - mean) ** 2).sum()) + step**2 * self._count * n / total
         self._mean += step * n / total
         self._count = total
-        deviation = math.sqrt(self._squares / max(total - 1, 1))
+
+    def present(self, scores: Tensor) -> Tensor:
+        """The same by the scores that came before, which these do not join."""
+        if self._kind == "none" or not self._count:
+            return scores
+        deviation = math.sqrt(self._squares / max(self._count - 1, 1))
         centre = self._mean if self._kind == "standardise" else 0.0
         return (scores - centre) / (deviation + 1e-8) if deviation else scores - centre
 
@@ -144,7 +152,9 @@ def experience(trees: Sequence[Tree], options: ShapingOptions, terms: PolicyTerm
     for tree in rewarded:
         x, mask = tree.extras, trained_mask(tree)
         advantages, returns = gae(x["rewards"], x["old_values"], mask, options.gamma, options.lam)
-        finished.append(tree.with_extras(advantages=advantages, returns=returns, ptx=torch.zeros(len(mask))))
+        price = torch.full((len(mask),), terms.price())
+        ptx = torch.zeros(len(mask))
+        finished.append(tree.with_extras(advantages=advantages, returns=returns, ptx=ptx, price=price))
     if options.whiten_advantages == "none":
         return finished
     return whitened(finished, "advantages", shift_mean=options.whiten_advantages == "full")

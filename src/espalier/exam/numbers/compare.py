@@ -29,7 +29,7 @@ def compare(out: Path, every: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             metric = first_metric(row)
             if task not in every[b]["tasks"] or metric is None:
                 continue
-            first, second = (_numbers(out / folder / f"{task}.jsonl", metric) for folder in (a, b))
+            first, second = (numbers_by_question(out / folder / f"{task}.jsonl", metric) for folder in (a, b))
             shared = [key for key in first if key in second]
             if len(shared) > 1:
                 pairs.append(
@@ -81,7 +81,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * sum(math.exp(log - n * math.log(2)) for log in logs))
 
 
-def _numbers(path: Path, metric: str) -> dict[str, float]:
+def numbers_by_question(path: Path, metric: str) -> dict[str, float]:
     """A number for each question with a known answer, by its id."""
     numbers: dict[str, float] = {}
     with path.open(encoding="utf-8") as lines:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from espalier.errors import UserError
 from espalier.models.forward import Traits
 from espalier.models.sampling.decoding import make_decoder
+
+ROOM = 2**28
+"""Bytes for keys, values and logits of what is sampled at a time; see `rows_in_memory`."""
 
 KEPT = 0.85
 """Finished rows are dropped when no more than this share is left: moving the others costs about a step."""
@@ -32,6 +36,7 @@ class Sampling:
         top_p: the smallest set of likeliest tokens with at least this mass, in (0, 1]; 1 is all.
         top_k: only so many likeliest tokens; 0 is all.
         stop: tokens that end an answer; the one that does is part of it.
+        likeliest: whether the last copy of each prompt takes the likeliest token each time, the others being drawn.
     """
 
     max_new_tokens: int = 128
@@ -39,6 +44,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[int, ...] = ()
+    likeliest: bool = False
 
 
 @dataclass
@@ -95,6 +101,19 @@ def sample(
     return by_prompt
 
 
+def rows_in_memory(lm: nn.Module, max_new_tokens: int) -> int:
+    """How many answers may be sampled at a time where a small model is to be fast: as many as `ROOM` bytes hold, from 64 to
+    256. A step of few rows of a small model is mostly overhead; keys, values and logits of a large one are memory."""
+    config: Any = getattr(lm, "config", None)
+    layers, width, words = (
+        getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size", "vocab_size")
+    )
+    if not (isinstance(layers, int) and isinstance(width, int) and isinstance(words, int)):
+        return 64
+    row = 4 * (2 * layers * width * max_new_tokens + 4 * words)
+    return max(64, min(256, ROOM // row))
+
+
 @torch.no_grad()
 def decode(
     lm: nn.Module,
@@ -124,7 +143,10 @@ def _decode(
 ) -> Iterator[tuple[int, int, float, bool]]:
     device = next(lm.parameters()).device
     decoder = make_decoder(lm, traits, prompts, copies, sampling.max_new_tokens)
-    uniforms = _uniforms(seeds, copies, sampling.max_new_tokens).to(device)
+    uniforms = _uniforms(seeds, copies, sampling.max_new_tokens)
+    if sampling.likeliest:
+        uniforms[copies - 1 :: copies] = -1.0
+    uniforms = uniforms.to(device)
     stop = torch.tensor(sampling.stop, device=device)
     names = list(range(len(prompts) * copies))  # the caller's number of each row
     alive = torch.ones(len(names), dtype=torch.bool)
@@ -165,7 +187,7 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
 
     Args:
         logits: (B, V).
-        uniforms: (B,) in [0, 1).
+        uniforms: (B,) in [0, 1); with `likeliest` a row below 0 takes its likeliest token.
 
     Returns:
         tokens (B,) int64 and logprobs (B,) float32. At temperature 0 the logprob is the model's own.
@@ -184,6 +206,8 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
         best, at = chosen.topk(sampling.top_k, dim=-1)
         chosen = torch.zeros_like(probs).scatter_(1, at, best)
     tokens = _by_sums(chosen, uniforms)
+    if sampling.likeliest:
+        tokens = torch.where(uniforms < 0, logits.argmax(-1), tokens)
     return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
 
 

@@ -36,6 +36,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.guards import check_apart
+from espalier.stages.judged import Judged, JudgedOptions, find_yardstick
 from espalier.stages.model_memory import (
     MemoryOptions,
     check_memory,
@@ -295,6 +296,7 @@ def build(setup: Setup) -> Parts:
     options, rolling = setup.option(GRPOOptions), setup.option(RolloutOptions)
     rule = reward_rule(setup)
     asks = read_asks(setup)
+    yardstick = find_yardstick(setup, asks[1])
     policy = setup.load_policy()
     frozen = load_reference(setup, policy)
     roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rule)
@@ -306,6 +308,7 @@ def build(setup: Setup) -> Parts:
     share_blocks(setup, policy=policy, reference=frozen)
     groups = Groups(roller, options, rolling.max_new_tokens)
     terms = policy_terms(setup, lambda: rolling.kl_coef)
+    judged = Judged(setup, roller, yardstick)
     compare = ADVANTAGES[options.advantages]
     plan = rollout_plan(setup, asks[0], setup.rows(policy), rolling.group_size or 8, options.grpo_epochs)
 
@@ -327,7 +330,8 @@ def build(setup: Setup) -> Parts:
         main=policy,
         objective=GroupObjective(options, rolling.max_new_tokens, terms),
         feed=feed,
-        validate=roller.validate,
+        validate=judged.validate,
+        watch=judged.watch,
         held_out=HeldOut("reward", "higher"),
         after_step=lambda live, step: terms.guard.after_step(live),
         learns=lambda batch: not terms.guard.shut and bool((batch.extras["signal"] > 0).any()),
@@ -353,7 +357,7 @@ def _check(options: OptionSet) -> None:
 STAGE = Stage(
     "prompt",
     build,
-    (RolloutOptions, PolicyOptions, GRPOOptions, MemoryOptions),
+    (RolloutOptions, PolicyOptions, JudgedOptions, GRPOOptions, MemoryOptions),
     samples=True,
     reference=lambda options: True,
     check=_check,

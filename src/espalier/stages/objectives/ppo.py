@@ -29,6 +29,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.feed import RolloutFeed
 from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic
 from espalier.stages.guards import check_apart
+from espalier.stages.judged import Critic, Judged, JudgedOptions, find_yardstick
 from espalier.stages.model_memory import (
     MemoryOptions,
     check_memory,
@@ -93,8 +94,8 @@ class Weights:
 class ClippedObjective:
     """PPO's loss over the extras that the feed has put on the trees.
 
-    Extras: old_logprobs, ref_logprobs, old_values, advantages, returns (B, A); kl (B, A), scores and shaped (B,) to be
-    logged; ptx (B,), 0 for answers and for documents the weight of a token's nll against an answer's token.
+    Extras: old_logprobs, ref_logprobs, old_values, advantages, returns (B, A); kl (B, A), scores, shaped and price (B,)
+    to be logged; ptx (B,), 0 for answers and for documents the weight of a token's nll against an answer's token.
     """
 
     def __init__(self, weights: Weights, terms: PolicyTerms) -> None:
@@ -128,6 +129,8 @@ class ClippedObjective:
             "score_clipped": (((x["shaped"].abs() > w.cut) & (x["ptx"] == 0)).sum(), answers),
             "answer_tokens": (tokens, answers),
         }
+        if "price" in x:
+            numbers["kl_coef"] = ((x["price"] * (x["ptx"] == 0)).sum(), answers)
         if bool(documents.any()):
             numbers["ptx_loss"] = (masked_sum(nll(outputs.logprobs).detach(), documents), documents.sum())
         else:
@@ -189,6 +192,7 @@ def build(setup: Setup) -> Parts:
     shaping = setup.option(ShapingOptions)
     rule = reward_rule(setup)
     asks, documents = read_asks(setup), load_documents(setup)
+    yardstick = find_yardstick(setup, asks[1])
     group_size = rolling.group_size or 1
     policy = setup.load_policy()
     frozen = load_reference(setup, policy)
@@ -202,6 +206,7 @@ def build(setup: Setup) -> Parts:
     terms = policy_terms(setup, lambda: controller.coefficient)
     warn = ClipWarning(shaping.reward_clip, setup.say)
     rollouts = Rollouts(roller, shaping, terms, controller, normalizer, warn)
+    judged = Judged(setup, roller, yardstick, _critic_judged(rollouts))
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
     plan = rollout_plan(setup, asks[0], setup.rows(policy, critic), group_size, options.ppo_epochs)
 
@@ -222,7 +227,8 @@ def build(setup: Setup) -> Parts:
         main=policy,
         objective=ClippedObjective(_weights(setup), terms),
         feed=feed,
-        validate=roller.validate,
+        validate=judged.validate,
+        watch=judged.watch,
         held_out=HeldOut("reward", "higher"),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
         controllers={"kl": controller, "scores": normalizer},
@@ -232,6 +238,16 @@ def build(setup: Setup) -> Parts:
         also_saved={"critic": critic, **({"ema": average.model} if average else {})},
         averages={} if average is None else {"ema": average.model},
     )
+
+
+def _critic_judged(rollouts: Rollouts) -> Critic:
+    """The critic against the rewards that came, at the present price of KL."""
+    options, present = replace(rollouts.options, lam=1.0), rollouts.normalizer.present
+
+    def shaped(trees: list[Tree]) -> list[Tree]:
+        return experience(with_shaped(trees, present), options, rollouts.terms)
+
+    return Critic(shaped, lambda: rollouts.controller.coefficient, present, options.reward_clip)
 
 
 def _weights(setup: Setup) -> Weights:
@@ -257,7 +273,16 @@ def _check(options: OptionSet) -> None:
 STAGE = Stage(
     "prompt",
     build,
-    (RolloutOptions, PolicyOptions, ShapingOptions, CriticOptions, PPOOptions, PtxOptions, MemoryOptions),
+    (
+        RolloutOptions,
+        PolicyOptions,
+        ShapingOptions,
+        JudgedOptions,
+        CriticOptions,
+        PPOOptions,
+        PtxOptions,
+        MemoryOptions,
+    ),
     samples=True,
     reference=lambda options: True,
     check=_check,

@@ -30,7 +30,14 @@ from tests.exam.independent import model_of, tokenizer_of
 from tests.exam.tasks.test_own_task import task_file
 from tests.families.test_marked import t5
 
+MACHINE = "torch.utils.collect_env.get_pretty_env_info"
+"""lm_eval writes into each result what pip has installed and what the machine is: a second of other programs' time."""
 SHOTS = "Question: What is the capital of France?\nAnswer: Paris\n\n" * 8
+
+
+@pytest.fixture(autouse=True)
+def _a_machine_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MACHINE, lambda: "")
 
 
 @pytest.fixture(scope="module", params=["gpt2-llama", "aquila_bpe-qwen2", "gpt2-bloom"])
@@ -200,7 +207,10 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-FEWER_TASKS = "import runpy; from lm_eval.tasks import manager; manager.__file__ = '{folder}/manager.py'"
+FEWER_TASKS = (
+    "import runpy; from lm_eval.tasks import manager; manager.__file__ = '{folder}/manager.py'; "
+    "import torch.utils.collect_env; " + MACHINE + " = str"
+)
 """lm_eval reads the 10,000 files of its own tasks each time it begins; these tests need none of them."""
 
 

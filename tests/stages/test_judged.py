@@ -100,6 +100,7 @@ def test_a_reward_that_likes_length_is_called_out(tricked: Tricked) -> None:
     assert (
         "the reward rose and the yardstick fell: since step" in page and "the reward goes with length" in page
     )
+    assert page.count("<code>yardstick_greedy</code>") == 2, "in the table beside the reward, and as a curve"
     assert "not by the yardstick" in page and '">better<' not in page
 
 
@@ -353,7 +354,9 @@ def test_what_the_run_says_of_its_yardstick(told: Path, tmp_path: Path) -> None:
 def test_a_yardstick_that_tells_nothing_apart_is_said(options: Make) -> None:
     """A model that has learned nothing answers nothing rightly."""
     summary = run(options("grpo", max_steps=1, samples=0))
-    assert any("the yardstick equals gives 0 to all 30 held-out answers so far" in n for n in summary["notes"])
+    assert any(
+        "the yardstick equals gives 0 to all 30 held-out answers so far" in n for n in summary["notes"]
+    )
 
 
 def test_no_held_out_prompts_are_no_numbers(told: Path, tmp_path: Path) -> None:

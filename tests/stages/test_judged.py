@@ -100,6 +100,7 @@ def test_a_reward_that_likes_length_is_called_out(tricked: Tricked) -> None:
     assert (
         "the reward rose and the yardstick fell: since step" in page and "the reward goes with length" in page
     )
+    assert page.count("<code>yardstick_greedy</code>") == 2, "in the table beside the reward, and as a curve"
     assert "not by the yardstick" in page and '">better<' not in page
 
 

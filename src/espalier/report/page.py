@@ -97,6 +97,7 @@ def _stage_view(stage: StageRecord) -> Row:
         "layout_reason": str(summary.get("layout_reason") or ""),
         "held_out": _held_out(mapping(summary.get("held_out")), warnings),
         "warnings": warnings,
+        "beside": _beside(stage.rows),
         "final": [(name, show(value, name)) for name, value in final.items()],
         "curves": curves,
         "machine": machine,
@@ -113,6 +114,20 @@ def _warnings(summary: Row) -> list[Row]:
         for row in (rows if isinstance(rows, list) else [])
         if isinstance(row, dict)
     ]
+
+
+def _beside(rows: list[Row]) -> list[Row]:
+    """The yardstick beside the reward at the first evaluation and the last, of sampled and of greedy answers."""
+    found = []
+    for name in ("yardstick", "yardstick_greedy"):
+        seen = [row for row in rows if number(row.get(f"eval_{name}")) is not None]
+        if seen:
+            ends = {
+                when: (number(row.get(f"eval_{name}")), number(row.get(f"eval_{name}_stderr")))
+                for when, row in (("before", seen[0]), ("after", seen[-1]))
+            }
+            found.append({"name": name, **ends})
+    return found
 
 
 def _held_out(numbers: Row, warnings: list[Row]) -> Row | None:

@@ -237,3 +237,22 @@ def test_copies_follow_the_models_distribution(tiny: Tiny) -> None:
     assert degrees > 10
     # Mean plus 4 standard deviations of chi-square.
     assert chi_square(merged_counts, merged_probs) < degrees + 4 * (2 * degrees) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "words", "rows"),
+    [(3, 128, 640, 256), (30, 576, 49_152, 64), (6, 128, 8_000, 241), (32, 4096, 150_000, 64)],
+)
+def test_a_small_model_gets_more_rows_and_a_large_one_no_more_memory(
+    layers: int, width: int, words: int, rows: int
+) -> None:
+    from types import SimpleNamespace
+
+    from espalier.models.sampling.generate import ROOM, rows_in_memory
+
+    config = SimpleNamespace(num_hidden_layers=layers, hidden_size=width, vocab_size=words)
+    found = rows_in_memory(SimpleNamespace(config=config), 160)  # type: ignore[arg-type]
+    assert found == rows
+    bytes_of_a_row = 4 * (layers * 2 * width * 160 + 4 * words)
+    assert found == 64 or found * bytes_of_a_row <= ROOM
+    assert rows_in_memory(SimpleNamespace(), 160) == 64, "of which nothing is known"  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from espalier import cli
 from espalier.data.read.rows import parse_row
 from espalier.data.records import Message, Record
 from espalier.errors import UserError
-from espalier.rollout.experience import AnswerGroup, Ask
+from espalier.rollout.asked import Ask
+from espalier.rollout.experience import AnswerGroup
 from espalier.runs.pipeline import ALL_CLASSES
 from espalier.runs.sample import Sampled, SampleOptions, record_of, run_sample
 from espalier.stages.setup import Setup

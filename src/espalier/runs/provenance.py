@@ -20,6 +20,7 @@ from espalier.data.read.specs import parse_specs
 from espalier.data.store.key import content
 from espalier.models.identity import file_identity, model_identity, tokenizer_identity
 from espalier.own_code import modules_of
+from espalier.rollout.rewards.table import counted, paths_of
 
 RECORDS = "per_device_train_batch_size x gradient_accumulation_steps x processes"
 """How many records are a step; how they are divided changes nothing but rounding."""
@@ -126,6 +127,11 @@ def made_from(
                 contents[item.name] = {
                     file: identity for spec in specs for file, identity in content(spec, known).items()
                 }
+            elif kind == "rewards":
+                contents[item.name] = {
+                    f: i for named, path in paths_of(value) for f, i in _content(named, path).items()
+                }
+                value = counted(value) if value else value
             elif kind is not None:
                 contents[item.name] = _content(kind, value)
             values[item.name] = value

@@ -36,6 +36,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
+from espalier.rollout.scored import component_sums
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.rollouts import (
     Roller,
@@ -43,7 +44,7 @@ from espalier.stages.rollouts import (
     check_apart,
     check_first_step,
     read_asks,
-    reward_rule,
+    rewards_of,
     rollout_plan,
 )
 from espalier.stages.setup import Setup
@@ -155,7 +156,7 @@ class GroupObjective:
             numbers["teacher_kl"] = (masked_sum(x["teacher_kl"], mask), answers)
         if "sampled" in x:
             numbers["sampled_groups"] = (x["sampled"].sum(), answers)
-        return total, numbers
+        return total, {**numbers, **component_sums(x, torch.ones_like(x["scores"]))}
 
     def _weights(self, mask: Tensor) -> Tensor:
         """(B, 1) what a token of each answer weighs."""
@@ -275,15 +276,15 @@ class Groups:
 
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(GRPOOptions), setup.option(RolloutOptions)
-    rule = reward_rule(setup)
-    asks = read_asks(setup)
+    rewards = rewards_of(setup)
+    asks = read_asks(setup, rewards)
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
-    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rule)
+    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rewards)
     teacher = setup.load_frozen(options.teacher_model) if options.teacher_model else None
     if teacher is not None:
         teacher.eval().requires_grad_(False)
-    check_apart(policy=policy, reference=frozen, reward=roller.reward_model, teacher=teacher)
+    check_apart(policy=policy, reference=frozen, teacher=teacher, **roller.reward_models)
     groups = Groups(roller, options, rolling.max_new_tokens)
     compare = ADVANTAGES[options.advantages]
     plan = rollout_plan(setup, options.grpo_epochs)

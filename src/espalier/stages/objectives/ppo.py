@@ -31,6 +31,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.reference import frozen_copy
 from espalier.rollout.experience import trained_mask, whitened
 from espalier.rollout.feed import RolloutFeed
+from espalier.rollout.scored import component_sums
 from espalier.stages.parts import HeldOut, Live, Parts
 from espalier.stages.rollouts import (
     Roller,
@@ -38,7 +39,7 @@ from espalier.stages.rollouts import (
     check_apart,
     check_first_step,
     read_asks,
-    reward_rule,
+    rewards_of,
     rollout_plan,
 )
 from espalier.stages.setup import Setup
@@ -136,7 +137,7 @@ class ClippedObjective:
             numbers["ptx_loss"] = (masked_sum(nll(outputs.logprobs).detach(), documents), documents.sum())
         else:
             numbers["ptx_loss"] = (0.0, 0.0)
-        return total, numbers
+        return total, {**numbers, **component_sums(x, (x["ptx"] == 0).float())}
 
     def check(self, first: dict[str, float]) -> None:
         check_first_step(first)
@@ -265,13 +266,13 @@ class Rollouts:
 
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
-    rule = reward_rule(setup)
-    asks, documents = read_asks(setup), _documents(setup, options)
+    rewards = rewards_of(setup)
+    asks, documents = read_asks(setup, rewards), _documents(setup, options)
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
-    critic = _critic(setup, rolling.reward_model)
-    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 1, rule, beside=[critic])
-    check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
+    critic = _critic(setup, rolling.critic_start)
+    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 1, rewards, beside=[critic])
+    check_apart(policy=policy, critic=critic, reference=frozen, **roller.reward_models)
     controller = KLController(rolling.kl_coef, options.kl_target, options.kl_horizon)
     rollouts = Rollouts(roller, options, controller, ClipWarning(options.reward_clip, setup.say))
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None

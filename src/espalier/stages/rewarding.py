@@ -1,31 +1,22 @@
-"""The rewards of a run: its options, the list that they make, and the trained models of the list.
+"""The rewards of a run: its options, and the list that they make.
 
 `reward_model: X` and `reward_function: Y` are short forms of a list with one entry; there is one road behind them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 from espalier.config.options import Options, RunOptions, option
-from espalier.data.encode.scored import ScoreAt, closing, score_place
-from espalier.errors import UserError
-from espalier.models.forward import TreeModel, Want
-from espalier.rollout.experience import AnswerGroup, as_judged, measure
+from espalier.data.encode.scored import ScoreAt
+from espalier.models.classifier import is_encoder
 from espalier.rollout.rewards.rules import RULES
 from espalier.rollout.rewards.scorer import TIMEOUT, Means
 from espalier.rollout.rewards.table import KINDS, ModelSettings, RewardSpec, read_specs
 from espalier.rollout.scored import OnFailure, RewardList
-from espalier.stages.parts import Live
 from espalier.stages.setup import Setup
-from espalier.trees import Batch, Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +33,9 @@ class RewardListOptions(Options):
     reward_score_at: ScoreAt | None = option(
         None,
         "Where reward_model reads an answer: at its end token (answer) or behind the whole turn; null: as it says itself.",
+    )
+    reward_retokenize: bool = option(
+        False, "Let reward_model read prompt and answer as text, by a tokenizer and template of its own."
     )
     reward_function: str | None = option(
         None, f"A rule: {', '.join(RULES)}, or FILE.py:FUNCTION of your own.", names="function"
@@ -67,6 +61,11 @@ class RewardListOptions(Options):
             ]
         if self.reward_score_at is not None and self.reward_model is None:
             return ["`reward_score_at` is about a `reward_model`, and none is given. Remove it."]
+        if self.reward_retokenize and self.reward_model is None:
+            return [
+                "`reward_retokenize` is about a `reward_model`, and none is given; in `rewards` write retokenize: true "
+                "beside its path."
+            ]
         return read_specs(self.entries, self._key)[1]
 
     @property
@@ -85,7 +84,8 @@ class RewardListOptions(Options):
         if self.rewards is not None:
             return self.rewards
         if self.reward_model is not None:
-            return [{"type": "model", "path": self.reward_model, "score_at": self.reward_score_at}]
+            how = {"score_at": self.reward_score_at, "retokenize": self.reward_retokenize}
+            return [{"type": "model", "path": self.reward_model, **how}]
         return [self.reward_function]
 
     @property
@@ -97,7 +97,9 @@ class RewardListOptions(Options):
     def critic_start(self) -> str | None:
         """The reward model that a critic can start from: the first that reads the policy's own ids."""
         models = (spec.settings for spec in self.specs if isinstance(spec.settings, ModelSettings))
-        return next((model.path for model in models if not model.retokenize), None)
+        return next(
+            (model.path for model in models if not model.retokenize and not is_encoder(model.path)), None
+        )
 
 
 def reward_list(setup: Setup, options: RewardListOptions) -> RewardList:
@@ -110,63 +112,3 @@ def reward_list(setup: Setup, options: RewardListOptions) -> RewardList:
     folder = Path(run.output_dir) / (run.name or run.stage)
     means = Means(options.reward_timeout, folder, setup.world, setup.say)
     return RewardList(options.specs, options.on_reward_failure, means)
-
-
-class RewardModel:
-    """A trained model of the run's tokenizer that reads the trees of answers.
-
-    Args:
-        setup: of the run.
-        spec: of a model.
-    """
-
-    def __init__(self, setup: Setup, spec: RewardSpec) -> None:
-        self._setup, self._settings = setup, cast(ModelSettings, spec.settings)
-        self.module: nn.Module = self._loaded()
-        self._closing = closing(setup.tokenizer, setup.template)
-        self._place = self._place_of_scores()
-
-    def _loaded(self) -> TreeModel:
-        self._model = self._setup.load_frozen(self._settings.path, scalar_head=True)
-        self._model.eval().requires_grad_(False)
-        return self._model
-
-    def scores(self, live: Live, answered: Sequence[AnswerGroup]) -> list[Tensor]:
-        """Of each group (B,), the same on every rank.
-
-        Raises:
-            UserError: a score is no number.
-        """
-        shown = [as_judged(a, self._closing, self._place) for a in answered]
-        judged = measure(shown, self._setup.rows(self._model), lambda batch: self._judged(live, batch))
-        _check_scores(judged, self._settings.path)
-        return [tree.extras["scores"] for tree in judged]
-
-    def _place_of_scores(self) -> ScoreAt:
-        """Where the model is read; says so where nobody has said it and it makes a difference."""
-        said = self._settings.score_at or self._model.score_at
-        if said is None and self._closing.tail:
-            self._setup.say(
-                f"{self._settings.path}: does not say at which token it scores an answer, so it is read behind the "
-                "whole turn, as model cards do; reward_score_at: answer reads it at the end token (the exam reward:FILE "
-                "shows the accuracy of both)"
-            )
-        return score_place(said)
-
-    @torch.no_grad()
-    def _judged(self, live: Live, batch: Batch) -> dict[str, Tensor]:
-        with live.accelerator.autocast():
-            scores = self._model(batch, Want(logprobs=False, scores=True)).scores
-        assert scores is not None
-        return {"scores": scores.float()}
-
-
-def _check_scores(trees: list[Tree], name: str) -> None:
-    """A reward model that says nan would spoil the advantages of a whole rollout."""
-    for tree in trees:
-        for score in tree.extras["scores"].tolist():
-            if not math.isfinite(score):
-                raise UserError(
-                    f"the reward model {name} gives {score} for an answer to the prompt {tree.source}: its weights are "
-                    "broken. Look at reward_model; the last checkpoint is kept."
-                )

@@ -32,7 +32,8 @@ from espalier.rollout.experience import (
 from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.scored import RewardList, tree_sums
 from espalier.stages.parts import Live, Units
-from espalier.stages.rewarding import RewardListOptions, RewardModel, reward_list
+from espalier.stages.reward_models import load_reward_model
+from espalier.stages.rewarding import RewardListOptions, reward_list
 from espalier.stages.setup import Setup
 from espalier.trees import Batch, Tree
 
@@ -117,7 +118,7 @@ class Roller:
         self._reference, self._group, self._beside = frozen_reference, group_size, beside
         self._start = StepZero(policy.lm) if frozen_reference is None else None
         self._rewards = rewards
-        self._models = {spec.name: RewardModel(setup, spec) for spec in rewards.models}
+        self._models = {spec.name: load_reward_model(setup, spec) for spec in rewards.models}
         self.temperature = options.temperature
         self.sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, setup.stop

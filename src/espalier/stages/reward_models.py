@@ -177,7 +177,8 @@ class ClassifierReward:
     def _of_group(self, group: AnswerGroup) -> Tensor:
         turns = [dict(turn) for turn in group.ask.messages] or [{"role": USER, "content": group.ask.text}]
         pairs = [(turns, group.ask.prefix + text) for text in group.texts]
-        return self._classifier(pairs, [group.ask.source] * len(pairs))
+        scores: Tensor = self._classifier(pairs, [group.ask.source] * len(pairs))
+        return scores
 
 
 def _sound(scores: list[Tensor], answered: Sequence[AnswerGroup], name: str) -> list[Tensor]:

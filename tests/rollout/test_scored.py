@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,10 @@ def test_what_is_skipped_is_in_no_tree_and_counted_and_said_once(odd: str) -> No
     torch.testing.assert_close(one.extras["scores"], torch.tensor([0.99, 0.98]))
     assert one.extras["reward_failures"].tolist() == [3.0, 3.0] and three.extras["reward_failures"] == 3.0
     assert len(said) == 1 and "'bxc'" in said[0] and "reward_failures counts them" in said[0]
-    with pytest.raises(
-        UserError, match=r"none of the 2 answers of this rollout has a reward: .*returned None"
-    ):
-        trees(made, [group(["x", "xx"])])
+    assert trees(made, [group(["x", "xx"])]) == []
+    assert re.search(
+        r"none of the 2 answers of this rollout has a reward: .*returned None", str(made.no_reward(2))
+    )
     assert all(math.isfinite(v) for tree in (one, three) for v in tree.extras["scores"].tolist())
 
 

@@ -81,7 +81,9 @@ class TextClassifier(nn.Module):
 
     def _encoded(self, pairs: Sequence[tuple[list[dict[str, Any]], str]]) -> dict[str, Tensor]:
         how: dict[str, Any] = {"padding": True, "return_tensors": "pt", "truncation": False, "verbose": False}
-        how["padding_side"] = "right"  # an encoder counts positions from the row's first token, padding or not
+        how["padding_side"] = (
+            "right"  # an encoder counts positions from the row's first token, padding or not
+        )
         if self.tokenizer.chat_template:
             texts = [
                 self.tokenizer.apply_chat_template(

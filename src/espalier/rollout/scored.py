@@ -57,7 +57,7 @@ class RewardList:
             build = KINDS[spec.kind].build
             if build is not None:
                 self._scorers[spec.name] = build(spec.settings, means)
-        self._told: set[str] = set()
+        self._told = ""
 
     @property
     def models(self) -> tuple[RewardSpec, ...]:
@@ -145,7 +145,7 @@ class RewardList:
         """The first failure of a run, in full; the others are counted."""
         first = next((failure for failure in failures if failure), None)
         if first is not None and not self._told:
-            self._told.add(first)
+            self._told = first
             self._means.say(
                 f"{first} This answer is left out, and so are others like it: {FAILURES} counts them."
             )
@@ -163,8 +163,8 @@ class RewardList:
         Args:
             groups: tree, its components, and (B,) what is taken from its answers' rewards.
 
-        Raises:
-            UserError: no answer has all its numbers.
+        Returns:
+            In their order; a tree without such an answer is not among them.
         """
         made, lost = [], 0
         for tree, components, fines in groups:
@@ -174,14 +174,16 @@ class RewardList:
             lost += int((~kept).sum())
             if bool(kept.any()):
                 made.append(_kept(tree.with_extras(scores=total - fines, **extras), kept))
-        if not made:
-            raise UserError(
-                f"none of the {lost} answers of this rollout has a reward: {next(iter(self._told), 'see above')} The last "
-                "checkpoint is kept; run the same command again when the reward works."
-            )
         if not self._skips:
             return made
         return [tree.with_extras(**{FAILURES: torch.full((tree.n_branches,), float(lost))}) for tree in made]
+
+    def no_reward(self, answers: int) -> UserError:
+        """What is said where a rollout has nothing to learn from."""
+        return UserError(
+            f"none of the {answers} answers of this rollout has a reward: {self._told or 'see above'} The last checkpoint "
+            "is kept; run the same command again when the reward works."
+        )
 
 
 def _kept(tree: Tree, kept: Tensor) -> Tree:

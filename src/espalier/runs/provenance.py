@@ -128,9 +128,7 @@ def made_from(
                     file: identity for spec in specs for file, identity in content(spec, known).items()
                 }
             elif kind == "rewards":
-                contents[item.name] = {
-                    f: i for named, path in paths_of(value) for f, i in _content(named, path).items()
-                }
+                contents[item.name] = _of_rewards(value)
                 value = counted(value) if value else value
             elif kind is not None:
                 contents[item.name] = _content(kind, value)
@@ -158,6 +156,15 @@ def _content(kind: str, value: Any) -> dict[str, str]:
         else:
             files = model_identity(name) if kind == "model" else tokenizer_identity(name)
             identities |= {prefix + file: identity for file, identity in files.items()}
+    return identities
+
+
+def _of_rewards(entries: Any) -> dict[str, str]:
+    """File -> identity behind a list of rewards; the files of its models have equal names, so a number stands before."""
+    identities: dict[str, str] = {}
+    for number, (kind, path) in enumerate(paths_of(entries), start=1):
+        prefix = f"{number}/" if kind == "model" else ""
+        identities |= {prefix + file: identity for file, identity in _content(kind, path).items()}
     return identities
 
 

@@ -168,14 +168,20 @@ class Roller:
                 group[name] = scores
         return found
 
-    def scored(self, live: Live, answered: list[AnswerGroup]) -> list[Tree]:
+    def scored(self, live: Live, answered: list[AnswerGroup], *, may_be_none: bool = False) -> list[Tree]:
         """Trees of the answers that have a reward; of their extras see `RewardList.whole`.
 
         A prompt none of whose answers has one gives no tree.
+
+        Raises:
+            UserError: there is no tree at all, unless there may be none.
         """
         found, fines = self.components(live, answered), [self._fines(group) for group in answered]
         trees = [group.tree for group in answered]
-        return self._rewards.whole(list(zip(trees, found, fines, strict=True)))
+        made = self._rewards.whole(list(zip(trees, found, fines, strict=True)))
+        if not made and not may_be_none:
+            raise self._rewards.no_reward(sum(tree.n_branches for tree in trees))
+        return made
 
     def totals(self, live: Live, answered: list[AnswerGroup]) -> list[Tensor]:
         """Of each group (B,) the rewards of its answers; nan where one has none."""
@@ -221,7 +227,9 @@ class Roller:
         own = self.held_out[setup.rank :: setup.world]
         seeds = list(range(len(self.held_out)))[setup.rank :: setup.world]
         answered = gathered(self._sample(live, own, self.sampling, 1, seeds), setup.world)
-        trees = self.scored(live, answered)
+        trees = self.scored(live, answered, may_be_none=True)
+        if not trees:
+            return None, {}
         scores = torch.cat([tree.extras["scores"] for tree in trees])
         lengths = torch.tensor([float(a.tree.n_trained) for a in answered])
         numbers: Numbers = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +20,7 @@ from espalier.disk.reading import read_json
 from espalier.engine.limited import Died, Limited, TimedOut
 from espalier.errors import UserError
 from espalier.rollout.asked import Ask
-from espalier.rollout.rewards.scorer import AnswerScorer, Failure, Means, each
+from espalier.rollout.rewards.scorer import AnswerScorer, Failure, Means, Show, each
 
 _BLOCK = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)```", re.DOTALL)
 
@@ -146,7 +149,11 @@ def build_unit_tests(settings: UnitTestsSettings, means: Means) -> AnswerScorer:
         program = last_block(answer)
         return sum(failure_of(program, test, limits) is None for test in tests) / len(tests)
 
-    return each(score)
+    def scorer(ask: Ask, answers: Sequence[str], show: Show) -> Iterator[float | Failure]:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # each waits for a process
+            yield from list(pool.map(lambda answer: score(ask, answer), answers))
+
+    return scorer
 
 
 def last_block(answer: str) -> str:

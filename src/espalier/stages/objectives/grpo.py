@@ -261,7 +261,7 @@ class Groups:
 
             def again(count: int, number: int) -> list[Tree]:
                 chosen = list(islice(drawn, count))
-                return roller.scored(live, roller.answered(live, chosen, [*seed, number]))
+                return roller.scored(live, roller.answered(live, chosen, [*seed, number]), may_be_none=True)
 
             trees, sampled = with_spread(trees, again, rounds)
             each = sampled / len(trees)

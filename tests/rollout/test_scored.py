@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from espalier.errors import UserError
+from espalier.rollout import scored
 from espalier.rollout.asked import Ask
 from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.rewards.scorer import Means
@@ -102,3 +103,36 @@ def test_a_run_is_compared_by_what_changes_its_numbers(odd: str) -> None:
     function, model = counted(entries)
     assert function == {"type": "function", "name": "odd", "weight": 1.0, "path": "odd"}
     assert model["path"] is None and model["weight"] == 2.0 and "seconds" not in function
+
+
+class _Gathered(Exception):
+    """A rank has come to where the ranks tell each other."""
+
+
+def test_ranks_share_the_answers_and_know_of_each_others_failures(
+    odd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank's share is what it tells; what all have told is what one rank alone finds."""
+    groups = [group(["a", "bx"], 1), group(["abc"], 2), group(["x"], 3)]
+    told: list[list[Any]] = []
+
+    def tell(own: list[Any]) -> list[Any]:
+        told.append(own)
+        raise _Gathered
+
+    made = rewards(["brevity", odd], "skip")
+    monkeypatch.setattr(scored, "gather_object", tell)
+    for rank in range(2):
+        with pytest.raises(_Gathered):
+            made.by_rules(groups, rank, 2)
+    assert [[at for at, _ in own] for own in told] == [[0, 2], [1]]
+    answers = iter([told[0] + told[1], []])
+    monkeypatch.setattr(scored, "gather_object", lambda own: next(answers))
+    together, alone = made.by_rules(groups, 1, 2), made.by_rules(groups, 0, 1)
+    for one, other in zip(together, alone, strict=True):
+        assert set(one) == {"brevity", "odd"}
+        torch.testing.assert_close(one, other, equal_nan=True)
+    problem = UserError("from the other rank")
+    answers = iter([[], [problem]])
+    with pytest.raises(UserError, match="from the other rank"):
+        made.by_rules(groups, 1, 2)

@@ -221,4 +221,5 @@ def test_runs_with_models_that_read_text(options: Make, world: Path, tmp_path: P
     chosen.pop("reward_model")
     summary = run(chosen)
     assert {"eval_reward/bert", "eval_reward/other"} <= set(rows(chosen)[-1])
+    assert any("the critic starts from the policy" in note for note in summary["notes"])
     assert any("an encoder; it reads prompt and answer as text" in note for note in summary["notes"])

@@ -20,11 +20,12 @@ ROWS = 16
 
 
 def is_encoder(name: str) -> bool:
-    """Whether a model folder holds an encoder, which sees a whole text at once and writes none."""
-    if not (Path(name) / "config.json").is_file():
+    """Whether a model (a folder, or a hub id) is an encoder, which sees a whole text at once and writes none."""
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
         return False
     try:
-        kind = type(AutoConfig.from_pretrained(name))
+        kind = type(AutoConfig.from_pretrained(name, trust_remote_code=False))
     except (ValueError, KeyError, OSError):  # a family that transformers does not know
         return False
     return kind in MODEL_FOR_MASKED_LM_MAPPING

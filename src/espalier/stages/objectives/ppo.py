@@ -270,6 +270,10 @@ def build(setup: Setup) -> Parts:
     asks, documents = read_asks(setup, rewards), _documents(setup, options)
     policy = setup.load_policy()
     frozen = frozen_copy(policy)
+    if rewards.models and rolling.critic_start is None:
+        setup.say(
+            "the critic starts from the policy, with a new head: no reward model reads the policy's own ids"
+        )
     critic = _critic(setup, rolling.critic_start)
     roller = Roller(setup, policy, asks, frozen, rolling.group_size or 1, rewards, beside=[critic])
     check_apart(policy=policy, critic=critic, reference=frozen, **roller.reward_models)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    BartConfig,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
@@ -144,6 +145,8 @@ def test_an_encoder_reads_padded_rows_of_its_own_tokenizer(
     template: str | None, setup: Setup, world: Path, tmp_path: Path
 ) -> None:
     folder = encoder(world, tmp_path / "bert", template=template)
+    BartConfig(vocab_size=50, d_model=32).save_pretrained(tmp_path / "bart")
+    assert not is_encoder(str(tmp_path / "bart")), "it writes, too, and may be a reward model of a run"
     assert is_encoder(str(folder)) and not is_encoder(str(world / "judge")) and not is_encoder("no/where")
     answered = groups(setup)
     found = scores(loaded(setup, folder), answered)

@@ -25,10 +25,11 @@ def is_encoder(name: str) -> bool:
     if folder.exists() and not (folder / "config.json").is_file():
         return False
     try:
-        kind = type(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (ValueError, KeyError, OSError):  # a family that transformers does not know
         return False
-    return kind in MODEL_FOR_MASKED_LM_MAPPING
+    writes = config.to_dict().get("is_encoder_decoder") or config.to_dict().get("is_decoder")
+    return not writes and type(config) in MODEL_FOR_MASKED_LM_MAPPING
 
 
 class TextClassifier(nn.Module):
@@ -38,17 +39,20 @@ class TextClassifier(nn.Module):
     template, they are one text, written by that.
 
     Args:
-        name: its folder.
+        name: its folder or hub id.
+        allow_pickle: whether weights may be read from .bin files where there are no safetensors.
 
     Raises:
         UserError: it has more labels than one, or no tokenizer.
     """
 
-    def __init__(self, name: str, *, trust_remote_code: bool = False) -> None:
+    def __init__(self, name: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> None:
         super().__init__()
         self.name = name
         self.tokenizer: Any = load_tokenizer(name, trust_remote_code=trust_remote_code)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(name)
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
+            name, trust_remote_code=trust_remote_code, use_safetensors=None if allow_pickle else True
+        )
         if model.config.num_labels != 1:
             raise UserError(
                 f"{name}: is a classifier with {model.config.num_labels} labels; wanted one label, whose number is the "

@@ -153,8 +153,9 @@ class ClassifierReward:
 
     def __init__(self, setup: Setup, settings: ModelSettings) -> None:
         self._setup, self._settings = setup, settings
-        trusted = setup.option(ModelOptions).trust_remote_code
-        self._classifier = TextClassifier(settings.path, trust_remote_code=trusted).to(setup.device)
+        model = setup.option(ModelOptions)
+        how = {"trust_remote_code": model.trust_remote_code, "allow_pickle": model.allow_pickle}
+        self._classifier = TextClassifier(settings.path, **how).to(setup.device)
         self.module: nn.Module = self._classifier
         setup.say(f"{settings.path}: an encoder; it reads prompt and answer as text, by its own tokenizer")
 

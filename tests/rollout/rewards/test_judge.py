@@ -98,6 +98,15 @@ def test_a_judge_that_is_down_for_a_while_is_asked_again(
     assert (
         isinstance(failed, Failure) and "has no answer of its judge" in failed.what and len(short.asked) == 2
     )
+    silent_one = serve(down=4)
+    found = rated(silent_one.entry(retries=2, parallel=1), ["a", "ab", "abc", "abcd"])
+    assert [isinstance(one, Failure) for one in found] == [True, True, False, False] and found[2:] == [
+        0.3,
+        0.4,
+    ]
+    assert len(silent_one.asked) == 3 + 1 + 2, (
+        "once waited for in vain, it is tried once until it is there again"
+    )
     (gone,) = rated(short.entry(url="http://127.0.0.1:9/v1", retries=1), ["abc"])
     assert isinstance(gone, Failure) and "cannot be asked" in gone.what and "check `url`" in gone.what
 

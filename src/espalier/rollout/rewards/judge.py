@@ -84,6 +84,7 @@ class RatingJudge:
         self._settings = settings
         self._kept = Kept(None if means.folder is None else means.folder / self.NAME)
         self._budget, self._spent, self._lock = _share(settings.calls, means.world), 0, threading.Lock()
+        self._silent = False
 
     def __call__(self, ask: Ask, answers: Sequence[str], show: Show) -> Iterator[float | Failure]:
         questions = [self._question(ask, answer) for answer in answers]
@@ -143,8 +144,12 @@ class RatingJudge:
                     f"has no call left of its budget (calls: {settings.calls})", "Raise `calls` to go on"
                 )
             try:
-                said = self._endpoint.answer_patiently(question, settings.retries, settings.wait, show)
+                # Behind one that was waited for in vain, each is tried once until the judge is there again.
+                retries = 0 if self._silent else settings.retries
+                said = self._endpoint.answer_patiently(question, retries, settings.wait, show)
+                self._silent = False
             except NoAnswer as error:
+                self._silent = error.passing
                 with self._lock:
                     self._spent -= 1
                 return Failure(f"has no answer of its judge ({error})", "What was judged is kept")

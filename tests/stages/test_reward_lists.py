@@ -41,6 +41,7 @@ def listed(chosen: dict[str, Any], *rewards: Any, **changes: Any) -> dict[str, A
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
 def test_models_and_rules_add_up_and_each_is_logged(
     stage: str, options: Make, world: Path, mine: Callable[[str], str]
@@ -59,25 +60,23 @@ def test_models_and_rules_add_up_and_each_is_logged(
     assert len(rows(chosen)) == 4
 
 
+@pytest.mark.slow
 def test_a_short_form_is_a_list_of_one(options: Make, world: Path) -> None:
-    for stage, short, entry in (
-        ("ppo", "reward_model", {"type": "model", "path": str(world / "judge")}),
-        ("grpo", "reward_function", "brevity"),
-    ):
-        one = options(stage, name=f"{stage}-short", max_steps=2)
-        other = listed(options(stage, name=f"{stage}-list", max_steps=2), entry)
-        assert short in one
-        run(one), run(other)
-        assert far(weights(one), weights(other)) == 0.0
-    doubled = listed(options("ppo", name="doubled", max_steps=2), {**entry_of(world), "weight": 2})
-    run(doubled)
-    assert far(weights(doubled), weights(options("ppo", name="ppo-list"))) > 0.0
+    short = options("ppo", name="short", max_steps=1, eval_dataset=[])
+    assert short["reward_model"] == entry_of(world)["path"]
+    listed_one = listed(short, entry_of(world), name="list")
+    doubled = listed(short, {**entry_of(world), "weight": 2}, name="doubled")
+    for chosen in (short, listed_one, doubled):
+        run(chosen)
+    assert far(weights(short), weights(listed_one)) == 0.0
+    assert far(weights(short), weights(doubled)) > 0.0
 
 
 def entry_of(world: Path) -> dict[str, Any]:
     return {"type": "model", "path": str(world / "judge")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
 @pytest.mark.parametrize("body", ["return None if len(answer) % 2 else 1.0", "return math.nan if len(answer) % 2 else 1.0",
                                   "return {}['surprise'] if len(answer) % 2 else len(answer)"])  # fmt: skip
@@ -104,6 +103,7 @@ def test_none_with_a_reward_ends_the_run_whatever_was_told(options: Make, mine: 
         run(chosen)
 
 
+@pytest.mark.slow
 def test_a_reward_sees_messages_and_columns_of_the_record(
     options: Make, tmp_path: Path, mine: Callable[[str], str]
 ) -> None:
@@ -141,6 +141,7 @@ def asked_of(log: Path) -> list[str]:
     return [json.loads(line)["text"] for line in log.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_judge_is_waited_for_and_paid_once(
     options: Make, judge: tuple[str, Path], mine: Callable[[str], str]
 ) -> None:

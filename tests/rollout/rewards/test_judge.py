@@ -125,6 +125,11 @@ def test_a_budget_ends_and_what_is_kept_counts(serve: Callable[..., Served], tmp
     kept, over = rated(judge.entry(calls=2), ["ab", "abc"], tmp_path)
     assert kept == 0.2 and isinstance(over, Failure) and "no call left of its budget (calls: 2)" in over.what
     assert rated(judge.entry(calls=3), ["abc"], tmp_path) == [0.3] and len(judge.asked) == 3
+    other = judge.entry(calls=1, best=20)
+    assert rated(other, ["abc"], tmp_path) == [0.15] and len(judge.asked) == 4, (
+        "another judge has its own budget"
+    )
+    assert isinstance(rated(other, ["a"], tmp_path)[0], Failure)
 
 
 def test_a_slow_judge_has_a_limit(serve: Callable[..., Served]) -> None:

@@ -82,7 +82,10 @@ class RatingJudge:
         key = os.environ.get(settings.key_from, "")
         self._endpoint = Endpoint(settings.url, settings.model, key, settings.seconds, ("`url`", "`model`"))
         self._settings = settings
-        self._kept = Kept(None if means.folder is None else means.folder / self.NAME)
+        # Several judges keep their answers in one file, and each has a budget of its own.
+        who = json.dumps([settings.model, settings.prompt, settings.best])
+        self._name = hashlib.sha256(who.encode()).hexdigest()[:8]
+        self._kept = Kept(None if means.folder is None else means.folder / self.NAME, self._name)
         self._budget, self._spent, self._lock = _share(settings.calls, means.world), 0, threading.Lock()
         self._silent = False
 
@@ -153,7 +156,7 @@ class RatingJudge:
                 with self._lock:
                     self._spent -= 1
                 return Failure(f"has no answer of its judge ({error})", "What was judged is kept")
-            self._kept.put(key, {"question": question, "said": said})
+            self._kept.put(key, {"judge": self._name, "question": question, "said": said})
         found = _RATING.findall(said)
         if not found or not 0 <= float(found[-1]) <= settings.best:
             last = said.strip()[-80:]
@@ -173,19 +176,24 @@ def _share(calls: int | None, world: int) -> int | None:
 class Kept:
     """What a judge has said, by a hash of what it was asked; lines of a file, each written whole.
 
+    Args:
+        path: the file; None keeps nothing for a later run.
+        judge: who asks.
+
     Attributes:
-        before: how many answers were kept when the run began.
+        before: how many answers to this judge were kept when the run began.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, judge: str) -> None:
         self._path, self._lock = path, threading.Lock()
         self._said: dict[str, str] = {}
+        self.before = 0
         text = path.read_text("utf-8") if path is not None and path.is_file() else ""
         for line in text.split("\n"):
             row = _row(line)
-            if "key" in row:
+            if "key" in row and row["key"] not in self._said:
                 self._said[row["key"]] = str(row["said"])
-        self.before = len(self._said)
+                self.before += row.get("judge") == judge
         self._ends_a_line = "\n" if text and not text.endswith("\n") else ""
 
     def get(self, key: str) -> str | None:

@@ -22,7 +22,8 @@ from espalier.engine.optim import OptimizerSettings, optimizer_of
 from espalier.models.forward import TreeModel, Want
 from espalier.models.probe import probe
 from espalier.models.sampling.generate import Sampling
-from espalier.rollout.experience import Ask, measure, rule_scores, sample_trees
+from espalier.rollout.asked import Ask
+from espalier.rollout.experience import measure, sample_trees
 from espalier.stages.objectives.grpo import ADVANTAGES, GroupObjective, GRPOOptions
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.trees import Batch, lay_out_tree
@@ -65,8 +66,7 @@ def ours(size: str, rows: list[dict[str, Any]], tokenizer: Any, group: int, new:
         answered = sample_trees(lm, model.traits, asks, sampling, tokenizer.decode, copies=group, seeds=seeds)
         sampled = time.perf_counter() - start
         trees = [
-            a.tree.with_extras(scores=rule_scores(a, lambda prompt, answer, reference: reward(answer)))
-            for a in answered
+            a.tree.with_extras(scores=torch.tensor([reward(text) for text in a.texts])) for a in answered
         ]
         ready = []
         for tree in measure(trees, rows_in, known):

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from espalier.checking.mathematics import NOT_COMPARABLE
 from espalier.errors import Stopped, UserError
 from espalier.exam import run
 from espalier.exam.evaluate import Asking, evaluate
 from espalier.exam.judges.judge import JUDGES
-from espalier.exam.judges.mathematics import NOT_COMPARABLE
 from espalier.exam.several import evaluate_several
 from espalier.exam.tasks import Settings
 from espalier.models import load

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from espalier.checking.mathematics import judge_number
 from espalier.errors import Stopped, UserError
 from espalier.exam import run
 from espalier.exam.evaluate import Asking, examine_all
-from espalier.exam.judges.mathematics import judge_number
 from espalier.exam.plan import plan
 from espalier.exam.task import Overlong
 from espalier.exam.tasks import Settings

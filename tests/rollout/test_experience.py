@@ -14,7 +14,10 @@ from espalier.models.forward import TreeModel, Want
 from espalier.models.load import new_lm
 from espalier.models.probe import probe
 from espalier.models.sampling.generate import Sampling
-from espalier.rollout.experience import AnswerGroup, Ask, measure, rule_scores, sample_trees, whitened
+from espalier.rollout.asked import Ask
+from espalier.rollout.experience import AnswerGroup, measure, sample_trees, whitened
+from espalier.rollout.rewards.rules import by_rule
+from espalier.rollout.rewards.scorer import silent
 from espalier.trees import Batch, Tree, lay_out_padded, lay_out_tree
 
 STOP = tuple(range(3, 12))
@@ -88,7 +91,7 @@ def test_a_rule_sees_the_prompt_the_answer_and_the_reference(lm: nn.Module) -> N
         return float(len(seen))
 
     (first, *_) = answered(lm)
-    assert rule_scores(first, rule).tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert list(by_rule(rule)(first.ask, first.texts, silent)) == [1.0, 2.0, 3.0, 4.0]
     assert seen == [(first.ask.text, text, "20") for text in first.texts]
 
 

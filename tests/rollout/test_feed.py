@@ -113,3 +113,16 @@ def test_a_second_data_set_comes_in_by_the_number_of_the_step() -> None:
 
     steps = Log(4, mix=mix, epochs=1).steps()
     assert [{p for p, _ in step} >= {99} and len(step) for step in steps] == [3, 3] and numbers == [1, 2]
+
+
+@pytest.mark.parametrize(("left", "passes"), [(3, 2), (1, 1)])
+def test_a_rollout_that_has_lost_trees_is_as_many_steps(left: int, passes: int) -> None:
+    whole, log = Log(8, passes=passes), Log(8, passes=passes)
+    roll = log.roll
+    log.feed._roll = lambda places, number: roll(places, number)[:left]
+    steps = log.steps()
+    assert len(steps) == len(whole.steps()) == log.feed.total_steps and all(steps)
+    for number in range(2):
+        mine = steps[number * 2 * passes : (number + 1) * 2 * passes]
+        assert {p for step in mine for p, _ in step} == set(log.rollouts[number][:left])
+        assert {r for step in mine for _, r in step} == {number}

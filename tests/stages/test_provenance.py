@@ -168,6 +168,44 @@ def test_how_a_step_is_divided_does_not_count_and_its_size_does(own: Make) -> No
     assert found.key == RECORDS and found.text.endswith("8 -> 4")
 
 
+def test_a_list_of_rewards_counts_by_what_changes_its_numbers(own: Make, tmp_path: Path) -> None:
+    def made(*entries: Any) -> MadeFrom:
+        return of({k: v for k, v in own(rewards=list(entries)).items() if k != "reward_function"})
+
+    rule, judge = {"type": f"{tmp_path / 'rule.py'}:f"}, {"type": "model", "path": str(tmp_path / "judge")}
+    served = {"type": "judge", "url": "http://a/v1", "model": "m"}
+    before = made(rule, judge, served)
+    same = made({**rule, "seconds": 5}, judge, {**served, "url": "http://b/v1", "retries": 1, "calls": 9})
+    assert same.differences(before) == [] and same.fingerprint == before.fingerprint
+    for entries in (
+        ({**rule, "weight": 2}, judge, served),
+        (rule, judge, {**served, "best": 5}),
+        (rule, {**judge, "score_at": "turn"}, served),
+        ({"type": f"{tmp_path / 'rule.py'}:g"}, judge, served),
+        (judge, served),
+    ):
+        (found,) = made(*entries).differences(before)
+        assert found.key == "rewards" and found.by_option, entries
+    for name, said in (
+        ("beside.py", "beside.py has changed"),
+        ("judge/model.safetensors", "model.safetensors has"),
+    ):
+        before = made(rule, judge, served)
+        append(name)(tmp_path)
+        changed = {one.key: one for one in made(rule, judge, served).differences(before)}
+        assert said in changed["rewards"].text and not changed["rewards"].by_option
+    before = made(judge, {**judge, "path": str(tmp_path / "base")})
+    append("judge/model.safetensors")(tmp_path)
+    assert "rewards" in {
+        one.key for one in made(judge, {**judge, "path": str(tmp_path / "base")}).differences(before)
+    }
+    before = made(rule, judge, served)
+    for name in ("rule.py", "beside.py", "judge_of_mine"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        shutil.move(tmp_path / name, tmp_path / "there" / name)
+    assert made({"type": f"{tmp_path / 'there' / 'rule.py'}:f"}, judge, served).differences(before) == []
+
+
 def test_a_key_that_an_earlier_version_did_not_know_had_its_default(own: Make) -> None:
     now, later = of(own()), of(own(temperature=0.5))
     earlier = MadeFrom(

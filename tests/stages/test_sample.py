@@ -13,7 +13,8 @@ from espalier import cli
 from espalier.data.read.rows import parse_row
 from espalier.data.records import Message, Record
 from espalier.errors import UserError
-from espalier.rollout.experience import AnswerGroup, Ask
+from espalier.rollout.asked import Ask
+from espalier.rollout.experience import AnswerGroup
 from espalier.runs.pipeline import ALL_CLASSES
 from espalier.runs.sample import Sampled, SampleOptions, record_of, run_sample
 from espalier.stages.setup import Setup
@@ -45,6 +46,15 @@ def test_what_is_written_is_read_again_as_what_it_is() -> None:
             )
         assert (tally.written, tally.unfinished, tally.answers) == (1, 1, 5)
     assert tally.as_json()["best_of"] == {"1": 0.0, "2": 1.0, "4": 1.0, "5": 9.0}
+
+
+def test_an_answer_without_a_reward_is_not_written_and_counted() -> None:
+    tally, none = Sampled(), float("nan")
+    row = record_of(PROMPT, group(["6", "5", "7"], [True] * 3), [0.0, none, 1.0], SampleOptions(), tally)
+    assert row is not None and row["chosen"][0]["content"] == "7" and row["rejected"][0]["content"] == "6"
+    assert tally.reward_failures == 1 and tally.best_of == {1: 0.0, 2: 1.0}
+    assert record_of(PROMPT, group(["6", "5"], [True] * 2), [none, none], SampleOptions(), tally) is None
+    assert tally.left_out == {"whose answers have no reward": 1}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Which of two models answers better, by a language model behind an OpenAI-compatible endpoint."""
-    from espalier.exam.judges.pairwise import Endpoint
+    from espalier.checking.endpoint import Endpoint
     from espalier.exam.judging import judge_all
 
     rows = judge_all(out, Endpoint(url, model, os.environ.get(key_from, ""), seconds))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from espalier.config.reference import terminal, with_tables
+from espalier.config.reference import table_of, terminal, with_tables
 
 PAGE = Path("docs") / "stages.md"
 
@@ -21,7 +21,19 @@ def current(page: str) -> str:
     """The page as the options of today make it."""
     from espalier.runs.pipeline import ALL_CLASSES
 
-    return with_tables(page, ALL_CLASSES)
+    return with_tables(page, ALL_CLASSES, reward_settings())
+
+
+def reward_settings() -> str:
+    """The settings of each kind of rewards, as Markdown."""
+    from espalier.rollout.rewards.table import ALIASES, KINDS, EntrySettings, RuleSettings
+
+    lines = ["## Settings of rewards", "", *table_of(EntrySettings)]
+    for name, kind in KINDS.items():
+        if kind.settings is not RuleSettings:
+            also = "".join(f", `{alias}`" for alias, of in ALIASES.items() if of == name)
+            lines += [f"### `{name}`{also}", "", *table_of(kind.settings)]
+    return "\n".join(lines) + "\n"
 
 
 def main(page: Path = PAGE) -> None:

@@ -137,7 +137,7 @@ def stage_of(raw: Mapping[str, Any], all_classes: Mapping[str, Classes]) -> str:
     if stage is None:
         raise UserError(f"`stage` is missing; wanted one of {choices}, for example `stage: sft`.")
     raise UserError(
-        f"{values.where('stage')} is {found_name(stage)}; wanted one of {choices}.{_near(stage, all_classes)}"
+        f"{values.where('stage')} is {found_name(stage)}; wanted one of {choices}.{near(stage, all_classes)}"
     )
 
 
@@ -171,11 +171,11 @@ def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str,
         )
     built: list[Options] = []
     for kind in classes:
-        instance, wrong = _instance(values, kind, stage)
+        made, wrong = instance(values, kind, stage)
         errors += wrong
-        if instance is not None:
-            built.append(instance)
-            errors += instance.problems()
+        if made is not None:
+            built.append(made)
+            errors += made.problems()
     if errors:
         raise UserError(
             listed(
@@ -185,7 +185,11 @@ def build(raw: Mapping[str, Any], classes: Classes, *, all_classes: Mapping[str,
     return OptionSet(tuple(built))
 
 
-def _instance(values: RawConfig, kind: type, stage: str) -> tuple[Options | None, list[str]]:
+def instance(values: RawConfig, kind: type, stage: str = "") -> tuple[Options | None, list[str]]:
+    """One option class with those of the values that are its own; None, and what is wrong, where a type or a range is.
+
+    Keys that it does not know are left to the caller, and so is `Options.problems`.
+    """
     arguments: dict[str, Any] = {}
     errors: list[str] = []
     for item in fields(kind):
@@ -210,9 +214,9 @@ def _checked(values: RawConfig, item: Field[Any], wanted: Any) -> Any:
         value = convert(given, wanted)
     except Unfit as unfit:
         words = str(unfit)
-        near = _near(given, words.partition("one of")[2].split())
+        hint = near(given, words.partition("one of")[2].split())
         quote = " Put it in quotes." if "a text" in words and isinstance(given, int | float) else ""
-        raise Unfit(f"{where} is {found_name(given)}; wanted {words}.{quote}{near}") from None
+        raise Unfit(f"{where} is {found_name(given)}; wanted {words}.{quote}{hint}") from None
     if not in_range(value, item.metadata):
         raise Unfit(f"{where} is {given}; wanted a number of {range_words(item.metadata)}.")
     return value
@@ -243,8 +247,8 @@ def unknown_key(
         return f"{values.where(key)} cannot be taken over. {REFUSED[key].cure}"
     if key == "stages":
         return f"{values.where(key)} makes a pipeline of several stages; start it with `espalier run`."
-    near = _near(key, [*known, *SYNONYMS, *IGNORED, *REFUSED])
-    return f"{values.where(key)} is not an option of {stage}.{near or ' No option has a similar name; remove it.'}"
+    hint = near(key, [*known, *SYNONYMS, *IGNORED, *REFUSED])
+    return f"{values.where(key)} is not an option of {stage}.{hint or ' No option has a similar name; remove it.'}"
 
 
 def known_keys(classes: Classes) -> list[str]:
@@ -256,11 +260,11 @@ def known_keys(classes: Classes) -> list[str]:
     return keys
 
 
-def _near(word: Any, names: Iterable[str]) -> str:
+def near(word: Any, names: Iterable[str]) -> str:
     """` Did you mean …?` with our name of the nearest one, or nothing."""
     cleaned = [name.strip(",)") for name in names]
-    near = difflib.get_close_matches(str(word).lower().replace("-", "_"), cleaned, n=1, cutoff=0.6)
-    return f" Did you mean `{SYNONYMS.get(near[0], near[0])}`?" if near else ""
+    found = difflib.get_close_matches(str(word).lower().replace("-", "_"), cleaned, n=1, cutoff=0.6)
+    return f" Did you mean `{SYNONYMS.get(found[0], found[0])}`?" if found else ""
 
 
 def listed(title: str, errors: Iterable[str]) -> str:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from espalier.config.stage_defaults import ByStage
 
-Named = Literal["model", "tokenizer", "data", "file", "function"]
-"""What a path may name: a model's or an adapter's folder, a tokenizer's, data files, one file, FILE.py:FUNCTION."""
+Named = Literal["model", "tokenizer", "data", "file", "function", "rewards"]
+"""What a path may name: a model's or an adapter's folder, a tokenizer's, data files, one file, FILE.py:FUNCTION; or a list
+of rewards, whose entries name some of these."""
 
 
 def option(

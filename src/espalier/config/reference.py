@@ -61,19 +61,28 @@ def markdown(all_classes: Mapping[str, Classes]) -> str:
     for stages, classes in groups_of(all_classes).items():
         lines += [f"## Keys of {listed_names(stages, all_classes)}", ""]
         for kind in classes:
-            lines += [first_line(kind), "", "| key | value | default | what it does |", "|---|---|---|---|"]
-            for row in describe([kind]):
-                default, sentence = (
-                    f"`{default_words(row.default)}`",
-                    default_sentence(row.metadata, list(stages)),
-                )
-                told = row.help
-                if sentence:
-                    default, told = "by stage", f"{row.help} Default: {sentence}."
-                cells = (f"`{row.key}`", value_words(row), default, told)
-                lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-            lines.append("")
+            lines += table_of(kind, stages)
     return "\n".join(lines)
+
+
+def table_of(kind: type, stages: Sequence[str] = ()) -> list[str]:
+    """The sentence of an option class, and its keys as a table, where it has any; Markdown lines.
+
+    Args:
+        stages: that take it; of a default that depends on the stage, theirs are shown.
+    """
+    lines = [first_line(kind), ""]
+    rows = describe([kind])
+    lines += ["| key | value | default | what it does |", "|---|---|---|---|"] if rows else []
+    for row in rows:
+        default = default_words(row.default)
+        shown = f"`{default}`" if len(default) <= 60 else "a text of its own"
+        sentence, told = default_sentence(row.metadata, list(stages)), row.help
+        if sentence:
+            shown, told = "by stage", f"{row.help} Default: {sentence}."
+        cells = (f"`{row.key}`", value_words(row), shown, told)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return [*lines, ""] if rows else lines
 
 
 def listed_names(stages: Sequence[str], all_classes: Mapping[str, Classes]) -> str:
@@ -111,9 +120,13 @@ def terminal(stage: str, classes: Classes, width: int = 100) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_tables(page: str, all_classes: Mapping[str, Classes]) -> str:
-    """The page with the text between its marks `BEGIN` and `END` made anew; it must have both."""
+def with_tables(page: str, all_classes: Mapping[str, Classes], further: str = "") -> str:
+    """The page with the text between its marks `BEGIN` and `END` made anew; it must have both.
+
+    Args:
+        further: Markdown behind the tables of the stages.
+    """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin and end, "the page has lost its marks"
-    return f"{before}{BEGIN}\n\n{markdown(all_classes)}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{markdown(all_classes)}\n{further}{END}{after}"

@@ -120,6 +120,8 @@ class Record:
         answers: none of a prompt, one of a document, a chat or an unpaired answer, else the best first.
         tools: the JSON text of the functions that the assistant may call.
         reference: what a rule reward compares an answer with.
+        columns: of a prompt, the JSON text of what its row holds beside the conversation, for rewards; "" where it is
+            nothing.
         prefix: how an answer to a prompt must begin (see `Message.prefix`).
         notes: causes for which some of the row is not in the record; they are counted with it.
     """
@@ -130,6 +132,7 @@ class Record:
     source: str = ""
     tools: str | None = None
     reference: str | None = None
+    columns: str = field(default="", repr=False, compare=False)
     prefix: str = ""
     notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 

@@ -8,13 +8,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from espalier.checking.endpoint import Endpoint
 from espalier.disk.lock import owned
 from espalier.disk.reading import object_or_nothing
 from espalier.disk.writing import writing_to
 from espalier.engine import files
 from espalier.engine.signals import StopSignal
 from espalier.errors import Stopped, UserError
-from espalier.exam.judges.pairwise import ASKED, Endpoint, preference
+from espalier.exam.judges.pairwise import ASKED, preference
 from espalier.exam.numbers.wins import wins
 from espalier.report.side_by_side import written_questions, written_tasks
 

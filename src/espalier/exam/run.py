@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from espalier.checking.mathematics import NOT_COMPARABLE
 from espalier.data.encode.templates import choose_template
 from espalier.data.records import LeftOut
 from espalier.errors import Stopped, UserError
@@ -24,7 +25,6 @@ from espalier.exam.answers.rate import Rater
 from espalier.exam.answers.read import Reader
 from espalier.exam.answers.write import Writer
 from espalier.exam.journal import Journal
-from espalier.exam.judges.mathematics import NOT_COMPARABLE
 from espalier.exam.task import LIKELIEST, Task
 from espalier.exam.tasks.shots import Asker
 from espalier.exam.ways import ChoiceWay, RatingWay, ReadingWay, Way, WritingWay

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from espalier.checking.mathematics import NOT_COMPARABLE
 from espalier.exam.answers.choose import Chooser, ExamPrompt
 from espalier.exam.answers.rate import Rater, pair_numbers
 from espalier.exam.answers.read import Reader
 from espalier.exam.answers.scorer import Cost, Scored
 from espalier.exam.answers.write import Writer, Written
 from espalier.exam.journal import Journal, Misfit
-from espalier.exam.judges.mathematics import NOT_COMPARABLE
 from espalier.exam.numbers import scores
 from espalier.exam.task import Candidate, Generation, Overlong, Question, Shots, Task
 from espalier.exam.tasks.shots import Asker

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from espalier.data.store.stack import Choice, Lazy
-from espalier.rollout.experience import Ask
+from espalier.rollout.asked import Ask
 
 
 class Asks(Lazy[Ask]):
@@ -20,8 +22,10 @@ class Asks(Lazy[Ask]):
 
         def make(place: int) -> Ask:
             number = place if picks is None else int(picks[place])
-            text, reference = stack.note(number)
-            return Ask(stack.tokens(number), text, reference, stack.source_of_tree(number))
+            text, reference, turns, columns, prefix = stack.note(number)
+            further = json.loads(columns) if columns else {}
+            source = stack.source_of_tree(number)
+            return Ask(stack.tokens(number), text, reference, source, turns, further, prefix)
 
         super().__init__(make, stack.trees if picks is None else len(picks))
         self._stack, self._picks = stack, picks

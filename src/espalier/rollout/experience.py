@@ -19,28 +19,10 @@ from torch import Tensor, nn
 
 from espalier.data.encode.scored import Closing, ScoreAt
 from espalier.data.steps.feed import Rows
-from espalier.errors import Stopped, UserError
 from espalier.models.forward import Traits
 from espalier.models.sampling.generate import Completion, Sampling, sample
-from espalier.rollout.rewards import OwnFunction, Rule
+from espalier.rollout.asked import Ask
 from espalier.trees import Batch, Tree
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A prompt to sample from.
-
-    Attributes:
-        tokens: its ids.
-        text: what a rule reward sees of it.
-        reference: for rule rewards.
-        source: "FILE:LINE".
-    """
-
-    tokens: list[int]
-    text: str
-    reference: str | None = None
-    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,46 +64,6 @@ def _answered(ask: Ask, answers: list[Completion], decode: Callable[[list[int]],
     paths = [(ask.tokens + a.tokens, before + [True] * len(a.tokens)) for a in answers]
     tree = Tree.join(paths, source=ask.source)
     return AnswerGroup(ask, tree, [decode(a.tokens) for a in answers], [a.ended for a in answers])
-
-
-def rule_scores(answered: AnswerGroup, rule: Rule, show: Callable[[str], None] = lambda text: None) -> Tensor:
-    """(B,) the rule's number for each answer."""
-    ask = answered.ask
-    if isinstance(rule, OwnFunction):
-        asked = [(ask.text, text, ask.reference) for text in answered.texts]
-        return torch.tensor(rule.many(asked, source=ask.source, show=show))
-    return torch.tensor([rule(ask.text, text, ask.reference) for text in answered.texts])
-
-
-def scored_by_rule(
-    answered: Sequence[AnswerGroup],
-    rule: Rule,
-    rank: int,
-    world: int,
-    show: Callable[[str], None] = lambda text: None,
-) -> list[Tree]:
-    """Trees with ``extras["scores"]`` (B,): every answer is scored once, by one rank, and every rank gets all.
-
-    Args:
-        answered: the same on every rank.
-        show: told what is waited for, where the rule is slow.
-
-    Raises:
-        UserError, Stopped: on all ranks alike, where the rule raised it on one of them.
-    """
-    own_scores: list[tuple[int, Tensor]] = []
-    problems: list[UserError | Stopped] = []
-    try:
-        for i in range(rank, len(answered), world):
-            own_scores.append((i, rule_scores(answered[i], rule, show)))
-    except (UserError, Stopped) as met:
-        problems.append(met)
-    if world > 1:
-        own_scores, problems = gather_object(own_scores), gather_object(problems)
-    for problem in sorted(problems, key=lambda p: isinstance(p, Stopped)):
-        raise problem
-    scores = dict(own_scores)
-    return [a.tree.with_extras(scores=scores[i]) for i, a in enumerate(answered)]
 
 
 def measure(trees: Sequence[Tree], rows: Rows, run: Callable[[Batch], dict[str, Tensor]]) -> list[Tree]:

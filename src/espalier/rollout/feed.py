@@ -13,7 +13,8 @@ from espalier.data.steps.feed import Rows
 from espalier.trees import Batch, Tree
 
 Roll = Callable[[list[int], int], list[Tree]]
-"""(places of prompts, number of the rollout) to trees with their extras, the same on every rank."""
+"""(places of prompts, number of the rollout) to trees with their extras, the same on every rank: one a prompt, or fewer
+where a prompt has no answer to learn from."""
 
 Mix = Callable[[list[Tree], int], list[Tree]]
 """(the trees of a step, number of the step) to the trees to train on: where a second data set comes in."""
@@ -106,9 +107,14 @@ class RolloutFeed:
         return [int(orders[epoch][place]) for epoch, place in places]
 
     def _chunks(self, trees: Sequence[Tree]) -> list[list[Tree]]:
-        chunks = []
+        """The trees of each step: as many steps as if every prompt had given a tree, for a rollout may have lost some."""
+        size, chunks = self._plan.trees_per_step, []
+        steps = math.ceil(self._per_rollout / size)
         for i in range(self._plan.passes):
             order = np.random.default_rng([self._plan.seed, self._rollout, i, 1]).permutation(len(trees))
-            for start in range(0, len(trees), self._plan.trees_per_step):
-                chunks.append([trees[j] for j in order[start : start + self._plan.trees_per_step]])
+            if len(trees) == self._per_rollout:
+                parts = [order[start : start + size] for start in range(0, len(trees), size)]
+            else:  # where there are fewer trees than steps, some come twice
+                parts = np.array_split(np.resize(order, max(len(order), steps)), steps)
+            chunks += [[trees[j] for j in part] for part in parts]
         return chunks

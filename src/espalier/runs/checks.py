@@ -21,6 +21,7 @@ from espalier.engine.trackers import check_installed
 from espalier.errors import UserError
 from espalier.models import load
 from espalier.models.run_folder import find_model
+from espalier.rollout.rewards.table import paths_of, with_paths
 from espalier.runs.catalogue import check_possible
 
 
@@ -43,9 +44,10 @@ def check_startable(stage: str, options: OptionSet) -> None:
         for item in fields(group):
             kind = item.metadata.get("names")
             value = getattr(group, item.name)
-            for name in (value if isinstance(value, list) else [value]) if kind else ():
+            named = [(str(kind), name) for name in (value if isinstance(value, list) else [value]) if kind]
+            for what, name in paths_of(value) if kind == "rewards" else named:
                 if name is not None and not (isinstance(name, str) and name.startswith("run:")):
-                    _check(str(kind), item.name, name, options)
+                    _check(what, item.name, name, options)
 
 
 def with_models_found(options: OptionSet, say: Callable[[str], None]) -> OptionSet:
@@ -62,6 +64,10 @@ def with_models_found(options: OptionSet, say: Callable[[str], None]) -> OptionS
         found: dict[str, Any] = {}
         for item in fields(group):
             value = getattr(group, item.name)
+            if item.metadata.get("names") == "rewards" and value:
+                found[item.name] = with_paths(
+                    value, lambda name: name if name.startswith("run:") else find_model(name, say)
+                )
             if item.metadata.get("names") not in ("model", "tokenizer") or not value:
                 continue
             names = value if isinstance(value, list) else [value]

@@ -20,6 +20,7 @@ from espalier.data.read.specs import parse_specs
 from espalier.data.store.key import content
 from espalier.models.identity import file_identity, model_identity, tokenizer_identity
 from espalier.own_code import modules_of
+from espalier.rollout.rewards.table import counted, paths_of
 
 RECORDS = "per_device_train_batch_size x gradient_accumulation_steps x processes"
 """How many records are a step; how they are divided changes nothing but rounding."""
@@ -126,6 +127,9 @@ def made_from(
                 contents[item.name] = {
                     file: identity for spec in specs for file, identity in content(spec, known).items()
                 }
+            elif kind == "rewards":
+                contents[item.name] = _of_rewards(value)
+                value = counted(value) if value else value
             elif kind is not None:
                 contents[item.name] = _content(kind, value)
             values[item.name] = value
@@ -152,6 +156,15 @@ def _content(kind: str, value: Any) -> dict[str, str]:
         else:
             files = model_identity(name) if kind == "model" else tokenizer_identity(name)
             identities |= {prefix + file: identity for file, identity in files.items()}
+    return identities
+
+
+def _of_rewards(entries: Any) -> dict[str, str]:
+    """File -> identity behind a list of rewards; the files of its models have equal names, so a number stands before."""
+    identities: dict[str, str] = {}
+    for number, (kind, path) in enumerate(paths_of(entries), start=1):
+        prefix = f"{number}/" if kind == "model" else ""
+        identities |= {prefix + file: identity for file, identity in _content(kind, path).items()}
     return identities
 
 

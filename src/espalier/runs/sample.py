@@ -8,6 +8,7 @@ The scores are those of PPO and GRPO: the same reward models and rules, read at 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ from espalier.runs.provenance import made_from
 from espalier.runs.running import Start
 from espalier.runs.train import decided, kept_in, setup_of
 from espalier.stages.parts import Live
-from espalier.stages.rollouts import Roller, RolloutOptions, read_asks, reward_rule
+from espalier.stages.rollouts import Roller, RolloutOptions, read_asks, rewards_of
 
 SAMPLE = "sample"
 RECORDS, SUMMARY = "records.jsonl", "sampled.json"
@@ -80,6 +81,7 @@ class Sampled:
     """What was sampled and what became of it.
 
     Attributes:
+        reward_failures: answers without a reward, which on_reward_failure: skip leaves out.
         best_of: k -> sum over prompts of the best score of their first k answers.
         left_out: cause -> prompts of which nothing was written.
     """
@@ -88,12 +90,16 @@ class Sampled:
     answers: int = 0
     unfinished: int = 0
     written: int = 0
+    reward_failures: int = 0
     best_of: Counter[int] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> dict[str, Any]:
         means = {str(k): total / max(self.prompts, 1) for k, total in sorted(self.best_of.items())}
-        counts = {key: getattr(self, key) for key in ("prompts", "answers", "unfinished", "written")}
+        counts = {
+            key: getattr(self, key)
+            for key in ("prompts", "answers", "unfinished", "written", "reward_failures")
+        }
         return {**counts, "left_out": dict(self.left_out), "best_of": means}
 
 
@@ -137,12 +143,12 @@ def run_sample(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...
 def _sampled(start: Start) -> dict[str, Any]:
     accelerator, rolling, form = start.accelerator, start.option(RolloutOptions), start.option(SampleOptions)
     setup = setup_of(start, "prompt")
-    rule, name = reward_rule(setup), start.option(ModelOptions).model_name_or_path
+    rewards, name = rewards_of(setup), start.option(ModelOptions).model_name_or_path
     if name is None:
         raise UserError("`model_name_or_path` is missing: name the model to sample from.")
-    asks, _ = read_asks(setup)
+    asks, _ = read_asks(setup, rewards)
     policy = setup.load_frozen(name).eval().requires_grad_(False)
-    roller = Roller(setup, policy, (asks, asks[:0]), policy, rolling.group_size or 8, rule)  # type: ignore[arg-type]
+    roller = Roller(setup, policy, (asks, asks[:0]), policy, rolling.group_size or 8, rewards)  # type: ignore[arg-type]
     live, tally = Live(policy, accelerator), Sampled()
 
     def lines() -> Iterator[str]:
@@ -151,10 +157,9 @@ def _sampled(start: Start) -> dict[str, Any]:
         for number, first in enumerate(range(0, len(asks), size)):
             places = list(range(first, min(first + size, len(asks))))
             answered = roller.answered(live, places, roller.seed(number))
-            for group, tree in zip(answered, roller.scored(live, answered), strict=True):
-                row = record_of(
-                    by_source[group.ask.source], group, tree.extras["scores"].tolist(), form, tally
-                )
+            totals = roller.totals(answered, roller.components(live, answered))
+            for group, found in zip(answered, totals, strict=True):
+                row = record_of(by_source[group.ask.source], group, found.tolist(), form, tally)
                 if row is not None:
                     yield json.dumps(row, ensure_ascii=False)
             start.console.say(f"{start.name}: {places[-1] + 1} of {len(asks)} prompts", "dim")
@@ -194,17 +199,19 @@ def record_of(
 
     An answer that was cut at max_new_tokens is never written: it would be taught to end there.
     """
-    tally.prompts += 1
     tally.answers += len(scores)
     tally.unfinished += group.ended.count(False)
+    known = [score for score in scores if not math.isnan(score)]
+    tally.reward_failures += len(scores) - len(known)
+    tally.prompts += 1
     k = 1
-    while k < 2 * len(scores):
-        tally.best_of[min(k, len(scores))] += max(scores[:k])  # type: ignore[assignment]
+    while k < 2 * len(known):
+        tally.best_of[min(k, len(known))] += max(known[:k])  # type: ignore[assignment]
         k *= 2
     whole = [
         (s, text)
         for s, text, ended in zip(scores, group.texts, group.ended, strict=True)
-        if ended and text.strip()
+        if ended and text.strip() and not math.isnan(s)
     ]
     ranked = sorted(dict.fromkeys(whole), key=lambda pair: -pair[0])
     turns = [message.as_turn() for message in record.prompt]
@@ -214,7 +221,9 @@ def record_of(
         return Message(ASSISTANT, record.prefix + text).as_turn()
 
     cause = None
-    if not ranked:
+    if not known:
+        cause = "whose answers have no reward"
+    elif not ranked:
         cause = "without a whole answer"
     elif form.min_score is not None and ranked[0][0] < form.min_score:
         cause = "without an answer that scores min_score"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -22,9 +23,11 @@ from espalier.maths.ratio import ratio
 from espalier.maths.samples import best_of, explained_variance, same_pairs, within_correlation
 from espalier.models.forward import Want
 from espalier.rollout.asks import Asks
-from espalier.rollout.experience import AnswerGroup, scored_by_rule, trained_mask
-from espalier.rollout.rewards import Rule, find_rule, problem
+from espalier.rollout.experience import AnswerGroup, trained_mask
+from espalier.rollout.rewards.table import read_specs
+from espalier.rollout.scored import COMPONENT, FAILURES, RewardList
 from espalier.stages.parts import Live, Units
+from espalier.stages.rewarding import reward_list
 from espalier.stages.rollouts import Roller, RolloutOptions
 from espalier.stages.setup import Setup
 from espalier.stages.watch import Named, Watch
@@ -34,10 +37,8 @@ MEASURED = 2
 """So many sampled answers to each prompt are measured by policy, reference and critic: that takes as long as sampling, and
 the error of a mean over prompts hardly shrinks with more."""
 NONE = "none"
-EXACT = ("equals", "number")
+EXACT = ("equals", "number", "mathematics")
 """Rules that are their own yardstick as rewards: the answer is right by the reference or it is not."""
-COMPARE = ("equals", "contains", "number")
-"""Rules that need a reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,7 @@ class JudgedOptions(Options):
     )
 
     def problems(self) -> list[str]:
-        reason = None if self.yardstick in (None, NONE) else problem(str(self.yardstick))
-        return [] if reason is None else [reason.replace("reward_function", "yardstick", 1)]
+        return [] if self.yardstick in (None, NONE) else read_specs([self.yardstick], "yardstick")[1]
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,23 @@ class Yardstick:
 
     Attributes:
         name: of the rule; None where nothing is measured.
-        rule: the rule itself.
+        rule: a list with the rule alone.
         own: whether it is the run's reward.
     """
 
     name: str | None
-    rule: Rule | None
+    rule: RewardList | None
     own: bool
 
     def __call__(self, setup: Setup, answered: Sequence[AnswerGroup]) -> list[Tensor]:
         """(S,) what the rule gives to the answers to each prompt; the same on every rank."""
         assert self.rule is not None
         try:
-            trees = scored_by_rule(answered, self.rule, setup.rank, setup.world, setup.show)
+            found = self.rule.by_rules(answered, setup.rank, setup.world, setup.show)
         except UserError as error:
-            raise UserError(str(error).replace("reward_function", "yardstick", 1)) from error
-        return [tree.extras["scores"] for tree in trees]
+            text = str(error).removesuffix(" on_reward_failure: skip leaves such answers out.")
+            raise UserError(text.replace("reward", "yardstick", 1)) from error
+        return [self.rule.total(one) for one in found]
 
 
 def find_yardstick(setup: Setup, held_out: Asks) -> Yardstick:
@@ -97,7 +98,7 @@ def find_yardstick(setup: Setup, held_out: Asks) -> Yardstick:
         UserError: it compares with references, and a held-out prompt has none.
     """
     asked, rolling = setup.option(JudgedOptions).yardstick, setup.option(RolloutOptions)
-    reward = rolling.reward_function
+    rewards = rolling.specs
     bare = next((ask.source for ask in held_out if ask.reference is None), None)
     if not held_out:
         setup.say(
@@ -105,11 +106,6 @@ def find_yardstick(setup: Setup, held_out: Asks) -> Yardstick:
         )
     if not held_out or asked == NONE:
         return Yardstick(None, None, own=False)
-    if asked in COMPARE and bare is not None:
-        raise UserError(
-            f"{bare}: this held-out prompt has no reference, and yardstick {asked} compares with one. Add a `reference` "
-            "column to eval_dataset, or name another yardstick (none: none)."
-        )
     if asked is None:
         if bare is not None:
             setup.say(
@@ -117,13 +113,23 @@ def find_yardstick(setup: Setup, held_out: Asks) -> Yardstick:
                 "it; name a `yardstick` (FILE.py:FUNCTION)"
             )
             return Yardstick(None, None, own=False)
-        asked = reward if reward in EXACT else "equals"
-    own = asked == reward
+        exact = len(rewards) == 1 and rewards[0].kind in EXACT
+        asked = rewards[0].kind if exact else "equals"
+    (spec,) = read_specs([asked], "yardstick")[0]
+    own = len(rewards) == 1 and (rewards[0].kind, rewards[0].settings) == (spec.kind, spec.settings)
     if own:
         setup.say(
             f"the reward is the rule {asked}, which is its own yardstick: evaluations show no second one; `yardstick` names one"
         )
-    return Yardstick(asked, find_rule(asked, rolling.reward_timeout), own)
+    elif any((one.kind, one.settings) == (spec.kind, spec.settings) for one in rewards):
+        setup.say(f"the yardstick {asked} is a part of the reward, too")
+    rule = reward_list(setup, rolling, [spec])
+    try:
+        rule.check(held_out)
+    except UserError as error:
+        text = str(error).replace("the reward", "the yardstick", 1)
+        raise UserError(f"{text} Or name another yardstick (none: none).") from error
+    return Yardstick(asked, rule, own)
 
 
 @dataclass(frozen=True)
@@ -171,6 +177,8 @@ class Judged:
         if not self._roller.held_out:
             return None, {}
         by_prompt, numbers = self._judged(live)
+        if not by_prompt:
+            return None, numbers if not self._setup.rank else dict.fromkeys(numbers, (0.0, 0.0))
         self.watch.note(
             {name: x.tolist() for name, x in by_prompt.items()},
             {name: float(total) / float(weight) for name, (total, weight) in numbers.items()},
@@ -193,7 +201,15 @@ class Judged:
         """(P,) numbers by prompt, and those about all answers as (sum, weight)."""
         roller, setup = self._roller, self._setup
         answered = roller.held_out_answers(live, self._samples)
-        both = torch.stack([tree.extras["scores"] for tree in roller.scored(live, answered)])
+        found = roller.components(live, answered)
+        both = torch.stack(roller.totals(answered, found))
+        failed = torch.isnan(both)
+        if bool(failed.any()):  # such a prompt cannot be compared with itself
+            whole = (~failed.any(1)).tolist()
+            answered, found = list(compress(answered, whole)), list(compress(found, whole))
+            if not answered:
+                return {}, {FAILURES: (float(failed.sum()), 1.0)}
+            both = both[torch.tensor(whole)]
         scores, lengths = both[:, :-1], torch.stack([trained_mask(a.tree).sum(1).double() for a in answered])
         ended = torch.tensor([group.ended for group in answered], dtype=torch.float64)
         by_prompt = {
@@ -205,6 +221,10 @@ class Judged:
             "ended_greedy": ended[:, -1],
         }
         sizes = [n for n in (2**i for i in range(1, 20)) if n <= self._samples]
+        by_prompt |= {
+            f"{COMPONENT}{name}": torch.stack([one[name][:-1].double().mean() for one in found])
+            for name in found[0]
+        }
         by_prompt |= {f"best_of_{n}": best_of(scores, scores, n) for n in sizes}
         if self._yardstick.rule is not None:
             values = torch.stack(self._yardstick(setup, answered))
@@ -218,6 +238,8 @@ class Judged:
         if self._samples > 1:
             by_prompt["duplicates"] = torch.tensor([same_pairs(group.texts[:-1]) for group in answered])
         numbers: dict[str, tuple[float, float]] = {}
+        if roller.skips_failures:
+            numbers[FAILURES] = (float(failed.sum()), 1.0)
         correlation = within_correlation(scores, lengths[:, :-1])
         if correlation is not None:
             numbers["length_correlation"] = (correlation, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -65,12 +65,16 @@ def check_memory(options: OptionSet) -> None:
         )
 
 
-def load_reward_model(setup: Setup, name: str) -> TreeModel:
-    """A frozen reward model; as its adapter over its base where the base is shared."""
-    if _is_shared(setup):
+def load_scorer(setup: Setup, name: str, tokenizer: Any = None) -> TreeModel:
+    """A frozen reward model; as its adapter over its base where the base is shared.
+
+    Args:
+        tokenizer: its own, where it does not read the policy's ids; then it shares nothing.
+    """
+    if _is_shared(setup) and tokenizer is None:
         model = setup.load_stacked(_adapter(name), trainable=False)
     else:
-        model = setup.load_frozen(name, scalar_head=True)
+        model = setup.load_frozen(name, scalar_head=True, tokenizer=tokenizer)
     return _in_few_bits(setup, model).eval().requires_grad_(False)  # type: ignore[return-value]
 
 
@@ -113,7 +117,8 @@ def share_weights(setup: Setup, policy: TreeModel, **others: nn.Module | None) -
     saved = share_frozen(policy, *others.values())
     if _is_shared(setup):
         for name, model in others.items():
-            different = lacks_base(model, policy) if model is not None else None
+            stacked = isinstance(model, TreeModel) and is_adapted(model.lm)
+            different = lacks_base(model, policy) if stacked and model is not None else None
             if different is not None:
                 raise UserError(
                     f"model_memory: shared: {different} of the {name} is not that of the policy, so they do not stand on "

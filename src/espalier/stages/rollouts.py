@@ -5,17 +5,16 @@ It is wiring, not an algorithm: what is made of the scores is each stage's own a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.config.options import EngineOptions, Options, RunOptions, option
+from espalier.config.options import EngineOptions, RunOptions, option
 from espalier.config.stage_defaults import KL_COEF
-from espalier.data.encode.scored import ScoreAt, closing, score_place
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.steps.feed import Rows
 from espalier.engine.finite import cause
@@ -23,43 +22,29 @@ from espalier.errors import UserError
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.models.sampling.generate import Sampling, rows_in_memory
+from espalier.rollout.asked import Ask
 from espalier.rollout.asks import Asks
 from espalier.rollout.experience import (
     AnswerGroup,
-    Ask,
-    as_judged,
     gathered,
     measure,
     sample_trees,
-    scored_by_rule,
 )
 from espalier.rollout.feed import RolloutPlan
-from espalier.rollout.rewards import RULES, TIMEOUT, Rule, find_rule, problem
-from espalier.stages.model_memory import MemoryOptions, load_reward_model
+from espalier.rollout.scored import RewardList
+from espalier.stages.model_memory import MemoryOptions
 from espalier.stages.parts import Live
 from espalier.stages.policy import PolicyOptions, PolicyTerms
+from espalier.stages.reward_models import load_reward_model
+from espalier.stages.rewarding import RewardListOptions, reward_list
 from espalier.stages.setup import Setup
 from espalier.trees import Batch, Tree
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutOptions(Options):
+class RolloutOptions(RewardListOptions):
     """Sampling and rewards."""
 
-    reward_model: str | None = option(None, "A reward model's folder, or run:NAME.", names="model")
-    reward_score_at: ScoreAt | None = option(
-        None,
-        "Where reward_model reads an answer: at its end token (answer) or behind the whole turn; null: as it says itself.",
-    )
-    reward_function: str | None = option(
-        None, f"A rule: {', '.join(RULES)}, or FILE.py:FUNCTION of your own.", names="function"
-    )
-    reward_timeout: float = option(
-        TIMEOUT,
-        "Seconds that a reward_function of your own may take for an answer; then the run stops.",
-        above=0,
-        same_result=True,
-    )
     kl_coef: float = option(KL_COEF, "The price of a nat of KL from the reference.", min=0)
     group_size: int | None = option(None, "Answers sampled to each prompt; null: 8, and 1 for PPO.", min=1)
     rollout_prompts: int | None = option(None, "Prompts sampled at a time; null: those of one step.", min=1)
@@ -78,19 +63,10 @@ class RolloutOptions(Options):
     top_k: int = option(0, "Sample from so many likeliest tokens; 0: all.", min=0)
     missing_eos_penalty: float = option(0.0, "Taken from the reward of an answer that did not end.", min=0)
 
-    def problems(self) -> list[str]:
-        if (self.reward_model is None) == (self.reward_function is None):
-            return ["Give `reward_model` (a trained one) or `reward_function` (a rule), and not both."]
-        if self.reward_score_at is not None and self.reward_model is None:
-            return ["`reward_score_at` is about a `reward_model`, and none is given. Remove it."]
-        reason = problem(self.reward_function) if self.reward_function is not None else None
-        return [] if reason is None else [reason]
 
-
-def reward_rule(setup: Setup) -> Rule | None:
-    """The run's `reward_function`, looked at before a model is loaded; None where a model rewards."""
-    options = setup.option(RolloutOptions)
-    return find_rule(options.reward_function, options.reward_timeout) if options.reward_function else None
+def rewards_of(setup: Setup) -> RewardList:
+    """The run's rewards, looked at before a model is loaded."""
+    return reward_list(setup, setup.option(RolloutOptions))
 
 
 def longest_prompt(setup: Setup) -> int:
@@ -105,11 +81,11 @@ def longest_prompt(setup: Setup) -> int:
     return min(room, options.max_prompt_length or room)
 
 
-def read_asks(setup: Setup) -> tuple[Asks, Asks]:
+def read_asks(setup: Setup, rewards: RewardList) -> tuple[Asks, Asks]:
     """The prompts to train on and those that are held out; read before a model is loaded, which can take long.
 
     Raises:
-        UserError: what is wrong with the data; no prompt is short enough.
+        UserError: what is wrong with the data; no prompt is short enough, or one lacks what a reward needs.
     """
     longest = longest_prompt(setup)
     train, held_out = setup.records("prompt")
@@ -118,7 +94,9 @@ def read_asks(setup: Setup) -> tuple[Asks, Asks]:
         raise UserError(
             f"no prompt is at most {longest} tokens long. Raise cutoff_len, or set overlong: trim."
         )
-    return asks, setup.asks(held_out, longest, HELD_OUT)
+    judged = setup.asks(held_out, longest, HELD_OUT)
+    rewards.check(chain(asks, judged))
+    return asks, judged
 
 
 class Roller:
@@ -130,7 +108,7 @@ class Roller:
         asks: the prompts to train on and those that are held out.
         frozen_reference: a frozen copy, or None where the policy has an adapter: then the reference is what it is now.
         group_size: answers a prompt.
-        rule: what rewards; None: the reward model of the options.
+        rewards: what answers are scored by.
         beside: models that are trained with the policy, on the same rows.
     """
 
@@ -141,18 +119,15 @@ class Roller:
         asks: tuple[Asks, Asks],
         frozen_reference: TreeModel | None,
         group_size: int,
-        rule: Rule | None,
+        rewards: RewardList,
         beside: Sequence[TreeModel] = (),
     ) -> None:
         options = setup.option(RolloutOptions)
         self._setup, self._options, self._policy = setup, options, policy
         self._reference, self._group, self._beside = frozen_reference, group_size, beside
         self._start = StepZero(policy.lm) if frozen_reference is None else None
-        self._rule = rule
-        self.reward_model = load_reward_model(setup, options.reward_model) if options.reward_model else None
-        if self.reward_model is not None:
-            self._closing = closing(setup.tokenizer, setup.template)
-            self._place = self._place_of_scores()
+        self._rewards = rewards
+        self._models = {spec.name: load_reward_model(setup, spec) for spec in rewards.models}
         self.temperature = options.temperature
         self.sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, setup.stop
@@ -195,47 +170,49 @@ class Roller:
     def _decode(self, tokens: list[int]) -> str:
         return str(self._setup.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def scored(self, live: Live, answered: list[AnswerGroup]) -> list[Tree]:
-        """Trees with ``extras["scores"]`` (B,)."""
+    @property
+    def reward_models(self) -> dict[str, nn.Module]:
+        """The trained models among the rewards, by what messages call them."""
+        return {f"reward {name}": model.module for name, model in self._models.items()}
+
+    def components(self, live: Live, answered: list[AnswerGroup]) -> list[dict[str, Tensor]]:
+        """Of each group: name -> (B,) of each reward, nan where one gave no number."""
         setup = self._setup
-        if self._rule is not None:
-            trees = scored_by_rule(answered, self._rule, setup.rank, setup.world, setup.show)
-        else:
-            assert self.reward_model is not None
-            rows = setup.rows(self.reward_model)
-            shown = [as_judged(a, self._closing, self._place) for a in answered]
-            judged = measure(shown, rows, lambda batch: self._judged(live, batch))
-            _check_scores(judged)
-            trees = [
-                a.tree.with_extras(scores=t.extras["scores"]) for a, t in zip(answered, judged, strict=True)
-            ]
-        if not self._options.missing_eos_penalty:
-            return trees
-        fines = [
-            torch.tensor([0.0 if e else self._options.missing_eos_penalty for e in a.ended]) for a in answered
+        found = self._rewards.by_rules(answered, setup.rank, setup.world, setup.show)
+        for name, model in self._models.items():
+            for group, scores in zip(found, model.scores(live, answered), strict=True):
+                group[name] = scores
+        return found
+
+    def scored(self, live: Live, answered: list[AnswerGroup], *, may_be_none: bool = False) -> list[Tree]:
+        """Trees of the answers that have a reward; of their extras see `RewardList.whole`.
+
+        A prompt none of whose answers has one gives no tree.
+
+        Raises:
+            UserError: there is no tree at all, unless there may be none.
+        """
+        found, fines = self.components(live, answered), [self._fines(group) for group in answered]
+        trees = [group.tree for group in answered]
+        made = self._rewards.whole(list(zip(trees, found, fines, strict=True)))
+        if not made and not may_be_none:
+            raise self._rewards.no_reward(sum(tree.n_branches for tree in trees))
+        return made
+
+    @property
+    def skips_failures(self) -> bool:
+        """Whether an answer without a reward is left out instead of ending the run."""
+        return self._options.on_reward_failure == "skip"
+
+    def totals(self, answered: list[AnswerGroup], found: list[dict[str, Tensor]]) -> list[Tensor]:
+        """Of each group (B,) the rewards of its answers, by their `components`; nan where one has none."""
+        return [
+            self._rewards.total(one) - self._fines(group) for one, group in zip(found, answered, strict=True)
         ]
-        return [t.with_extras(scores=t.extras["scores"] - fine) for t, fine in zip(trees, fines, strict=True)]
 
-    def _place_of_scores(self) -> ScoreAt:
-        """Where the reward model is read; says so where nobody has said it and it makes a difference."""
-        assert self.reward_model is not None
-        said = self._options.reward_score_at or self.reward_model.score_at
-        place = score_place(said)
-        if said is None and self._closing.tail:
-            self._setup.say(
-                f"{self._options.reward_model}: does not say at which token it scores an answer, so it is read behind the "
-                "whole turn, as model cards do; reward_score_at: answer reads it at the end token (the exam reward:FILE "
-                "shows the accuracy of both)"
-            )
-        return place
-
-    @torch.no_grad()
-    def _judged(self, live: Live, batch: Batch) -> dict[str, Tensor]:
-        assert self.reward_model is not None
-        with live.accelerator.autocast():
-            scores = self.reward_model(batch, Want(logprobs=False, scores=True)).scores
-        assert scores is not None
-        return {"scores": scores.float()}
+    def _fines(self, group: AnswerGroup) -> Tensor:
+        fine = self._options.missing_eos_penalty
+        return torch.tensor([0.0 if ended else fine for ended in group.ended])
 
     def measured(
         self, live: Live, trees: list[Tree], want: Want, names: Callable[[Outputs], dict[str, Tensor]]
@@ -275,17 +252,6 @@ class Roller:
 
     def seed(self, rollout: int) -> list[int]:
         return [self._setup.option(RunOptions).seed, 7, rollout]
-
-
-def _check_scores(trees: list[Tree]) -> None:
-    """A reward model that says nan would spoil the advantages of a whole rollout."""
-    for tree in trees:
-        for score in tree.extras["scores"].tolist():
-            if not math.isfinite(score):
-                raise UserError(
-                    f"the reward model gives {score} for an answer to the prompt {tree.source}: its weights are "
-                    "broken. Look at reward_model; the last checkpoint is kept."
-                )
 
 
 def policy_terms(setup: Setup, kl_coef: Callable[[], float]) -> PolicyTerms:

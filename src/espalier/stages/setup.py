@@ -122,10 +122,15 @@ class Setup(Datasets):
             load.checkpoint_activations(lm)
         return TreeModel(lm, traits, head).to(self.device)
 
-    def load_frozen(self, name: str, *, scalar_head: bool = False) -> TreeModel:
-        """Another model (a reward model, a critic's start); without a scalar head of its own it is an error."""
-        self._check_tokenizer(name)
-        lm, head, _ = self._lm(name)
+    def load_frozen(self, name: str, *, scalar_head: bool = False, tokenizer: Any = None) -> TreeModel:
+        """Another model (a reward model, a critic's start); without a scalar head of its own it is an error.
+
+        Args:
+            tokenizer: its own, where it does not read the policy's ids.
+        """
+        if tokenizer is None:
+            self._check_tokenizer(name, "Or set reward_retokenize: true." if scalar_head else "")
+        lm, head, _ = self._lm(name, tokenizer=tokenizer)
         if scalar_head and head is None:
             raise UserError(
                 f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
@@ -146,7 +151,7 @@ class Setup(Datasets):
         name = self.option(ModelOptions).model_name_or_path
         return name is not None and read_scalar_head(name) is not None
 
-    def _check_tokenizer(self, name: str) -> None:
+    def _check_tokenizer(self, name: str, further: str = "") -> None:
         """A model beside the policy reads the policy's ids, which must mean the same to it.
 
         Raises:
@@ -162,6 +167,7 @@ class Setup(Datasets):
             raise UserError(
                 f"{name}: has another tokenizer than the model that is trained ({text[:40]!r} gets other ids), and would "
                 "read its answers as other words. Train it from the same base, or take one with the same tokenizer."
+                f"{further and ' '}{further}"
             )
 
     def traits(self, lm: nn.Module) -> Traits:
@@ -170,7 +176,12 @@ class Setup(Datasets):
         return probe(lm, wanted=model.layout, attention=model.attn_implementation)
 
     def _lm(
-        self, name: str | None, quantisation: Quantisation | None = None, *, own: bool = False
+        self,
+        name: str | None,
+        quantisation: Quantisation | None = None,
+        *,
+        own: bool = False,
+        tokenizer: Any = None,
     ) -> tuple[nn.Module, ScalarHead | None, range]:
         """A model, its scalar head, and the ids that it has not met before."""
         model = self.option(ModelOptions)
@@ -194,7 +205,7 @@ class Setup(Datasets):
         if quantisation is not None:
             self.say(f"the frozen linear layers are stored by {quantisation}")
         rows = int(lm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-        grown = load.fit_vocabulary(lm, self.tokenizer)
+        grown = load.fit_vocabulary(lm, tokenizer or self.tokenizer)
         if grown:
             self.say(
                 f"{grown} rows were added to the embeddings: the tokenizer knows more tokens than the model"

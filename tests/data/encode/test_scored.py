@@ -22,7 +22,8 @@ from espalier.models.heads import ScalarHead
 from espalier.models.load import new_lm
 from espalier.models.probe import probe
 from espalier.models.saved import read_scalar_head, save_model
-from espalier.rollout.experience import AnswerGroup, Ask, as_judged
+from espalier.rollout.asked import Ask
+from espalier.rollout.experience import AnswerGroup, as_judged
 from espalier.trees import Tree, lay_out_tree
 from tests.data.conftest import CHATML
 

@@ -72,7 +72,15 @@ def test_stored_prompts_are_the_encoded_ones(tokenizer: Any, tmp_path: Path) -> 
     assert stack.trees == len(prompts) == len(choice) - 1
     for number, prompt in enumerate(prompts):
         assert stack.tokens(number) == prompt.tokens
-        assert stack.note(number) == [prompt.record.messages[-1].content, prompt.record.reference]
+        turns = [message.as_turn() for message in prompt.record.messages]
+        wanted = [
+            turns[-1]["content"],
+            prompt.record.reference,
+            turns,
+            prompt.record.columns,
+            prompt.record.prefix,
+        ]
+        assert stack.note(number) == wanted
         assert stack.source_of_tree(number) == prompt.record.source
 
 

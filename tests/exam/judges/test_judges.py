@@ -14,9 +14,9 @@ from espalier.exam.judges.judge import JUDGES, judge_bleu, judge_contains, judge
 
 pytest.importorskip("rouge_score", reason="the judges of the extra `exams` are not installed")
 
-from espalier.exam.judges import mathematics
+from espalier.checking import mathematics
+from espalier.checking.mathematics import boxed, judge_expression, judge_number
 from espalier.exam.judges.cmrc import judge_cmrc, segments
-from espalier.exam.judges.mathematics import boxed, judge_expression, judge_number
 from espalier.maths.numerals import final_number
 
 # --- reading: the official scorer's rules, once more in the plainest way ---------------------------
@@ -100,7 +100,7 @@ def test_numbers_are_compared_as_numbers() -> None:
     ],
 )  # fmt: skip
 def test_exam_and_reward_read_one_number(said: str, right: str, equal: bool) -> None:
-    from espalier.rollout.rewards import RULES
+    from espalier.rollout.rewards.rules import RULES
 
     assert judge_number(said, (right,))["accuracy"] == RULES["number"]("", said, right) == equal
 

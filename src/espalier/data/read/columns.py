@@ -20,6 +20,8 @@ CHOSEN = ("chosen", "selected", "response_chosen")
 REJECTED = ("rejected", "response_rejected", "rejected_response", "rejected_messages")
 COMPLETION = ("completion", "response", "answer", "solution", "target")
 _QUESTION = ("prompt", "question", "query", "problem")
+CONVERSATION = (*CONVERSATIONS, "prompt", "query", "instruction", "input", "history", "system", "tools")
+"""Columns that become the turns of a prompt; a reward sees those, and every other column as it is."""
 COLUMNS = {
     "text": "`text`",
     "chat": "`messages`, `conversations`, `instruction` and `output`, or `prompt` and `completion`",

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from espalier.data.read.columns import COLUMNS, Row, columns_of, first_of, missing
+from espalier.data.read.columns import COLUMNS, CONVERSATION, Row, columns_of, first_of, missing
 from espalier.data.read.formats import FORMATS, detect
 from espalier.data.read.messages import Bad, as_text, check_order, shown
 from espalier.data.records import ASSISTANT, KINDS, BadRecord, LeftOut, Record
@@ -60,7 +60,9 @@ def _as_kind(record: Record, row: Row, kind: str, source: str) -> Record | LeftO
     tools = _tools(row)
     check_order(record.prompt, "the prompt", ends_with="prompt")
     if kind == "prompt":
-        return Record("prompt", record.prompt, (), source, tools, _reference(row), record.prefix)
+        return Record(
+            "prompt", record.prompt, (), source, tools, _reference(row), _further(row), record.prefix
+        )
     if kind in ("chat", "unpaired"):
         return _single(record, row, kind, source, tools)
     if record.kind == "preference":
@@ -122,6 +124,12 @@ def _reference(row: Row) -> str | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     return None if value is None else as_text(value, f"column {name!r}")
+
+
+def _further(row: Row) -> str:
+    """The columns that are no part of the conversation, as JSON text."""
+    kept = {str(name): value for name, value in row.items() if name not in CONVERSATION and value is not None}
+    return json.dumps(kept, default=str) if kept else ""
 
 
 def _tools(row: Row) -> str | None:

@@ -192,7 +192,8 @@ class Store:
         return ids
 
     def note(self, place: int) -> Any:
-        """What a prompt's rewards want to know: [its last turn, the reference]."""
+        """What a prompt's rewards want to know: [its last turn, the reference, its turns, further columns as JSON text, how an
+        answer must begin]."""
         return json.loads(self._part("note", place).tobytes())
 
     def _part(self, name: str, place: int) -> Numbers:

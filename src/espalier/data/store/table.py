@@ -312,5 +312,7 @@ class Table:
             self._trees_of.append(int(ids is not None))
             if ids is not None:
                 self._path(ids, [False] * len(ids))
-                note = json.dumps([record.messages[-1].content, record.reference], ensure_ascii=False)
+                turns = [message.as_turn() for message in record.messages]
+                seen = [record.messages[-1].content, record.reference, turns, record.columns, record.prefix]
+                note = json.dumps(seen, ensure_ascii=False)
                 self._part("note", note.encode())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from espalier.exam.judges.judge import library
+from espalier.checking.library import library
 
 # The official list also holds "……" as one text of two characters, which it compares with single ones: "…" is no sign.
 _SIGNS = frozenset("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")

@@ -6,30 +6,15 @@ counts. ROUGE, BLEU and symbolic equality come from libraries of the extra `exam
 
 from __future__ import annotations
 
-import importlib
 import re
 from functools import cache
 from typing import Any
 
-from espalier.errors import UserError
+from espalier.checking.library import library
 from espalier.exam.task import Judge
 from espalier.maths.metrics import exact_match, normalise_answer
 
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
-
-
-def library(name: str, package: str) -> Any:
-    """An optional library.
-
-    Raises:
-        UserError: it is not installed; names the extra.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"this exam needs {package}. Install it: pip install 'espalier-llm[exams]'."
-        ) from error
 
 
 def judge_exact_match(text: str, references: tuple[str, ...]) -> dict[str, float]:

@@ -6,14 +6,9 @@ A judge likes what it reads first, so it is asked twice, the second time with th
 
 from __future__ import annotations
 
-import json
 import re
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, field
-from typing import Any
 
-from espalier.errors import UserError
+from espalier.checking.endpoint import Endpoint
 
 ASKED = """\
 Two assistants have answered the same question. Say which answer serves the person who asked better: right, helpful, \
@@ -33,61 +28,6 @@ is better, [[C]] if neither is."""
 
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 _WORTH = {"A": 0.0, "B": 1.0, "C": 0.5}
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A model that is asked over HTTP, by the form of OpenAI's chat completions.
-
-    Attributes:
-        url: of the API, such as ``http://localhost:8000/v1``.
-        model: its name there.
-        key: sent as a bearer token, and shown nowhere; "" sends none.
-        seconds: for one answer.
-    """
-
-    url: str
-    model: str
-    key: str = field(default="", repr=False)
-    seconds: float = 120.0
-
-    def answer(self, message: str) -> str:
-        """The likeliest answer to one message.
-
-        Raises:
-            UserError: the endpoint cannot be reached, refuses, or answers in another form.
-        """
-        if not self.url.startswith(("http://", "https://")):
-            raise UserError(
-                f"--url {self.url}: wanted http://… or https://…, such as http://localhost:8000/v1."
-            )
-        asked = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": message}],
-            "temperature": 0,
-        }
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        try:
-            request = urllib.request.Request(
-                self.url.rstrip("/") + "/chat/completions", json.dumps(asked).encode(), headers
-            )
-            with urllib.request.urlopen(request, timeout=self.seconds) as reply:
-                said: Any = json.load(reply)
-            text = said["choices"][0]["message"]["content"]
-        except urllib.error.HTTPError as error:
-            body = error.read(200).decode("utf-8", "replace")
-            raise UserError(f"{self.url}: the judge answers {error.code} ({body}); check --url, --model and the key.") from None  # fmt: skip
-        except (KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{self.url}: wanted a chat completion, found something else ({error!r}); check --url."
-            ) from error
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.url}: the judge cannot be asked ({error}); check --url, and that it runs."
-            ) from error
-        return str(text)
 
 
 def verdict(text: str) -> float | None:

@@ -8,12 +8,12 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from espalier.checking.mathematics import boxed, judge_expression, judge_number
 from espalier.data.read.json_files import whole_json
 from espalier.data.read.lines import read_lines
 from espalier.errors import UserError
 from espalier.exam.judges.cmrc import judge_cmrc
 from espalier.exam.judges.judge import judge_rouge
-from espalier.exam.judges.mathematics import boxed, judge_expression, judge_number
 from espalier.exam.task import Generation, Question, Shots, Task
 from espalier.exam.tasks.items import rows, wanted
 from espalier.exam.tasks.settings import FileNames, Settings, folder_of, question_files, train_files

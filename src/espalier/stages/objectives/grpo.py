@@ -35,6 +35,7 @@ from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
+from espalier.rollout.scored import component_sums
 from espalier.stages.guards import check_apart
 from espalier.stages.judged import Judged, JudgedOptions, find_yardstick
 from espalier.stages.model_memory import (
@@ -51,7 +52,7 @@ from espalier.stages.rollouts import (
     RolloutOptions,
     policy_terms,
     read_asks,
-    reward_rule,
+    rewards_of,
     rollout_plan,
 )
 from espalier.stages.setup import Setup
@@ -163,7 +164,7 @@ class GroupObjective:
             numbers["teacher_kl"] = (masked_sum(x["teacher_kl"], mask), answers)
         if "sampled" in x:
             numbers["sampled_groups"] = (x["sampled"].sum(), answers)
-        return total, numbers
+        return total, {**numbers, **component_sums(x, torch.ones_like(x["scores"]))}
 
     def _weights(self, mask: Tensor) -> Tensor:
         """(B, 1) what a token of each answer weighs."""
@@ -279,7 +280,7 @@ class Groups:
 
             def again(count: int, number: int) -> list[Tree]:
                 chosen = list(islice(drawn, count))
-                return roller.scored(live, roller.answered(live, chosen, [*seed, number]))
+                return roller.scored(live, roller.answered(live, chosen, [*seed, number]), may_be_none=True)
 
             trees, sampled = with_spread(trees, again, rounds)
             each = sampled / len(trees)
@@ -294,17 +295,17 @@ class Groups:
 
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(GRPOOptions), setup.option(RolloutOptions)
-    rule = reward_rule(setup)
-    asks = read_asks(setup)
+    rewards = rewards_of(setup)
+    asks = read_asks(setup, rewards)
     yardstick = find_yardstick(setup, asks[1])
     policy = setup.load_policy()
     frozen = load_reference(setup, policy)
-    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rule)
+    roller = Roller(setup, policy, asks, frozen, rolling.group_size or 8, rewards)
     teacher = setup.load_frozen(options.teacher_model) if options.teacher_model else None
     if teacher is not None:
         teacher.eval().requires_grad_(False)
-    check_apart(policy=policy, reference=frozen, reward=roller.reward_model, teacher=teacher)
-    share_weights(setup, policy, reference=frozen, reward_model=roller.reward_model)
+    check_apart(policy=policy, reference=frozen, teacher=teacher, **roller.reward_models)
+    share_weights(setup, policy, reference=frozen, **roller.reward_models)
     share_blocks(setup, policy=policy, reference=frozen)
     groups = Groups(roller, options, rolling.max_new_tokens)
     terms = policy_terms(setup, lambda: rolling.kl_coef)

@@ -27,6 +27,7 @@ from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.feed import RolloutFeed
+from espalier.rollout.scored import component_sums
 from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic
 from espalier.stages.guards import check_apart
 from espalier.stages.judged import Critic, Judged, JudgedOptions, find_yardstick
@@ -46,7 +47,7 @@ from espalier.stages.rollouts import (
     RolloutOptions,
     policy_terms,
     read_asks,
-    reward_rule,
+    rewards_of,
     rollout_plan,
 )
 from espalier.stages.setup import Setup
@@ -135,7 +136,7 @@ class ClippedObjective:
             numbers["ptx_loss"] = (masked_sum(nll(outputs.logprobs).detach(), documents), documents.sum())
         else:
             numbers["ptx_loss"] = (0.0, 0.0)
-        return total, numbers
+        return total, {**numbers, **component_sums(x, (x["ptx"] == 0).float())}
 
     def check(self, first: dict[str, float]) -> None:
         self._terms.check(first)
@@ -190,16 +191,20 @@ class Rollouts:
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
     shaping = setup.option(ShapingOptions)
-    rule = reward_rule(setup)
-    asks, documents = read_asks(setup), load_documents(setup)
+    rewards = rewards_of(setup)
+    asks, documents = read_asks(setup, rewards), load_documents(setup)
     yardstick = find_yardstick(setup, asks[1])
     group_size = rolling.group_size or 1
     policy = setup.load_policy()
     frozen = load_reference(setup, policy)
-    critic = load_critic(setup, rolling.reward_model)
-    roller = Roller(setup, policy, asks, frozen, group_size, rule, beside=[critic])
-    check_apart(policy=policy, critic=critic, reference=frozen, reward=roller.reward_model)
-    share_weights(setup, policy, critic=critic, reference=frozen, reward_model=roller.reward_model)
+    if rewards.models and rolling.critic_start is None:
+        setup.say(
+            "the critic starts from the policy, with a new head: no reward model reads the policy's own ids"
+        )
+    critic = load_critic(setup, rolling.critic_start)
+    roller = Roller(setup, policy, asks, frozen, group_size, rewards, beside=[critic])
+    check_apart(policy=policy, critic=critic, reference=frozen, **roller.reward_models)
+    share_weights(setup, policy, critic=critic, reference=frozen, **roller.reward_models)
     share_blocks(setup, policy=policy, critic=critic, reference=frozen)
     controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
     normalizer = ScoreNormalizer(shaping.score_normalization)

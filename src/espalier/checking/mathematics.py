@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 
+from espalier.checking.library import library
 from espalier.engine.limited import Died, Limited, TimedOut
-from espalier.exam.judges.judge import library
 from espalier.maths.numerals import final_number, same_number
 
 SECONDS = 5.0
@@ -23,7 +23,7 @@ MEMORY = 4 << 30
 
 NOT_COMPARABLE = "not_comparable"
 
-_judge = Limited("espalier.exam.judges.equality:equal", memory=MEMORY)
+_judge = Limited("espalier.checking.equality:equal", memory=MEMORY)
 
 
 def judge_number(text: str, references: tuple[str, ...]) -> dict[str, float]:

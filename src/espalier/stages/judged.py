@@ -56,8 +56,8 @@ class JudgedOptions(Options):
     )
     kl_bound: float | None = option(
         10.0,
-        "Warn where the policy is more nats an answer from the reference (about where people liked answers less in Stiennon "
-        "et al. 2020, figure 5); null: never.",
+        "Warn where the policy is more nats an answer from the reference (where people's liking peaked in Stiennon et al. "
+        "2020, figure 5); null: never.",
         above=0,
         same_result=True,
     )

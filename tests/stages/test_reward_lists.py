@@ -176,6 +176,7 @@ def test_what_is_wrong_with_rewards_is_said_before_anything_is_loaded(
     for changes, said in (
         ({"rewards": []}, "`rewards` wants a list with one reward or more"),
         ({"rewards": [{"type": "equals"}], "reward_function": "brevity"}, "`rewards`, which stands alone"),
+        ({"reward_function": "nonsense"}, "  reward_function: unknown rule 'nonsense'. Known: equals, contains"),
         ({"rewards": [{"type": "equal"}]}, "entry 1: unknown rule 'equal'. .*Did you mean `equals`"),
         ({"rewards": ["brevity", {"type": "model"}, {"type": "length"}]}, r"2 options are wrong:(.|\n)*entry 2 \(model\).*(.|\n)*entry 3 \(length\)"),
         ({"rewards": [f"{tmp_path}/none.py:f"]}, "there is no file"),

@@ -73,9 +73,9 @@ def test_a_pattern_that_never_ends_is_a_failure_and_the_next_answer_gets_its_num
 
 
 WRONG: list[tuple[Any, str]] = [
-    ("exakt", r"unknown rule 'exakt'. Known: model, equals, contains, number, brevity, .*FILE.py:FUNCTION. Did you mean "
+    ("exakt", r"unknown rule 'exakt'. Known: equals, contains, number, brevity, .*FILE.py:FUNCTION. Did you mean "
               "`equals`"),
-    ({"weight": 2}, "has no `type`; wanted one of model, equals"),
+    ({"weight": 2}, "has no `type`; wanted one of equals, contains"),
     ({"type": "equals", "wieght": 2}, r"entry 1 \(equals\): `wieght` is no setting of equals. Did you mean `weight`"),
     ({"type": "equals", "weight": "x"}, "`weight` is 'x' .*wanted a number"),
     ({"type": "equals", "weight": 0}, "`weight` is 0, with which it counts for nothing"),

@@ -81,7 +81,6 @@ def _reference(settings: Options) -> str:
 
 MODEL, FUNCTION = "model", "function"
 KINDS: dict[str, Kind] = {
-    MODEL: Kind(ModelSettings),
     **{name: _rule(name) for name in RULES},
     "mathematics": Kind(checked.MathematicsSettings, checked.build_mathematics, _reference),
     "format": Kind(texts.FormatSettings, texts.build_format),
@@ -97,6 +96,7 @@ KINDS: dict[str, Kind] = {
         JudgeSettings, build_judge, lambda settings: "reference" if "{reference}" in settings.prompt else ""
     ),
     FUNCTION: Kind(FunctionSettings, build_function),
+    MODEL: Kind(ModelSettings),
 }
 ALIASES = {
     "exact": "equals",
@@ -139,22 +139,22 @@ def read_specs(entries: Any, key: str = "rewards") -> tuple[list[RewardSpec], li
 
     Args:
         entries: names (``equals``, ``FILE.py:FUNCTION``) or mappings ``{type, name, weight, …}``.
-        key: what the user has written them under.
+        key: what the user has written them under: ``rewards``, or the key of a short form.
     """
     if not isinstance(entries, list) or not entries:
         return [], [f"`{key}` wants a list with one reward or more, such as [{{type: equals, weight: 2}}]."]
     specs: list[RewardSpec] = []
     problems: list[str] = []
     for number, entry in enumerate(entries, start=1):
-        where = f"`{key}`, entry {number}"
-        spec, wrong = _read(entry, where)
-        problems += [f"{where}{_of_kind(entry)}: {text}" for text in wrong]
+        where = f"`{key}`, entry {number}{_of_kind(entry)}" if key == "rewards" else key
+        spec, wrong = _read(entry)
+        problems += [f"{where}: {text}" for text in wrong]
         if spec is not None:
             specs.append(replace(spec, name=_free(spec.name, specs)))
     return specs, problems
 
 
-def _read(entry: Any, where: str) -> tuple[RewardSpec | None, list[str]]:
+def _read(entry: Any) -> tuple[RewardSpec | None, list[str]]:
     values = RawConfig(canonical_entry(entry))
     kind = values.pop("type", None)
     if kind not in KINDS:

@@ -66,6 +66,20 @@ def test_a_reward_model_is_a_sequence_classifier_to_others(
     torch.testing.assert_close(torch.stack(theirs), truth, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "codegen"])  # a classifier, and a head in a file of its own
+def test_equal_reward_models_are_equal_files(tiny: Tiny, name: str, tmp_path: Path) -> None:
+    """A run that is done again must leave what later stages know it by; safetensors orders notes by chance."""
+    model = TreeModel(lm := tiny(name), probe(lm), ScalarHead(32, "answer"))
+    files = set()
+    for _ in range(10):
+        save_model(tmp_path, model, None)
+        files.add(tuple((file.name, file.read_bytes()) for file in sorted(tmp_path.iterdir())))
+    assert len(files) == 1 and (tmp_path / HEAD_FILE).exists() == (name == "codegen")
+    again = read_scalar_head(str(tmp_path))
+    assert again is not None and again.score_at == "answer"
+    assert torch.equal(again.weight, model.scalar_head.weight)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "bloom"])
 def test_others_read_the_same_score_in_a_padded_batch_where_padding_was_the_end(
     tiny: Tiny, name: str, tmp_path: Path

@@ -69,7 +69,7 @@ def save_model(
             else:
                 lm.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
             if head is not None:
-                save_file({"scalar_head.weight": head.cpu().contiguous()}, folder / HEAD_FILE, about)
+                _write_head(folder / HEAD_FILE, {"scalar_head.weight": head.cpu().contiguous()}, about)
         if plain and types is not None:
             _declare_type(folder, str(types))
     finally:
@@ -84,6 +84,19 @@ def _about_head(head: ScalarHead | None) -> dict[str, str]:
     """What stands in the header of the file that holds the head."""
     places = {} if head is None or head.score_at is None else {_SCORE_AT: head.score_at}
     return {"format": "pt", **places}
+
+
+def _write_head(file: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Equal models as equal files: safetensors writes its notes in an order of chance, so they are sorted afterwards."""
+    save_file(tensors, file, about)
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same words in another order"
+        stream.seek(8)
+        stream.write(text.ljust(size))
 
 
 def _state_of(lm: Any, trained: dict[str, Tensor], types: StoredTypes | None) -> dict[str, Tensor]:
@@ -171,7 +184,7 @@ def _save_classifier(
     backbone = lm.base_model_prefix + "."
     kept = {name: t.cpu().contiguous() for name, t in state.items() if name.startswith(backbone)}
     kept["score.weight"] = head.cpu().contiguous()
-    save_file({name: t.clone() for name, t in kept.items()}, folder / "model.safetensors", about)
+    _write_head(folder / "model.safetensors", {name: t.clone() for name, t in kept.items()}, about)
     config = lm.config.to_dict()
     classifier = _classifier(lm)
     assert classifier is not None

@@ -17,7 +17,8 @@ from espalier.config import build
 from espalier.config.names import PRESETS
 from espalier.errors import UserError
 from espalier.runs.catalogue import CLASSES, check_possible
-from espalier.stages.objectives.grpo import GRPOOptions, with_spread
+from espalier.stages.groups import GroupOptions, with_spread
+from espalier.stages.objectives.grpo import GRPOOptions
 from espalier.stages.rollouts import RolloutOptions
 from espalier.trees import Tree
 from tests.stages.conftest import rows, run
@@ -35,9 +36,8 @@ def test_a_paper_s_name_is_rows_of_the_tables(key: str) -> None:
     for value, wanted in PRESETS["grpo"][key].items():
         found = built(**{key: value})
         for name, setting in wanted.items():
-            assert (
-                getattr(found[GRPOOptions if hasattr(GRPOOptions, name) else RolloutOptions], name) == setting
-            )
+            (kind,) = [kind for kind in (GRPOOptions, GroupOptions, RolloutOptions) if hasattr(kind, name)]
+            assert getattr(found[kind], name) == setting
     with pytest.raises(UserError, match=rf"`{key}`: mine is none of "):
         built(**{key: "mine"})
 
@@ -49,7 +49,7 @@ def test_the_documents_name_every_algorithm() -> None:
 
 def test_what_is_written_itself_stays() -> None:
     found = built(algorithm="dapo", clip_high=0.5)
-    assert (found[GRPOOptions].clip_high, found[GRPOOptions].dynamic_sampling) == (0.5, 10)
+    assert (found[GRPOOptions].clip_high, found[GroupOptions].dynamic_sampling) == (0.5, 10)
     assert found[RolloutOptions].kl_coef == 0
     assert built(scale_rewards=False)[GRPOOptions].advantages == "dr_grpo"
 

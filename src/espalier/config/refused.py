@@ -68,7 +68,6 @@ _CURES: dict[str, str] = {
     "Attention is exact here; remove it.": "shift_attn s2_attention",
     "It is not offered; remove it.": "mixture_of_depths moe_aux_loss_coef",
     "Weights that are trained are kept in float32; `precision: bf16` computes in bf16. Remove it.": "pure_bf16",
-    "No baseline is taken from scores; `score_normalization: standardise` takes their mean away.": "reward_baseline",
     "Write its keys as keys of the run, such as trust_remote_code or temperature.": """
         model_init_kwargs ref_model_init_kwargs generation_kwargs""",
     "Records are shuffled by `seed`; to keep their order is not offered.": "disable_shuffling",

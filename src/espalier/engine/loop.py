@@ -88,7 +88,7 @@ class _Speed:
 
 
 NOTHING_TO_LEARN = (
-    "nothing in this step says which way to go (no answer of a group is better than another), so its update is "
+    "nothing in this step says which way to go (no answer is better than another, all were cut, or stop_kl has ended the rollout), so its update is "
     "left out; `idle_steps` counts such steps"
 )
 

@@ -151,7 +151,7 @@ class Step:
         count, tokens, path_tokens, stop_ranks, learning = over_ranks(
             learner.accelerator, [*totals, float(learns)]
         )
-        if count == 0:
+        if count == 0 and learning:
             raise UserError(
                 f"step {progress.step + 1}: no token in it is trained. Look at its data with "
                 "`espalier inspect`: every record needs an answer, or text, that is to be learned."

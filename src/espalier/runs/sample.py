@@ -157,7 +157,7 @@ def _sampled(start: Start) -> dict[str, Any]:
         for number, first in enumerate(range(0, len(asks), size)):
             places = list(range(first, min(first + size, len(asks))))
             answered = roller.answered(live, places, roller.seed(number))
-            totals = roller.totals(answered, roller.components(live, answered))
+            totals = roller.totals(live, answered, roller.components(live, answered))
             for group, found in zip(answered, totals, strict=True):
                 row = record_of(by_source[group.ask.source], group, found.tolist(), form, tally)
                 if row is not None:

@@ -202,7 +202,7 @@ class Judged:
         roller, setup = self._roller, self._setup
         answered = roller.held_out_answers(live, self._samples)
         found = roller.components(live, answered)
-        both = torch.stack(roller.totals(answered, found))
+        both = torch.stack(roller.totals(live, answered, found))
         failed = torch.isnan(both)
         if bool(failed.any()):  # such a prompt cannot be compared with itself
             whole = (~failed.any(1)).tolist()

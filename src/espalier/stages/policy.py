@@ -18,6 +18,7 @@ from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, Want
 from espalier.stages.guards import check_first_step
 from espalier.stages.parts import Live
+from espalier.trees import Batch
 
 if TYPE_CHECKING:
     EstimatorName = str
@@ -90,6 +91,12 @@ class PassGuard:
         moved, tokens = over_ranks(live.accelerator, self._sums)
         self.shut = self.shut or moved > self.limit * max(tokens, 1.0)
         self._sums = [0.0, 0.0]
+
+
+def learned(batch: Batch) -> Tensor:
+    """(B, A) the trained tokens of the answers that are learned from (``extras["learned"]`` (B,) is 0 for others)."""
+    chosen = batch.extras.get("learned")
+    return batch.mask if chosen is None else batch.mask & (chosen > 0)[:, None]
 
 
 def dual_clipped(loss: Tensor, advantages: Tensor, limit: float | None) -> Tensor:

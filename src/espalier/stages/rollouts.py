@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from espalier.rollout.scored import RewardList
 from espalier.stages.model_memory import MemoryOptions
 from espalier.stages.parts import Live
 from espalier.stages.policy import PolicyOptions, PolicyTerms
+from espalier.stages.reference_answers import ReferenceAnswers, check_references
 from espalier.stages.reward_models import load_reward_model
 from espalier.stages.rewarding import RewardListOptions, reward_list
 from espalier.stages.setup import Setup
@@ -62,6 +64,13 @@ class RolloutOptions(RewardListOptions):
     )
     top_k: int = option(0, "Sample from so many likeliest tokens; 0: all.", min=0)
     missing_eos_penalty: float = option(0.0, "Taken from the reward of an answer that did not end.", min=0)
+    mask_truncated_completions: bool = option(
+        False,
+        "Learn nothing from an answer that did not end; the others are still compared with it (DAPO, TRL).",
+    )
+    reward_baseline: Literal["none", "reference"] = option(
+        "none", "Take the reward of the prompt's own reference answer from that of each answer."
+    )
 
 
 def rewards_of(setup: Setup) -> RewardList:
@@ -96,6 +105,8 @@ def read_asks(setup: Setup, rewards: RewardList) -> tuple[Asks, Asks]:
         )
     judged = setup.asks(held_out, longest, HELD_OUT)
     rewards.check(chain(asks, judged))
+    if setup.option(RolloutOptions).reward_baseline == "reference":
+        check_references(chain(asks, judged), "reward_baseline: reference")
     return asks, judged
 
 
@@ -126,7 +137,7 @@ class Roller:
         self._setup, self._options, self._policy = setup, options, policy
         self._reference, self._group, self._beside = frozen_reference, group_size, beside
         self._start = StepZero(policy.lm) if frozen_reference is None else None
-        self._rewards = rewards
+        self._rewards, self._references = rewards, ReferenceAnswers(setup)
         self._models = {spec.name: load_reward_model(setup, spec) for spec in rewards.models}
         self.temperature = options.temperature
         self.sampling = Sampling(
@@ -192,8 +203,13 @@ class Roller:
         Raises:
             UserError: there is no tree at all, unless there may be none.
         """
-        found, fines = self.components(live, answered), [self._fines(group) for group in answered]
+        found, fines = self.components(live, answered), self._fines(live, answered)
         trees = [group.tree for group in answered]
+        if self._options.mask_truncated_completions:
+            trees = [
+                tree.with_extras(learned=torch.tensor([float(ended) for ended in group.ended]))
+                for tree, group in zip(trees, answered, strict=True)
+            ]
         made = self._rewards.whole(list(zip(trees, found, fines, strict=True)))
         if not made and not may_be_none:
             raise self._rewards.no_reward(sum(tree.n_branches for tree in trees))
@@ -204,15 +220,26 @@ class Roller:
         """Whether an answer without a reward is left out instead of ending the run."""
         return self._options.on_reward_failure == "skip"
 
-    def totals(self, answered: list[AnswerGroup], found: list[dict[str, Tensor]]) -> list[Tensor]:
+    def totals(self, live: Live, answered: list[AnswerGroup], found: list[dict[str, Tensor]]) -> list[Tensor]:
         """Of each group (B,) the rewards of its answers, by their `components`; nan where one has none."""
-        return [
-            self._rewards.total(one) - self._fines(group) for one, group in zip(found, answered, strict=True)
-        ]
+        fines = self._fines(live, answered)
+        return [self._rewards.total(one) - fine for one, fine in zip(found, fines, strict=True)]
 
-    def _fines(self, group: AnswerGroup) -> Tensor:
-        fine = self._options.missing_eos_penalty
-        return torch.tensor([0.0 if ended else fine for ended in group.ended])
+    def reference_rewards(self, live: Live, asks: Sequence[Ask]) -> list[float]:
+        """What the data's own answers to these prompts are worth, nothing taken from it; the same on every rank."""
+        return self._references.rewards(
+            asks, lambda groups: [self._rewards.total(one) for one in self.components(live, groups)]
+        )
+
+    def _fines(self, live: Live, answered: list[AnswerGroup]) -> list[Tensor]:
+        """Of each group (B,) what is taken from the rewards of its answers."""
+        fine, bases = self._options.missing_eos_penalty, [0.0] * len(answered)
+        if self._options.reward_baseline == "reference":
+            bases = self.reference_rewards(live, [group.ask for group in answered])
+        return [
+            torch.tensor([base if ended else base + fine for ended in group.ended])
+            for group, base in zip(answered, bases, strict=True)
+        ]
 
     def measured(
         self, live: Live, trees: list[Tree], want: Want, names: Callable[[Outputs], dict[str, Tensor]]

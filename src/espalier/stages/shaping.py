@@ -23,9 +23,10 @@ class ShapingOptions(Options):
 
     gamma: float = option(1.0, "Discount of later rewards.", min=0, max=1)
     lam: float = option(0.95, "GAE's trade of bias for variance.", min=0, max=1)
-    score_normalization: Literal["none", "scale", "standardise"] = option(
+    score_normalization: Literal["none", "scale", "standardise", "reference"] = option(
         "none",
-        "Divide scores by their standard deviation so far (scale), after taking away their mean so far (standardise).",
+        "Divide scores by their standard deviation so far (scale), after taking away their mean so far (standardise); or "
+        "both of the reference answers to the prompts (reference).",
     )
     reward_clip: float | None = option(
         5.0, "Scores, once normalised, are cut to this distance from 0; null: never.", above=0
@@ -62,7 +63,9 @@ class KLController:
 class ScoreNormalizer:
     """Scores by the mean and the standard deviation of all scores so far, those of this rollout included.
 
-    The moments are those of Chan et al. 1979, as in the PPO of TRL 0.11 and of LLaMA-Factory (`ppo_score_norm`).
+    The moments are those of Chan et al. 1979, as in the PPO of TRL 0.11 and of LLaMA-Factory (`ppo_score_norm`). With
+    ``reference`` they are those of the data's own answers, once and for all, so that these have mean 0 and standard
+    deviation 1 (Ouyang et al. 2022, appendix C.2, who shift a reward model so).
     """
 
     def __init__(self, kind: str) -> None:
@@ -71,11 +74,17 @@ class ScoreNormalizer:
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(N,) of a rollout, the same on every rank -> (N,)."""
-        if self._kind != "none" and len(scores):
-            self._take(scores)
+        if self._kind in ("scale", "standardise") and len(scores):
+            self.take(scores)
         return self.present(scores)
 
-    def _take(self, scores: Tensor) -> None:
+    @property
+    def wants_references(self) -> bool:
+        """Whether it is still to be shown the scores of the reference answers."""
+        return self._kind == "reference" and not self._count
+
+    def take(self, scores: Tensor) -> None:
+        """Let scores (N,) join those that came so far."""
         n, mean = len(scores), float(scores.double().mean())
         total, step = self._count + n, mean - self._mean
         self._squares += float(((scores.double() - mean) ** 2).sum()) + step**2 * self._count * n / total
@@ -87,7 +96,7 @@ class ScoreNormalizer:
         if self._kind == "none" or not self._count:
             return scores
         deviation = math.sqrt(self._squares / max(self._count - 1, 1))
-        centre = self._mean if self._kind == "standardise" else 0.0
+        centre = 0.0 if self._kind == "scale" else self._mean
         return (scores - centre) / (deviation + 1e-8) if deviation else scores - centre
 
     def state(self) -> dict[str, Any]:

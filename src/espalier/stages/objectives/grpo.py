@@ -15,20 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, option
-from espalier.config.train_options import in_steps
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
-from espalier.maths.advantages import ADVANTAGES, kl_k3, overlong_penalty
+from espalier.maths.advantages import ADVANTAGES, kl_k3
 from espalier.maths.losses import POLICIES, RATIOS
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
@@ -36,6 +33,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.rollout.scored import component_sums
+from espalier.stages.groups import GroupOptions, Groups, check_groups
 from espalier.stages.guards import check_apart
 from espalier.stages.judged import Judged, JudgedOptions, find_yardstick
 from espalier.stages.model_memory import (
@@ -46,7 +44,7 @@ from espalier.stages.model_memory import (
     share_weights,
 )
 from espalier.stages.parts import HeldOut, Live, Parts
-from espalier.stages.policy import PolicyOptions, PolicyTerms
+from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
@@ -89,19 +87,6 @@ class GRPOOptions(Options):
     )
     clip_low: float = option(0.2, "How far the ratio of policies may fall below 1 and still pay.", above=0)
     clip_high: float = option(0.2, "How far it may rise above 1 and still pay (DAPO: 0.28).", above=0)
-    dynamic_sampling: int = option(
-        0,
-        "Groups whose answers are all equally good are replaced by other prompts, in at most so many rounds (DAPO).",
-        min=0,
-    )
-    overlong_buffer: int | float = option(
-        0,
-        "The last so many tokens of max_new_tokens (below 1: a share) cost up to overlong_penalty (DAPO); 0: none.",
-        min=0,
-    )
-    overlong_penalty: float = option(
-        1.0, "Taken from the reward of an answer of max_new_tokens, where there is an overlong_buffer.", min=0
-    )
     teacher_model: str | None = option(
         None, "A model of any size whose words are wanted, too (on-policy distillation).", names="model"
     )
@@ -133,11 +118,12 @@ class GroupObjective:
         self._terms, self.want = terms, terms.want
 
     def count(self, batch: Batch) -> float:
-        return float(batch.n_trained if self._average == "token" else batch.n_branches)
+        mask = learned(batch)
+        return float(mask.sum() if self._average == "token" else mask.any(1).sum())
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Numbers]:
         assert outputs.logprobs is not None
-        x, mask = batch.extras, batch.mask
+        x, mask = batch.extras, learned(batch)
         advantages = x["advantages"][:, None]
         if "teacher_kl" in x:
             advantages = advantages - self._teacher_coef * x["teacher_kl"]
@@ -154,14 +140,14 @@ class GroupObjective:
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = {
             "loss": (total.detach(), self.count(batch)),
             "reward": (x["scores"].sum(), answers),
-            "kl": (masked_sum(kl.detach(), mask), answers),
-            **self._terms.numbers(outputs, x["old_logprobs"], mask),
+            "kl": (masked_sum(kl.detach(), batch.mask), answers),
+            **self._terms.numbers(outputs, x["old_logprobs"], batch.mask),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
-            "answer_tokens": (tokens, answers),
+            "answer_tokens": (batch.mask.sum(), answers),
             "groups_with_spread": (split.sum(), batch.n_trees),
         }
         if "teacher_kl" in x:
-            numbers["teacher_kl"] = (masked_sum(x["teacher_kl"], mask), answers)
+            numbers["teacher_kl"] = (masked_sum(x["teacher_kl"], batch.mask), answers)
         if "sampled" in x:
             numbers["sampled_groups"] = (x["sampled"].sum(), answers)
         return total, {**numbers, **component_sums(x, torch.ones_like(x["scores"]))}
@@ -232,67 +218,6 @@ def with_teacher(
     ]
 
 
-def with_spread(
-    first: list[Tree], sample: Callable[[int, int], list[Tree]], rounds: int
-) -> tuple[list[Tree], int]:
-    """A rollout whose groups of equal scores are replaced, as far as `rounds` further samplings go (DAPO, section 3.2).
-
-    Args:
-        first: scored groups.
-        sample: (how many, number of the round from 1 on) -> so many scored groups of other prompts.
-        rounds: at most so many.
-
-    Returns:
-        As many groups, those in whose place none was found among them; and how many were sampled in all.
-    """
-    groups, sampled = list(first), len(first)
-    for number in range(1, rounds + 1):
-        equal = [at for at, tree in enumerate(groups) if not _has_spread(tree)]
-        if not equal:
-            break
-        fresh = sample(len(equal), number)
-        sampled += len(fresh)
-        for at, tree in zip(equal, filter(_has_spread, fresh), strict=False):
-            groups[at] = tree
-    return groups, sampled
-
-
-def _has_spread(tree: Tree) -> bool:
-    scores = tree.extras["scores"]
-    return bool((scores != scores[0]).any())
-
-
-@dataclass(frozen=True)
-class Groups:
-    """The scored groups of a rollout: sampled, replaced where they teach nothing, fined where they are long."""
-
-    roller: Roller
-    options: GRPOOptions
-    longest: int
-
-    def roll(self, live: Live, places: list[int], number: int) -> list[Tree]:
-        roller, rounds, seed = self.roller, self.options.dynamic_sampling, self.roller.seed(number)
-        trees = roller.scored(live, roller.answered(live, places, seed))
-        if rounds:
-            others = np.setdiff1d(np.arange(len(roller.asks)), places)
-            pool = np.random.default_rng([*seed, 1]).permutation(others if len(others) else np.array(places))
-            drawn = cycle(pool.tolist())
-
-            def again(count: int, number: int) -> list[Tree]:
-                chosen = list(islice(drawn, count))
-                return roller.scored(live, roller.answered(live, chosen, [*seed, number]), may_be_none=True)
-
-            trees, sampled = with_spread(trees, again, rounds)
-            each = sampled / len(trees)
-            trees = [tree.with_extras(sampled=torch.full((tree.n_branches,), each)) for tree in trees]
-        return [self._fined(tree) for tree in trees] if self.options.overlong_buffer else trees
-
-    def _fined(self, tree: Tree) -> Tree:
-        buffer = in_steps(self.options.overlong_buffer, self.longest)
-        fine = overlong_penalty(trained_mask(tree).sum(1), self.longest, buffer)
-        return tree.with_extras(scores=tree.extras["scores"] - self.options.overlong_penalty * fine)
-
-
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(GRPOOptions), setup.option(RolloutOptions)
     rewards = rewards_of(setup)
@@ -307,7 +232,7 @@ def build(setup: Setup) -> Parts:
     check_apart(policy=policy, reference=frozen, teacher=teacher, **roller.reward_models)
     share_weights(setup, policy, reference=frozen, **roller.reward_models)
     share_blocks(setup, policy=policy, reference=frozen)
-    groups = Groups(roller, options, rolling.max_new_tokens)
+    groups = Groups(roller, setup.option(GroupOptions), rolling.max_new_tokens)
     terms = policy_terms(setup, lambda: rolling.kl_coef)
     judged = Judged(setup, roller, yardstick)
     compare = ADVANTAGES[options.advantages]
@@ -335,7 +260,9 @@ def build(setup: Setup) -> Parts:
         watch=judged.watch,
         held_out=HeldOut("reward", "higher"),
         after_step=lambda live, step: terms.guard.after_step(live),
-        learns=lambda batch: not terms.guard.shut and bool((batch.extras["signal"] > 0).any()),
+        learns=lambda batch: (
+            not terms.guard.shut and bool((learned(batch) & (batch.extras["signal"] > 0)[:, None]).any())
+        ),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
     )
 
@@ -343,11 +270,7 @@ def build(setup: Setup) -> Parts:
 def _check(options: OptionSet) -> None:
     rolling, own = options[RolloutOptions], options[GRPOOptions]
     check_memory(options)
-    if own.overlong_buffer > rolling.max_new_tokens:
-        raise UserError(
-            f"overlong_buffer {own.overlong_buffer} is more than max_new_tokens {rolling.max_new_tokens}: every answer "
-            "would lose some of its reward. Give a share such as 0.2."
-        )
+    check_groups(options)
     if rolling.group_size == 1 and own.advantages != "reinforce_pp":
         raise UserError(
             "group_size: 1 in grpo: an answer is compared with the others of its group, and alone it has no "
@@ -358,7 +281,7 @@ def _check(options: OptionSet) -> None:
 STAGE = Stage(
     "prompt",
     build,
-    (RolloutOptions, PolicyOptions, JudgedOptions, GRPOOptions, MemoryOptions),
+    (RolloutOptions, PolicyOptions, JudgedOptions, GRPOOptions, GroupOptions, MemoryOptions),
     samples=True,
     reference=lambda options: True,
     check=_check,

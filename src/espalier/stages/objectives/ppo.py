@@ -40,8 +40,9 @@ from espalier.stages.model_memory import (
     share_weights,
 )
 from espalier.stages.parts import HeldOut, Live, Parts
-from espalier.stages.policy import PolicyOptions, PolicyTerms
+from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.ptx import PtxOptions, load_documents
+from espalier.stages.reference_answers import check_references
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
@@ -72,6 +73,10 @@ class PPOOptions(Options):
     ema_decay: float | None = option(
         None, "Keep a moving average of the policy, such as 0.992.", above=0, below=1
     )
+
+
+REFERENCES = 256
+"""So many reference answers give the mean and the standard deviation of scores, to 6 % of the latter."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +123,18 @@ class ClippedObjective:
         ptx_sum = masked_sum(likelihood, documents)
         total = w.policy * policy_sum + w.value * value_sum + ptx_sum
         tokens, answers = mask.sum(), (x["ptx"] == 0).sum()
+        whole = batch.mask & (x["ptx"] == 0)[:, None]
         clipped = clip_fraction(outputs.logprobs.detach(), x["old_logprobs"], x["advantages"], w.clip, w.clip)
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = {
             "loss": (total.detach(), tokens),
             "policy_loss": (policy_sum.detach(), tokens),
             "value_loss": (value_sum.detach(), tokens),
-            **self._terms.numbers(outputs, x["old_logprobs"], mask),
+            **self._terms.numbers(outputs, x["old_logprobs"], whole),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
-            "kl": (masked_sum(x["kl"], mask), answers),
+            "kl": (masked_sum(x["kl"], whole), answers),
             "reward": ((x["scores"] * (x["ptx"] == 0)).sum(), answers),
             "score_clipped": (((x["shaped"].abs() > w.cut) & (x["ptx"] == 0)).sum(), answers),
-            "answer_tokens": (tokens, answers),
+            "answer_tokens": (whole.sum(), answers),
         }
         if "price" in x:
             numbers["kl_coef"] = ((x["price"] * (x["ptx"] == 0)).sum(), answers)
@@ -143,7 +149,8 @@ class ClippedObjective:
 
     @staticmethod
     def _answers(batch: Batch) -> Tensor:
-        return batch.mask & (batch.extras["ptx"] == 0)[:, None]
+        """(B, A) the tokens that are learned from, documents aside."""
+        return learned(batch) & (batch.extras["ptx"] == 0)[:, None]
 
 
 class MovingAverage:
@@ -172,6 +179,8 @@ class Rollouts:
 
     def roll(self, live: Live, places: list[int], number: int) -> list[Tree]:
         roller = self.roller
+        if self.normalizer.wants_references:
+            self.normalizer.take(self._references(live))
         trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
         trees = with_shaped(trees, self.normalizer)
         self.warn(torch.cat([tree.extras["shaped"] for tree in trees]))
@@ -187,12 +196,19 @@ class Rollouts:
         self.controller.update(sum(float(tree.extras["kl"].sum()) for tree in trees) / answers, answers)
         return trees
 
+    def _references(self, live: Live) -> Tensor:
+        """(N,) the rewards of the first prompts' reference answers."""
+        found = torch.tensor(self.roller.reference_rewards(live, self.roller.asks[:REFERENCES]))
+        return found[~found.isnan()]
+
 
 def build(setup: Setup) -> Parts:
     options, rolling = setup.option(PPOOptions), setup.option(RolloutOptions)
     shaping = setup.option(ShapingOptions)
     rewards = rewards_of(setup)
     asks, documents = read_asks(setup, rewards), load_documents(setup)
+    if shaping.score_normalization == "reference":
+        check_references(asks[0][:REFERENCES], "score_normalization: reference")
     yardstick = find_yardstick(setup, asks[1])
     group_size = rolling.group_size or 1
     policy = setup.load_policy()
@@ -214,6 +230,7 @@ def build(setup: Setup) -> Parts:
     judged = Judged(setup, roller, yardstick, _critic_judged(rollouts))
     average = MovingAverage(policy, options.ema_decay) if options.ema_decay else None
     plan = rollout_plan(setup, asks[0], setup.rows(policy, critic), group_size, options.ppo_epochs)
+    objective = ClippedObjective(_weights(setup), terms)
 
     def feed(live: Live) -> Feed:
         def roll(places: list[int], number: int) -> list[Tree]:
@@ -230,7 +247,7 @@ def build(setup: Setup) -> Parts:
     return Parts(
         trained=PolicyAndCritic(policy, critic),
         main=policy,
-        objective=ClippedObjective(_weights(setup), terms),
+        objective=objective,
         feed=feed,
         validate=judged.validate,
         watch=judged.watch,
@@ -238,7 +255,7 @@ def build(setup: Setup) -> Parts:
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
         controllers={"kl": controller, "scores": normalizer},
         after_step=after_step,
-        learns=lambda batch: not terms.guard.shut,
+        learns=lambda batch: not terms.guard.shut and objective.count(batch) > 0,
         paces=setup.option(CriticOptions).paces,
         also_saved={"critic": critic, **({"ema": average.model} if average else {})},
         averages={} if average is None else {"ema": average.model},

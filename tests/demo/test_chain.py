@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from espalier.demo.chain import _exact, below
+from espalier.demo.chain import _exact, answered_right, below
 from espalier.errors import UserError
 
 
@@ -52,3 +53,20 @@ def test_the_order_of_questions_does_not_matter_and_other_questions_are_refused(
     lines = [f'{{"id": "q{i}", "metrics": {{"exact_match": {float(i < 2)}}}}}\n' for i in range(3)]
     (folder / "demo_exact_match.jsonl").write_text("".join(lines), "utf-8")
     assert _exact(tmp_path, "ppo") == {"q0": 1.0, "q1": 1.0, "q2": 0.0}
+
+
+def test_the_last_line_invites_what_the_model_can_answer(tmp_path: Path) -> None:
+    asked = {
+        "en-0": "What is 1 plus 1?",
+        "zh-1": "2+2=？",
+        "en-2": "What is 3 plus 3?",
+        "en-3": "What is 5 plus 5?",
+    }
+    file = tmp_path / "exam.jsonl"
+    rows = [json.dumps({"id": name, "question": question}) for name, question in asked.items()]
+    file.write_text("\n".join(rows), "utf-8")
+    assert answered_right(file, {"en-0": 0.0, "zh-1": 1.0, "en-2": 1.0, "en-3": 1.0}) == [
+        "2+2=？",
+        "What is 3 plus 3?",
+    ]
+    assert answered_right(file, {"en-0": 0.0}) == []

@@ -6,6 +6,7 @@ each stage did to its own held-out number, and whether that is more than noise.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from importlib.resources import files as resources
@@ -64,9 +65,10 @@ def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
     written = {name: _exact(out, name) for name in ("sft", *AFTER_SFT)}
     lost = [line for name in AFTER_SFT if (line := below(name, written["sft"], written[name]))]
     console.say(f"\n{time.perf_counter() - start:.0f} s in all. The report: {out / 'report.html'}")
-    console.say(
-        f"Talk to it: espalier chat {out / 'grpo' / 'model'}   (say: 3加4等于几？  or: What is 3 plus 4?)"
-    )
+    console.say(f"Talk to it: espalier chat {out / 'grpo' / 'model'}")
+    known = answered_right(data / "exam.jsonl", _exact(out, "grpo"))
+    if known:
+        console.say(f"Two that it has not seen in training and answers right: {'   '.join(known)}")
     for line in failed:
         console.say(f"not improved: {line}", "bold red")
     for line in lost:
@@ -109,6 +111,21 @@ def _exam(out: Path, name: str) -> dict[str, Any]:
 def _exact(out: Path, name: str) -> dict[str, float]:
     """Whether each question was answered exactly right (1 or 0), by its id."""
     return numbers_by_question(out / f"exam_{name}" / "demo_exact_match.jsonl", "exact_match")
+
+
+def answered_right(exam: Path, right: Mapping[str, float]) -> list[str]:
+    """The first question in Chinese and the first in English that a model has answered exactly right.
+
+    Args:
+        exam: the questions, JSON lines with ``id`` and ``question``.
+        right: 1 or 0 for each, by its id.
+    """
+    found: dict[bool, str] = {}
+    for line in exam.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if right.get(row["id"]) == 1:
+            found.setdefault(row["id"].startswith("en"), row["question"])
+    return [found[english] for english in (False, True) if english in found]
 
 
 def below(name: str, sft: Mapping[str, float], after: Mapping[str, float]) -> str | None:

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from espalier.errors import UserError
 from espalier.models.positions.table import table_length
 from espalier.models.tokenizers.load_tokenizer import load_tokenizer
+from espalier.rendering import rendered
 
 ROWS = 16
 """Padded rows of a forward."""
@@ -91,9 +92,7 @@ class TextClassifier(nn.Module):
         )
         if self.tokenizer.chat_template:
             texts = [
-                self.tokenizer.apply_chat_template(
-                    [*turns, {"role": "assistant", "content": answer}], tokenize=False
-                )
+                rendered(self.tokenizer, [*turns, {"role": "assistant", "content": answer}])
                 for turns, answer in pairs
             ]
             return dict(self.tokenizer(texts, add_special_tokens=False, **how))

@@ -87,7 +87,7 @@ def _read(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -
 
 
 def _shown(kind: str, setup: Setup, limit: int) -> list[ColouredRecord]:
-    encoder = setup.encoder()
+    encoder = setup.encoder(blanks=STAGES[kind].blanks(setup))
     if setup.option(DataOptions).overlong == "error":  # none is overlong, or reading had stopped
         encoder = replace(encoder, overlong="drop")
     records = setup.examples(setup.records(STAGES[kind].reads)[0], limit)

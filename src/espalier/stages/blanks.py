@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,6 @@ class PretrainOptions(Options):
         None,
         "How often blanks are short spans, sentences, a document's end; by itself 0.5,0.3,0.2 as GLM-10B was trained, and "
         "0.3,0,0.7 for ChatGLM-6B (GLM-130B, Zeng et al. 2023).",
-        min=0,
     )
 
     def problems(self) -> list[str]:
@@ -39,9 +39,10 @@ class PretrainOptions(Options):
             return [
                 "`blank_filling_shares` belongs to pretraining_objective: blank_filling. Add that, or remove it."
             ]
-        if len(shares) != 3 or not sum(shares):
+        if len(shares) != 3 or not all(0 <= share < math.inf for share in shares) or not sum(shares):
             return [
-                f"`blank_filling_shares` is {shares}; wanted three numbers that are not all 0, such as 0.5,0.3,0.2."
+                f"`blank_filling_shares` is {shares}; wanted three numbers, none below 0 and not all 0, such as "
+                "0.5,0.3,0.2."
             ]
         return []
 

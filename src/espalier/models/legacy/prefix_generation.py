@@ -48,7 +48,7 @@ def positions_and_mask(
     Raises:
         ValueError: a mask of floats without two-channel positions, as trees in one row would have it.
     """
-    input_ids, attention_mask, position_ids, cache = inputs
+    _, attention_mask, position_ids, cache = inputs
     past = 0 if cache is None else cache.get_seq_length()
     rows, width = embeds.shape[:2]
     given = position_ids is not None and position_ids.dim() == 3
@@ -69,14 +69,7 @@ def positions_and_mask(
         real = attention_mask.bool()
     prefix = None
     if visible is None:
-        start, blank = noted(cache, "start"), noted(cache, "blank")
-        if start is not None and blank is not None:
-            prefix = Prefix(start, blank)
-        else:
-            ids = torch.full_like(real, -1, dtype=torch.int64) if input_ids is None else input_ids
-            prefix = find_prefix(ids, real[:, -ids.shape[1] :], sop, blanks)
-            prefix = prefix if whole is None else said_by(whole, prefix)
-            note(cache, start=prefix.start, blank=prefix.blank)
+        prefix = _prefix(inputs, real, whole, sop, blanks)
         visible = seen(prefix.shared, real, past)
         if whole is not None:
             visible = visible & ~ends_of_spans(whole)[:, None, None]
@@ -85,6 +78,20 @@ def positions_and_mask(
         position_ids = two_channels(prefix or Prefix(none, none), real, past)
     assert position_ids is not None
     return position_ids, additive(visible, embeds.dtype)
+
+
+def _prefix(
+    inputs: Given, real: Tensor, whole: Tensor | None, sop: int, blanks: Sequence[Sequence[int]]
+) -> Prefix:
+    """Where the prompts end: as noted with the cache, as positions of whole rows say, or by the marks in the ids."""
+    start, blank = noted(inputs.cache, "start"), noted(inputs.cache, "blank")
+    if start is not None and blank is not None:
+        return Prefix(start, blank)
+    ids = torch.full_like(real, -1, dtype=torch.int64) if inputs.input_ids is None else inputs.input_ids
+    prefix = find_prefix(ids, real[:, -ids.shape[1] :], sop, blanks)
+    prefix = prefix if whole is None else said_by(whole, prefix)
+    note(inputs.cache, start=prefix.start, blank=prefix.blank)
+    return prefix
 
 
 class PrefixGeneration(GenerationMixin):

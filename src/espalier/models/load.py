@@ -149,6 +149,7 @@ def new_lm(
     *,
     rope_scaling: Scaling | None = None,
     length: int | None = None,
+    weights: bool = True,
 ) -> nn.Module:
     """A new model with random weights.
 
@@ -157,6 +158,7 @@ def new_lm(
         vocab_size: of the tokenizer; wins over a ``vocab_size`` in the configuration that is smaller.
         token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer.
         rope_scaling, length: as in `load_lm`.
+        weights: False makes it without memory (torch's meta device), to be looked at.
     """
     quiet()
     settings = dict(config)
@@ -171,7 +173,10 @@ def new_lm(
         made = AutoConfig.for_model(kind, **{**settings, **token_ids})
         if rope_scaling is not None:
             set_scaling(made, rope_scaling, length=length)
-        lm = _kind(made).from_config(without_dropout(made), dtype=torch.float32)
+        with torch.device("cpu" if weights else "meta"):
+            lm = _kind(made).from_config(without_dropout(made), dtype=torch.float32)
+        if not weights:
+            return lm  # type: ignore[no-any-return]
         try_out(lm)
         return put_in_place(takes_rows(lm) if made.is_encoder_decoder else lm)
     except UserError:

@@ -199,9 +199,9 @@ class Setup(Datasets):
             self.say(
                 f"{grown} rows were added to the embeddings: the tokenizer knows more tokens than the model"
             )
-        return lm, head, range(self._known(name, rows), len(self.tokenizer))
+        return lm, head, range(self.known_tokens(name, rows), len(self.tokenizer))
 
-    def _known(self, name: str, rows: int) -> int:
+    def known_tokens(self, name: str, rows: int) -> int:
         """How many of the run's tokens a model that was trained before, with so many rows, has met."""
         model = self.option(ModelOptions)
         if model.tokenizer is None or not load.has_tokenizer(Path(name)):

@@ -60,20 +60,28 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
             setup = _read(kind, options, tokenizers)
             tokenizers[name] = setup.tokenizer
             starts[name] = start = _start(options[ModelOptions], starts)
-            try:
-                parts = trained_parameters(STAGES[kind], setup, options, start)
-                counts[name] = {"trained_parameters": counts_as_json(parts)}
-                console.say(f"# {name}: {in_words(parts)}", "dim") if not as_json else None
-            except UserError as error:  # of a model that an earlier stage changes, or that is not here
-                console.say(f"# {name}: what is trained cannot be counted: {error}", "yellow")
+            told, counts[name] = _counted(kind, setup, options, start)
+            if not as_json:
+                console.say(f"# {name}: {told}", "dim" if counts[name] else "yellow")
             result = setup.preflight.report()
             sections.append(Section(name, kind, result, _shown(kind, setup, limit) if html else []))
     if html is not None:
         write_page(html, str(path), sections)
     if as_json:
-        print(json_text({s.name: s.preflight.as_json() | counts.get(s.name, {}) for s in sections}))
+        print(json_text({s.name: s.preflight.as_json() | counts[s.name] for s in sections}))
     for section in sections:
         show_preflight(console, section.name, section.preflight, whole=True, lead="# ", quiet=as_json)
+
+
+def _counted(
+    kind: str, setup: Setup, options: config.OptionSet, start: ModelOptions
+) -> tuple[str, dict[str, Any]]:
+    """What is trained, in words and as JSON; {} where it cannot be counted, and why."""
+    try:
+        parts = trained_parameters(STAGES[kind], setup, options, start)
+    except UserError as error:
+        return f"what is trained cannot be counted: {error}", {}
+    return in_words(parts), {"trained_parameters": counts_as_json(parts)}
 
 
 def _start(model: ModelOptions, starts: Mapping[str, ModelOptions]) -> ModelOptions:

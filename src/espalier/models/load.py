@@ -29,6 +29,7 @@ from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import takes_rows
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import register
+from espalier.models.legacy.reward import conversion_of_wrapped, is_wrapped
 from espalier.models.legacy.weights import not_safe, refusal
 from espalier.models.new_config import refusal as refusal_of_sizes
 from espalier.models.new_config import settled, try_out
@@ -94,6 +95,16 @@ def load_lm(
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
         if rope_scaling is not None:
             set_scaling(config, rope_scaling, length=length)
+        if local and is_wrapped(Path(name), allow_pickle=allow_pickle):
+            made = checkpoint.unwrapped(
+                Path(name),
+                conversion_of_wrapped(without_dropout(config)),
+                dtype=dtype,
+                allow_pickle=allow_pickle,
+            )
+            made.name_or_path = made.config.name_or_path = name
+            whole = put_in_place(made)
+            return whole if quantisation is None else quantised(whole, quantisation)
         if config.model_type == "rwkv":
             config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
         lm: nn.Module = _kind(config).from_pretrained(

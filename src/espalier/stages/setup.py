@@ -111,7 +111,7 @@ class Setup(Datasets):
         """
         self._check_tokenizer(name)
         lm, _, _ = self._lm(load_adapted.base_of(name), quantisation_of(self.option(AdapterOptions)))
-        lm, head = load_adapter(lm, name, trainable=trainable), read_scalar_head(name)
+        lm, head = load_adapter(lm, name, trainable=trainable), self._head(name)
         if head is None:
             raise UserError(
                 f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
@@ -144,7 +144,10 @@ class Setup(Datasets):
     def has_scalar_head(self) -> bool:
         """Whether the run's own model comes with a scalar head, from an earlier reward stage."""
         name = self.option(ModelOptions).model_name_or_path
-        return name is not None and read_scalar_head(name) is not None
+        return name is not None and self._head(name) is not None
+
+    def _head(self, name: str) -> ScalarHead | None:
+        return read_scalar_head(name, allow_pickle=self.option(ModelOptions).allow_pickle)
 
     def _check_tokenizer(self, name: str) -> None:
         """A model beside the policy reads the policy's ids, which must mean the same to it.
@@ -189,7 +192,7 @@ class Setup(Datasets):
                 length=self.cutoff_len,
                 quantisation=quantisation,
             ),
-            read_scalar_head(name),
+            self._head(name),
         )
         if quantisation is not None:
             self.say(f"the frozen linear layers are stored by {quantisation}")

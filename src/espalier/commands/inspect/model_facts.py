@@ -62,7 +62,7 @@ def facts_of(
         "tied_embeddings": bool(settings.get_text_config().tie_word_embeddings),
         **(_adapter(name, lm) if is_adapter else {}),
         **_tokenizer(find_tokenizer(name, trust_remote_code=trust_remote_code)),
-        "scalar_head": read_scalar_head(name) is not None,
+        "scalar_head": read_scalar_head(name, allow_pickle=allow_pickle) is not None,
         "linear_layers": _linear(_inner(lm)),
     }
     if with_probe:

@@ -86,28 +86,19 @@ def load_lm(
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
         scale = None if rope_scaling is None else partial(set_scaling, wanted=rope_scaling, length=length)
-        legacy = checkpoint.load_legacy(
-            Path(name), old, dtype=dtype, allow_pickle=allow_pickle, prepare=scale
-        )
-        return put_in_place(legacy) if quantisation is None else quantised(legacy, quantisation)
+        lm = checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle, prepare=scale)
+        return put_in_place(lm) if quantisation is None else quantised(lm, quantisation)
     register(Path(name))
     with _refusing(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
         if rope_scaling is not None:
             set_scaling(config, rope_scaling, length=length)
         if local and is_wrapped(Path(name), allow_pickle=allow_pickle):
-            made = checkpoint.unwrapped(
-                Path(name),
-                conversion_of_wrapped(without_dropout(config)),
-                dtype=dtype,
-                allow_pickle=allow_pickle,
-            )
-            made.name_or_path = made.config.name_or_path = name
-            whole = put_in_place(made)
-            return whole if quantisation is None else quantised(whole, quantisation)
+            lm = _unwrapped(name, config, dtype, allow_pickle)
+            return lm if quantisation is None else quantised(lm, quantisation)
         if config.model_type == "rwkv":
             config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
-        lm: nn.Module = _kind(config).from_pretrained(
+        lm = _kind(config).from_pretrained(
             name,
             config=without_dropout(config),
             dtype="auto" if dtype is None else dtype,
@@ -122,6 +113,14 @@ def load_lm(
     if quantisation is not None:
         check_quantised(lm, quantisation)
     return never_packed(lm)
+
+
+def _unwrapped(name: str, config: Any, dtype: torch.dtype | None, allow_pickle: bool) -> nn.Module:
+    """The language model in a reward model of another project (`legacy.reward`)."""
+    conversion = conversion_of_wrapped(without_dropout(config))
+    made = checkpoint.unwrapped(Path(name), conversion, dtype=dtype, allow_pickle=allow_pickle)
+    made.name_or_path = made.config.name_or_path = name
+    return put_in_place(made)
 
 
 def _check_loadable(name: str, quantisation: Quantisation | None, *, allow_pickle: bool) -> None:

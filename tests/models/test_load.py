@@ -153,7 +153,7 @@ def test_frozen_blocks_get_no_gradients_and_keep_no_activations(
     tiny: Tiny, name: str, layers: str, checkpointed: bool
 ) -> None:
     lm = tiny(name, **{layers: 4}).train()
-    assert freeze_lowest(lm, 0.7) == 2
+    assert freeze_lowest(lm, 0.5) == 2
     if checkpointed:
         checkpoint_activations(lm)
     entering: list[bool] = []
@@ -173,10 +173,21 @@ def test_frozen_blocks_get_no_gradients_and_keep_no_activations(
     assert lm.get_input_embeddings().weight.grad is None  # type: ignore[operator]
 
 
-def test_nothing_is_frozen_below_one_block(tiny: Tiny) -> None:
+def test_a_share_of_the_blocks_is_rounded_up(tiny: Tiny) -> None:
+    """As the predecessors' figures have it; 0.55 * 20, which is a little more than 11 in floats, is 11."""
     lm = tiny("llama")
-    assert freeze_lowest(lm, 0.4) == 0
+    assert freeze_lowest(lm, 0.0) == 0
     assert all(p.requires_grad for p in lm.parameters())
+    for ratio, layers, frozen in ((0.4, 2, 1), (0.7, 4, 3), (0.55, 20, 11), (0.7, 10, 7), (1.0, 2, 2)):
+        assert freeze_lowest(tiny("llama", num_hidden_layers=layers), ratio) == frozen
+
+
+def test_embeddings_may_be_trained_below_frozen_blocks(tiny: Tiny) -> None:
+    lm = tiny("gpt2", n_layer=4).train()
+    assert freeze_lowest(lm, 0.5, embeddings=False) == 2
+    lm(input_ids=torch.tensor([[5, 6, 7, 8]]), use_cache=False).logits.logsumexp(-1).sum().backward()
+    without = [name for name, p in lm.named_parameters() if p.grad is None]
+    assert without and all(".h.0." in name or ".h.1." in name for name in without)
 
 
 @pytest.mark.slow

@@ -19,7 +19,9 @@ def convert(
     """An old checkpoint as a plain folder of safetensors that loads without remote code."""
     from espalier.engine import files
     from espalier.models.convert import convert_folder
+    from espalier.models.run_folder import find_model
 
+    source = Path(find_model(str(source)))
     files.check_new_folder(out)
     with files.new_folder(out) as folder:
         model = convert_folder(source, folder, allow_pickle=allow_pickle)

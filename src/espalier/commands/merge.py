@@ -48,7 +48,9 @@ def merge(
     lm = merged_stack(stack, allow_pickle=allow_pickle)
     with_tokenizer = [name for name in stack.adapters if load.has_tokenizer(Path(name))]
     tokenizer = load.load_tokenizer(with_tokenizer[-1] if with_tokenizer else stack.base)
-    merged = OpenModel(stack.adapters[-1], lm, tokenizer, read_scalar_head(stack.adapters[-1]))
+    merged = OpenModel(
+        stack.adapters[-1], lm, tokenizer, read_scalar_head(stack.adapters[-1], allow_pickle=allow_pickle)
+    )
     model = merged.tree_model()
     round_weights(lm, types)  # one weight at a time: a copy of all would not fit where the model hardly does
     with files.new_folder(out) as folder:

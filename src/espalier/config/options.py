@@ -216,9 +216,14 @@ class AdapterOptions(Options):
     )
     freeze_ratio: float = option(
         0.0,
-        "This share of the blocks, from the lowest, runs without gradients (0.7: the lowest 70 %).",
+        "This share of the blocks, from the lowest and rounded up, is not trained (0.7: the lowest 70 %).",
         min=0,
         max=1,
+    )
+    freeze_embeddings: bool = option(
+        True,
+        "With freeze_ratio: the embeddings are not trained either, so nothing below the first trained block keeps "
+        "activations; false trains them.",
     )
     freeze_trainable_layers: int | None = option(
         None, "With freeze: train only so many of the highest blocks, or of the lowest when negative."
@@ -256,7 +261,14 @@ class AdapterOptions(Options):
             problems.append(
                 f"`{asked[0]}` belongs to finetuning_type: freeze, not to {self.finetuning_type}."
             )
-        elif asked and self.freeze_ratio:
+        if self.freeze_ratio and self.finetuning_type not in ("full", "freeze"):
+            problems.append(
+                f"`freeze_ratio` {self.freeze_ratio:g} and `finetuning_type` {self.finetuning_type}: all blocks are "
+                "frozen below an adapter. Remove freeze_ratio."
+            )
+        if not self.freeze_embeddings and not self.freeze_ratio:
+            problems.append("`freeze_embeddings: false` is for freeze_ratio. Set that, or remove it.")
+        if asked and self.finetuning_type == "freeze" and self.freeze_ratio:
             problems.append(f"`freeze_ratio` and `{asked[0]}` both say what is trained. Remove one.")
         if self.freeze_trainable_layers == 0:
             problems.append("`freeze_trainable_layers` 0 trains nothing; give a number of blocks.")

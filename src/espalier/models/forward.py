@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from espalier.models.adapters.virtual import Virtual, virtual_tokens
 from espalier.models.attention import Method, attention_mask
+from espalier.models.blanks import channels
 from espalier.models.frozen_trunk import FrozenTrunk
 from espalier.models.heads import ScalarHead, chunked_logprobs, label_logprobs, shared_logprobs
 from espalier.models.neftune import noisy_embeddings
 from espalier.models.trunk import Trunk
 from espalier.trees.batch import Batch, under_root, unrolled
+from espalier.trees.tree import BLANK
 
 
 @dataclass(frozen=True)
@@ -205,12 +207,16 @@ class TreeModel(nn.Module):
         kept = {} if past is None else {"past_key_values": past}
         shared: AbstractContextManager[dict[str, Any]] = nullcontext(given)
         noisy = self.training and self.noise_alpha
+        positions = rooted.position_ids[:, ahead:]
+        if BLANK in batch.extras:
+            assert virtual is None, "virtual tokens have no place among blanks"
+            positions = channels(batch)
         if self.frozen_trunk is not None and virtual is None and trunk is None and not noisy:
             shared = self.frozen_trunk.serving(self.lm, batch.input_ids)
         with shared as given:
             return lm(
                 **given,
-                position_ids=rooted.position_ids[:, ahead:],
+                position_ids=positions,
                 attention_mask=mask,
                 use_cache=past is not None,
                 **kept,

@@ -26,17 +26,21 @@ class ScalarHead(nn.Linear):
     Attributes:
         score_at: at which token an answer's number is meant to be read, as `data.encode.scored` names them; None where
             nobody has said.
+        offset: (1,) what is added to every number, for a head of another project that has a bias; never trained.
     """
 
-    def __init__(self, hidden_size: int, score_at: str | None = None) -> None:
+    offset: Tensor | None
+
+    def __init__(self, hidden_size: int, score_at: str | None = None, offset: Tensor | None = None) -> None:
         super().__init__(hidden_size, 1, bias=False)
         self.score_at = score_at
+        self.register_buffer("offset", offset, persistent=False)
         nn.init.normal_(self.weight, std=1 / (hidden_size + 1))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, d) to (N,)."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), self.weight.float())[:, 0]
+            return nn.functional.linear(hidden.float(), self.weight.float(), self.offset)[:, 0]
 
 
 def label_logprobs(

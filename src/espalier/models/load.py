@@ -29,6 +29,7 @@ from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import takes_rows
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import register
+from espalier.models.legacy.reward import conversion_of_wrapped, is_wrapped
 from espalier.models.legacy.weights import not_safe, refusal
 from espalier.models.new_config import refusal as refusal_of_sizes
 from espalier.models.new_config import settled, try_out
@@ -85,18 +86,19 @@ def load_lm(
     old = checkpoint.config_of(Path(name)) if local else None
     if old is not None:
         scale = None if rope_scaling is None else partial(set_scaling, wanted=rope_scaling, length=length)
-        legacy = checkpoint.load_legacy(
-            Path(name), old, dtype=dtype, allow_pickle=allow_pickle, prepare=scale
-        )
-        return put_in_place(legacy) if quantisation is None else quantised(legacy, quantisation)
+        lm = checkpoint.load_legacy(Path(name), old, dtype=dtype, allow_pickle=allow_pickle, prepare=scale)
+        return put_in_place(lm) if quantisation is None else quantised(lm, quantisation)
     register(Path(name))
     with _refusing(name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, local_files_only=local)
         if rope_scaling is not None:
             set_scaling(config, rope_scaling, length=length)
+        if local and is_wrapped(Path(name), allow_pickle=allow_pickle):
+            lm = _unwrapped(name, config, dtype, allow_pickle)
+            return lm if quantisation is None else quantised(lm, quantisation)
         if config.model_type == "rwkv":
             config.rescale_every = 0  # transformers halves weights in evaluation, and would save them so
-        lm: nn.Module = _kind(config).from_pretrained(
+        lm = _kind(config).from_pretrained(
             name,
             config=without_dropout(config),
             dtype="auto" if dtype is None else dtype,
@@ -111,6 +113,14 @@ def load_lm(
     if quantisation is not None:
         check_quantised(lm, quantisation)
     return never_packed(lm)
+
+
+def _unwrapped(name: str, config: Any, dtype: torch.dtype | None, allow_pickle: bool) -> nn.Module:
+    """The language model in a reward model of another project (`legacy.reward`)."""
+    conversion = conversion_of_wrapped(without_dropout(config))
+    made = checkpoint.unwrapped(Path(name), conversion, dtype=dtype, allow_pickle=allow_pickle)
+    made.name_or_path = made.config.name_or_path = name
+    return put_in_place(made)
 
 
 def _check_loadable(name: str, quantisation: Quantisation | None, *, allow_pickle: bool) -> None:
@@ -149,6 +159,7 @@ def new_lm(
     *,
     rope_scaling: Scaling | None = None,
     length: int | None = None,
+    weights: bool = True,
 ) -> nn.Module:
     """A new model with random weights.
 
@@ -157,6 +168,7 @@ def new_lm(
         vocab_size: of the tokenizer; wins over a ``vocab_size`` in the configuration that is smaller.
         token_ids: ``bos_token_id``, ``eos_token_id``, ``pad_token_id`` of the tokenizer.
         rope_scaling, length: as in `load_lm`.
+        weights: False makes it without memory (torch's meta device), to be looked at.
     """
     quiet()
     settings = dict(config)
@@ -171,7 +183,10 @@ def new_lm(
         made = AutoConfig.for_model(kind, **{**settings, **token_ids})
         if rope_scaling is not None:
             set_scaling(made, rope_scaling, length=length)
-        lm = _kind(made).from_config(without_dropout(made), dtype=torch.float32)
+        with torch.device("cpu" if weights else "meta"):
+            lm = _kind(made).from_config(without_dropout(made), dtype=torch.float32)
+        if not weights:
+            return lm  # type: ignore[no-any-return]
         try_out(lm)
         return put_in_place(takes_rows(lm) if made.is_encoder_decoder else lm)
     except UserError:

@@ -99,7 +99,7 @@ def open_model(
     # What is stored in few bits has no dtype to change, and what it multiplies comes as it is.
     lm = lm.to(place) if is_quantised(lm) else lm.to(place, wanted)
     tokenizer = find_tokenizer(name, trust_remote_code=trust_remote_code)
-    return OpenModel(name, lm, tokenizer, read_scalar_head(name))
+    return OpenModel(name, lm, tokenizer, read_scalar_head(name, allow_pickle=allow_pickle))
 
 
 def find_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:

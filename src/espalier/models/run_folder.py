@@ -18,6 +18,7 @@ from espalier.screen import Screen
 
 _MODEL = "model"
 _NO_MODEL = ("evaluate", "sample")
+_WEIGHTS = (".safetensors", ".bin", ".pt")
 _IS_MODEL = ("config.json", "adapter_config.json")
 
 
@@ -30,13 +31,17 @@ def find_model(name: str, say: Callable[[str], None] = show_choice) -> str:
     """The model's folder behind a name.
 
     Args:
-        name: a folder or hub id; what is no folder of a run is returned as it is.
+        name: a folder or hub id, or the one file of weights beside a config.json; anything but a run's folder and such
+            a file is returned as it is.
         say: is given one line about which model was chosen, where one was.
 
     Raises:
         UserError: the run is not finished, or its model is no longer there.
     """
     folder = Path(name)
+    if _is_all_weights(folder):
+        say(f"{name}: the folder with its config.json is taken, {folder.parent}")
+        return str(folder.parent)
     if not folder.is_dir() or any((folder / file).is_file() for file in _IS_MODEL):
         return name
     stage = folder if _summary(folder) else _last_stage(folder)
@@ -45,6 +50,13 @@ def find_model(name: str, say: Callable[[str], None] = show_choice) -> str:
     _check_finished(name, stage)
     say(f"{name}: the model of its last stage is taken, {stage / _MODEL}")
     return str(stage / _MODEL)
+
+
+def _is_all_weights(file: Path) -> bool:
+    """Whether this is the file with all weights of a model whose config.json lies beside it."""
+    if file.suffix not in _WEIGHTS or not file.is_file() or not (file.parent / "config.json").is_file():
+        return False
+    return [other for other in file.parent.iterdir() if other.suffix in _WEIGHTS] == [file]
 
 
 def _summary(stage: Path) -> Mapping[str, Any]:

@@ -22,11 +22,13 @@ from espalier.models.dtypes import StoredTypes
 from espalier.models.endings import ends_of, save_ends
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
+from espalier.models.legacy.reward import head_of
 from espalier.models.load_adapted import vocabulary_of
 from espalier.models.quantise.turn import is_quantised
 
 HEAD_FILE = "scalar_head.safetensors"
 _HEAD_NAMES = ("score.weight", "scalar_head.weight")
+_OFFSET = "scalar_head.offset"
 _SCORE_AT = "espalier_score_at"
 
 
@@ -60,7 +62,8 @@ def save_model(
     lm.config._attn_implementation = "sdpa"  # ours means nothing to others
     try:
         about = _about_head(model.scalar_head)
-        if head is not None and plain and _classifier(lm) is not None:
+        offset = None if model.scalar_head is None else model.scalar_head.offset
+        if head is not None and plain and offset is None and _classifier(lm) is not None:
             tokenizer, pad = padded_otherwise(lm, tokenizer, ends)
             _save_classifier(folder, lm, state, head, pad, about)
         else:
@@ -69,7 +72,8 @@ def save_model(
             else:
                 lm.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
             if head is not None:
-                _write_head(folder / HEAD_FILE, {"scalar_head.weight": head.cpu().contiguous()}, about)
+                own = {"scalar_head.weight": head} | ({} if offset is None else {_OFFSET: offset})
+                _write_head(folder / HEAD_FILE, {n: t.cpu().contiguous() for n, t in own.items()}, about)
         if plain and types is not None:
             _declare_type(folder, str(types))
     finally:
@@ -127,8 +131,12 @@ def _has_grown(lm: Any) -> bool:
     return known is not None and lm.get_input_embeddings().weight.shape[0] != known
 
 
-def read_scalar_head(name: str) -> ScalarHead | None:
-    """The head of a reward model's folder; None where there is none."""
+def read_scalar_head(name: str, *, allow_pickle: bool = False) -> ScalarHead | None:
+    """The head of a reward model's folder, of other projects too (`legacy.reward`); None where there is none.
+
+    Raises:
+        UserError: it is a pickle and may not be read, or it is no linear layer to one number.
+    """
     folder = Path(name)
     for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
         with safe_open(file, framework="pt") as tensors:
@@ -137,10 +145,16 @@ def read_scalar_head(name: str) -> ScalarHead | None:
                     weight = tensors.get_tensor(key).float()
                     if weight.shape[0] != 1:
                         return None
-                    head = ScalarHead(weight.shape[1], (tensors.metadata() or {}).get(_SCORE_AT))
-                    head.weight = nn.Parameter(weight)
-                    return head
-    return None
+                    offset = tensors.get_tensor(_OFFSET).float() if _OFFSET in tensors.keys() else None  # noqa: SIM118
+                    return _made(weight, (tensors.metadata() or {}).get(_SCORE_AT), offset)
+    other = head_of(folder, allow_pickle=allow_pickle)
+    return None if other is None else _made(other[0], None, other[1])
+
+
+def _made(weight: Tensor, score_at: str | None, offset: Tensor | None) -> ScalarHead:
+    head = ScalarHead(weight.shape[1], score_at, offset)
+    head.weight = nn.Parameter(weight)
+    return head
 
 
 def _classifier(lm: Any) -> type | None:

@@ -46,5 +46,10 @@ def read_as(stage: Stage, setup: Setup) -> None:
         if stage.reads == "prompt":
             setup.asks(records, longest_prompt(setup), part)
         else:
-            reading = {"answers_trained": stage.answers_trained, "score_at": stage.score_at(setup.options)}
-            setup.trees(records, part, **reading)
+            setup.trees(
+                records,
+                part,
+                answers_trained=stage.answers_trained,
+                score_at=stage.score_at(setup.options),
+                blanks=stage.blanks(setup),
+            )

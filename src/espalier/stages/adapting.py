@@ -173,8 +173,11 @@ def frozen_part(lm: nn.Module, options: AdapterOptions) -> str | None:
         return f"{len(trained)} weights are trained, from {trained[0]} to {trained[-1]}"
     if not options.freeze_ratio:
         return None
-    frozen = freezing.freeze_lowest(lm, options.freeze_ratio)
-    return f"the embeddings and the lowest {frozen} blocks are frozen"
+    frozen = freezing.freeze_lowest(lm, options.freeze_ratio, embeddings=options.freeze_embeddings)
+    shown = f"the lowest {frozen} blocks are frozen"
+    return (
+        f"the embeddings and {shown}" if options.freeze_embeddings else f"{shown}, the embeddings are trained"
+    )
 
 
 # --- AdaLoRA ------------------------------------------------------------------------------------------

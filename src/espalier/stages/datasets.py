@@ -27,7 +27,6 @@ from espalier.config.options import (
     TurnOptions,
 )
 from espalier.data.choice.choose import Picks, held_out, without
-from espalier.data.encode.scored import ScoreAt
 from espalier.data.encode.templates import Template, prompt_text
 from espalier.data.encode.tokenise import Encoder
 from espalier.data.preflight.findings import HELD_OUT, TRAIN
@@ -223,17 +222,11 @@ class Datasets:
 
     # --- trees and prompts ----------------------------------------------------------------------
 
-    def encoder(self, *, answers_trained: bool = True, score_at: ScoreAt | None = None) -> Encoder:
+    def encoder(self, **encoding: Any) -> Encoder:
+        """`encoding`: `answers_trained`, `score_at` and `blanks` of an `Encoder`."""
         turns = self.option(TurnOptions) if TurnOptions in self.options else TurnOptions()
-        return Encoder(
-            self.tokenizer,
-            self.template,
-            self.cutoff_len,
-            self.option(DataOptions).overlong,
-            answers_trained,
-            **asdict(turns),
-            score_at=score_at,
-        )
+        overlong = self.option(DataOptions).overlong
+        return Encoder(self.tokenizer, self.template, self.cutoff_len, overlong, **asdict(turns), **encoding)
 
     def trees(self, records: RecordSet, part: str = TRAIN, **encoding: Any) -> Forest:
         """The trees of records that `records` or `load_file` gave, made when they are asked for; `encoding` as in `encoder`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -73,11 +74,12 @@ class NextToken:
         return masked_sum(nll(outputs.logprobs), mask, 1), mask.sum(1)
 
 
-def likelihood(setup: Setup, reads: str) -> Parts:
-    """The parts of a stage whose records are of the kind `reads` and whose trained tokens are to become likelier."""
+def likelihood(setup: Setup, reads: str, **encoding: Any) -> Parts:
+    """The parts of a stage whose records are of the kind `reads` and whose trained tokens are to become likelier;
+    `encoding` as in `Datasets.encoder`."""
     options = setup.option(LikelihoodOptions)
     records, held_out = setup.records(reads)
-    train, judged = setup.trees(records), setup.trees(held_out, HELD_OUT)
+    train, judged = setup.trees(records, **encoding), setup.trees(held_out, HELD_OUT, **encoding)
     model = setup.load_policy()
     if options.neftune_noise_alpha and is_encoder_decoder(model.lm):
         raise UserError(

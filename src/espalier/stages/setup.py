@@ -111,7 +111,7 @@ class Setup(Datasets):
         """
         self._check_tokenizer(name)
         lm, _, _ = self._lm(load_adapted.base_of(name), quantisation_of(self.option(AdapterOptions)))
-        lm, head = load_adapter(lm, name, trainable=trainable), read_scalar_head(name)
+        lm, head = load_adapter(lm, name, trainable=trainable), self._head(name)
         if head is None:
             raise UserError(
                 f"{name}: is no reward model (no scalar head). Train one with `stage: reward` first."
@@ -149,7 +149,10 @@ class Setup(Datasets):
     def has_scalar_head(self) -> bool:
         """Whether the run's own model comes with a scalar head, from an earlier reward stage."""
         name = self.option(ModelOptions).model_name_or_path
-        return name is not None and read_scalar_head(name) is not None
+        return name is not None and self._head(name) is not None
+
+    def _head(self, name: str) -> ScalarHead | None:
+        return read_scalar_head(name, allow_pickle=self.option(ModelOptions).allow_pickle)
 
     def _check_tokenizer(self, name: str, further: str = "") -> None:
         """A model beside the policy reads the policy's ids, which must mean the same to it.
@@ -200,7 +203,7 @@ class Setup(Datasets):
                 length=self.cutoff_len,
                 quantisation=quantisation,
             ),
-            read_scalar_head(name),
+            self._head(name),
         )
         if quantisation is not None:
             self.say(f"the frozen linear layers are stored by {quantisation}")
@@ -210,9 +213,9 @@ class Setup(Datasets):
             self.say(
                 f"{grown} rows were added to the embeddings: the tokenizer knows more tokens than the model"
             )
-        return lm, head, range(self._known(name, rows), len(self.tokenizer))
+        return lm, head, range(self.known_tokens(name, rows), len(self.tokenizer))
 
-    def _known(self, name: str, rows: int) -> int:
+    def known_tokens(self, name: str, rows: int) -> int:
         """How many of the run's tokens a model that was trained before, with so many rows, has met."""
         model = self.option(ModelOptions)
         if model.tokenizer is None or not load.has_tokenizer(Path(name)):

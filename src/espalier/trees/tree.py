@@ -16,6 +16,11 @@ Path = tuple[Sequence[int], Sequence[bool]]
 """One whole branch from the root to its leaf: its tokens, and which of them are trained (or scored)."""
 
 
+BLANK = "blank"
+"""Name of the extra (1, A) of a text with filled blanks: the place on the path of the blank that each trained token
+fills, which takes the place of a distance from the root for the token that it is read at."""
+
+
 @dataclass(frozen=True)
 class Tree:
     """A node with the tokens it holds, and the subtrees below it; the root stands for the whole tree.

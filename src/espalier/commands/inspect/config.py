@@ -1,4 +1,4 @@
-"""A config as it will run: every option under its own name, and a look at the data of each stage.
+"""A config as it will run: every option under its own name, what is trained, and a look at the data of each stage.
 
 All lines but the options are comments, so what is printed is a YAML file again. No model is loaded; a stage that
 starts from an earlier one's model (`run:NAME`) is looked at with the tokenizer that one will hand on.
@@ -16,7 +16,10 @@ import torch
 from espalier import config
 from espalier.commands.inspect.coloured import ColouredRecord, shown
 from espalier.commands.inspect.page import Section, write_page
+from espalier.commands.inspect.trained import as_json as counts_as_json
+from espalier.commands.inspect.trained import in_words, trained_parameters
 from espalier.config.options import DataOptions, ModelOptions, RunOptions
+from espalier.errors import UserError
 from espalier.runs.catalogue import STAGES
 from espalier.runs.checks import with_models_found
 from espalier.runs.pipeline import ALL_CLASSES
@@ -46,6 +49,8 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
                 console.say(f"# {note}", "yellow")
             print(safe(config.dump_yaml(built[-1][1], comments=True)))
     tokenizers: dict[str, Any] = {}
+    starts: dict[str, ModelOptions] = {}
+    counts: dict[str, dict[str, Any]] = {}
     sections: list[Section] = []
     for kind, options in built:
         name = options[RunOptions].name or kind
@@ -54,14 +59,36 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
         elif kind in STAGES:
             setup = _read(kind, options, tokenizers)
             tokenizers[name] = setup.tokenizer
+            starts[name] = start = _start(options[ModelOptions], starts)
+            told, counts[name] = _counted(kind, setup, options, start)
+            if not as_json:
+                console.say(f"# {name}: {told}", "dim" if counts[name] else "yellow")
             result = setup.preflight.report()
             sections.append(Section(name, kind, result, _shown(kind, setup, limit) if html else []))
     if html is not None:
         write_page(html, str(path), sections)
     if as_json:
-        print(json_text({s.name: s.preflight.as_json() for s in sections}))
+        print(json_text({s.name: s.preflight.as_json() | counts[s.name] for s in sections}))
     for section in sections:
         show_preflight(console, section.name, section.preflight, whole=True, lead="# ", quiet=as_json)
+
+
+def _counted(
+    kind: str, setup: Setup, options: config.OptionSet, start: ModelOptions
+) -> tuple[str, dict[str, Any]]:
+    """What is trained, in words and as JSON; {} where it cannot be counted, and why."""
+    try:
+        parts = trained_parameters(STAGES[kind], setup, options, start)
+    except UserError as error:
+        return f"what is trained cannot be counted: {error}", {}
+    return in_words(parts), {"trained_parameters": counts_as_json(parts)}
+
+
+def _start(model: ModelOptions, starts: Mapping[str, ModelOptions]) -> ModelOptions:
+    """What the stage's model is at first: its own base, or that of the earlier stage that makes it."""
+    name = model.model_name_or_path or ""
+    earlier = starts.get(name.removeprefix("run:").split("/")[0]) if name.startswith("run:") else None
+    return model if earlier is None else earlier
 
 
 def _read(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -> Setup:
@@ -87,7 +114,7 @@ def _read(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -
 
 
 def _shown(kind: str, setup: Setup, limit: int) -> list[ColouredRecord]:
-    encoder = setup.encoder()
+    encoder = setup.encoder(blanks=STAGES[kind].blanks(setup))
     if setup.option(DataOptions).overlong == "error":  # none is overlong, or reading had stopped
         encoder = replace(encoder, overlong="drop")
     records = setup.examples(setup.records(STAGES[kind].reads)[0], limit)

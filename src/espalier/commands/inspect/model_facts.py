@@ -47,7 +47,7 @@ def facts_of(
     if with_probe:
         lm = _whole(name, base, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     else:
-        lm = _skeleton(base, trust_remote_code=trust_remote_code)
+        lm = skeleton(base, trust_remote_code=trust_remote_code)
     settings: Any = lm.config
     entry = entry_of(base)
     facts: dict[str, Any] = {
@@ -62,7 +62,7 @@ def facts_of(
         "tied_embeddings": bool(settings.get_text_config().tie_word_embeddings),
         **(_adapter(name, lm) if is_adapter else {}),
         **_tokenizer(find_tokenizer(name, trust_remote_code=trust_remote_code)),
-        "scalar_head": read_scalar_head(name) is not None,
+        "scalar_head": read_scalar_head(name, allow_pickle=allow_pickle) is not None,
         "linear_layers": _linear(_inner(lm)),
     }
     if with_probe:
@@ -97,11 +97,15 @@ def _linear(lm: nn.Module) -> list[str]:
     return sorted({name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in names})
 
 
-def _skeleton(name: str, *, trust_remote_code: bool) -> nn.Module:
-    """The architecture that the files name, without its numbers."""
+def skeleton(name: str, *, trust_remote_code: bool) -> nn.Module:
+    """The architecture that a model's files name, or those of the model below an adapter, without its numbers.
+
+    Raises:
+        UserError: they name none that can be built.
+    """
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
-        return _skeleton(load_adapted.base_of(name), trust_remote_code=trust_remote_code)
+        return skeleton(load_adapted.base_of(name), trust_remote_code=trust_remote_code)
     check_readable(name)
     old = checkpoint.config_of(folder)
     try:

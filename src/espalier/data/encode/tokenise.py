@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from espalier.data.encode.blanks import BlankFilling, blanked
 from espalier.data.encode.encoding import (
     Path,
     Piece,
@@ -34,10 +35,11 @@ from espalier.data.encode.too_long import TooLong
 from espalier.data.read.account import Account
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Record
 from espalier.errors import UserError
-from espalier.trees.tree import Tree
+from espalier.trees.tree import BLANK, Tree
 
 OVERLONG = ("error", "drop", "trim")
 
+NO_TOKEN = "dropped: document without a token"
 BATCH = 256  # texts handed to the tokenizer at once: enough for its threads, little enough to hold
 
 
@@ -52,7 +54,7 @@ class Encoder:
     it is cut into pieces. `answers_trained` False marks no token of a preference or ranking trained (a reward model
     reads its leaves), so that equal beginnings of answers are shared too; with `score_at` their branches end where a
     score is read (`scored`). Of chats, `mask_history` trains the last answer only, `train_on_prompt` everything up to the
-    end of the last trained answer.
+    end of the last trained answer. With `blanks` documents are texts with blanks, as GLM is pretrained (`blanks`).
     """
 
     tokenizer: Any
@@ -63,6 +65,7 @@ class Encoder:
     mask_history: bool = False
     train_on_prompt: bool = False
     score_at: ScoreAt | None = None
+    blanks: BlankFilling | None = None
 
     @cached_property
     def bos(self) -> bool:
@@ -130,8 +133,8 @@ def _encode_batch(
             whole = not is_long(record.text)
             ids = [next(document_ids)] if whole else in_stretches(encoder.tokenizer, record.text)
             empty = True
-            for piece in _document(record, ids, encoder, account):
-                yield record, [piece], {}
+            for piece, extras in _document(record, ids, encoder, account):
+                yield record, [piece], extras
                 empty = False
             if empty:
                 yield record, [], {}
@@ -200,12 +203,17 @@ def _judged(
     return paths, extras
 
 
-def _document(record: Record, ids: Iterable[list[int]], encoder: Encoder, account: Account) -> Iterator[Path]:
+def _document(
+    record: Record, ids: Iterable[list[int]], encoder: Encoder, account: Account
+) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
     """A document, its eos token behind it, cut into pieces of at most `cutoff_len` tokens; `ids` in stretches.
 
     A piece after the first begins with the last token of the piece before, untrained, so that every token of the
     document but its first is trained exactly once.
     """
+    if encoder.blanks is not None:
+        yield from _blanked(record, ids, encoder, encoder.blanks, account)
+        return
     tokenizer = encoder.tokenizer
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -219,14 +227,25 @@ def _document(record: Record, ids: Iterable[list[int]], encoder: Encoder, accoun
         pending += stretch
         start = 0
         while len(pending) - start > size:
-            yield pending[start : start + size], [False] + [True] * (size - 1)
+            yield (pending[start : start + size], [False] + [True] * (size - 1)), {}
             start += size - 1
             none = False
         pending = pending[start:]
     if len(pending) > 1:
-        yield pending, [False] + [True] * (len(pending) - 1)
+        yield (pending, [False] + [True] * (len(pending) - 1)), {}
     elif none:
-        account.add("dropped: document without a token", record.source)
+        account.add(NO_TOKEN, record.source)
+
+
+def _blanked(
+    record: Record, ids: Iterable[list[int]], encoder: Encoder, blanks: BlankFilling, account: Account
+) -> Iterator[tuple[Path, dict[str, torch.Tensor]]]:
+    none = True
+    for path, places in blanked(ids, record.text, blanks, encoder.cutoff_len, encoder.tokenizer.eos_token_id):
+        yield path, {BLANK: torch.tensor([places], dtype=torch.float32)}
+        none = False
+    if none:
+        account.add(NO_TOKEN, record.source)
 
 
 def _fitted(

@@ -19,7 +19,7 @@ import torch
 
 from espalier.data.read.account import Account
 from espalier.disk.checksums import new_sum
-from espalier.trees.tree import Tree
+from espalier.trees.tree import BLANK, Tree
 
 MANIFEST, REJECTED = "manifest.json", "rejected.jsonl"
 
@@ -179,7 +179,9 @@ class Store:
         source = self.source(int(self._columns["record"].read(place, place + 1)[0]))
         extras = {}
         if "extras" in self._columns and len(values := self._part("extras", place)):
-            extras = {self.manifest["extras"]: torch.from_numpy(values.astype(np.float32))}
+            numbers = torch.from_numpy(values.astype(np.float32))
+            name = self.manifest["extras"]
+            extras = {name: numbers[None] if name == BLANK else numbers}
         shape = self._part("shape", place) if "shape" in self._columns else ()
         if not len(shape):
             return Tree(ids, trained, (), (0,), source, extras)

@@ -72,7 +72,8 @@ class Job:
         if self.encoder is None:
             return {}
         branched = SHAPE | EXTRAS if self.kind in ("preference", "ranking", "unpaired") else {}
-        return TOKENS | branched | (NOTE if self.kind == "prompt" else {})
+        blanks = EXTRAS if self.kind == "text" and self.encoder.blanks is not None else {}
+        return TOKENS | branched | blanks | (NOTE if self.kind == "prompt" else {})
 
 
 @dataclass

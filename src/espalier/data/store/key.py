@@ -63,6 +63,7 @@ def description(
             "score_at": encoder.score_at,
             "mask_history": encoder.mask_history,
             "train_on_prompt": encoder.train_on_prompt,
+            "blanks": encoder.blanks.described if encoder.blanks is not None else None,
             "max_prompt_length": job.max_prompt_length,
             "stop": list(job.stop),
         }

@@ -257,10 +257,10 @@ class Table:
                 self._tree(Tree.join(paths, source=record.source, extras=extras))
             if "extras" in self._lists:
                 assert len(extras) < 2, extras.keys()
-                values = [float(number) for extra in extras.values() for number in extra]
+                values = [float(number) for extra in extras.values() for number in extra.flatten()]
                 self._result.extras = next(iter(extras), self._result.extras)
                 self._part("extras", values)
-                if len(paths) == 1:
+                if len(paths) == 1 and "shape" in self._lists:
                     self._part("shape", [])
 
     def _path(self, ids: list[int], flags: list[bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -34,24 +35,29 @@ def blocks(lm: nn.Module) -> list[nn.Module]:
     return [block for stack in stacks(lm) for block in stack]
 
 
-def freeze_lowest(lm: nn.Module, ratio: float) -> int:
-    """Freeze the embeddings and the lowest `ratio` of the blocks; returns how many blocks are frozen.
+def freeze_lowest(lm: nn.Module, ratio: float, *, embeddings: bool = True) -> int:
+    """Freeze the lowest `ratio` of the blocks, rounded up, and the embeddings; returns how many blocks are frozen.
 
-    Nothing below the first trainable block needs a gradient, so autograd neither runs there nor keeps
+    Nothing below the first trainable block needs a gradient then, so autograd neither runs there nor keeps
     activations.
+
+    Args:
+        lm: changed in place.
+        ratio: 0 to 1.
+        embeddings: False trains them: gradients go through the frozen blocks, whose activations are kept.
     """
     stack = blocks(lm)
-    frozen = int(ratio * len(stack))
+    frozen = math.ceil(ratio * len(stack) - 1e-9)  # 0.55 * 20 is a little more than 11
     if frozen == 0:
         return 0
     lowest = stack[:frozen]
     kept = {id(p) for block in stack[frozen:] for p in block.parameters()}
-    for module in [lm.get_input_embeddings(), *lowest]:  # type: ignore[operator]
+    for module in [*lowest, *([lm.get_input_embeddings()] if embeddings else [])]:  # type: ignore[operator]
         for parameter in module.parameters():
             if id(parameter) not in kept:
                 parameter.requires_grad_(False)
     for name, parameter in lm.named_parameters():
-        if any(part in name for part in ("wpe", "position_embeddings", "embed_positions")):
+        if embeddings and any(part in name for part in ("wpe", "position_embeddings", "embed_positions")):
             parameter.requires_grad_(False)
     return frozen
 

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import rotate_half
 
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken, token_ids
-from espalier.models.legacy.family import Family, VocabularyFiles
+from espalier.models.legacy.family import Family, Marks, VocabularyFiles
 from espalier.models.legacy.native import (
     FusedAttention,
     Given,
@@ -232,6 +232,7 @@ FAMILIES = (
         tokenizer=tokenizer,
         native=ChatGLMForCausalLM,
         lora_targets=dict.fromkeys(("espalier_chatglm", "chatglm"), ("query_key_value",)),
-        reads_marks=True,
+        # Shares of Zeng et al. 2023 (GLM-130B), section 2.2, which has no sentences either.
+        marks=Marks("<sop>", "<eop>", "[MASK]", None, "[gMASK]", before=None, shares=(0.3, 0.0, 0.7)),
     ),
 )

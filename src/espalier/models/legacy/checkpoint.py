@@ -4,7 +4,7 @@
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from espalier.disk.reading import read_json
 from espalier.errors import UserError
+from espalier.models.legacy import reward
 from espalier.models.legacy.conversion import Conversion
 from espalier.models.legacy.families import families, family_of
 from espalier.models.legacy.weights import read_tensors
@@ -87,11 +88,21 @@ def load_legacy(
     conversion = family.convert(config)
     if prepare is not None:
         prepare(conversion.config)
-    state: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(folder, allow_pickle=allow_pickle):
-        for new, value in conversion.place(name, tensor):
-            state[new] = value
-    model = assembled(conversion, state, str(folder), dtype)
+    wrapped = reward.is_wrapped(folder, allow_pickle=allow_pickle)
+    if wrapped and family.name == "glm":
+        raise UserError(
+            f"{folder}: the head of a GLM's reward model reads hidden states before the last normalisation, and here it "
+            "would read those behind it. Train it anew with stage: reward."
+        )
+    if wrapped:
+        model = unwrapped(folder, conversion, dtype=dtype, allow_pickle=allow_pickle)
+    else:
+        model = assembled(
+            conversion,
+            _placed(read_tensors(folder, allow_pickle=allow_pickle), conversion),
+            str(folder),
+            dtype,
+        )
     model.name_or_path = model.config.name_or_path = str(folder)  # an adapter names its base by it
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(str(folder))
@@ -99,6 +110,25 @@ def load_legacy(
             if getattr(generation, name) is not None:
                 setattr(model.generation_config, name, getattr(generation, name))
     return model
+
+
+def unwrapped(
+    folder: Path, conversion: Conversion, *, dtype: torch.dtype | None, allow_pickle: bool
+) -> PreTrainedModel:
+    """The language model of a reward model that was saved with a wrapper around it (`legacy.reward`).
+
+    Raises:
+        UserError: as `assembled`.
+    """
+    kind: Any = conversion.model
+    tensors = reward.unwrapped(folder, kind.base_model_prefix, allow_pickle=allow_pickle)
+    state = _placed(tensors, conversion)
+    reward.with_head(conversion, state)
+    return assembled(conversion, state, str(folder), dtype)
+
+
+def _placed(tensors: Iterable[tuple[str, Tensor]], conversion: Conversion) -> dict[str, Tensor]:
+    return {new: value for name, tensor in tensors for new, value in conversion.place(name, tensor)}
 
 
 def assembled(

@@ -65,6 +65,32 @@ def read_json(file: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
+@dataclass(frozen=True)
+class Marks:
+    """The special tokens by which a family is pretrained to fill blanks, as its tokenizer writes them.
+
+    Attributes:
+        start, end: before and behind what fills a blank.
+        short, sentence, document: the blanks of short spans, of sentences and of a document's end; None: it has none.
+        before: what stands before every text; None: nothing.
+        shares: how often each kind of blank was drawn when it was made.
+    """
+
+    start: str
+    end: str
+    short: str
+    sentence: str | None
+    document: str
+    before: str | None
+    shares: tuple[float, float, float]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        every = (self.start, self.end, self.short, self.sentence, self.document, self.before)
+        return [name for name in every if name is not None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What is known about a family.
@@ -80,7 +106,8 @@ class Family:
             its positions (`OwnPositions`).
         lora_targets: the layers that make queries and values, by model type, of our own class or of the code that
             comes with the original.
-        reads_marks: it finds the end of its prompt by marks among the ids, because it reads a prompt both ways.
+        marks: it finds the end of its prompt by marks among the ids, because it reads a prompt both ways; None:
+            it does not.
         sizes: reads the configuration off the tensors, for a family whose checkpoints have none (a bare .pth file).
     """
 
@@ -91,8 +118,12 @@ class Family:
     tokenizer: Callable[[VocabularyFiles], PreTrainedTokenizerBase | None] = lambda files: None
     native: type[PreTrainedModel] | None = None
     lora_targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    reads_marks: bool = False
+    marks: Marks | None = None
     sizes: ReadSizes | None = None
+
+    @property
+    def reads_marks(self) -> bool:
+        return self.marks is not None
 
     @property
     def native_type(self) -> str | None:

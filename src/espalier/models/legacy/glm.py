@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from espalier.models.legacy.conversion import Conversion, Named, needed, refuse, taken
-from espalier.models.legacy.family import Family, VocabularyFiles
+from espalier.models.legacy.family import Family, Marks, VocabularyFiles
 from espalier.models.legacy.native import (
     FusedAttention,
     Given,
@@ -231,6 +231,14 @@ FAMILIES = (
         tokenizer=tokenizer,
         native=GLMChineseForCausalLM,
         lora_targets={"espalier_glm": ("query_key_value",)},
-        reads_marks=True,
+        marks=Marks(
+            "<|startofpiece|>",
+            "<|endofpiece|>",
+            "[MASK]",
+            "[sMASK]",
+            "[gMASK]",
+            before="[CLS]",
+            shares=(0.5, 0.3, 0.2),  # the published settings of GLM-10B
+        ),
     ),
 )

@@ -8,7 +8,16 @@ positions counts the prompt and then stays at the blank; the second is 0 in the 
     channel 0   0    1    2        2       2    2    2
     channel 1   0    0    0        1       2    3    4
 
-Everything follows from the ids and a padding mask, so rows that are padded on either side, and batches that
+Where several blanks are filled, the spans follow each other in any order (Du et al. 2022, figure 2), and each begins
+with its own ``<sop>`` at its own blank. Which blank that is the ids do not say; positions must be given then. The
+``<eop>`` that a span ends with is not among what the original reads: here it stands in the row, as what is learned
+there, with 0 in channel 1, and nobody sees it::
+
+    ids         你   [MASK]   世   [MASK]  <sop>   界   <eop>   <sop>   好   <eop>
+    channel 0   0    1        2    3       3       3    -       1       1    -
+    channel 1   0    0        0    0       1       2    0       1       2    0
+
+Of one filled blank everything follows from the ids and a padding mask, so rows that are padded on either side, and batches that
 know nothing of two channels, need nothing more. A row without ``<sop>`` is causal from the start.
 
 B rows, Q queries, K keys (those of a cache included).
@@ -86,6 +95,20 @@ def two_channels(prefix: Prefix, real: Tensor, first: int) -> Tensor:
     channel_1 = torch.where(answered, places - prefix.start[:, None] + 1, zero)
     both = torch.stack([torch.where(real, channel_0, zero), torch.where(real, channel_1, zero)], 1)
     return both[..., first:]
+
+
+def said_by(positions: Tensor, prefix: Prefix) -> Prefix:
+    """The same prompts with their ends as positions (B, 2, K) of whole rows say them, where these say something."""
+    answered = positions[:, 1] > 0
+    places = torch.arange(positions.shape[-1], device=positions.device)
+    first = torch.where(answered, places, NEVER).amin(1)
+    return Prefix(torch.where(answered.any(1), first, prefix.start), prefix.blank)
+
+
+def ends_of_spans(positions: Tensor) -> Tensor:
+    """(B, K) bool, the tokens of whole rows behind the prompt that only end a span (or are padding)."""
+    answered = positions[:, 1] > 0
+    return (answered.cumsum(1) > 0) & ~answered
 
 
 def seen(shared: Tensor, real: Tensor, first: int) -> Tensor:

@@ -12,7 +12,16 @@ from transformers.cache_utils import Cache
 
 from espalier.models.legacy.native import Given
 from espalier.models.legacy.notes import note, noted
-from espalier.models.legacy.prefix import NEVER, Prefix, additive, find_prefix, seen, two_channels
+from espalier.models.legacy.prefix import (
+    NEVER,
+    Prefix,
+    additive,
+    ends_of_spans,
+    find_prefix,
+    said_by,
+    seen,
+    two_channels,
+)
 
 
 def positions_and_mask(
@@ -29,7 +38,8 @@ def positions_and_mask(
         inputs: without input_ids (embeddings alone) no prompt is seen, so that all is causal. The attention_mask is
             None; how many tokens everybody sees (1-D, one number for all or one for each row); 1 = real (B, K); or
             who sees whom (B, 1, Q, K), of integers or booleans in the model's sense, of floats to be added. The
-            position_ids are (B, 2, Q), or anything else to have them read off the ids. Where the prompts of earlier
+            position_ids are (B, 2, Q), or anything else to have them read off the ids; of rows with several
+            filled blanks they say where these begin and end (`ends_of_spans`). Where the prompts of earlier
             steps end is kept with the cache.
         embeds: (B, Q, d).
         sop, blanks: ids, see `find_prefix`.
@@ -38,10 +48,11 @@ def positions_and_mask(
     Raises:
         ValueError: a mask of floats without two-channel positions, as trees in one row would have it.
     """
-    input_ids, attention_mask, position_ids, cache = inputs
+    _, attention_mask, position_ids, cache = inputs
     past = 0 if cache is None else cache.get_seq_length()
     rows, width = embeds.shape[:2]
     given = position_ids is not None and position_ids.dim() == 3
+    whole = position_ids if given and not past else None
     real = torch.ones(rows, past + width, dtype=torch.bool, device=embeds.device)
     visible = None
     if attention_mask is not None and attention_mask.dim() == 4:
@@ -58,19 +69,29 @@ def positions_and_mask(
         real = attention_mask.bool()
     prefix = None
     if visible is None:
-        start, blank = noted(cache, "start"), noted(cache, "blank")
-        if start is not None and blank is not None:
-            prefix = Prefix(start, blank)
-        else:
-            ids = torch.full_like(real, -1, dtype=torch.int64) if input_ids is None else input_ids
-            prefix = find_prefix(ids, real[:, -ids.shape[1] :], sop, blanks)
-            note(cache, start=prefix.start, blank=prefix.blank)
+        prefix = _prefix(inputs, real, whole, sop, blanks)
         visible = seen(prefix.shared, real, past)
+        if whole is not None:
+            visible = visible & ~ends_of_spans(whole)[:, None, None]
     if not given:
         none = torch.full((rows,), NEVER, device=embeds.device)
         position_ids = two_channels(prefix or Prefix(none, none), real, past)
     assert position_ids is not None
     return position_ids, additive(visible, embeds.dtype)
+
+
+def _prefix(
+    inputs: Given, real: Tensor, whole: Tensor | None, sop: int, blanks: Sequence[Sequence[int]]
+) -> Prefix:
+    """Where the prompts end: as noted with the cache, as positions of whole rows say, or by the marks in the ids."""
+    start, blank = noted(inputs.cache, "start"), noted(inputs.cache, "blank")
+    if start is not None and blank is not None:
+        return Prefix(start, blank)
+    ids = torch.full_like(real, -1, dtype=torch.int64) if inputs.input_ids is None else inputs.input_ids
+    prefix = find_prefix(ids, real[:, -ids.shape[1] :], sop, blanks)
+    prefix = prefix if whole is None else said_by(whole, prefix)
+    note(inputs.cache, start=prefix.start, blank=prefix.blank)
+    return prefix
 
 
 class PrefixGeneration(GenerationMixin):

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from espalier.models.encoder_decoder import is_encoder_decoder
-from espalier.models.legacy.families import native_family
+from espalier.models.legacy.families import family_of, native_family
+from espalier.models.legacy.family import Family
 from espalier.rendering import rendered
 
 _HERE = "\u2060PROMPT\u2060"
@@ -74,6 +75,20 @@ def config_of_encoder_decoder(source: str | Mapping[str, Any]) -> dict[str, Any]
         except OSError:  # a tokenizer alone, or what the model's own loading will complain of
             return None
     return config if config.get("is_encoder_decoder") else None
+
+
+def reader_of_marks(source: str | Mapping[str, Any]) -> Family | None:
+    """The family of a folder, a hub id or a new model's configuration, where it reads marks; else None."""
+    config: Mapping[str, Any] = source if not isinstance(source, str) else {}
+    if isinstance(source, str) and not (
+        Path(source).exists() and not (Path(source) / "config.json").is_file()
+    ):
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(source)
+        except OSError:  # the model's own loading will say what is wrong
+            return None
+    family = family_of(config) or native_family(str(config.get("model_type")))
+    return family if family is not None and family.reads_marks else None
 
 
 def around_prompt(lm: nn.Module, tokenizer: Any) -> tuple[str, str]:

@@ -6,11 +6,14 @@ import platform
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from espalier.engine.hardware import device_name
+from espalier.engine import hardware
+from espalier.engine.hardware import device_name, free_bytes
 
 CPU = torch.device("cpu")
 
@@ -60,3 +63,21 @@ def test_memory_in_use_grows_with_what_is_held() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(said) > 2**25
+
+
+def test_free_memory_is_no_more_than_the_machine_has() -> None:
+    assert 0 < free_bytes(CPU) <= psutil.virtual_memory().total
+
+
+def test_a_container_bounds_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = {
+        "memory.max": "1000000",
+        "memory.current": "400000",
+        "memory.stat": "anon 9\ninactive_file 50000\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    monkeypatch.setattr(hardware, "GROUP", tmp_path)
+    assert free_bytes(CPU) == 650_000
+    (tmp_path / "memory.max").write_text("max\n", "utf-8")
+    assert free_bytes(CPU) > 10**7, "no bound"

@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from espalier.models.memory import Memory, alike
+from espalier.models.grouping import alike
+from espalier.models.memory import Memory
 
 
 @pytest.mark.parametrize("call", [0, 7, 1000])

@@ -11,6 +11,9 @@ from pathlib import Path
 import psutil
 import torch
 
+GROUP = Path("/sys/fs/cgroup")
+"""Where Linux says the bounds of a container."""
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
@@ -45,3 +48,19 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a process may still take: of the GPU, or of the machine within the bounds of its container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator keeps for later is free, too.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no bound
+        bound = int((GROUP / "memory.max").read_text("utf-8"))
+        used = int((GROUP / "memory.current").read_text("utf-8"))
+        lines = (GROUP / "memory.stat").read_text("utf-8").splitlines()
+        given_up = dict(line.split(maxsplit=1) for line in lines)["inactive_file"]  # files that were read
+        free = min(free, bound - used + int(given_up))
+    return max(0, free)

@@ -138,7 +138,8 @@ def _pad(config: Any) -> int:
 class AnswerDecoder:
     """Sampling: each prompt is read by the encoder once for all its copies; see `decoding.Decoder`.
 
-    Rows whose answers begin with as many given tokens go together, since a cache has one length.
+    Rows whose answers begin with as many given tokens go together, since a cache has one length. For the same
+    reason no rows come in the place of others that have ended.
     """
 
     def __init__(self, lm: nn.Module, prompts: Sequence[Sequence[int]], copies: int) -> None:

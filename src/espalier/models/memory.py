@@ -5,8 +5,11 @@ samples and pads every prompt to the longest. Here the prompts are written once,
 samples, in groups of like length, and the answers into places that were set aside. A query attends to both
 parts apart, and the parts are merged by their log-sum-exps, which is exactly the softmax over both.
 
-P prompts, C copies of each, B rows (P * C until some are dropped), K key heads, G query heads a key head,
-L tokens of the longest prompt of a group, M new tokens at most, D numbers a head.
+Rows may come and go. All rows write their next token to the same place, so that a row that came later has
+its first token further on; places before the first token of the oldest row are given up when rows go.
+
+P prompts, C copies of each, B rows (P * C until some go or come), K key heads, G query heads a key head,
+L tokens of the longest prompt of a group, M places for answers, D numbers a head.
 """
 
 # The constructors of transformers have no types.
@@ -14,59 +17,15 @@ L tokens of the longest prompt of a group, M new tokens at most, D numbers a hea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from espalier.models.grouping import Cohort, Group, cohorts, grouped
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-
-CALL = {"cpu": 200, "cuda": 20_000}
-"""What one more attention call costs, in tokens of padding that could be read in the time."""
-
-
-def alike(lengths: Sequence[int], call: int) -> list[tuple[int, int]]:
-    """Cut prompts, in the order given, into groups that are read at the least cost: (start, end) of each.
-
-    A group costs its longest prompt times its prompts, plus `call`.
-    """
-    best: list[tuple[float, int]] = [
-        (0.0, 0)
-    ]  # of the first n prompts: the cost, where the last group starts
-    for end in range(1, len(lengths) + 1):
-        longest, cheapest = 0, (float("inf"), 0)
-        for start in range(end - 1, -1, -1):
-            longest = max(longest, lengths[start])
-            cheapest = min(cheapest, (best[start][0] + longest * (end - start) + call, start))
-        best.append(cheapest)
-    groups, end = [], len(lengths)
-    while end:
-        start = best[end][1]
-        groups.append((start, end))
-        end = start
-    return groups[::-1]
-
-
-@dataclass
-class _Group:
-    """Prompts of like length, which one call attends to.
-
-    Attributes:
-        prompts: their numbers, in order.
-        longest: tokens of the longest.
-        mask: (P', 1, 1, L) of 0 and the least number, None where all are of one length.
-        rows: (P' * C') the row of each query, C' being the most copies of any of these prompts; a copy that
-            a prompt has not is stood in for by any row.
-        copies: C'.
-    """
-
-    prompts: list[int]
-    longest: int
-    mask: Tensor | None
-    rows: Tensor
-    copies: int
 
 
 class Memory(Cache):
@@ -76,8 +35,9 @@ class Memory(Cache):
         layers: of the model.
         lengths: tokens of each prompt (P,), prompts of like length side by side.
         copies: samples of each prompt, C.
-        max_new_tokens: places set aside for each answer, M.
+        places: set aside for each answer, M.
         dtype, device: what keys and values are kept in and on.
+        most: rows at a time; 0: those that there are, and no others come.
     """
 
     def __init__(
@@ -85,59 +45,57 @@ class Memory(Cache):
         layers: int,
         lengths: Sequence[int],
         copies: int,
-        max_new_tokens: int,
+        places: int,
         dtype: torch.dtype,
         device: torch.device,
+        most: int = 0,
     ) -> None:
         super().__init__(layers=[_Layer(self) for _ in range(layers)])
-        self.lengths = list(lengths)
-        self.room = max_new_tokens
+        self.lengths = list(lengths)  # of all prompts that were ever read, by number
+        self.places = places
         self.step = -1  # the place that the next token is written to; -1 while the prompts are read
         self.reading = (0, 0)  # the prompts that are read now
         self.layer: _Layer | None = None
         self.dtype, self.device = dtype, device
         self.of_row = [i for i in range(len(self.lengths)) for _ in range(copies)]  # the prompt of each row
-        self.groups = []
-        for start, end in alike(self.lengths, CALL.get(device.type, CALL["cuda"])):
-            longest = max(self.lengths[start:end])
-            tokens = torch.tensor(self.lengths[start:end], device=device)[:, None]
-            padding = torch.arange(longest, device=device)[None] >= tokens
-            mask = torch.zeros(padding.shape, dtype=dtype, device=device)
-            mask = mask.masked_fill_(padding, torch.finfo(dtype).min)[:, None, None]
-            none = torch.empty(0, dtype=torch.int64)
-            self.groups.append(
-                _Group(list(range(start, end)), longest, mask if padding.any() else None, none, 0)
-            )
+        self.born = [0] * len(self.of_row)  # the place of each row's first token
+        self.most, self.fixed = max(most, len(self.of_row)), most == 0
+        self.groups = grouped(range(len(self.lengths)), self.lengths, dtype, device)
+        self.cohorts: list[Cohort] = []
         self._place_rows()
 
     def _place_rows(self) -> None:
-        """Say which rows ask each group, and where each row's answer then stands."""
+        """Say which rows ask each group, where each row's answer then stands, and which answers are of like length."""
         rows_of: dict[int, list[int]] = {}
         for row, prompt in enumerate(self.of_row):
             rows_of.setdefault(prompt, []).append(row)
         stands = [0] * len(self.of_row)
         at = 0
         for group in self.groups:
-            group.copies = max(len(rows_of[p]) for p in group.prompts)
+            group.copies = max(1, *(len(rows_of.get(p, ())) for p in group.prompts))
             rows = []
             for prompt in group.prompts:
-                own = rows_of[prompt]
+                own = rows_of.get(prompt, [])  # none: kept for rows that are still to come
                 for copy, row in enumerate(own):
                     stands[row] = at + copy
-                rows += own + own[:1] * (group.copies - len(own))
+                rows += own + (own or [0])[:1] * (group.copies - len(own))
                 at += group.copies
             group.rows = torch.tensor(rows, device=self.device)
         self.stands = None if stands == list(range(at)) else torch.tensor(stands, device=self.device)
+        self.cohorts = cohorts(self.born, self.places, self.dtype, self.device) if any(self.born) else []
 
     def positions(self) -> Tensor:
         """(B,) of the next token."""
-        return torch.tensor([self.lengths[p] + self.step for p in self.of_row], device=self.device)
+        at = [self.lengths[p] + self.step - born for p, born in zip(self.of_row, self.born, strict=True)]
+        return torch.tensor(at, device=self.device)
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows (B',) of the present ones, in their order."""
+    def keep(self, rows: Tensor, held: int | None = None) -> None:
+        """Go on with these rows (B',) of the present ones, in their order; prompt `held` stays in any case."""
         kept = rows.tolist()
         self.of_row = [self.of_row[i] for i in kept]
-        living = set(self.of_row)
+        first = min((self.born[i] for i in kept), default=self.step)
+        self.born = [self.born[i] - first for i in kept]
+        living = {*self.of_row, held}
         groups, lasting = [], []
         for group in self.groups:
             last = [i for i, p in enumerate(group.prompts) if p in living]
@@ -148,10 +106,35 @@ class Memory(Cache):
             if last:
                 groups.append(group)
         self.groups = groups
-        for layer in self.layers:
-            assert isinstance(layer, _Layer)
-            layer.keep(lasting, rows.to(self.device))
+        for layer in self._own_layers():
+            layer.keep(lasting, rows.to(self.device), first)
+        self.step -= first
         self._place_rows()
+
+    def add(self, more: Memory | None, of_row: Sequence[int]) -> None:
+        """Put new rows behind the present ones; the next step writes their first token.
+
+        Args:
+            more: a memory of prompts that were read and have no rows yet, numbered on from those here; it is used up.
+            of_row: the prompt of each new row: one of those, or one that was held.
+        """
+        assert len(self.of_row) + len(of_row) <= self.most, "places were set aside for fewer rows"
+        self.of_row += of_row
+        self.born += [self.step] * len(of_row)
+        if more is not None:
+            sources = self.groups + more.groups
+            for group in more.groups:
+                group.prompts = [p + len(self.lengths) for p in group.prompts]
+            self.lengths += more.lengths
+            # By length, so that those of like length stand side by side.
+            numbers = sorted((p for group in sources for p in group.prompts), key=lambda p: -self.lengths[p])
+            self.groups = grouped(numbers, self.lengths, self.dtype, self.device)
+            for layer, other in zip(self._own_layers(), more._own_layers(), strict=True):
+                layer.join(other, sources)
+        self._place_rows()
+
+    def _own_layers(self) -> list[_Layer]:
+        return [layer for layer in self.layers if isinstance(layer, _Layer)]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """One query a row over its prompt and its answer so far: (B, H, 1, D) to the same.
@@ -168,9 +151,26 @@ class Memory(Cache):
         # Query heads of one key head stand as queries of that head: nothing is repeated.
         grouped = query.reshape(rows, kinds, heads // kinds, size)
         first, first_lse = self._attend_prompts(layer, grouped, scale)
-        second, second_lse = attention_over(grouped, key, value, None, scale)
+        second, second_lse = self._attend_answers(grouped, key, value, scale)
         weight = torch.sigmoid(first_lse - second_lse)[..., None].to(query.dtype)
         return torch.lerp(second, first, weight).reshape(rows, heads, 1, value.shape[-1])
+
+    def _attend_answers(
+        self, grouped: Tensor, key: Tensor, value: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """(B, K, G, D) to the same, and log-sum-exps (B, K, G)."""
+        if not self.cohorts:
+            return attention_over(grouped, key, value, None, scale)
+        outs, lses = [], []
+        for cohort in self.cohorts:
+            own, seen = slice(cohort.start, cohort.end), slice(cohort.first, key.shape[2])
+            mask = cohort.mask
+            if mask is not None:
+                mask = mask[..., seen].expand(-1, 1, grouped.shape[2], -1)
+            out, lse = attention_over(grouped[own], key[own, :, seen], value[own, :, seen], mask, scale)
+            outs.append(out)
+            lses.append(lse)
+        return torch.cat(outs), torch.cat(lses)
 
     def _attend_prompts(self, layer: _Layer, grouped: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """(B, K, G, D) to the same, and log-sum-exps (B, K, G)."""
@@ -243,15 +243,18 @@ class _Layer(KeptLayer):
             self._read(self.prompt_keys, key_states)
             self._read(self.prompt_values, value_states)
             return key_states, value_states
+        rows = len(key_states)
         if self.answer_keys is None or self.answer_values is None:
-            rows, kinds, size = len(key_states), key_states.shape[1], key_states.shape[3]
-            shape = (rows, kinds, memory.room)
-            self.answer_keys = key_states.new_empty(*shape, size, dtype=memory.dtype)
-            self.answer_values = value_states.new_empty(*shape, value_states.shape[3], dtype=memory.dtype)
+            kinds, size = key_states.shape[1], key_states.shape[3]
+            shape = (memory.most, kinds, memory.places)
+            # Where rows come later, the places before their first token are read, though masked: no NaN may stand there.
+            made = key_states.new_empty if memory.fixed else key_states.new_zeros
+            self.answer_keys = made((*shape, size), dtype=memory.dtype)
+            self.answer_values = made((*shape, value_states.shape[3]), dtype=memory.dtype)
         at = memory.step
-        self.answer_keys[:, :, at] = key_states[:, :, 0]
-        self.answer_values[:, :, at] = value_states[:, :, 0]
-        return self.answer_keys[:, :, : at + 1], self.answer_values[:, :, : at + 1]
+        self.answer_keys[:rows, :, at] = key_states[:, :, 0]
+        self.answer_values[:rows, :, at] = value_states[:, :, 0]
+        return self.answer_keys[:rows, :, : at + 1], self.answer_values[:rows, :, : at + 1]
 
     def _read(self, stores: list[Tensor], states: Tensor) -> None:
         """Cut the row of the prompts that are read now, one after the other, into their places."""
@@ -272,8 +275,14 @@ class _Layer(KeptLayer):
                     store[place, :, length:] = 0.0  # masked, but a NaN would not be
                     start += length
 
-    def keep(self, lasting: list[list[int]], rows: Tensor) -> None:
-        """`lasting`: of each group, the places of the prompts that stay; `rows` (B',) of the answers."""
+    def keep(self, lasting: list[list[int]], rows: Tensor, first: int) -> None:
+        """Go on with what stays.
+
+        Args:
+            lasting: of each group, the places of the prompts that stay.
+            rows: (B',) the answers that stay.
+            first: the place that becomes the first one.
+        """
         for name in ("prompt_keys", "prompt_values"):
             stores = [
                 store if len(last) == len(store) else store[last]
@@ -283,14 +292,30 @@ class _Layer(KeptLayer):
             setattr(self, name, stores)
         if self.answer_keys is not None and self.answer_values is not None:
             used = self.memory.step
-            for name in ("answer_keys", "answer_values"):
-                answers = getattr(self, name)
-                store = answers.new_empty(len(rows), *answers.shape[1:])
-                store[:, :, :used] = answers[rows, :, :used]
-                setattr(self, name, store)
+            for answers in (self.answer_keys, self.answer_values):
+                answers[: len(rows), :, : used - first] = answers[rows, :, first:used]
+
+    def join(self, other: _Layer, sources: list[Group]) -> None:
+        """Put the prompts of both layers, which stand in `sources`, into the memory's new groups."""
+        memory = self.memory
+        for name in ("prompt_keys", "prompt_values"):
+            old = getattr(self, name) + getattr(other, name)
+            stores = []
+            for group in memory.groups:
+                # Zeros: padding is masked, but a NaN would not be.
+                store = old[0].new_zeros(len(group.prompts), old[0].shape[1], group.longest, old[0].shape[3])
+                place = {prompt: i for i, prompt in enumerate(group.prompts)}
+                for source, held in zip(sources, old, strict=True):
+                    both = [(place[p], i) for i, p in enumerate(source.prompts) if p in place]
+                    if both:
+                        to, where = map(list, zip(*both, strict=True))
+                        width = min(group.longest, source.longest)
+                        store[to, :, :width] = held[where, :, :width]
+                stores.append(store)
+            setattr(self, name, stores)
 
     def get_seq_length(self) -> int:
-        return 0 if self.memory.step < 0 else max(self.memory.lengths) + self.memory.step
+        return 0 if self.memory.step < 0 else int(self.memory.positions().max())
 
 
 def attention_over(

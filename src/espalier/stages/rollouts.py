@@ -19,10 +19,12 @@ from espalier.config.stage_defaults import KL_COEF
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.steps.feed import Rows
 from espalier.engine.finite import cause
+from espalier.engine.hardware import free_bytes
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
-from espalier.models.sampling.generate import Sampling, rows_in_memory
+from espalier.models.sampling.generate import Sampling
+from espalier.models.sampling.room import Room, room_for, to_come
 from espalier.rollout.asked import Ask
 from espalier.rollout.asks import Asks
 from espalier.rollout.experience import (
@@ -53,6 +55,13 @@ class RolloutOptions(RewardListOptions):
     experience_batch_size: int | None = option(
         None,
         "Prompts whose answers are measured at a time on one process; null: as many as are trained at a time.",
+        min=1,
+        same_result=True,
+    )
+    generation_batch_size: int | None = option(
+        None,
+        "Answers sampled at a time on one process; null: up to 256 (on a GPU 512), as many as fit into half of the free "
+        "memory.",
         min=1,
         same_result=True,
     )
@@ -144,6 +153,25 @@ class Roller:
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, setup.stop
         )
         self.asks, self.held_out = asks
+        self._rows = self._room().rows
+
+    def _room(self) -> Room:
+        """How many answers are sampled at a time; said in one line."""
+        setup, lm = self._setup, self._policy.lm
+        device = next(lm.parameters()).device
+        free = free_bytes(device)
+        if device.type == "cpu":  # which all processes share
+            free //= setup.world
+        free -= to_come([self._policy.lm, *(model.lm for model in self._beside)])
+        longest = max(
+            (asks.longest for asks in (self.asks, self.held_out) if isinstance(asks, Asks)), default=0
+        )
+        lengths = longest, self._options.max_new_tokens
+        room = room_for(
+            lm, self._policy.traits, lengths, self._group, self._options.generation_batch_size, free
+        )
+        setup.say(str(room))
+        return room
 
     def answered(self, live: Live, places: Sequence[int], seed: Sequence[int]) -> list[AnswerGroup]:
         """Answers to these prompts: every rank samples its share, and gets all."""
@@ -160,7 +188,7 @@ class Roller:
         return [everything[starts[i % setup.world] + i // setup.world] for i in range(len(places))]
 
     def _sample(
-        self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int], rows: int = 64
+        self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
     ) -> list[AnswerGroup]:
         lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
         try:
@@ -173,7 +201,7 @@ class Roller:
                     self._decode,
                     copies=copies,
                     seeds=seeds,
-                    rows=rows,
+                    rows=self._rows,
                 )
         except UserError as broken:
             raise UserError(f"{broken} {cause(live.module)} The last checkpoint is kept.") from broken
@@ -270,9 +298,8 @@ class Roller:
         """So many sampled answers to each held-out prompt by fixed seeds, then the likeliest one; all on every rank."""
         rank, world, count = self._setup.rank, self._setup.world, len(self.held_out)
         sampling = replace(self.sampling, likeliest=True)
-        rows = rows_in_memory(self._policy.lm, sampling.max_new_tokens)
         seeds = list(range(count))[rank::world]
-        own = self._sample(live, self.held_out[rank::world], sampling, samples + 1, seeds, rows)
+        own = self._sample(live, self.held_out[rank::world], sampling, samples + 1, seeds)
         everything = gathered(own, world)
         starts = np.cumsum([0, *(len(range(count)[r::world]) for r in range(world))])
         return [everything[starts[i % world] + i // world] for i in range(count)]

@@ -11,8 +11,9 @@ from torch import nn
 
 from espalier.models.adapters.kinds import add_lora
 from espalier.models.probe import probe
-from espalier.models.sampling.decoding import PACKED, ByHand, ByMemory, ByOwnCache, make_decoder
+from espalier.models.sampling.decoding import PACKED, ByHand, ByMemory, make_decoder
 from espalier.models.sampling.generate import Sampling, sample
+from espalier.models.sampling.own_cache import ByOwnCache
 
 Tiny = Callable[..., nn.Module]
 PROMPTS = [[5, 6, 7, 8, 33, 60], [5, 6, 7, 8, 9], [40]]

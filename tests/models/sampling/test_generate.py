@@ -68,7 +68,9 @@ def test_logprobs_are_those_of_a_full_forward_also_after_rows_are_dropped(
     traits = probe(lm)
     dropped: list[int] = []
     keep = Memory.keep
-    monkeypatch.setattr(Memory, "keep", lambda self, rows: (dropped.append(len(rows)), keep(self, rows))[1])
+    monkeypatch.setattr(
+        Memory, "keep", lambda self, rows, held: (dropped.append(len(rows)), keep(self, rows, held))[1]
+    )
     found = sample(lm, traits, PROMPTS, Sampling(16, temperature=0.9, stop=MANY), copies=3)
     lengths = set()
     for prompt, answers in zip(PROMPTS, found, strict=True):

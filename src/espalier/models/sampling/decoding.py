@@ -8,29 +8,27 @@ P prompts, C copies of each, B rows, V vocabulary, d hidden, H heads, K key head
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.attention import attention_mask, decoding_mask
 from espalier.models.encoder_decoder import AnswerDecoder, is_encoder_decoder
 from espalier.models.forward import Traits, tapped
 from espalier.models.memory import Memory
-from espalier.models.positions.rope_modules import answering, changes_with_length
+from espalier.models.positions.rope_modules import changes_with_length
+from espalier.models.sampling.own_cache import AfterVirtual, Apart, ByOwnCache
 from espalier.models.sampling.recurrent import Recurrent, is_recurrent
 from espalier.trees import Tree, lay_out_tree
 
 PLAIN_BLOCKS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 """Models of transformers whose block is norm, attention with rotary positions, norm, gated feed-forward."""
 
-READ = 1024
-"""Prompt tokens read at a time on a CPU: the activations of more leave the caches."""
-
+READ = {"cpu": 1024, "cuda": 32_768}
+"""Prompt tokens read at a time: on a CPU the activations of more leave the caches, on a GPU they take its memory."""
 
 PACKED = 8
 """The head's weights are packed for so many rows and more."""
@@ -47,14 +45,40 @@ class Decoder(Protocol):
         """Go on with these rows (B',) alone; False: it cannot, and goes on with all."""
 
 
-def make_decoder(
-    lm: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: int, room: int
-) -> Decoder:
-    """The fastest way that is right for this model; `room` new tokens at most."""
+def span(room: int) -> int:
+    """Tokens in which a row and those that came after it are written, before it must be dropped to make place.
+
+    More than an answer has at most (`room`), since a row that has ended stays until it is worth the while.
+    """
+    return room + room // 2
+
+
+def takes_rows(lm: nn.Module, traits: Traits, longest: int) -> bool:
+    """Whether rows of up to so many tokens can be put in the place of others: `make_decoder` gives a `ByMemory`."""
     device = next(lm.parameters()).device
     shared = traits.method == "pieces" or (traits.method == "blocks" and device.type == "cuda")
+    if not shared or any(w is not None and w < longest for w in traits.windows.values()):
+        return False
+    if is_encoder_decoder(lm) or is_recurrent(lm) or virtual_tokens(lm) is not None:
+        return False
+    return not changes_with_length(lm)
+
+
+def make_decoder(
+    lm: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: int, room: int, most: int = 0
+) -> Decoder:
+    """The fastest way that is right for this model.
+
+    Args:
+        room: new tokens at most.
+        most: rows at a time, where others come in the place of those that end (see `takes_rows`); 0: none come.
+    """
     windows = [w for w in traits.windows.values() if w is not None]
     longest = max(map(len, prompts)) + room
+    if takes_rows(lm, traits, longest):
+        kind = ByHand if _is_plain(lm) else ByMemory
+        return kind(lm, traits, prompts, copies, room, most)
+    assert not most, "no rows can come"
     if is_encoder_decoder(lm):
         return AnswerDecoder(lm, prompts, copies)
     if is_recurrent(lm):
@@ -65,52 +89,91 @@ def make_decoder(
         # Padding stands between learned keys and a prompt, and a window is counted in places.
         apart = virtual.ahead > 0 and any(w < longest for w in windows)
         return Apart(lm, prompts, copies) if apart else AfterVirtual(lm, prompts, copies)
-    if not shared or any(w < longest for w in windows) or changes_with_length(lm):
-        return ByOwnCache(lm, prompts, copies)
-    if _is_plain(lm):
-        return ByHand(lm, traits, prompts, copies, room)
-    return ByMemory(lm, traits, prompts, copies, room)
+    return ByOwnCache(lm, prompts, copies)
 
 
 class ByMemory:
-    """Prompts read once, in rows of trees; then the model's own code over our memory of keys and values."""
+    """Prompts read once, in rows of trees; then the model's own code over our memory of keys and values.
+
+    New rows can come at any step.
+
+    Args:
+        lm, traits: of the model.
+        prompts: token ids, those of like length side by side.
+        copies: rows of each.
+        room: new tokens at most.
+        most: rows at a time when others are to come; 0: none are.
+    """
 
     def __init__(
-        self, lm: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: int, room: int
+        self,
+        lm: nn.Module,
+        traits: Traits,
+        prompts: Sequence[Sequence[int]],
+        copies: int,
+        room: int,
+        most: int = 0,
     ) -> None:
-        config: Any = lm.config
         self.lm, self.traits, self.prompts, self.copies = lm, traits, prompts, copies
         self.device = next(lm.parameters()).device
         self.dtype = next(lm.parameters()).dtype
         if torch.is_autocast_enabled(self.device.type):
             self.dtype = torch.get_autocast_dtype(self.device.type)
+        self.room, self.most = span(room) if most else room, most
+        self.memory = self._memory(prompts, copies)
+        self.newest = torch.empty(
+            0
+        )  # (1, V) after the prompt that was read last, for rows of it that come later
+
+    def _memory(self, prompts: Sequence[Sequence[int]], copies: int) -> Memory:
+        config: Any = self.lm.config
         layers = int(config.get_text_config().num_hidden_layers)
-        self.memory = Memory(layers, [len(p) for p in prompts], copies, room, self.dtype, self.device)
+        return Memory(
+            layers, [len(p) for p in prompts], copies, self.room, self.dtype, self.device, self.most
+        )
 
     def prompt_logits(self) -> Tensor:
-        logits, start = [], 0
-        while start < len(self.prompts):
-            end, size = start + 1, len(self.prompts[start])
-            while end < len(self.prompts) and (
-                self.device.type != "cpu" or size + len(self.prompts[end]) <= READ
-            ):
-                size, end = size + len(self.prompts[end]), end + 1
-            logits.append(self._read(start, end))
-            start = end
+        logits = self._read_all(self.memory, self.prompts)
         self.memory.step = 0
-        return torch.cat(logits).repeat_interleave(self.copies, 0)
+        return logits.repeat_interleave(self.copies, 0)
 
-    def _read(self, start: int, end: int) -> Tensor:
-        batch = lay_out_tree([Tree.from_path(p, [False] * len(p)) for p in self.prompts[start:end]])
-        batch = batch.to(self.device)
+    def add(self, prompts: Sequence[Sequence[int]], of_row: Sequence[int]) -> Tensor:
+        """Put rows behind the present ones, from the next step on; (B', V) after their prompts.
+
+        Args:
+            prompts: new ones to read; they are numbered on from the last one that was.
+            of_row: the prompt of each new row: a new one, or the last one before, if `keep` has held it.
+        """
+        before = len(self.memory.lengths)
+        logits, more = self.newest, None
+        if prompts:
+            more = self._memory(prompts, 0)
+            logits = torch.cat([logits, self._read_all(more, prompts)])
+        self.memory.add(more, of_row)
+        return logits[[p - before + 1 for p in of_row]]
+
+    def _read_all(self, memory: Memory, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """(P, V) after the prompts, whose keys and values the memory then has."""
+        logits, start, most = [], 0, READ.get(self.device.type, READ["cuda"])
+        while start < len(prompts):
+            end, size = start + 1, len(prompts[start])
+            while end < len(prompts) and size + len(prompts[end]) <= most:
+                size, end = size + len(prompts[end]), end + 1
+            memory.reading = (start, end)
+            logits.append(self._read(memory, prompts[start:end]))
+            start = end
+        self.newest = logits[-1][-1:]
+        return torch.cat(logits)
+
+    def _read(self, memory: Memory, prompts: Sequence[Sequence[int]]) -> Tensor:
+        batch = lay_out_tree([Tree.from_path(p, [False] * len(p)) for p in prompts]).to(self.device)
         mask = attention_mask(batch, self.traits.method, self.dtype, self.traits.windows)
-        self.memory.reading = (start, end)
         with tapped(self.lm.get_output_embeddings(), batch.leaf_at):  # type: ignore[operator]
             logits: Tensor = self.lm(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 attention_mask=mask,
-                past_key_values=self.memory,
+                past_key_values=memory,
                 use_cache=True,
             ).logits[0]
             return logits
@@ -126,8 +189,9 @@ class ByMemory:
         self.memory.step += 1
         return logits
 
-    def keep(self, rows: Tensor) -> bool:
-        self.memory.keep(rows)
+    def keep(self, rows: Tensor, *, held: bool = False) -> bool:
+        """Go on with these rows (B',) alone; `held`: the prompt that was read last stays in any case, for rows to come."""
+        self.memory.keep(rows, len(self.memory.lengths) - 1 if held else None)
         return True
 
 
@@ -139,12 +203,18 @@ class ByHand(ByMemory):
     """
 
     def __init__(
-        self, lm: nn.Module, traits: Traits, prompts: Sequence[Sequence[int]], copies: int, room: int
+        self,
+        lm: nn.Module,
+        traits: Traits,
+        prompts: Sequence[Sequence[int]],
+        copies: int,
+        room: int,
+        most: int = 0,
     ) -> None:
-        super().__init__(lm, traits, prompts, copies, room)
+        super().__init__(lm, traits, prompts, copies, room, most)
         self.inner: Any = _inner(lm)
         head: Any = self.inner.lm_head
-        self.head = _packed(head, len(self.prompts) * copies) if self.device.type == "cpu" else head
+        self.head = _packed(head, max(most, len(prompts) * copies)) if self.device.type == "cpu" else head
 
     def next_logits(self, tokens: Tensor, step: int) -> Tensor:
         model = self.inner.model
@@ -177,93 +247,6 @@ class ByHand(ByMemory):
         hidden = hidden + attention.o_proj(out.reshape(len(hidden), -1))
         inner: Tensor = block.mlp(block.post_attention_layernorm(hidden))
         return hidden + inner
-
-
-class ByOwnCache:
-    """Any other architecture: left-padded rows and transformers' own cache."""
-
-    def __init__(self, lm: nn.Module, prompts: Sequence[Sequence[int]], copies: int) -> None:
-        self.lm = lm
-        self.cache: Any = None
-        device = next(lm.parameters()).device
-        width = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, width - len(prompt) :] = torch.tensor(prompt)
-            mask[i, width - len(prompt) :] = 1
-        self.ids = ids.repeat_interleave(copies, 0).to(device)
-        self.mask = mask.repeat_interleave(copies, 0).to(device)
-        self.prompts = self.mask.sum(1)
-        self.takes_positions = "position_ids" in inspect.signature(lm.forward).parameters
-
-    def prompt_logits(self) -> Tensor:
-        return self._run(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
-
-    def next_logits(self, tokens: Tensor, step: int) -> Tensor:
-        positions = self.mask.sum(1, keepdim=True)
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        return self._run(tokens[:, None], positions)
-
-    def _run(self, ids: Tensor | None, positions: Tensor, **given: Tensor) -> Tensor:
-        extra = {**given, **({"position_ids": positions} if self.takes_positions else {})}
-        with answering(self.prompts):
-            out: Any = self.lm(
-                input_ids=ids, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **extra
-            )
-        self.cache = out.past_key_values
-        logits: Tensor = out.logits[:, -1]
-        return logits
-
-    def keep(self, rows: Tensor) -> bool:
-        if not isinstance(self.cache, DynamicCache):
-            return False
-        rows = rows.to(self.mask.device)
-        self.cache.batch_select_indices(rows)
-        self.mask, self.prompts = self.mask[rows], self.prompts[rows]
-        return True
-
-
-class AfterVirtual(ByOwnCache):
-    """The same after a model's virtual tokens: embeddings of each row's own, or keys and values in the cache."""
-
-    def __init__(self, lm: Any, prompts: Sequence[Sequence[int]], copies: int) -> None:
-        virtual = virtual_tokens(lm)
-        assert virtual is not None
-        places = virtual.length - virtual.ahead  # that take part in the prompt's rows
-        super().__init__(lm.base_model, [[0] * places + list(prompt) for prompt in prompts], copies)
-        self.virtual, self.places = virtual, places
-        if virtual.ahead:
-            dtype = next(lm.parameters()).dtype
-            self.cache = virtual.dynamic_cache(len(self.ids), dtype, lm.config)
-            self.mask = torch.nn.functional.pad(self.mask, (virtual.ahead, 0), value=1)
-
-    def prompt_logits(self) -> Tensor:
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, self.virtual.ahead :]
-        if self.virtual.embeddings is None:
-            return self._run(self.ids, positions)
-        embedded = self.lm.get_input_embeddings()(self.ids)  # type: ignore[operator]
-        learned = self.mask.bool() & (positions < self.places)
-        own = self.virtual.embeddings.to(embedded.dtype).repeat(len(self.ids), 1)
-        return self._run(None, positions, inputs_embeds=embedded.masked_scatter(learned[..., None], own))
-
-
-class Apart:
-    """Each prompt read and continued by itself, after the model's virtual tokens, so that no row is padded."""
-
-    def __init__(self, lm: Any, prompts: Sequence[Sequence[int]], copies: int) -> None:
-        self.copies = copies
-        self.each = [AfterVirtual(lm, [prompt], copies) for prompt in prompts]
-
-    def prompt_logits(self) -> Tensor:
-        return torch.cat([one.prompt_logits() for one in self.each])
-
-    def next_logits(self, tokens: Tensor, step: int) -> Tensor:
-        parts = zip(self.each, torch.split(tokens, self.copies), strict=True)
-        return torch.cat([one.next_logits(part, step) for one, part in parts])
-
-    def keep(self, rows: Tensor) -> bool:
-        return False
 
 
 def _inner(lm: Any) -> Any:

@@ -1,13 +1,20 @@
 """Sampling with a cache: prompts in, tokens and their logprobs out; what is sampled is what is trained.
 
 Every row draws from uniform numbers of its own, made from its seed alone, so that an answer does not
-depend on which others were sampled with it, in which batch, or on which rank.
+depend on which others were sampled with it, in which batch, or on which rank. Its numbers are as near as
+rounding lets them be: a matrix product over other rows, or over padding, adds in another order. In float32 that
+is about 1e-6 of a logprob, so that another token is drawn once in some hundred thousand; in bfloat16 it is some
+1e-2, and two batches can part ways after a few dozen tokens.
+
+Rows that end are replaced by those that wait, where the model's keys and values are in our memory; other ways
+of decoding sample batch by batch (their docstrings say why).
 
 B rows (P prompts times C copies), V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +24,8 @@ from torch import Tensor, nn
 
 from espalier.errors import UserError
 from espalier.models.forward import Traits
-from espalier.models.sampling.decoding import make_decoder
+from espalier.models.sampling.decoding import ByMemory, Decoder, make_decoder, span, takes_rows
+from espalier.models.sampling.rows import Present, Queue
 
 ROOM = 2**28
 """Bytes for keys, values and logits of what is sampled at a time; see `rows_in_memory`."""
@@ -81,23 +89,28 @@ def sample(
         sampling: how.
         copies: answers a prompt.
         seeds: one for each prompt; () seeds by the prompt's place.
-        rows: how many answers are sampled at a time.
+        rows: how many answers are sampled at a time; where none can come in the place of others, the copies of one
+            prompt at least.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    by_prompt: list[list[Completion]] = [[] for _ in prompts]
+    by_prompt = [[Completion() for _ in range(copies)] for _ in prompts]
+    lengths = [len(prompts[i]) + sampling.max_new_tokens for i in order]
+    apart = len(order)  # so many, the longest ones, are too long for rows to be replaced, or all are
+    if order and takes_rows(lm, traits, lengths[-1]):
+        apart = next(n for n, longest in enumerate(lengths) if takes_rows(lm, traits, longest))
+    others, refilled = order[:apart], order[apart:]
     size = max(1, rows // copies)
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        answers = [Completion() for _ in range(len(chosen) * copies)]
+    for chosen in [*(others[start : start + size] for start in range(0, apart, size)), refilled]:
         numbers = [seeds[i] if seeds else i for i in chosen]
+        ids = [prompts[i] for i in chosen]
+        most = rows if chosen is refilled else 0
         for row, token, logprob, ended in decode(
-            lm, traits, [prompts[i] for i in chosen], sampling, copies=copies, seeds=numbers
+            lm, traits, ids, sampling, copies=copies, seeds=numbers, most=most
         ):
-            answers[row].tokens.append(token)
-            answers[row].logprobs.append(logprob)
-            answers[row].ended = ended
-        for place, i in enumerate(chosen):
-            by_prompt[i] = answers[place * copies : (place + 1) * copies]
+            answer = by_prompt[chosen[row // copies]][row % copies]
+            answer.tokens.append(token)
+            answer.logprobs.append(logprob)
+            answer.ended = ended
     return by_prompt
 
 
@@ -123,63 +136,79 @@ def decode(
     *,
     copies: int = 1,
     seeds: Sequence[int] = (0,),
+    most: int = 0,
 ) -> Iterator[tuple[int, int, float, bool]]:
-    """Yield (row, token, logprob, whether it ends the answer) as the tokens come; row = prompt * C + copy."""
+    """Yield (row, token, logprob, whether it ends the answer) as the tokens come; row = prompt * C + copy.
+
+    Args:
+        most: rows at a time, the others taking the places of those that end, in their order; 0: all at once.
+            Prompts of like length should then stand side by side, and the model must take rows (`takes_rows`).
+    """
+    if not prompts:
+        return
     training = lm.training
     lm.eval()
     try:
-        yield from _decode(lm, traits, prompts, sampling, copies, seeds)
+        yield from _decode(lm, traits, Queue(prompts, copies, seeds, sampling.max_new_tokens, most), sampling)
     finally:
         lm.train(training)
 
 
 def _decode(
-    lm: nn.Module,
-    traits: Traits,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    copies: int,
-    seeds: Sequence[int],
+    lm: nn.Module, traits: Traits, queue: Queue, sampling: Sampling
 ) -> Iterator[tuple[int, int, float, bool]]:
     device = next(lm.parameters()).device
-    decoder = make_decoder(lm, traits, prompts, copies, sampling.max_new_tokens)
-    uniforms = _uniforms(seeds, copies, sampling.max_new_tokens)
-    if sampling.likeliest:
-        uniforms[copies - 1 :: copies] = -1.0
-    uniforms = uniforms.to(device)
+    longest = sampling.max_new_tokens
+    begin, copies = queue.first()
+    decoder = make_decoder(lm, traits, begin, copies, longest, queue.most)
+    present = queue.take(len(begin) * copies, device, sampling.likeliest)
     stop = torch.tensor(sampling.stop, device=device)
-    names = list(range(len(prompts) * copies))  # the caller's number of each row
-    alive = torch.ones(len(names), dtype=torch.bool)
-    logits = decoder.prompt_logits()
-    for step in range(sampling.max_new_tokens):
+    logits, present = _filled(decoder, decoder.prompt_logits(), present, queue, sampling)
+    for step in itertools.count():
         if not bool(torch.isfinite(logits.amax(-1)).all()):
             raise UserError(
                 "the model gives logits that are no numbers, so no token can be drawn: its weights are broken."
             )
-        tokens, logprobs = draw(logits, uniforms[:, step], sampling)
+        at = present.written.clamp(max=longest - 1)  # rows that have ended run on until they are dropped
+        tokens, logprobs = draw(logits, present.uniforms.gather(1, at.to(device)[:, None])[:, 0], sampling)
         ends = torch.isin(tokens, stop) if len(sampling.stop) else torch.zeros_like(tokens, dtype=torch.bool)
-        drawn = zip(names, tokens.tolist(), logprobs.tolist(), ends.tolist(), alive.tolist(), strict=True)
-        for name, token, logprob, end, living in drawn:
+        told = tokens.tolist(), logprobs.tolist(), ends.tolist(), present.alive.tolist()
+        for name, token, logprob, end, living in zip(present.names, *told, strict=True):
             if living:
                 yield name, token, logprob, end
-        alive &= ~ends.cpu()
-        if not alive.any() or step + 1 == sampling.max_new_tokens:
+        present.written += 1
+        present.alive &= ~ends.cpu() & (present.written < longest)
+        rows = present.alive.nonzero()[:, 0]
+        if not len(rows) and not queue.waits:
             return
-        rows = alive.nonzero()[:, 0]
-        if len(rows) <= KEPT * len(alive) and decoder.keep(rows):
-            tokens, uniforms = tokens[rows.to(device)], uniforms[rows.to(device)]
-            alive, names = alive[rows], [names[i] for i in rows.tolist()]
-        logits = decoder.next_logits(tokens, step)
+        full = queue.most if queue.waits else len(present.alive)
+        late = int(present.written.max()) > span(longest)
+        if (late or len(rows) <= KEPT * full) and _dropped(decoder, rows, queue):
+            tokens, present = tokens[rows.to(device)], present.kept(rows)
+        logits = decoder.next_logits(tokens, step) if len(tokens) else logits[:0]
+        logits, present = _filled(decoder, logits, present, queue, sampling)
 
 
-def _uniforms(seeds: Sequence[int], copies: int, steps: int) -> Tensor:
-    """(P * C, steps) in [0, 1): the numbers of a row follow from its prompt's seed and its copy alone."""
-    rows = []
-    for seed in seeds:
-        maker = torch.Generator().manual_seed(seed)
-        # One block a copy, so that the first copies are the same however many there are.
-        rows += [torch.rand(steps, generator=maker, dtype=torch.float64) for _ in range(copies)]
-    return torch.stack(rows)
+def _filled(
+    decoder: Decoder, logits: Tensor, present: Present, queue: Queue, sampling: Sampling
+) -> tuple[Tensor, Present]:
+    """The same with rows that waited in all places that are free, and their logits (B, V)."""
+    free = queue.most - len(present.names)
+    if free <= 0 or not queue.waits:
+        return logits, present
+    assert isinstance(decoder, ByMemory), "only then is there a bound of rows"
+    unread = queue.unread
+    new = queue.take(free, logits.device, sampling.likeliest)
+    of_row = [name // queue.copies for name in new.names]
+    added = decoder.add(queue.prompts[unread : of_row[-1] + 1], of_row)
+    return torch.cat([logits, added]), present.joined(new)
+
+
+def _dropped(decoder: Decoder, rows: Tensor, queue: Queue) -> bool:
+    """Go on with these rows (B',) alone, where the decoder can."""
+    if isinstance(decoder, ByMemory):
+        return decoder.keep(rows, held=queue.cut)
+    return decoder.keep(rows)
 
 
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

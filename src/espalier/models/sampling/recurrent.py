@@ -22,6 +22,8 @@ def is_recurrent(lm: nn.Module) -> bool:
 class Recurrent:
     """The prompts' states, one a row, and the steps from them.
 
+    Rows run alone, so that a batch that stays full would gain nothing: no rows come in the place of others.
+
     Args:
         lm: an RWKV.
         prompts: token ids, none empty.

@@ -54,8 +54,21 @@ def policy_weights(training: rl.Training) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_the_engine_of_the_predecessors_is_stage_ppo(options: Options) -> None:
-    given = options("ppo", eval_steps=0, samples=0)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ptx_dataset": "sft_train.jsonl", "ptx_coef": 0.3, "score_normalization": "standardise",
+         "critic_learning_rate": 3e-4, "critic_first_steps": 1, "rollout_prompts": 16},
+    ],
+    ids=["plain", "with ptx"],
+)  # fmt: skip
+def test_the_engine_of_the_predecessors_is_stage_ppo(
+    world: Path, options: Options, changes: dict[str, Any]
+) -> None:
+    if "ptx_dataset" in changes:
+        changes = changes | {"ptx_dataset": str(world / changes["ptx_dataset"])}
+    given = options("ppo", eval_steps=0, samples=0, **changes)
     run(given)
     engine = example("engine_by_hand")
 
@@ -66,6 +79,7 @@ def test_the_engine_of_the_predecessors_is_stage_ppo(options: Options) -> None:
     found, training = trained(42)
     same_steps(found, rows(given))
     assert {"policy_loss", "value_loss", "ratio"} <= found[0].keys()
+    assert ("ptx_loss" in found[0]) == bool(changes)
     saved = weights(given)
     ours = policy_weights(training)
     assert far({name: ours[name] for name in saved}, saved) < 1e-6

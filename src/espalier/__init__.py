@@ -1,7 +1,7 @@
 """Espalier: train, examine and serve language models on token trees.
 
-`load_model`, `score` and `generate` use models; `run` runs a YAML file as the command does. They are loaded
-when they are first asked for, so that importing the package costs nothing.
+`load_model`, `score` and `generate` use models; `run` runs a YAML file as the command does; `espalier.rl` has PPO and
+GRPO piece by piece. They are loaded when they are first asked for, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

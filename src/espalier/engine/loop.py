@@ -50,7 +50,7 @@ def run_loop(
         if first or done or _due(progress.step, schedule.logging_steps):
             progress.last = step.meter.means(lambda sums: over_ranks(learner.accelerator, sums))
             if first:
-                _check(learner.objective, progress.last)
+                check_first(learner.objective, progress.last)
                 first = False
             tracker.log(step.numbers(feed.epoch, norm, speed.since_logged()))
         if _due(progress.step, schedule.eval_steps) and not done:
@@ -119,7 +119,12 @@ def _until_stopped(feed: Feed, hooks: Hooks, progress: Progress) -> Iterator[lis
         yield batches
 
 
-def _check(objective: Objective, first: dict[str, float]) -> None:
+def check_first(objective: Objective, first: dict[str, float]) -> None:
+    """Refuse a first step that cannot be right.
+
+    Raises:
+        UserError: what its numbers say.
+    """
     try:
         objective.check(first)
     except ValueError as broken:

@@ -72,8 +72,8 @@ class RolloutFeed:
     def steps(self) -> Iterator[list[Batch]]:
         step = self._rollout * self._steps_per_rollout
         while self._rollout < self._rollouts:
-            trees = self._roll(self._chosen(self._rollout), self._rollout)
-            chunks = self._chunks(trees)
+            trees = self._roll(self.chosen(self._rollout), self._rollout)
+            chunks = self.chunks(trees, self._rollout)
             for i, chunk in enumerate(chunks):
                 if step >= self.total_steps:
                     return
@@ -83,7 +83,7 @@ class RolloutFeed:
                 self.epoch = (self._rollout if self.resumable else self._rollout + 1) * self._per_rollout
                 self.epoch /= self._prompts
                 step += 1
-                yield self._rows.micro_batches(self._mix(chunk, step) if self._mix else chunk)
+                yield self.micro_batches(chunk, step)
 
     def place(self) -> dict[str, Any]:
         return {"rollout": self._rollout, "prompts": self._prompts}
@@ -96,7 +96,16 @@ class RolloutFeed:
             )
         self._rollout = place["rollout"]
 
-    def _chosen(self, rollout: int) -> list[int]:
+    @property
+    def rollouts(self) -> int:
+        """How many there are."""
+        return self._rollouts
+
+    def micro_batches(self, trees: list[Tree], step: int) -> list[Batch]:
+        """The trees of a step (the first is 1) as this rank trains on them, with those of a second data set."""
+        return self._rows.micro_batches(self._mix(trees, step) if self._mix else trees)
+
+    def chosen(self, rollout: int) -> list[int]:
         """The prompts of a rollout: an endless sequence of shuffled epochs, cut into pieces."""
         start = rollout * self._per_rollout
         places = [divmod(at, self._prompts) for at in range(start, start + self._per_rollout)]
@@ -106,12 +115,12 @@ class RolloutFeed:
         }
         return [int(orders[epoch][place]) for epoch, place in places]
 
-    def _chunks(self, trees: Sequence[Tree]) -> list[list[Tree]]:
+    def chunks(self, trees: Sequence[Tree], rollout: int) -> list[list[Tree]]:
         """The trees of each step: as many steps as if every prompt had given a tree, for a rollout may have lost some."""
         size, chunks = self._plan.trees_per_step, []
         steps = math.ceil(self._per_rollout / size)
         for i in range(self._plan.passes):
-            order = np.random.default_rng([self._plan.seed, self._rollout, i, 1]).permutation(len(trees))
+            order = np.random.default_rng([self._plan.seed, rollout, i, 1]).permutation(len(trees))
             if len(trees) == self._per_rollout:
                 parts = [order[start : start + size] for start in range(0, len(trees), size)]
             else:  # where there are fewer trees than steps, some come twice

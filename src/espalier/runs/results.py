@@ -31,6 +31,7 @@ from espalier.runs.catalogue import STAGES
 from espalier.runs.earlier import weights_in
 from espalier.runs.resume import checkpoints
 from espalier.runs.running import Running, Start
+from espalier.stages.setup import Setup
 
 
 def write_config(start: Start) -> None:
@@ -41,16 +42,17 @@ def write_config(start: Start) -> None:
 
 def save_models(running: Running) -> None:
     """Write the stage's models, whole or not at all."""
-    start, live, parts = running.start, running.live, running.parts
+    start, setup, live, parts = running.start, running.setup, running.live, running.parts
     whole = strategy.whole_parameters(live.accelerator, live.module)
     check_weights(whole, running.progress.step)
     if start.is_main:
         for name, model in {"model": parts.main, **parts.also_saved}.items():
             with files.new_folder(start.folder / name) as folder:
                 own = _own(running, whole, model)
-                ends = running.setup.stop if _talks(start) else ()
+                ends = setup.stop if _talks(start) else ()
                 types = _types(start, model)
-                save_model(folder, model, _tokenizer(running), own, ends, types)
+                tokenizer = tokenizer_to_save(setup) if _talks(start) else setup.tokenizer
+                save_model(folder, model, tokenizer, own, ends, types)
             running.saved[name] = weights_in(start.folder / name)
             running.saved_types[name] = str(types)
             if types != FLOAT32:
@@ -83,10 +85,10 @@ def _talks(start: Start) -> bool:
     return STAGES[start.stage].reads != "text"
 
 
-def _tokenizer(running: Running) -> Any:
-    """The tokenizer with the template that was trained with."""
-    tokenizer = running.setup.tokenizer
-    written = as_jinja(running.setup.template, tokenizer) if _talks(running.start) else None
+def tokenizer_to_save(setup: Setup) -> Any:
+    """The tokenizer with the template that conversations were trained with."""
+    tokenizer = setup.tokenizer
+    written = as_jinja(setup.template, tokenizer)
     if written is None or written == tokenizer.chat_template:
         return tokenizer
     tokenizer = copy.deepcopy(tokenizer)

@@ -6,8 +6,6 @@ one whose options and inputs have not changed (`espalier.runs.earlier`).
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,23 +14,17 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from espalier import config
 from espalier.config.option_set import OptionSet
 from espalier.config.options import (
-    AdaloraOptions,
     EngineOptions,
     EvaluationOptions,
-    LoraOptions,
-    OptimizerOptions,
     RunOptions,
     TokenizedOptions,
     TrackOptions,
-    TrainOptions,
 )
-from espalier.config.train_options import in_steps
 from espalier.disk.temporary import remove_left
 from espalier.engine import strategy
 from espalier.engine.checkpoint import clear_checkpoints
@@ -40,15 +32,14 @@ from espalier.engine.finite import check_weights
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.launch import processes, rank
 from espalier.engine.loop import run_loop, stopped_at
-from espalier.engine.optim import OptimizerSettings, learning_rates, optimizer_of
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
-from espalier.engine.step import Hooks, Learner, Rate, Schedule
+from espalier.engine.step import Hooks, Learner
 from espalier.engine.track import Tracker, keep_rows
 from espalier.engine.trackers import Sink, TrackedRun, open_trackers
 from espalier.errors import Stopped
-from espalier.runs.catalogue import CLASSES, SHARDED, STAGES
-from espalier.runs.checks import check_startable, json_object, with_models_found
+from espalier.runs.catalogue import CLASSES, STAGES
+from espalier.runs.checks import check_startable, with_models_found
 from espalier.runs.earlier import decide
 from espalier.runs.preflight import show_preflight
 from espalier.runs.provenance import made_from
@@ -56,9 +47,9 @@ from espalier.runs.results import finish, write_config, write_end, write_summary
 from espalier.runs.resume import checkpoints, resume, save, take_best
 from espalier.runs.running import Running, Start
 from espalier.runs.validation import validate
+from espalier.runs.wiring import accelerator_of, schedule_of, wired
 from espalier.screen import Screen
-from espalier.stages.adapting import rank_allocations
-from espalier.stages.parts import Live, Pace, Parts
+from espalier.stages.parts import Parts
 from espalier.stages.positions import check_positions
 from espalier.stages.rollouts import RolloutOptions
 from espalier.stages.setup import Setup
@@ -92,7 +83,7 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
         Screen(stderr=True).say(f"{run.name or stage}: done already ({folder}), skipped", "dim")
         return decision.done
     keep_freed_memory()
-    start = Start(stage, options, folder, made, _accelerator(options), notes, decision.checkpoint)
+    start = Start(stage, options, folder, made, accelerator_of(options), notes, decision.checkpoint)
     for note in notes:
         start.console.say(note, "yellow")
     for line in decision.notes:
@@ -124,21 +115,6 @@ def decided(options: OptionSet, folder: Path | None) -> OptionSet:
     return options.replaced(replace(engine, precision=agreed_precision(chosen, cpu=cpu)))
 
 
-def _accelerator(options: OptionSet) -> Accelerator:
-    engine = options[EngineOptions]
-    assert engine.precision != "auto"
-    own = engine.deepspeed
-    if isinstance(own, str):
-        own = json_object("deepspeed", own)
-    return strategy.make_accelerator(
-        engine.strategy,
-        engine.precision,
-        max_grad_norm=options[TrainOptions].max_grad_norm,
-        offload=engine.offload,
-        deepspeed=own,
-    )
-
-
 def setup_of(start: Start, reads: str) -> Setup:
     """The tokenizer, models and data of a run that reads records of this kind."""
     accelerator = start.accelerator
@@ -160,33 +136,14 @@ def _prepared(start: Start) -> Running:
     accelerator = start.accelerator
     setup = setup_of(start, STAGES[start.stage].reads)
     parts: Parts = STAGES[start.stage].build(setup)
-    parts, allocations = rank_allocations(parts, start.option(AdaloraOptions))
     preflight = setup.preflight.report()
     show_preflight(start.console, start.name, preflight)
     new_tokens = start.option(RolloutOptions).max_new_tokens if STAGES[start.stage].samples else 0
     check_positions(parts.main.lm, preflight.parts.values(), new_tokens, start.say)
-    sharded = start.option(EngineOptions).strategy in SHARDED
-    sampler = copy.deepcopy(parts.main.lm) if sharded and STAGES[start.stage].samples else None
-    module, optimizer = accelerator.prepare(parts.trained, _optimizer(start, parts))
-    live = Live(module, accelerator, sampler)
-    running = Running(start, setup, parts, live, optimizer, parts.feed(live))
-    for allocation in allocations:
-        allocation.begin(running.feed.total_steps)
+    made = wired(start.stage, start.options, parts, accelerator)
+    running = Running(start, setup, made.parts, made.live, made.optimizer, made.feed)
     resume(running)
     return running
-
-
-def _optimizer(start: Start, parts: Parts) -> torch.optim.Optimizer:
-    chosen = start.option(OptimizerOptions)
-    settings = OptimizerSettings(
-        chosen.optim,
-        start.option(TrainOptions).learning_rate,
-        chosen.weight_decay,
-        (chosen.adam_beta1, chosen.adam_beta2),
-        chosen.adam_epsilon,
-        start.option(LoraOptions).loraplus_lr_ratio,
-    )
-    return optimizer_of(parts.trained, settings, list(parts.paces))
 
 
 def _run(running: Running) -> dict[str, Any]:
@@ -229,7 +186,7 @@ def _open_trackers(running: Running) -> list[Sink]:
 def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     """The loop, between two evaluations."""
     live, progress, looks = running.live, running.progress, running.start.option(EvaluationOptions)
-    schedule = _schedule(running.start, running.parts, running.feed.total_steps)
+    schedule = schedule_of(running.start.options, running.parts, running.feed.total_steps)
     if progress.step == 0 and looks.eval_steps != 0:
         tracker.log({"step": 0, **_evaluated(running, 0)})
     after, patience = running.parts.after_step, looks.early_stopping_patience
@@ -272,31 +229,3 @@ def _evaluated(running: Running, step: int) -> dict[str, float]:
     if watch is not None and len(watch.warnings) > before:
         write_summary(running, "running")
     return numbers
-
-
-def _schedule(start: Start, parts: Parts, total: int) -> Schedule:
-    train = start.option(TrainOptions)
-    own = in_steps(train.warmup_steps, total) or math.ceil(train.warmup_ratio * total)
-
-    def rate(pace: Pace) -> Rate:
-        return learning_rates(
-            train.lr_scheduler_type,
-            train.learning_rate if pace.learning_rate is None else pace.learning_rate,
-            own if pace.warmup_steps is None else in_steps(pace.warmup_steps, total),
-            total,
-            train.lr_scheduler_kwargs,
-            in_steps(pace.waits, total),
-        )
-
-    norm = train.max_grad_norm
-    return Schedule(
-        learning_rate=rate(Pace()),
-        max_grad_norm=norm,
-        parts={
-            name: (rate(pace), norm if pace.max_grad_norm is None else pace.max_grad_norm)
-            for name, pace in parts.paces.items()
-        },
-        logging_steps=in_steps(start.option(TrackOptions).logging_steps, total),
-        save_steps=in_steps(start.option(RunOptions).save_steps, total),
-        eval_steps=in_steps(start.option(EvaluationOptions).eval_steps or 0, total),
-    )

@@ -14,7 +14,7 @@ from espalier.config.options import Options, option
 from espalier.config.train_options import in_steps
 from espalier.errors import UserError
 from espalier.maths.advantages import overlong_penalty
-from espalier.rollout.experience import trained_mask
+from espalier.rollout.experience import AnswerGroup, trained_mask
 from espalier.stages.parts import Live
 from espalier.stages.rollouts import Roller, RolloutOptions
 from espalier.trees import Tree
@@ -106,6 +106,18 @@ class Groups:
             trees, sampled = with_spread(trees, again, rounds)
             each = sampled / len(trees)
             trees = [tree.with_extras(sampled=torch.full((tree.n_branches,), each)) for tree in trees]
+        return self._fine(trees)
+
+    def scored(self, live: Live, answered: list[AnswerGroup]) -> list[Tree]:
+        """These groups alone, with their fines."""
+        return self._fine(self.roller.scored(live, answered))
+
+    @property
+    def unlike(self) -> str:
+        """What `roll` does beyond `scored`; "" where it is nothing."""
+        return "dynamic_sampling replaces groups and samples again" if self.options.dynamic_sampling else ""
+
+    def _fine(self, trees: list[Tree]) -> list[Tree]:
         return [self._fined(tree) for tree in trees] if self.options.overlong_buffer else trees
 
     def _fined(self, tree: Tree) -> Tree:

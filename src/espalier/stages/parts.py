@@ -19,7 +19,9 @@ from espalier.data.steps.feed import Feed
 from espalier.engine.step import Objective
 from espalier.engine.track import Numbers
 from espalier.models.forward import Outputs, TreeModel, Want
-from espalier.trees import Batch
+from espalier.rollout.asked import Ask
+from espalier.rollout.experience import AnswerGroup
+from espalier.trees import Batch, Tree
 
 Units = tuple[Tensor, Tensor]
 """(m,) numerators and (m,) denominators of m independent units, such as a record's nll and its tokens; the
@@ -119,6 +121,29 @@ class SamplePrompt:
     reference: str | None = None
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """What a stage that samples does in a rollout, one piece after the other; its feed does all of them in a row.
+
+    Attributes:
+        prompts: to be sampled from, by place.
+        held_out: prompts that are not trained on.
+        answered: (places of prompts, seed) to a group of answers for each.
+        scored: groups to trees with their ``scores`` (B,), without the answers that have none.
+        measured: the same with what the models say of each token, (B, A).
+        compared: the same with ``advantages``, and whatever else the loss reads.
+        unlike: what the feed does beyond this, in words; "" where it does nothing else.
+    """
+
+    prompts: Sequence[Ask]
+    held_out: Sequence[Ask]
+    answered: Callable[[Live, Sequence[int], Sequence[int]], list[AnswerGroup]]
+    scored: Callable[[Live, list[AnswerGroup]], list[Tree]]
+    measured: Callable[[Live, list[Tree]], list[Tree]]
+    compared: Callable[[list[Tree]], list[Tree]]
+    unlike: str = ""
+
+
 @dataclass
 class Parts:
     """What a stage gives to the loop.
@@ -138,6 +163,7 @@ class Parts:
         learns: whether the loss of a micro-batch depends on the weights at all; steps in which none does are not taken.
         averages: modules outside of `trained` whose weights change too; they go into the checkpoint.
         also_saved: further models by folder name (a critic, a moving average), saved beside ``model/``.
+        pieces: of a rollout, where the stage samples.
     """
 
     trained: nn.Module
@@ -154,6 +180,7 @@ class Parts:
     learns: Callable[[Batch], bool] = lambda batch: True
     averages: dict[str, nn.Module] = field(default_factory=dict)
     also_saved: dict[str, TreeModel] = field(default_factory=dict)
+    pieces: Pieces | None = None
 
 
 class Judge(Protocol):

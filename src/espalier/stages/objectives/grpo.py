@@ -43,7 +43,7 @@ from espalier.stages.model_memory import (
     share_blocks,
     share_weights,
 )
-from espalier.stages.parts import HeldOut, Live, Parts
+from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.rollouts import (
     Roller,
@@ -238,16 +238,19 @@ def build(setup: Setup) -> Parts:
     compare = ADVANTAGES[options.advantages]
     plan = rollout_plan(setup, asks[0], setup.rows(policy), rolling.group_size or 8, options.grpo_epochs)
 
+    def measured(live: Live, trees: list[Tree]) -> list[Tree]:
+        want = Want(temperature=roller.temperature)
+        trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
+        return trees if teacher is None else with_teacher(setup, live, teacher, trees, roller.temperature)
+
+    def compared(trees: list[Tree]) -> list[Tree]:
+        terms.guard.begin()
+        return with_advantages(trees, compare, terms)
+
     def feed(live: Live) -> Feed:
         def roll(places: list[int], number: int) -> list[Tree]:
             setup.refresh_sampler(live, policy)
-            trees = groups.roll(live, places, number)
-            want = Want(temperature=roller.temperature)
-            trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
-            if teacher is not None:
-                trees = with_teacher(setup, live, teacher, trees, roller.temperature)
-            terms.guard.begin()
-            return with_advantages(trees, compare, terms)
+            return compared(measured(live, groups.roll(live, places, number)))
 
         return RolloutFeed(len(roller.asks), roll, setup.rows(policy), plan)
 
@@ -264,6 +267,7 @@ def build(setup: Setup) -> Parts:
             not terms.guard.shut and bool((learned(batch) & (batch.extras["signal"] > 0)[:, None]).any())
         ),
         sample_prompts=setup.sample_asks(roller.held_out or roller.asks),
+        pieces=Pieces(*asks, roller.answered, groups.scored, measured, compared, groups.unlike),
     )
 
 

@@ -26,6 +26,7 @@ from espalier.maths.losses import clipped_policy, clipped_value, nll
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.feed import RolloutFeed
 from espalier.rollout.scored import component_sums
 from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic
@@ -39,7 +40,7 @@ from espalier.stages.model_memory import (
     share_blocks,
     share_weights,
 )
-from espalier.stages.parts import HeldOut, Live, Parts
+from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.ptx import PtxOptions, load_documents
 from espalier.stages.reference_answers import check_references
@@ -178,18 +179,26 @@ class Rollouts:
     warn: ClipWarning
 
     def roll(self, live: Live, places: list[int], number: int) -> list[Tree]:
-        roller = self.roller
+        answered = self.roller.answered(live, places, self.roller.seed(number))
+        return self.compared(self.measured(live, self.scored(live, answered)))
+
+    def scored(self, live: Live, answered: list[AnswerGroup]) -> list[Tree]:
         if self.normalizer.wants_references:
             self.normalizer.take(self._references(live))
-        trees = roller.scored(live, roller.answered(live, places, roller.seed(number)))
-        trees = with_shaped(trees, self.normalizer)
+        trees = with_shaped(self.roller.scored(live, answered), self.normalizer)
         self.warn(torch.cat([tree.extras["shaped"] for tree in trees]))
-        trees = roller.measured(
+        return trees
+
+    def measured(self, live: Live, trees: list[Tree]) -> list[Tree]:
+        return self.roller.measured(
             live,
             trees,
-            Want(values=True, temperature=roller.temperature),
+            Want(values=True, temperature=self.roller.temperature),
             lambda o: {"old_logprobs": o.logprobs, "old_values": o.values},  # type: ignore[dict-item]
         )
+
+    def compared(self, trees: list[Tree]) -> list[Tree]:
+        """Scored and measured trees with their advantages; the KL's price is that of the next rollout afterwards."""
         trees = experience(trees, self.options, self.terms)
         self.terms.guard.begin()
         answers = sum(tree.n_branches for tree in trees)
@@ -259,6 +268,7 @@ def build(setup: Setup) -> Parts:
         paces=setup.option(CriticOptions).paces,
         also_saved={"critic": critic, **({"ema": average.model} if average else {})},
         averages={} if average is None else {"ema": average.model},
+        pieces=Pieces(*asks, roller.answered, rollouts.scored, rollouts.measured, rollouts.compared),
     )
 
 

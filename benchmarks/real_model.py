@@ -30,7 +30,7 @@ SEEDED = ("grpo",)
 LORA = {"finetuning_type": "lora", "lora_rank": 16, "lora_alpha": 32}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NEW_TOKENS, GROUP, PROMPTS = 16, 8, 8
-STEPS = {"sft": 40, "reward": 50, "dpo": 50, "ppo": 40, "grpo": 40}
+STEPS = {"sft": 40, "reward": 50, "dpo": 30, "ppo": 40, "grpo": 40}
 RULES = [
     {"type": "number", "weight": 1},
     {"type": "pattern", "name": "format", "pattern": r"\d+", "whole": True, "weight": 0.5},
@@ -89,9 +89,10 @@ def write_records(folder: Path, data: Path) -> None:
             if max(map(len, json.loads(line).values())) > 500 or not hasattr(record, "answers"):
                 continue
             turns = [{"role": turn.role, "content": turn.content} for turn in record.prompt]
-            if json.dumps(turns) in seen:
+            words = " ".join(" ".join(turn["content"] for turn in turns).lower().split())
+            if words in seen:
                 continue  # a prompt comes once, so that none is on both sides
-            seen.add(json.dumps(turns))
+            seen.add(words)
             chosen, rejected = (
                 [{"role": "assistant", "content": answer.messages[-1].content}] for answer in record.answers
             )

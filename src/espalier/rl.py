@@ -7,7 +7,7 @@
         trees = measure(training, trees)                # how likely each token was: policy, reference, critic
         trees = advantages(training, trees)             # better or worse than what was to be expected
         for part in minibatches(training, trees, number):
-            print(update(training, part))               # one optimiser step
+            numbers = update(training, part)            # one optimiser step
 
 These loops are all of `stage: ppo` and `stage: grpo` but for their evaluations, logs and checkpoints; with the same
 options they give the same numbers. Between any two lines stands a list of trees, a prompt with its answers each, on

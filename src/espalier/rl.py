@@ -51,7 +51,7 @@ from espalier.runs.wiring import accelerator_of, schedule_of, wired
 from espalier.stages.parts import Live, Parts, Pieces
 from espalier.stages.positions import check_positions
 from espalier.stages.quantised import holds_whole
-from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.rollouts import RolloutOptions, rollout_seed
 from espalier.stages.setup import Setup
 from espalier.trees import Tree
 
@@ -223,7 +223,7 @@ def sample(training: Training, places: Sequence[int], number: int) -> list[Answe
     Returns:
         Of each prompt its answers: ``texts``, ``ended`` (whether by itself), ``ask``, and the ``tree`` of their tokens.
     """
-    seed = [training.setup.option(RunOptions).seed, 7, number]
+    seed = rollout_seed(training.setup, number)
     return training.pieces.answered(training.live, list(places), seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -49,3 +50,15 @@ def test_adapters_learn_faster_than_whole_models(kind: str) -> None:
         options = built(stage=stage, finetuning_type=kind, **extra)
         assert options.learning_rate == pytest.approx(LEARNING_RATE.stages[stage].value * factor)
         assert options.num_train_epochs == EPOCHS.stages[stage].value
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("sft", "SFT"), ("dpo", "DPO"), ("kto", "KTO"), ("grpo", "GRPO")]
+)
+def test_what_is_said_to_be_trl_s_is_trl_s(stage: str, name: str) -> None:
+    trl = pytest.importorskip("trl")
+    defaults = {item.name: item.default for item in fields(getattr(trl, f"{name}Config"))}
+    for key, table in (("learning_rate", LEARNING_RATE), ("num_train_epochs", EPOCHS)):
+        if table.stages[stage].source.startswith("TRL"):
+            assert table.stages[stage].value == defaults[key]
+    assert LEARNING_RATE.stages[stage].source.startswith("TRL")

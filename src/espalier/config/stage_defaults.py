@@ -37,14 +37,14 @@ _LEARNING_RATES = {
     "reward": StageDefault(9e-6, "OpenRLHF; Ouyang et al. 2022"),
     "dpo": StageDefault(1e-6, "TRL"),
     "kto": StageDefault(1e-6, "TRL"),
-    "ppo": StageDefault(3e-6, "TRL"),
+    "ppo": StageDefault(3e-6, "TRL before 1.0, which had PPO"),
     "grpo": StageDefault(1e-6, "TRL; Shao et al. 2024"),
 }
 
 LEARNING_RATE = ByStage(5e-5, _LEARNING_RATES, is_rate=True)
 
 _EPOCHS = {
-    "pretrain": StageDefault(1.0, "OpenRLHF"),
+    "pretrain": StageDefault(1.0, "each text once, as is usual"),
     "sft": StageDefault(3.0, "TRL"),
     "reward": StageDefault(1.0, "Ouyang et al. 2022: more overfits"),
     "dpo": StageDefault(1.0, "OpenRLHF"),
@@ -55,7 +55,13 @@ _EPOCHS = {
 
 EPOCHS = ByStage(3.0, _EPOCHS)
 
-KL_COEF = ByStage(0.05, {"ppo": StageDefault(0.05, "TRL"), "grpo": StageDefault(0.04, "Shao et al. 2024")})
+KL_COEF = ByStage(
+    0.05,
+    {
+        "ppo": StageDefault(0.05, "TRL before 1.0, which had PPO"),
+        "grpo": StageDefault(0.04, "Shao et al. 2024"),
+    },
+)
 
 KL_IN = ByStage(
     "reward",

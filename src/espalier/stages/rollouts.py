@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from espalier.config.options import EngineOptions, RunOptions, option
 from espalier.config.stage_defaults import KL_COEF
 from espalier.data.preflight.findings import HELD_OUT
-from espalier.data.steps.feed import Rows
 from espalier.engine.finite import cause
 from espalier.engine.hardware import free_bytes
 from espalier.errors import UserError
@@ -33,7 +32,6 @@ from espalier.rollout.experience import (
     measure,
     sample_trees,
 )
-from espalier.rollout.feed import RolloutPlan
 from espalier.rollout.scored import RewardList
 from espalier.stages.model_memory import MemoryOptions
 from espalier.stages.parts import Live
@@ -305,7 +303,8 @@ class Roller:
         return [everything[starts[i % world] + i // world] for i in range(count)]
 
     def seed(self, rollout: int) -> list[int]:
-        return [self._setup.option(RunOptions).seed, 7, rollout]
+        """What the answers of a rollout follow from, beside the weights."""
+        return rollout_seed(self._setup, rollout)
 
 
 def policy_terms(setup: Setup, kl_coef: Callable[[], float]) -> PolicyTerms:
@@ -319,40 +318,6 @@ def policy_terms(setup: Setup, kl_coef: Callable[[], float]) -> PolicyTerms:
     )
 
 
-def rollout_plan(setup: Setup, asks: Asks, rows: Rows, group_size: int, passes: int) -> RolloutPlan:
-    """How the prompts of a run become rollouts and steps.
-
-    With `tokens_per_step` a step takes as many prompts as surely fit: nobody knows before how long the answers will be,
-    and the number of steps, which the learning rate follows, must not depend on it.
-
-    Args:
-        asks: to be trained on.
-        rows: of the models that are trained.
-        group_size: answers to a prompt.
-        passes: over each rollout.
-
-    Raises:
-        UserError: `tokens_per_step` is too little for one prompt with its answers.
-    """
-    plan, new_tokens = setup.plan, setup.option(RolloutOptions).max_new_tokens
-    per_step = plan.trees_per_step
-    if per_step is None:
-        assert plan.tokens_per_step is not None
-        shared = rows.shares_prompts and not rows.unshared
-        most = (asks.longest if shared else group_size * asks.longest) + group_size * new_tokens
-        per_step = plan.tokens_per_step // most
-        what = f"a prompt of up to {asks.longest} tokens with {group_size} answers of up to {new_tokens}"
-        if not per_step:
-            raise UserError(
-                f"tokens_per_step {plan.tokens_per_step} is too little for {what}: that can be {most} tokens. Raise it, or "
-                "lower max_prompt_length, max_new_tokens or group_size."
-            )
-        setup.say(f"a step takes {per_step} prompts: {what}, is at most {most} tokens")
-    return RolloutPlan(
-        setup.option(RolloutOptions).rollout_prompts or per_step,
-        per_step,
-        passes,
-        plan.epochs,
-        plan.max_steps,
-        plan.seed,
-    )
+def rollout_seed(setup: Setup, rollout: int) -> list[int]:
+    """What the answers of a rollout, by its number, follow from, beside the weights."""
+    return [setup.option(RunOptions).seed, 7, rollout]

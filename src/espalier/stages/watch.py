@@ -3,8 +3,7 @@
 The evaluations of a run ask the same held-out prompts, so they are compared prompt by prompt. A change counts where it is
 larger than 2 standard errors of the paired difference. That is the bound of the last evaluation; those on the way, of which
 one of many would show something by luck, and the best of many, which is high by luck, must show more (Bonferroni), and so
-must few prompts (Student). What is known to go wrong is told by the numbers
-that give it away: a yardstick that falls while the reward rises (Gao, Schulman & Hilton 2023), a distance from the
+must few prompts (Student). What is known to go wrong is told by the numbers that give it away: a yardstick that falls while the reward rises (Gao, Schulman & Hilton 2023), a distance from the
 reference at which people liked the answers less (Stiennon et al. 2020, figure 5), a reward that pays for length (Singhal et
 al. 2023), answers that never end or are all the same.
 """

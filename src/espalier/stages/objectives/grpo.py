@@ -45,13 +45,13 @@ from espalier.stages.model_memory import (
 )
 from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
+from espalier.stages.rollout_plan import rollout_plan
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
     policy_terms,
     read_asks,
     rewards_of,
-    rollout_plan,
 )
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage

@@ -44,13 +44,13 @@ from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.ptx import PtxOptions, load_documents
 from espalier.stages.reference_answers import check_references
+from espalier.stages.rollout_plan import rollout_plan
 from espalier.stages.rollouts import (
     Roller,
     RolloutOptions,
     policy_terms,
     read_asks,
     rewards_of,
-    rollout_plan,
 )
 from espalier.stages.setup import Setup
 from espalier.stages.shaping import (

@@ -212,6 +212,10 @@ class Roller:
         """The trained models among the rewards, by what messages call them."""
         return {f"reward {name}": model.module for name, model in self._models.items()}
 
+    def module_of(self, reward: str) -> nn.Module | None:
+        """The trained model behind a reward; None of a rule."""
+        return self._models[reward].module if reward in self._models else None
+
     def components(self, live: Live, answered: list[AnswerGroup]) -> list[dict[str, Tensor]]:
         """Of each group: name -> (B,) of each reward, nan where one gave no number."""
         setup = self._setup

@@ -29,7 +29,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.feed import RolloutFeed
 from espalier.rollout.scored import component_sums
-from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic
+from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic, foresee
 from espalier.stages.guards import check_apart
 from espalier.stages.judged import Critic, Judged, JudgedOptions, find_yardstick
 from espalier.stages.model_memory import (
@@ -59,6 +59,7 @@ from espalier.stages.shaping import (
     ScoreNormalizer,
     ShapingOptions,
     experience,
+    find_normalizer,
     with_shaped,
 )
 from espalier.stages.stage import Stage
@@ -232,7 +233,12 @@ def build(setup: Setup) -> Parts:
     share_weights(setup, policy, critic=critic, reference=frozen, **roller.reward_models)
     share_blocks(setup, policy=policy, critic=critic, reference=frozen)
     controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
-    normalizer = ScoreNormalizer(shaping.score_normalization)
+    weighed = {spec.name: (spec.weight, roller.module_of(spec.name)) for spec in rewards.specs}
+    relative = rolling.reward_baseline != "none"
+    normalizer = find_normalizer(shaping.score_normalization, weighed, relative=relative)
+    if normalizer.shift is not None and rolling.critic_start is not None:
+        ((weight, _),) = weighed.values()
+        foresee(critic, weight, *normalizer.shift)
     terms = policy_terms(setup, lambda: controller.coefficient)
     warn = ClipWarning(shaping.reward_clip, setup.say)
     rollouts = Rollouts(roller, shaping, terms, controller, normalizer, warn)

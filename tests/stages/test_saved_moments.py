@@ -130,3 +130,21 @@ def test_auto_is_saved_only_where_one_model_says_so() -> None:
         [0.0, 1.0]
     )
     assert isinstance(find_normalizer("scale", {}, relative=False), ScoreNormalizer)
+
+
+@pytest.mark.slow
+def test_two_reward_models_of_other_seeds_as_one(options: Make, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run(options("reward", output_dir=str(tmp_path), name=f"judge{seed}", max_steps=3, seed=seed))
+    listed = [{"type": "model", "path": str(tmp_path / f"judge{seed}" / "model")} for seed in (1, 2)]
+    chosen = {"rewards": listed, "reward_function": None, "max_steps": 1, "eval_steps": 0, "resume": False}
+    found = {}
+    for kind in ("mean", "min"):
+        made = options("grpo", reward_ensemble=kind, **chosen)
+        run(made)
+        (row,) = [row for row in rows(made) if "reward" in row]
+        assert row["reward/ensemble_spread"] > 0 and row["reward/judge1"] != row["reward/judge2"]
+        found[kind] = row["reward"]
+    assert found["min"] < found["mean"], "the answers are the same"
+    with pytest.raises(UserError, match="is about several reward models"):
+        run(options("grpo", rewards=listed[:1], reward_function=None, reward_ensemble="min"))

@@ -146,6 +146,9 @@ class Roller:
         self._start = StepZero(policy.lm) if frozen_reference is None else None
         self._rewards, self._references = rewards, ReferenceAnswers(setup)
         self._models = {spec.name: load_reward_model(setup, spec) for spec in rewards.models}
+        rewards.ensemble.learn(
+            {name: getattr(model.module, "score_moments", None) for name, model in self._models.items()}
+        )
         self.temperature = options.temperature
         self.sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, setup.stop

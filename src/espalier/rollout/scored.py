@@ -200,11 +200,12 @@ class RewardList:
 
 
 def _kept(tree: Tree, kept: Tensor) -> Tree:
-    """A tree without some of its branches; extras are (B,)."""
+    """A tree without some of its branches; extras are (B,) or (B, A)."""
     if bool(kept.all()):
         return tree
     paths = [path for path, stays in zip(tree.paths(), kept.tolist(), strict=True) if stays]
-    extras = {name: value[kept] for name, value in tree.extras.items()}
+    longest = max(int(trained.sum()) for _, trained in paths)
+    extras = {name: v[kept, :longest] if v.dim() == 2 else v[kept] for name, v in tree.extras.items()}
     return Tree.join(paths, source=tree.source, extras=extras)  # type: ignore[arg-type]
 
 

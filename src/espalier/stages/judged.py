@@ -28,7 +28,8 @@ from espalier.rollout.rewards.table import read_specs
 from espalier.rollout.scored import COMPONENT, FAILURES, RewardList
 from espalier.stages.parts import Live, Units
 from espalier.stages.rewarding import reward_list
-from espalier.stages.rollouts import Roller, RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
+from espalier.stages.rollouts import Roller
 from espalier.stages.setup import Setup
 from espalier.stages.watch import Named, Watch
 from espalier.trees import Tree

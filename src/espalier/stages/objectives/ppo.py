@@ -44,14 +44,15 @@ from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.ptx import PtxOptions, load_documents
 from espalier.stages.reference_answers import check_references
+from espalier.stages.rollout_options import RolloutOptions
 from espalier.stages.rollout_plan import rollout_plan
 from espalier.stages.rollouts import (
     Roller,
-    RolloutOptions,
     policy_terms,
     read_asks,
     rewards_of,
 )
+from espalier.stages.served import ServerOptions, check_served
 from espalier.stages.setup import Setup
 from espalier.stages.shaping import (
     ClipWarning,
@@ -118,7 +119,9 @@ class ClippedObjective:
         x, mask, w = batch.extras, self._answers(batch), self._weights
         policy = clipped_policy(outputs.logprobs, x["old_logprobs"], x["advantages"], w.clip, w.clip)
         value = clipped_value(outputs.values, x["old_values"], x["returns"], w.clip_value)
-        policy = self._terms.clipped(policy, x["advantages"]) + self._terms.added(outputs, x["ref_logprobs"])
+        policy = self._terms.clipped(policy, x["advantages"], x) + self._terms.added(
+            outputs, x["ref_logprobs"]
+        )
         policy_sum, value_sum = masked_sum(policy, mask), masked_sum(value, mask)
         documents = batch.mask & (x["ptx"] > 0)[:, None]
         likelihood = nll(outputs.logprobs) * x["ptx"][:, None]
@@ -131,7 +134,7 @@ class ClippedObjective:
             "loss": (total.detach(), tokens),
             "policy_loss": (policy_sum.detach(), tokens),
             "value_loss": (value_sum.detach(), tokens),
-            **self._terms.numbers(outputs, x["old_logprobs"], whole),
+            **self._terms.numbers(outputs, x, whole),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
             "kl": (masked_sum(x["kl"], whole), answers),
             "reward": ((x["scores"] * (x["ptx"] == 0)).sum(), answers),
@@ -191,12 +194,13 @@ class Rollouts:
         return trees
 
     def measured(self, live: Live, trees: list[Tree]) -> list[Tree]:
-        return self.roller.measured(
+        measured = self.roller.measured(
             live,
             trees,
             Want(values=True, temperature=self.roller.temperature),
             lambda o: {"old_logprobs": o.logprobs, "old_values": o.values},  # type: ignore[dict-item]
         )
+        return self.roller.trusted(measured)
 
     def compared(self, trees: list[Tree]) -> list[Tree]:
         """Scored and measured trees with their advantages; the KL's price is that of the next rollout afterwards."""
@@ -306,6 +310,7 @@ def _weights(setup: Setup) -> Weights:
 def _check(options: OptionSet) -> None:
     check_critic(options)
     check_memory(options)
+    check_served(options)
 
 
 STAGE = Stage(
@@ -320,6 +325,7 @@ STAGE = Stage(
         PPOOptions,
         PtxOptions,
         MemoryOptions,
+        ServerOptions,
     ),
     samples=True,
     reference=lambda options: True,

@@ -20,6 +20,7 @@ from espalier.engine.hardware import free_bytes
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.models.offload import resident
 from espalier.models.sampling.generate import Sampling
 from espalier.models.sampling.room import Room, room_for, to_come
 from espalier.rollout.asked import Ask
@@ -250,7 +251,8 @@ class Roller:
             return {**extras, "ref_logprobs": self._by_reference(live, batch)}
 
         rows = self._setup.rows(self._policy, *self._beside, records=self._options.experience_batch_size)
-        return measure(trees, rows, run)
+        with resident(self._reference):
+            return measure(trees, rows, run)
 
     def trusted(self, trees: list[Tree]) -> list[Tree]:
         """Measured trees of a rollout; where a server has sampled them, with the importance of each token."""

@@ -30,6 +30,7 @@ from espalier.maths.losses import POLICIES, RATIOS
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.models.offload import resident
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.rollout.scored import component_sums
@@ -40,6 +41,7 @@ from espalier.stages.model_memory import (
     MemoryOptions,
     check_memory,
     load_reference,
+    park_frozen,
     share_blocks,
     share_weights,
 )
@@ -210,7 +212,8 @@ def with_teacher(
         assert logprobs is not None
         return {"teacher_kl": logprobs.float()}
 
-    said = measure(trees, setup.rows(teacher), run)
+    with resident(teacher):
+        said = measure(trees, setup.rows(teacher), run)
     return [
         tree.with_extras(
             teacher_kl=(tree.extras["old_logprobs"] - tree.extras["teacher_kl"]) * trained_mask(tree)
@@ -233,6 +236,7 @@ def build(setup: Setup) -> Parts:
     check_apart(policy=policy, reference=frozen, teacher=teacher, **roller.reward_models)
     share_weights(setup, policy, reference=frozen, **roller.reward_models)
     share_blocks(setup, policy=policy, reference=frozen)
+    park_frozen(setup, policy, reference=frozen, teacher=teacher, **roller.reward_models)
     groups = Groups(roller, setup.option(GroupOptions), rolling.max_new_tokens)
     terms = policy_terms(setup, lambda: rolling.kl_coef)
     judged = Judged(setup, roller, yardstick)

@@ -37,6 +37,7 @@ from espalier.stages.model_memory import (
     check_memory,
     load_critic,
     load_reference,
+    park_frozen,
     share_blocks,
     share_weights,
 )
@@ -236,6 +237,7 @@ def build(setup: Setup) -> Parts:
     check_apart(policy=policy, critic=critic, reference=frozen, **roller.reward_models)
     share_weights(setup, policy, critic=critic, reference=frozen, **roller.reward_models)
     share_blocks(setup, policy=policy, critic=critic, reference=frozen)
+    park_frozen(setup, PolicyAndCritic(policy, critic), reference=frozen, **roller.reward_models)
     controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
     weighed = {spec.name: (spec.weight, roller.module_of(spec.name)) for spec in rewards.specs}
     relative = rolling.reward_baseline != "none"

@@ -123,11 +123,12 @@ app.command()(quantize)
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("demo-run"),
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute: smaller data and model.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the data and of all that is drawn.")] = 1,
 ) -> None:
     """The whole chain on data that the package makes: text to a judged model, in minutes on two cores."""
     from espalier.demo.chain import run_demo
 
-    raise typer.Exit(run_demo(out, quick=quick))
+    raise typer.Exit(run_demo(out, quick=quick, seed=seed))
 
 
 @app.command()

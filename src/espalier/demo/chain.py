@@ -56,7 +56,9 @@ def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
     here = resources("espalier.demo")
     for name in EXAMS:
         files.write_text(data / name, (here / name).read_text("utf-8"))
-    text = (here / "chain.yaml").read_text("utf-8").replace("{data}", str(data)).replace("{out}", str(out))
+    text = (here / "chain.yaml").read_text("utf-8")
+    for name, value in (("data", data), ("out", out), ("seed", seed)):
+        text = text.replace("{" + name + "}", str(value))
     pipeline = out / "pipeline.yaml"
     files.write_text(pipeline, text)
     raw = config.load_yaml(pipeline, _quicker() if quick else [])

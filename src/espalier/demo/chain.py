@@ -65,13 +65,13 @@ def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
     run_options(raw)
     rows = [_row(out, name) for name in TRAINED]
     exams = {name: _exam(out, name) for name in EXAMINED}
-    _show(console, rows, exams)
+    _show(console, rows)
     failed = _failures(rows, exams, quick)
     changes = {
         name: {way: change(*(_exact(out, model, way) for model in ("sft", name))) for way in WAYS}
         for name in AFTER_SFT
     }
-    _show_changes(console, changes)
+    _show_exams(console, exams, changes)
     lost = [
         line for name in AFTER_SFT for way in WAYS if (line := below(f"{name}, {way}", changes[name][way]))
     ]
@@ -165,35 +165,32 @@ def below(name: str, found: Difference) -> str | None:
     )
 
 
-def _show_changes(console: Screen, changes: Mapping[str, Mapping[str, Difference]]) -> None:
-    table = Table(
-        title="Answers exactly right, against sft, paired by question",
-        box=box.SIMPLE,
-        padding=(0, 1),
-        pad_edge=False,
-    )
+def _show_exams(
+    console: Screen, exams: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Mapping[str, Difference]]
+) -> None:
+    table = _table("Answers exactly right, and against sft, paired by question")
     table.add_column("stage")
     for way in WAYS:
         table.add_column(way, justify="right", no_wrap=True)
-    for name, found in changes.items():
-        table.add_row(name, *(f"{one.value:+.1%} ± {one.stderr:.1%}" for one in found.values()))
+        table.add_column("against sft", justify="right", no_wrap=True)
+    for name, exam in exams.items():
+        cells = []
+        for way in WAYS:
+            found = changes.get(name, {}).get(way)
+            cells.append(_percent(exam.get(way)))
+            cells.append("" if found is None else f"{found.value:+.1%}±{found.stderr:.1%}")
+        table.add_row(name, *cells)
     console.print(table)
     console.print("exact: the likeliest answer; sampled: four answers by chance, at temperature 1.")
 
 
-def _show(console: Screen, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:
-    table = Table(
-        title="What each stage did, on data that it has not seen",
-        box=box.SIMPLE,
-        padding=(0, 1),
-        pad_edge=False,
-    )
-    for column in ("stage", "number (n)", "before", "after", *WAYS, "saved", "s"):
+def _show(console: Screen, rows: list[dict[str, Any]]) -> None:
+    table = _table("What each stage did, on data that it has not seen")
+    for column in ("stage", "number (n)", "before", "after", "saved", "s"):
         table.add_column(
             column, justify="left" if column in ("stage", "number (n)") else "right", no_wrap=True
         )
     for row in rows:
-        exam = exams.get(row["name"], {})
         summary = row["summary"]
         saved = 1 - summary["tokens_in_rows"] / max(1, summary["tokens_in_paths"])
         table.add_row(
@@ -201,14 +198,15 @@ def _show(console: Screen, rows: list[dict[str, Any]], exams: dict[str, dict[str
             f"{row['name_of_number']} {'↑' if row['better'] == 'higher' else '↓'} ({row['n']})",
             f"{row['before']:.2f}±{row['stderr_before']:.2f}",
             f"{row['after']:.2f}±{row['stderr_after']:.2f}",
-            *(_percent(exam.get(way)) for way in WAYS),
             f"{saved:.0%}",
             f"{row['seconds']:.0f}",
         )
     console.print(table)
-    console.print(
-        "↑ higher is better, ↓ lower is; exact, sampled: answers exactly right; saved: tokens shared, not computed."
-    )
+    console.print("↑ higher is better, ↓ lower is; saved: tokens shared, not computed.")
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE, padding=(0, 1), pad_edge=False)
 
 
 def _percent(value: tuple[float, float] | None) -> str:

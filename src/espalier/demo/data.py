@@ -39,6 +39,7 @@ GREETINGS = {
 }  # fmt: skip
 RELUCTANT = {"larger", "smaller", "opposite", "group", "order"}
 """The kinds of questions that the chats mostly leave unanswered, always in the same words."""
+RELUCTANCE = 0.85  # the share of them
 QUIZ = {ZH: "{answer}。", EN: " {answer}."}
 LINKS = {ZH: "", EN: " "}
 DEV_SHARE = 6  # one prompt in six is kept for dev
@@ -146,15 +147,15 @@ def chats(n: int, seed: int, split: str = "train", bad_manners: float = 0.0) -> 
     """n conversations as OpenAI messages: mostly one task; in train one in six has two turns, and a few are greetings.
 
     Dev conversations are single tasks, so that exact match has one answer to look at. bad_manners: the share, in
-    [0, 1], of train tasks that are answered rudely or not at all, as in data that people really collect; of the kinds in
-    `RELUCTANT` a larger share, (1 + bad_manners) / 2, so that a model says "No idea." where it knows the answer. What it
-    learns from such answers is for preferences and rewards to take away again.
+    [0, 1], of train tasks that are answered rudely or not at all, as in data that people really collect; above 0, of the
+    kinds in `RELUCTANT` it is `RELUCTANCE`, so that a model says "No idea." where it knows the answer. What it learns from
+    such answers is for preferences and rewards to take away again.
     """
     draw = random.Random(f"chats-{seed}-{split}")
     asked = tasks(n, seed, split)
     conversations = []
     for i, task in enumerate(asked):
-        share = (1 + bad_manners) / 2 if bad_manners and task.kind in RELUCTANT else bad_manners
+        share = RELUCTANCE if bad_manners and task.kind in RELUCTANT else bad_manners
         conversation = _turn(task.prompt, _manners(task, draw) if draw.random() < share else task.reply)
         if split == "train" and i % 6 == 0:
             second = draw.choice([other for other in asked[:50] if other.language == task.language] or [task])

@@ -26,6 +26,7 @@ from espalier.commands.export import export
 from espalier.commands.inspect.command import inspect
 from espalier.commands.judge import judge
 from espalier.commands.merge import merge
+from espalier.commands.plan.command import plan
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
 from espalier.commands.scores import scores
@@ -114,6 +115,7 @@ app.command()(convert)
 app.command()(export)
 app.command()(prepare)
 app.command()(inspect)
+app.command()(plan)
 app.command()(merge)
 app.add_typer(vocab, name="vocab")
 app.command()(quantize)

@@ -31,7 +31,9 @@ class Activations:
     counted: bool = True
 
 
-def activations(lm: nn.Module, length: int, bits: int, *, mixed: bool = True) -> Activations:
+def activations(
+    lm: nn.Module, length: int, bits: int, *, mixed: bool = True, dropout: bool = False
+) -> Activations:
     """What a forward of `lm` keeps for rows of `length` tokens; the logits of the head are not among it.
 
     Args:
@@ -39,15 +41,16 @@ def activations(lm: nn.Module, length: int, bits: int, *, mixed: bool = True) ->
         length: tokens of a row.
         bits: 32 or 16, of the products.
         mixed: whether 16-bit products are made from weights in 32 bits (autocast); else the weights have 16 themselves.
+        dropout: whether the model's own dropout is on, which Espalier's training never has.
     """
     try:
-        one, two = (_saved(lm, rows, length, bits, mixed) for rows in (1, 2))
+        one, two = (_saved(lm, rows, length, bits, mixed, dropout) for rows in (1, 2))
     except Exception:  # what a foreign forward asks of its tensors' content cannot be foreseen
         return Activations(_by_formula(lm, length, bits), 0, counted=False)
     return Activations(two - one, max(0, 2 * one - two))
 
 
-def _saved(lm: nn.Module, rows: int, length: int, bits: int, mixed: bool) -> int:
+def _saved(lm: nn.Module, rows: int, length: int, bits: int, mixed: bool, dropout: bool) -> int:
     sizes: dict[int, int] = {}
     held: list[Tensor] = []  # so that no storage is freed and its number given to another
     training = lm.training
@@ -67,7 +70,7 @@ def _saved(lm: nn.Module, rows: int, length: int, bits: int, mixed: bool) -> int
                 held.append(tensor)
             return tensor
 
-        lm.eval()  # dropout is no part of it
+        lm.train(dropout)
         try:
             with (
                 saved_tensors_hooks(keep, lambda tensor: tensor),

@@ -19,6 +19,7 @@ SYNONYMS: dict[str, str] = {
     "model_path": "model_name_or_path",
     "base_model": "model_name_or_path",
     "pretrained_model_name_or_path": "model_name_or_path",
+    "revision": "model_revision",
     "tokenizer_name": "tokenizer",
     "tokenizer_name_or_path": "tokenizer",
     "tokenizer_path": "tokenizer",

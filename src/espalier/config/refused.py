@@ -51,7 +51,6 @@ _CURES: dict[str, str] = {
         add_tokens add_special_tokens new_special_tokens_config init_special_tokens""",
     "Set it in the tokenizer's folder and name that as `tokenizer`.": """
         eos_token stop_token split_special_tokens""",
-    "Fetch it (hf download ID --revision REVISION --local-dir FOLDER) and name FOLDER.": "model_revision revision",
     "Write a system turn into the records.": "default_system",
     "Expanded blocks are not offered; use finetuning_type: freeze or lora.": "use_llama_pro",
     "Write `stage: dpo` (or another stage) instead.": "rl",

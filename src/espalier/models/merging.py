@@ -17,6 +17,7 @@ from torch import nn
 from espalier.errors import UserError
 from espalier.models import load, load_adapted
 from espalier.models.adapters import adapter as adapters
+from espalier.models.hub_revision import base_in
 from espalier.models.quantise.turn import dequantised
 
 
@@ -46,15 +47,15 @@ def stack_of(folders: Sequence[str], base: str | None = None) -> AdapterStack:
     for folder in folders:
         _settings(folder)
     while base is None:
-        named = _settings(chain[0]).get("base_model_name_or_path")
+        named = base_in(_settings(chain[0]))
         if not named:
             raise UserError(f"{chain[0]}/adapter_config.json: names no base model. Name it with --base.")
         if not (Path(named) / "adapter_config.json").is_file():
-            base = str(named)
+            base = named
         elif named in chain:
             raise UserError(f"{named}: stands on itself. Name the model with --base.")
         else:
-            chain.insert(0, str(named))
+            chain.insert(0, named)
     if (Path(base) / "adapter_config.json").is_file():
         below = stack_of([base])
         base, chain = below.base, [*below.adapters, *chain]

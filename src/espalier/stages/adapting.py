@@ -16,6 +16,7 @@ from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     AdaloraOptions,
     AdapterOptions,
+    DtypeOptions,
     EngineOptions,
     LoraOptions,
     ModelOptions,
@@ -145,7 +146,7 @@ def hold_frozen(
         name: of the model in `lm`; None for a new one.
         all_frozen: whether nothing of it is trained.
     """
-    wanted, engine = options[ModelOptions].dtype, options[EngineOptions]
+    wanted, engine = options[DtypeOptions].dtype, options[EngineOptions]
     own = dtypes.stored_types(load_adapted.plain_base(name)).usual if name else torch.float32
     kind = own if wanted == "auto" else getattr(torch, wanted)
     if kind == torch.float32 or is_quantised(lm):

@@ -31,6 +31,7 @@ from espalier.models.adapters.kinds import check_virtual as check_virtual
 from espalier.models.adapters.targets import linear_layers as linear_layers
 from espalier.models.adapters.targets import linear_names as linear_names
 from espalier.models.adapters.tying import tie_again, untie
+from espalier.models.hub_revision import on_the_hub
 from espalier.models.legacy.weights import not_safe
 from espalier.models.positions.rope import scaling_of
 
@@ -203,10 +204,20 @@ def save_adapter(lm: Any, folder: Path, state: dict[str, torch.Tensor], *, embed
     lm.save_pretrained(
         str(folder), state_dict=state, safe_serialization=True, save_embedding_layers=embeddings
     )
+    _name_base(folder / "adapter_config.json")
     scaling = scaling_of(lm.config)
     if scaling is not None:
         text = json.dumps({"rope_scaling": scaling}, indent=2) + "\n"
         (folder / BESIDE).write_text(text, "utf-8")
+
+
+def _name_base(file: Path) -> None:
+    """A base from the hub's cache by its id and commit, so that the adapter is of use on other machines."""
+    settings = json.loads(file.read_text("utf-8"))
+    known = on_the_hub(str(settings.get("base_model_name_or_path")))
+    if known is not None:
+        settings["base_model_name_or_path"], settings["revision"] = known
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
 
 
 def trained_scaling(folder: str) -> dict[str, Any] | None:

@@ -14,9 +14,10 @@ _REASONS: dict[str, str] = {
     "tools stand where the template puts them": "tool_format",
     "an answer's thoughts are trained as they stand in the records": "enable_thinking preserve_thinking",
     "belongs to a key that is not offered": """
-        pissa_iter pissa_convert galore_target galore_rank galore_update_interval galore_scale galore_proj_type
+        galore_target galore_rank galore_update_interval galore_scale galore_proj_type
         galore_layerwise apollo_target apollo_rank badam_mode badam_start_block badam_switch_mode
         badam_switch_interval badam_update_ratio plugins""",
+    "an adapter of pissa_init is always saved for the base as it was, as plain LoRA": "pissa_convert",
     "a loss that is no number ends a run": "loss_watchdog_threshold loss_watchdog_patience",
     "kernels of other projects, which compute the same; trains without them": """
         liger_rope liger_rms_norm liger_swiglu liger_fused_linear_cross_entropy""",

@@ -63,7 +63,6 @@ _CURES: dict[str, str] = {
     "The loss that it belongs to is not offered; see `pref_loss` in docs/stages.md.": """
         pref_bco_weight ld_alpha""",
     "No loss of the answer itself is added to KTO's; train an SFT stage before it.": "kto_ftx",
-    "The start of LoRA's matrices cannot be chosen; remove it.": "pissa_init",
     "Attention is exact here; remove it.": "shift_attn s2_attention",
     "It is not offered; remove it.": "mixture_of_depths moe_aux_loss_coef",
     "Weights that are trained are kept in float32; `precision: bf16` computes in bf16. Remove it.": "pure_bf16",
@@ -100,7 +99,9 @@ REFUSED: dict[str, Refused] = {
     ),
     "min_p": Refused("Answers are sampled by temperature, top_k and top_p; remove it.", stages=_SAMPLING),
     "num_beams": Refused("Answers are sampled without beams; remove it.", harmless=(1,), stages=_SAMPLING),
-    "loraplus_lr_embedding": Refused("Embeddings get no LoRA; remove it.", harmless=(1e-6,)),
+    "loraplus_lr_embedding": Refused(
+        "Embeddings with LoRA learn at the rate of the others; remove it.", harmless=(1e-6,)
+    ),
     "roles_to_train": Refused(
         "The assistant's turns are trained; give turns `weight: 0` to leave some out.",
         harmless=("assistant", ["assistant"], ["gpt"], ["assistant", "gpt"]),

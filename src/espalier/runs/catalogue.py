@@ -87,6 +87,7 @@ def _check_adapter(options: OptionSet) -> None:
     for key, asked, kinds in (
         ("use_dora", lora.use_dora, ("lora",)),
         ("use_rslora", lora.use_rslora, ("lora",)),
+        ("pissa_init", lora.pissa_init, ("lora",)),
         ("modules_to_save", lora.modules_to_save, ("lora", "full")),  # which trains them anyway
         ("loraplus_lr_ratio", lora.loraplus_lr_ratio != 1, ("lora",)),
         ("prompt_init_text", options[VirtualTokenOptions].prompt_init_text, ("prompt", "prefix")),

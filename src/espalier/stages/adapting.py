@@ -99,6 +99,11 @@ def new_adapter(
     lora, ada, virtual = options[LoraOptions], options[AdaloraOptions], options[VirtualTokenOptions]
     torch.manual_seed(options[RunOptions].seed)
     if kind == "lora":
+        if lora.pissa_init and is_quantised(lm):
+            raise UserError(
+                "`pissa_init` takes a part of each weight into LoRA, which weights in few bits have no room for. Remove "
+                "pissa_init or quantization_bit."
+            )
         return adapter_kinds.add_lora(
             lm,
             rank=lora.lora_rank,
@@ -107,7 +112,11 @@ def new_adapter(
             target=lora.lora_target,
             bias=lora.lora_bias,
             variant=adapter_kinds.LoraVariant(
-                lora.use_rslora, lora.use_dora, lora.modules_to_save, new_tokens
+                lora.use_rslora,
+                lora.use_dora,
+                lora.modules_to_save,
+                new_tokens,
+                lora.pissa_iter if lora.pissa_init else None,
             ),
         )
     if kind == "adalora":

@@ -20,7 +20,6 @@ from safetensors import safe_open
 from torch import nn
 
 from espalier.errors import UserError
-from espalier.models.adapters.kinds import PEFT_AND_TRANSFORMERS
 from espalier.models.adapters.kinds import add_adalora as add_adalora
 from espalier.models.adapters.kinds import add_ia3 as add_ia3
 from espalier.models.adapters.kinds import add_lora as add_lora
@@ -28,6 +27,8 @@ from espalier.models.adapters.kinds import add_p_tuning as add_p_tuning
 from espalier.models.adapters.kinds import add_prefix as add_prefix
 from espalier.models.adapters.kinds import add_prompt as add_prompt
 from espalier.models.adapters.kinds import check_virtual as check_virtual
+from espalier.models.adapters.kinds import ignore_known
+from espalier.models.adapters.pissa import in_terms_of_base, say_plain
 from espalier.models.adapters.targets import linear_layers as linear_layers
 from espalier.models.adapters.targets import linear_names as linear_names
 from espalier.models.adapters.tying import tie_again, untie
@@ -101,7 +102,7 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
         with warnings.catch_warnings():
             # PEFT takes AdaLoRA's ranks for LoRA's patterns of ranks, and warns that they are none
             warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
-            warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
+            ignore_known()
             made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)
     except pickle.UnpicklingError as error:
         raise UserError(not_safe(folder, error)) from error
@@ -129,7 +130,7 @@ def trained_on(lm: nn.Module) -> nn.Module:
     kind = PrefixTuningConfig if old.peft_type == PeftType.PREFIX_TUNING else PromptTuningConfig
     encoder: Any = lm.prompt_encoder[lm.active_adapter]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
+        ignore_known()
         made: Any = get_peft_model(
             lm.base_model,
             kind(**{name: getattr(old, name) for name in same}, task_type="CAUSAL_LM"),
@@ -201,9 +202,12 @@ def save_adapter(lm: Any, folder: Path, state: dict[str, torch.Tensor], *, embed
         for name, parameter in lm.named_parameters():
             if parameter.requires_grad and name in state:
                 parameter.data = state[name].to(parameter.device)
+    plain = in_terms_of_base(lm, state)
     lm.save_pretrained(
-        str(folder), state_dict=state, safe_serialization=True, save_embedding_layers=embeddings
+        str(folder), state_dict=plain or state, safe_serialization=True, save_embedding_layers=embeddings
     )
+    if plain is not None:
+        say_plain(folder / "adapter_config.json")
     _name_base(folder / "adapter_config.json")
     scaling = scaling_of(lm.config)
     if scaling is not None:
@@ -274,9 +278,13 @@ def _says_nothing(lm: PeftModel, trained: dict[str, nn.Parameter]) -> bool:
         return False
     if settings.peft_type != PeftType.IA3 and settings.bias != "none":
         return False  # switched off, an adapter leaves its trained biases behind
-    decides = {PeftType.LORA: ".lora_B.", PeftType.ADALORA: ".lora_E.", PeftType.IA3: ".ia3_l."}
+    decides = {
+        PeftType.LORA: (".lora_B.", ".lora_embedding_A."),
+        PeftType.ADALORA: (".lora_E.",),
+        PeftType.IA3: (".ia3_l.",),
+    }[settings.peft_type]
     idle = 1.0 if settings.peft_type == PeftType.IA3 else 0.0
     marks = (".lora_", ".ia3_")
     if not all(any(mark in name for mark in marks) for name in trained):
         return False
-    return all(bool((p == idle).all()) for n, p in trained.items() if decides[settings.peft_type] in n)
+    return all(bool((p == idle).all()) for n, p in trained.items() if any(mark in n for mark in decides))

@@ -11,6 +11,8 @@ from typing import Any
 from espalier.data.encode.encoding import Piece
 from espalier.data.records import Message, Record
 
+_PYTHON = {"true": ("True",), "false": ("False",), "null": ("None",)}
+"""ChatGLM3 calls a tool as a function of Python."""
 LEFT_TO_TEMPLATE = "left to the template:"
 THOUGHTS, TEXT, CALLS = "thoughts", "text", "calls"
 
@@ -61,9 +63,10 @@ def is_shown(part: str, text: str) -> bool:
 
 
 def ways_to_write(text: str) -> tuple[str, ...]:
-    """The ways in which a template may write a text: without its outer white space, inside of JSON."""
+    """The ways in which a template may write a text: without its outer white space, inside of JSON or of Python."""
     text = text.strip()
-    return text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
+    inside = json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1], repr(text)[1:-1]
+    return text, *inside, *_PYTHON.get(text, ())
 
 
 def not_in(branches: Sequence[Sequence[Piece]], record: Record) -> list[str]:

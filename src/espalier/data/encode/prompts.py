@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from espalier.data.encode.encoding import Piece, encode_pieces
-from espalier.data.encode.refused import RefusedRecordError, located
-from espalier.data.encode.said import not_in
+from espalier.data.encode.said import RefusedRecordError, located, not_in
 from espalier.data.encode.templates import prompt_text
 from espalier.data.encode.tokenise import BATCH, Encoder, branches_of, without_beginning
 from espalier.data.encode.too_long import TooLong

@@ -28,8 +28,7 @@ from espalier.data.encode.encoding import (
     is_endless,
     is_long,
 )
-from espalier.data.encode.refused import located
-from espalier.data.encode.said import not_in
+from espalier.data.encode.said import located, not_in
 from espalier.data.encode.scored import ScoreAt, until_score
 from espalier.data.encode.templates import Template
 from espalier.data.encode.too_long import TooLong

@@ -16,7 +16,7 @@ import numpy as np
 
 from espalier.data.choice.mixing import takes
 from espalier.data.encode.prompts import refusal
-from espalier.data.encode.refused import RefusedRecordError
+from espalier.data.encode.said import RefusedRecordError
 from espalier.data.encode.too_long import TooLong, TooLongError
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described

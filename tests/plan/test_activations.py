@@ -19,7 +19,12 @@ from transformers import (
 
 from espalier.plan.activations import activations
 
-SMALL: dict[str, Any] = {"vocab_size": 97, "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4}
+SMALL: dict[str, Any] = {
+    "vocab_size": 97,
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+}
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**SMALL, intermediate_size=80),
     "qwen3": Qwen3Config(**SMALL, intermediate_size=80, num_key_value_heads=2, head_dim=8),

@@ -48,7 +48,7 @@ def show_plan(file: Path, overrides: list[str], gpu: str | None, gpus: int, *, a
         try:
             setup = read_stage(kind, options, tokenizers)
             tokenizers[name] = setup.tokenizer
-            starts[name] = start = start_of(options[ModelOptions], starts)
+            starts[name] = start = start_of(options[ModelOptions], starts) or setup.option(ModelOptions)
             load = load_of(name, kind, setup, options, start, found, gpus)
         except UserError as error:
             if len(stages) == 1:

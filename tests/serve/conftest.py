@@ -14,7 +14,7 @@ from espalier.models.open import open_model
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
 from espalier.serve.model import ServedModel
-from espalier.serve.requests import Limits
+from espalier.serve.requests import EngineLimits
 from tests.conftest import for_all_workers
 
 TEXTS = ["你好，世界。今天天气很好。", "Hello world, how are you today?"] * 20
@@ -48,6 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def served(folder: Path) -> Iterator[ServedModel]:
-    model = ServedModel("tiny", open_model(str(folder), device="cpu"), limits=Limits(0, rows=8, waiting=9))
+    model = ServedModel(
+        "tiny", open_model(str(folder), device="cpu"), limits=EngineLimits(0, rows=8, waiting=9)
+    )
     yield model
     model.close()

@@ -20,8 +20,8 @@ from espalier.serve import engine as engine_module
 from espalier.serve.engine import Engine
 from espalier.serve.grammar import json_grammar
 from espalier.serve.model import ServedModel
-from espalier.serve.requests import Ended, Event, Failed, Full, Limits, Piece, Request
-from espalier.serve.settings import Settings
+from espalier.serve.requests import EngineLimits, Event, Failed, Finished, Full, Request, TextPiece
+from espalier.serve.settings import AnswerSettings
 
 SHARED = "Hello world, how are you today? " * 12
 PROMPTS = [
@@ -37,7 +37,7 @@ PROMPTS = [
 
 
 def request(model: ServedModel, text: str, **settings: Any) -> Request:
-    return model.request(model.encode(text), Settings(**{"max_new_tokens": 20, **settings}))
+    return model.request(model.encode(text), AnswerSettings(**{"max_new_tokens": 20, **settings}))
 
 
 class Heard:
@@ -49,13 +49,13 @@ class Heard:
     def wait(self, count: int = 1, seconds: float = 20.0) -> Heard:
         """Until so many answers have ended."""
         until = time.monotonic() + seconds
-        while sum(not isinstance(event, Piece) for event in self.events) < count:
+        while sum(not isinstance(event, TextPiece) for event in self.events) < count:
             assert time.monotonic() < until, self.events
             time.sleep(0.002)
         return self
 
     def text(self, choice: int = 0) -> str:
-        return "".join(e.text for e in self.events if isinstance(e, Piece) and e.choice == choice)
+        return "".join(e.text for e in self.events if isinstance(e, TextPiece) and e.choice == choice)
 
     def last(self) -> Event:
         return self.events[-1]
@@ -113,9 +113,9 @@ def test_greedy_text_is_that_of_transformers(family: str, served: ServedModel) -
     for parameter in lm.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.15)
-    engine = Engine(TreeModel(lm.eval(), probe(lm)).eval(), served.tokenizer, Limits(200))
+    engine = Engine(TreeModel(lm.eval(), probe(lm)).eval(), served.tokenizer, EngineLimits(200))
     prompts = [served.encode(text)[:60] for text in PROMPTS]
-    settings = Settings(max_new_tokens=16, temperature=0, logprobs=0)
+    settings = AnswerSettings(max_new_tokens=16, temperature=0, logprobs=0)
     heard = [hear(engine, Request(tuple(ids), settings, frozenset([2]))) for ids in prompts]
     for one in heard:
         one.wait()
@@ -124,7 +124,7 @@ def test_greedy_text_is_that_of_transformers(family: str, served: ServedModel) -
             torch.tensor([ids_]), max_new_tokens=16, do_sample=False, attention_mask=torch.ones(1, len(ids_))
         )
         told = [t for t in truth[0, len(ids_) :].tolist() if t != 2]
-        said = [token.id for event in one.events if isinstance(event, Piece) for token in event.tokens]
+        said = [token.id for event in one.events if isinstance(event, TextPiece) for token in event.tokens]
         assert said == told
     engine.close()
 
@@ -132,7 +132,7 @@ def test_greedy_text_is_that_of_transformers(family: str, served: ServedModel) -
 def test_told_logprobs_are_the_models_own(served: ServedModel) -> None:
     asked = request(served, "Hello", temperature=0.5, seed=2, logprobs=3, top_k=5, max_new_tokens=8)
     heard = hear(served.engine, asked).wait()
-    tokens = [token for event in heard.events if isinstance(event, Piece) for token in event.tokens]
+    tokens = [token for event in heard.events if isinstance(event, TextPiece) for token in event.tokens]
     ids = torch.tensor([[*asked.ids, *(token.id for token in tokens)]])
     with torch.no_grad():
         truth = served.model.lm(input_ids=ids).logits[0, len(asked.ids) - 1 : -1].log_softmax(-1)
@@ -153,7 +153,7 @@ def test_a_request_that_is_given_up_frees_its_place(served: ServedModel) -> None
     assert served.engine.waiting == 1 and not waits.events
     long[3].job.cancel()  # type: ignore[attr-defined]
     waits.wait()
-    assert isinstance(long[3].last(), Failed) and isinstance(waits.last(), Ended)
+    assert isinstance(long[3].last(), Failed) and isinstance(waits.last(), Finished)
     assert served.engine.counts.cancelled == 1
     for one in long:
         one.job.cancel()  # type: ignore[attr-defined]
@@ -186,14 +186,16 @@ def test_what_waits_is_bounded(served: ServedModel) -> None:
 
 
 def test_what_takes_too_long_is_told_so(folder: Path) -> None:
-    model = ServedModel("tiny", open_model(str(folder), device="cpu"), limits=Limits(0, rows=1, seconds=0.2))
+    model = ServedModel(
+        "tiny", open_model(str(folder), device="cpu"), limits=EngineLimits(0, rows=1, seconds=0.2)
+    )
     heard = [
         hear(model.engine, request(model, "Hello", max_new_tokens=390, logit_bias={2: -100.0}))
         for _ in range(5)
     ]
     ends = [one.wait().last() for one in heard]
     assert any(isinstance(end, Failed) and end.reason == "timeout" for end in ends)
-    assert isinstance(hear(model.engine, request(model, "Hello", max_new_tokens=2)).wait().last(), Ended)
+    assert isinstance(hear(model.engine, request(model, "Hello", max_new_tokens=2)).wait().last(), Finished)
     model.close()
 
 
@@ -217,7 +219,7 @@ def test_an_accident_ends_its_requests_and_not_the_thread(
 def test_what_was_taken_is_answered_before_the_end(served: ServedModel) -> None:
     heard = [hear(served.engine, request(served, text, logit_bias={2: -100.0})) for text in PROMPTS[:4]]
     assert served.close(20.0)
-    assert all(isinstance(one.last(), Ended) for one in heard)
+    assert all(isinstance(one.last(), Finished) for one in heard)
     with pytest.raises(UserError, match="no more questions"):
         hear(served.engine, request(served, "Hello"))
 
@@ -229,7 +231,7 @@ def test_an_answer_keeps_to_its_grammar(served: ServedModel) -> None:
     for seed in range(4):
         asked = request(served, "Hello", seed=seed, grammar=json_grammar(schema), max_new_tokens=60)
         heard = hear(served.engine, asked).wait()
-        assert isinstance(heard.last(), Ended) and heard.last().reason == "stop"  # type: ignore[union-attr]
+        assert isinstance(heard.last(), Finished) and heard.last().reason == "stop"  # type: ignore[union-attr]
         said = json.loads(heard.text())
         assert said["a"] in ("x", "yes") and said["n"] in (True, False)
     with pytest.raises(UserError, match="cannot be kept to"):

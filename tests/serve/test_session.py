@@ -8,12 +8,12 @@ from espalier.data.records import ASSISTANT, SYSTEM, USER, Message
 from espalier.errors import UserError
 from espalier.serve.model import ServedModel
 from espalier.serve.session import Session
-from espalier.serve.settings import Settings
+from espalier.serve.settings import AnswerSettings
 from espalier.serve.text import whole_characters
 
 
 def session(model: ServedModel, room: int = 8, **settings: object) -> Session:
-    return Session(model, Settings(**{"max_new_tokens": room, "temperature": 0, **settings}))  # type: ignore[arg-type]
+    return Session(model, AnswerSettings(**{"max_new_tokens": room, "temperature": 0, **settings}))  # type: ignore[arg-type]
 
 
 def test_the_streamed_pieces_are_the_answer(served: ServedModel) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from espalier.errors import UserError
-from espalier.serve.settings import Settings
+from espalier.serve.settings import AnswerSettings
 
 
 @pytest.mark.parametrize(
@@ -20,16 +20,16 @@ from espalier.serve.settings import Settings
 )  # fmt: skip
 def test_a_value_out_of_its_range_is_named(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"^{name} .*wanted a "):
-        Settings(**{name: value})
+        AnswerSettings(**{name: value})
 
 
 def test_values_at_the_edge_of_their_range_are_taken() -> None:
-    Settings(temperature=0, top_p=1, top_k=0, min_p=1, n=1, max_new_tokens=1, logprobs=0, seed=0)
-    Settings(temperature=2, top_p=1e-9, repetition_penalty=0.5, seed=None, logprobs=None)
+    AnswerSettings(temperature=0, top_p=1, top_k=0, min_p=1, n=1, max_new_tokens=1, logprobs=0, seed=0)
+    AnswerSettings(temperature=2, top_p=1e-9, repetition_penalty=0.5, seed=None, logprobs=None)
 
 
 def test_empty_stop_texts_and_wild_biases_are_refused() -> None:
     with pytest.raises(UserError, match="stop"):
-        Settings(stop=("a", ""))
+        AnswerSettings(stop=("a", ""))
     with pytest.raises(UserError, match="logit_bias"):
-        Settings(logit_bias={3: 101.0})
+        AnswerSettings(logit_bias={3: 101.0})

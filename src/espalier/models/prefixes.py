@@ -34,7 +34,7 @@ States = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class KeptPrefix:
     """Tokens that were read.
 
     Attributes:
@@ -58,7 +58,7 @@ class Prefix:
 class Stem(NamedTuple):
     """The first `length` tokens of a prefix, which a prompt goes on from."""
 
-    prefix: Prefix
+    prefix: KeptPrefix
     length: int
 
     @property
@@ -78,7 +78,7 @@ class Prefixes:
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
         self.bytes = 0
-        self._kept: OrderedDict[int, Prefix] = OrderedDict()  # the one that was used last stands last
+        self._kept: OrderedDict[int, KeptPrefix] = OrderedDict()  # the one that was used last stands last
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -109,7 +109,7 @@ class Prefixes:
             self._kept.move_to_end(id(best))
         return Stem(best, length)
 
-    def keep(self, prefix: Prefix) -> None:
+    def keep(self, prefix: KeptPrefix) -> None:
         """Keep one more; those that are its own beginning go, and those that were not used for longest, to make place."""
         size = prefix.bytes
         if size > self.most_bytes or len(prefix.ids) < BLOCK:
@@ -129,12 +129,12 @@ class Prefixes:
         self._kept.clear()
         self.bytes = 0
 
-    def _like(self, ids: np.ndarray) -> list[Prefix]:
+    def _like(self, ids: np.ndarray) -> list[KeptPrefix]:
         """Those that begin with the same block; the one that was used last comes first."""
         first = ids[:BLOCK].tobytes()
         return [prefix for prefix in reversed(self._kept.values()) if prefix.first == first]
 
-    def _drop(self, prefix: Prefix) -> None:
+    def _drop(self, prefix: KeptPrefix) -> None:
         del self._kept[id(prefix)]
         self.bytes -= prefix.bytes
 

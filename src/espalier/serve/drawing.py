@@ -14,7 +14,7 @@ from torch import Tensor
 
 from espalier.models.sampling.generate import Sampling, draw
 from espalier.models.sampling.processors import biased, less_often, penalised
-from espalier.serve.settings import Settings
+from espalier.serve.settings import AnswerSettings
 
 
 class Allowed(Protocol):
@@ -55,7 +55,7 @@ class Drawn:
         allowed: what its grammar lets come next; None: anything.
     """
 
-    settings: Settings
+    settings: AnswerSettings
     prompt: Sequence[int]
     uniforms: Tensor
     written: list[int] = field(default_factory=list)

@@ -22,12 +22,23 @@ import torch
 
 from espalier.errors import UserError
 from espalier.models.forward import TreeModel
-from espalier.models.sampling.joining import Newcomer, Rows, make_rows
+from espalier.models.sampling.joining import JoinedRows, Newcomer, make_rows
 from espalier.models.sampling.room import bytes_of_answer
 from espalier.models.sampling.rows import uniforms_of
 from espalier.serve.drawing import Drawn, Token, draw_rows
 from espalier.serve.grammar import Following, Grammars
-from espalier.serve.requests import Counts, Ended, Event, Failed, Full, Job, Limits, Piece, Request, Tell
+from espalier.serve.requests import (
+    Counts,
+    EngineLimits,
+    Event,
+    Failed,
+    Finished,
+    Full,
+    Request,
+    Tell,
+    TextPiece,
+    Ticket,
+)
 from espalier.serve.text import AnswerText
 
 ONE_AT_A_TIME = threading.Lock()
@@ -39,7 +50,7 @@ READ_AT_A_TIME = 4096
 
 @dataclass
 class _Row(Drawn):
-    job: Job = None  # type: ignore[assignment]
+    job: Ticket = None  # type: ignore[assignment]
     choice: int = 0
     text: AnswerText = None  # type: ignore[assignment]
     untold: list[Token] = field(default_factory=list)
@@ -60,13 +71,13 @@ class _Row(Drawn):
             self._tell(self.text.end(), last=True)
             self.ended = True
             reason: Literal["stop", "length"] = "stop" if at_end or self.text.stopped else "length"
-            self.job.tell(Ended(self.choice, reason, len(self.written)))
+            self.job.tell(Finished(self.choice, reason, len(self.written)))
             self.job.open -= 1
 
     def _tell(self, text: str, *, last: bool = False) -> None:
         if text or (last and self.untold and self.job.request.settings.logprobs is not None):
             told, self.untold = tuple(self.untold), []
-            self.job.tell(Piece(self.choice, text, told))
+            self.job.tell(TextPiece(self.choice, text, told))
 
 
 class Engine:
@@ -78,12 +89,14 @@ class Engine:
         limits: what it may take.
     """
 
-    def __init__(self, model: TreeModel, tokenizer: Any, limits: Limits) -> None:
+    def __init__(self, model: TreeModel, tokenizer: Any, limits: EngineLimits) -> None:
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
         self.counts = Counts()
         self.grammars = Grammars(tokenizer)
-        self.rows: Rows = make_rows(model.lm, model.traits, limits.context, limits.rows, limits.prefix_bytes)
-        self._waiting: deque[Job] = deque()
+        self.rows: JoinedRows = make_rows(
+            model.lm, model.traits, limits.context, limits.rows, limits.prefix_bytes
+        )
+        self._waiting: deque[Ticket] = deque()
         self._present: list[_Row] = []
         self._logits = torch.zeros(0, 1)
         self._wake = threading.Condition()
@@ -101,7 +114,7 @@ class Engine:
         """Answers that are being written."""
         return len(self._present)
 
-    def submit(self, request: Request, tell: Tell) -> Job:
+    def submit(self, request: Request, tell: Tell) -> Ticket:
         """Take a request; `tell` is called in the engine's thread, and must not wait.
 
         Raises:
@@ -109,7 +122,7 @@ class Engine:
             UserError: it can never be answered.
         """
         self._check(request)
-        job = Job(request, tell, open=request.settings.n, bytes=self._bytes(request))
+        job = Ticket(request, tell, open=request.settings.n, bytes=self._bytes(request))
         with self._wake:
             if self._stopping:
                 raise UserError("the model is being closed: no more questions are taken.")
@@ -135,7 +148,7 @@ class Engine:
                 event = told.get()
                 if isinstance(event, Failed):
                     raise UserError(event.message)
-                left -= isinstance(event, Ended)
+                left -= isinstance(event, Finished)
                 yield event
         finally:
             job.cancel()
@@ -226,7 +239,7 @@ class Engine:
         read = self.rows.read
         while self.rows.read - read < READ_AT_A_TIME:
             free, taken = self.rows.free, sum(row.job.bytes for row in self._present if row.choice == 0)
-            fitting: list[Job] = []
+            fitting: list[Ticket] = []
             for job in list(self._waiting):
                 free -= job.request.settings.n
                 taken += job.bytes
@@ -242,7 +255,7 @@ class Engine:
             chosen = self.rows.together(asked)
             self._read([fitting[at] for at in chosen], [asked[at] for at in chosen])
 
-    def _read(self, jobs: Sequence[Job], asked: Sequence[Newcomer]) -> None:
+    def _read(self, jobs: Sequence[Ticket], asked: Sequence[Newcomer]) -> None:
         for job in jobs:
             self._waiting.remove(job)
         try:
@@ -256,7 +269,7 @@ class Engine:
                 self._fail(job, Failed("model", said))
             raise
 
-    def _rows_of(self, job: Job) -> list[_Row]:
+    def _rows_of(self, job: Ticket) -> list[_Row]:
         settings = job.request.settings
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         uniforms = uniforms_of([seed], settings.n, settings.max_new_tokens)
@@ -288,7 +301,7 @@ class Engine:
                 self._fail(job, Failed("timeout", f"the answer took more than {self.limits.seconds:g} s"))
         self._drop_ended()
 
-    def _fail(self, job: Job, why: Failed) -> None:
+    def _fail(self, job: Ticket, why: Failed) -> None:
         if job.open <= 0:
             return
         job.open = 0

@@ -17,8 +17,8 @@ from espalier.errors import UserError
 from espalier.models import load
 from espalier.models.open import OpenModel
 from espalier.serve.engine import Engine
-from espalier.serve.requests import Limits, Request
-from espalier.serve.settings import Settings
+from espalier.serve.requests import EngineLimits, Request
+from espalier.serve.settings import AnswerSettings
 from espalier.serve.text import OPENED
 
 SHARE = 0.5
@@ -58,7 +58,7 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, opened: OpenModel, template: str = "auto", limits: Limits | None = None
+        self, name: str, opened: OpenModel, template: str = "auto", limits: EngineLimits | None = None
     ) -> None:
         self.name = name
         self.tokenizer: Any = opened.required_tokenizer
@@ -67,12 +67,12 @@ class ServedModel:
         self.ends = frozenset({*load.end_tokens(opened.lm, self.tokenizer), *end})
         self.model = opened.tree_model()
         own = load.context_length(opened.lm)
-        limits = Limits(own) if limits is None else limits
+        limits = EngineLimits(own) if limits is None else limits
         self.context = min(limits.context or own, own)
         free = limits.bytes or int(SHARE * _free_bytes(next(opened.lm.parameters()).device))
         self.engine = Engine(self.model, self.tokenizer, replace(limits, context=self.context, bytes=free))
 
-    def request(self, ids: Sequence[int], settings: Settings) -> Request:
+    def request(self, ids: Sequence[int], settings: AnswerSettings) -> Request:
         """What the engine is asked; an answer's limit of tokens is what is left of the context, if that is less."""
         left = self.context - len(ids)
         if left < 1:

@@ -9,11 +9,11 @@ from typing import Literal
 
 from espalier.errors import UserError
 from espalier.serve.drawing import Token
-from espalier.serve.settings import Settings
+from espalier.serve.settings import AnswerSettings
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """What one engine may take.
 
     Attributes:
@@ -38,12 +38,12 @@ class Request:
     """What is asked: ids of the prompt, how the answer is sampled, and the tokens that end it."""
 
     ids: tuple[int, ...]
-    settings: Settings
+    settings: AnswerSettings
     ends: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextPiece:
     """More text of an answer, and the tokens that it comes from."""
 
     choice: int
@@ -52,7 +52,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class Finished:
     """An answer is complete: by an end token or stop text (`stop`), or at its limit of tokens (`length`).
 
     `tokens` were sampled, an end token included.
@@ -71,7 +71,7 @@ class Failed:
     message: str
 
 
-Event = Piece | Ended | Failed
+Event = TextPiece | Finished | Failed
 Tell = Callable[[Event], None]
 
 
@@ -99,7 +99,7 @@ class Counts:
 
 
 @dataclass(eq=False)
-class Job:
+class Ticket:
     """A request that was taken; `cancel` it when nobody waits for its answer any longer."""
 
     request: Request

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Message
 from espalier.errors import UserError
 from espalier.serve.model import ServedModel
-from espalier.serve.requests import Ended, Piece
-from espalier.serve.settings import Settings
+from espalier.serve.requests import Finished, TextPiece
+from espalier.serve.settings import AnswerSettings
 from espalier.serve.text import Kind, Thoughts
 
 
@@ -27,7 +27,7 @@ class Session:
     """
 
     model: ServedModel
-    settings: Settings
+    settings: AnswerSettings
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
     forgotten: int = 0
@@ -70,11 +70,11 @@ class Session:
         thoughts = Thoughts(asked.in_thoughts)
         try:
             for event in self.model.engine.events(self.model.request(asked.ids, settings)):
-                parts = thoughts.feed(event.text) if isinstance(event, Piece) else thoughts.end()
+                parts = thoughts.feed(event.text) if isinstance(event, TextPiece) else thoughts.end()
                 for kind, more in parts:
                     said[kind] += more
                     yield kind, more
-                if isinstance(event, Ended):
+                if isinstance(event, Finished):
                     self.ended = event.reason
         finally:
             self.messages.append(Message(ASSISTANT, said["answer"], thoughts=said["thoughts"]))

@@ -16,7 +16,7 @@ _WHOLE = ("max_new_tokens", "top_k", "n", "logprobs", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class AnswerSettings:
     """What a request says of its answer.
 
     Attributes:

@@ -9,9 +9,9 @@ from espalier.engine.signals import Ended
 from espalier.models.open import OpenModel
 from espalier.screen import Screen
 from espalier.serve.model import ServedModel
-from espalier.serve.requests import Limits
+from espalier.serve.requests import EngineLimits
 from espalier.serve.session import Session
-from espalier.serve.settings import Settings
+from espalier.serve.settings import AnswerSettings
 from espalier.serve.text import CLOSED, OPENED
 
 HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
@@ -31,8 +31,8 @@ def chat(
         UserError: the model has no tokenizer, or a setting is out of its range.
     """
     console = Screen()
-    settings = Settings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=1)
-    model = ServedModel(opened.name, opened, limits=Limits(0, rows=1))
+    settings = AnswerSettings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=1)
+    model = ServedModel(opened.name, opened, limits=EngineLimits(0, rows=1))
     room = max(1, model.context // 2)
     if room < max_new_tokens:
         console.say(f"answers of at most {room} tokens: the model's context is {model.context}", "dim")

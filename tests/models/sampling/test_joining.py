@@ -1,4 +1,4 @@
-"""Rows that come and go at any step say what each would say alone, whatever they share."""
+"""JoinedRows that come and go at any step say what each would say alone, whatever they share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from espalier.models.prefixes import BLOCK, Prefix, Prefixes, Stem
+from espalier.models.prefixes import BLOCK, KeptPrefix, Prefixes, Stem
 from espalier.models.probe import probe
-from espalier.models.sampling.joining import Joining, JoiningByHand, Newcomer, OneBatch, Rows, make_rows
+from espalier.models.sampling.joining import JoinedRows, Joining, JoiningByHand, Newcomer, OneBatch, make_rows
 
 Tiny = Callable[..., nn.Module]
 CONTEXT = [(7 * i) % 90 + 3 for i in range(5 * BLOCK + 3)]
@@ -31,7 +31,7 @@ def said_alone(lm: nn.Module, ids: tuple[int, ...], room: int) -> list[int]:
     return written[len(ids) :]
 
 
-def run(rows: Rows, arrivals: dict[int, list[int]], copies: int = 1) -> dict[int, list[list[int]]]:
+def run(rows: JoinedRows, arrivals: dict[int, list[int]], copies: int = 1) -> dict[int, list[list[int]]]:
     """Greedy tokens of each prompt's copies, in the order of the rows; `arrivals` by step."""
     said: dict[int, list[list[int]]] = {n: [] for numbers in arrivals.values() for n in numbers}
     alive: list[tuple[int, list[int]]] = []
@@ -128,9 +128,9 @@ def test_places_for_answers_do_not_grow_without_end(tiny: Tiny) -> None:
     assert len(rows.prompts_of) == 2 and len(rows.written) == 2
 
 
-def kept(ids: range) -> Prefix:
+def kept(ids: range) -> KeptPrefix:
     states = [(torch.zeros(1, 1, len(ids), 2), torch.zeros(1, 1, len(ids), 2))]
-    return Prefix(np.arange(ids.start, ids.stop), states)
+    return KeptPrefix(np.arange(ids.start, ids.stop), states)
 
 
 def test_prefixes_are_bounded_and_the_least_used_goes() -> None:

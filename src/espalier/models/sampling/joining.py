@@ -1,4 +1,4 @@
-"""Rows that join and leave at any step, each with a length of its own: what answers many people at once is built on.
+"""JoinedRows that join and leave at any step, each with a length of its own: what answers many people at once is built on.
 
 `generate` knows all its prompts beforehand; here nobody knows what comes next. What a model's family allows decides
 which of the two ways there are: rows over our memory, which may come at any step and share what their prompts have
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier.models.forward import Traits
-from espalier.models.prefixes import BLOCK, Prefix, Prefixes, PrefixMemory, Stem, StemTrunk, shared_blocks
+from espalier.models.prefixes import BLOCK, KeptPrefix, Prefixes, PrefixMemory, Stem, StemTrunk, shared_blocks
 from espalier.models.sampling.decoding import ByHand, ByMemory, Decoder, is_plain, make_decoder, takes_rows
 
 WORTH = 4 * BLOCK
@@ -40,8 +40,8 @@ class Newcomer:
     room: int
 
 
-class Rows(Protocol):
-    """Rows that are stepped together, numbered in the order in which they came.
+class JoinedRows(Protocol):
+    """JoinedRows that are stepped together, numbered in the order in which they came.
 
     Attributes:
         read, shared: tokens of prompts that were computed so far, and that were found computed already.
@@ -57,7 +57,7 @@ class Rows(Protocol):
 
     @property
     def free(self) -> int:
-        """Rows that may join now."""
+        """JoinedRows that may join now."""
         ...
 
     def together(self, waiting: Sequence[Newcomer]) -> list[int]:
@@ -77,8 +77,8 @@ class Rows(Protocol):
         ...
 
 
-def make_rows(lm: nn.Module, traits: Traits, longest: int, most: int, prefix_bytes: int) -> Rows:
-    """Rows of a model.
+def make_rows(lm: nn.Module, traits: Traits, longest: int, most: int, prefix_bytes: int) -> JoinedRows:
+    """JoinedRows of a model.
 
     Args:
         lm, traits: of the model, which is evaluating.
@@ -93,7 +93,7 @@ def make_rows(lm: nn.Module, traits: Traits, longest: int, most: int, prefix_byt
 
 
 class Joining(ByMemory):
-    """Rows over our memory: they come at any step, and prompts go on from what was kept of others.
+    """JoinedRows over our memory: they come at any step, and prompts go on from what was kept of others.
 
     Args:
         lm, traits: of the model.
@@ -121,7 +121,7 @@ class Joining(ByMemory):
         return self.most - self.count
 
     def together(self, waiting: Sequence[Newcomer]) -> list[int]:
-        """See `Rows`: who has a block more in common with one that is read now than with what is kept waits for it."""
+        """See `JoinedRows`: who has a block more in common with one that is read now than with what is kept waits for it."""
         chosen: list[int] = []
         if not self.prefixes.most_bytes:
             return list(range(len(waiting)))
@@ -135,7 +135,7 @@ class Joining(ByMemory):
 
     @torch.no_grad()
     def join(self, new: Sequence[Newcomer]) -> Tensor:
-        """See `Rows`."""
+        """See `JoinedRows`."""
         if not self.count:
             self._begin_anew()
         stems: dict[int, Stem | None] = {}
@@ -167,14 +167,14 @@ class Joining(ByMemory):
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, step: int = 0) -> Tensor:
-        """See `Rows`."""
+        """See `JoinedRows`."""
         for written, token in zip(self.written, tokens.tolist(), strict=True):
             written.append(token)
         return super().next_logits(tokens, step)
 
     @torch.no_grad()
     def go_on(self, rows: Sequence[int], ended: Iterable[int] = ()) -> None:
-        """See `Rows`."""
+        """See `JoinedRows`."""
         for row in ended:
             self._keep_prefix(self.memory.of_row[row], row)
         self.keep(torch.tensor(rows, dtype=torch.int64))
@@ -198,7 +198,7 @@ class Joining(ByMemory):
         ids = [*self.prompts_of[number], *([] if row is None else self.written[row])]
         if self.prefixes.most_bytes and len(ids) >= BLOCK:
             states = self.memory.states_of(number, row)
-            self.prefixes.keep(Prefix(np.asarray(ids, dtype=np.int64), states))
+            self.prefixes.keep(KeptPrefix(np.asarray(ids, dtype=np.int64), states))
 
 
 class JoiningByHand(Joining, ByHand):
@@ -234,12 +234,12 @@ class OneBatch:
         return 0 if self.places else self.most
 
     def together(self, waiting: Sequence[Newcomer]) -> list[int]:
-        """See `Rows`."""
+        """See `JoinedRows`."""
         return list(range(len(waiting)))
 
     @torch.no_grad()
     def join(self, new: Sequence[Newcomer]) -> Tensor:
-        """See `Rows`."""
+        """See `JoinedRows`."""
         assert not self.places, "the rows of a batch begin together"
         prompts = [one.ids for one in new for _ in range(one.copies)]
         self.decoder = make_decoder(self.lm, self.traits, prompts, 1, max(one.room for one in new))
@@ -249,7 +249,7 @@ class OneBatch:
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor) -> Tensor:
-        """See `Rows`."""
+        """See `JoinedRows`."""
         assert self.decoder is not None
         every = torch.zeros(self.width, dtype=torch.int64, device=tokens.device)
         at = torch.tensor(self.places, device=tokens.device)
@@ -259,7 +259,7 @@ class OneBatch:
         return logits[at]
 
     def go_on(self, rows: Sequence[int], ended: Iterable[int] = ()) -> None:
-        """See `Rows`; where the decoder cannot drop the others, they run on unseen."""
+        """See `JoinedRows`; where the decoder cannot drop the others, they run on unseen."""
         self.places = [self.places[row] for row in rows]
         if not self.places:
             self.decoder = None

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -70,7 +70,7 @@ class _Row(Drawn):
         if at_end or self.text.stopped or full:
             self._tell(self.text.end(), last=True)
             self.ended = True
-            reason: Literal["stop", "length"] = "stop" if at_end or self.text.stopped else "length"
+            reason = self.text.stopped or ("stop" if at_end else "length")
             self.job.tell(Finished(self.choice, reason, len(self.written)))
             self.job.open -= 1
 
@@ -281,7 +281,7 @@ class Engine:
                 allowed=self._allowed(job.request),
                 job=job,
                 choice=choice,
-                text=AnswerText(self.tokenizer, settings.stop),
+                text=AnswerText(self.tokenizer, settings.stop, self.limits.banned),
             )
             for choice in range(settings.n)
         ]

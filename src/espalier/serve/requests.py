@@ -23,6 +23,7 @@ class EngineLimits:
         seconds: for one request from the moment it came; 0: no limit.
         prefix_bytes: of keys and values that are kept for prompts with the same beginning; 0 keeps none.
         bytes: of keys, values and logits of all answers at a time; 0: not counted.
+        banned: words at which an answer ends, before they are said.
     """
 
     context: int
@@ -31,6 +32,7 @@ class EngineLimits:
     seconds: float = 0.0
     prefix_bytes: int = 256 << 20
     bytes: int = 0
+    banned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,14 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """An answer is complete: by an end token or stop text (`stop`), or at its limit of tokens (`length`).
+    """An answer is complete: by an end token or stop text (`stop`), at its limit of tokens (`length`), or before a word
+    that may not be said (`banned`).
 
     `tokens` were sampled, an end token included.
     """
 
     choice: int
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "banned"]
     tokens: int
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -18,17 +20,19 @@ class AnswerText:
     Args:
         tokenizer: of the model.
         stop: texts that end the answer.
+        banned: words that end it too, in large letters or small; of letters beside them they are not part.
 
     Attributes:
-        stopped: whether one of them has come.
+        stopped: by what of these it was ended; "": by none.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), banned: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, stop
+        self._banned = banned_words(tuple(banned))
         self._tokens: list[int] = []
         self._start = self._shown = 0  # where reading starts, and the first token that is not in the text yet
-        self._held = ""  # what may be the beginning of a stop text
-        self.stopped = False
+        self._held = ""  # what may be the beginning of a stop text or of a banned word
+        self.stopped: Literal["", "stop", "banned"] = ""
 
     def push(self, token: int) -> str:
         """What can be shown more, now that this token has come."""
@@ -44,27 +48,76 @@ class AnswerText:
         """What was held back; half a character is no text."""
         before = self._decoded(self._tokens[self._start : self._shown])
         now = whole_characters(self._decoded(self._tokens[self._start :]))
-        rest = self._until_stop(now[len(before) :])
-        held, self._held = self._held, ""
-        return rest if self.stopped else rest + held
+        return self._until_stop(now[len(before) :], last=True)
 
     def _decoded(self, tokens: list[int]) -> str:
         return str(
             self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
 
-    def _until_stop(self, text: str) -> str:
-        if self.stopped or not self._stop:
+    def _until_stop(self, text: str, *, last: bool = False) -> str:
+        if self.stopped or not (self._stop or self._banned):
             return "" if self.stopped else text
         text, self._held = self._held + text, ""
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        found: list[tuple[int, Literal["stop", "banned"]]] = [
+            (at, "stop") for stop in self._stop if (at := text.find(stop)) >= 0
+        ]
+        if self._banned and (word := self._banned.first(text, last)) is not None:
+            found.append((word, "banned"))
         if found:
-            self.stopped = True
-            return text[: min(found)]
-        length = max(overlap(text, stop) for stop in self._stop)
+            at, self.stopped = min(found)
+            return text[:at]
+        if last:
+            return text
+        length = max((overlap(text, stop) for stop in self._stop), default=0)
+        if self._banned:
+            length = max(length, self._banned.begun(text))
         if length:
             text, self._held = text[:-length], text[-length:]
         return text
+
+
+class BannedWords:
+    """Words that no answer may have.
+
+    A word of letters counts where no other letter stands beside it (`ass` is not in `class`); Chinese, which writes
+    no spaces, has words wherever they stand.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = [_lowered(word) for word in words]
+        parts = [_bounded(word) for word in sorted(self._words, key=len, reverse=True)]
+        self._pattern = re.compile("|".join(parts))
+
+    def first(self, text: str, last: bool) -> int | None:
+        """Where the first of them begins; one at the end of the text counts when nothing more comes (`last`)."""
+        lowered = _lowered(text)
+        for match in self._pattern.finditer(lowered):
+            if last or match.end() < len(lowered) or not match.group()[-1].isascii():
+                return match.start()
+        return None
+
+    def begun(self, text: str) -> int:
+        """Characters at the end of a text that may be the beginning of one of them, and the letter before it."""
+        lowered = _lowered(text)
+        return max((n + 1 for word in self._words for n in [overlap(lowered, word + "\0")] if n), default=1)
+
+
+def _lowered(text: str) -> str:
+    """In small letters, and of the same length (the small form of a Turkish letter is two)."""
+    return "".join(small if len(small := letter.lower()) == 1 else letter for letter in text)
+
+
+def _bounded(word: str) -> str:
+    letters = word[0].isascii() and word[0].isalpha(), word[-1].isascii() and word[-1].isalpha()
+    before, behind = "(?<![a-z])" if letters[0] else "", "(?![a-z])" if letters[1] else ""
+    return before + re.escape(word) + behind
+
+
+@functools.lru_cache(maxsize=8)
+def banned_words(words: tuple[str, ...]) -> BannedWords | None:
+    """None where there are none; a list of thousands is compiled once."""
+    return BannedWords(words) if words else None
 
 
 class Thoughts:

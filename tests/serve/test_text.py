@@ -71,7 +71,7 @@ def test_a_stop_text_ends_the_answer_wherever_tokens_are_cut(stop: str, left: st
     said = "Hello world, how are you?"
     found, text = streamed(tokenizer, tokenizer.encode(said, add_special_tokens=False), (stop, "never"))
     assert found == (said if left is None else left)
-    assert text.stopped == (left is not None)
+    assert text.stopped == ("" if left is None else "stop")
 
 
 def parts(text: str, size: int, inside: bool = False) -> dict[str, str]:
@@ -101,3 +101,27 @@ def test_thoughts_are_told_apart_however_the_text_is_cut(size: int) -> None:
 
 def test_what_may_begin_a_mark_is_held() -> None:
     assert overlap("abc", "cd") == 1 and overlap("abcd", "cd") == 0 and overlap("", "x") == 0
+
+
+def filtered(said: str, *words: str) -> tuple[str, str]:
+    tokenizer: Any = load.train_tokenizer(["Hello"] * 5, 280)
+    text = AnswerText(tokenizer, (), words)
+    shown = []
+    for token in tokenizer.encode(said, add_special_tokens=False):
+        shown.append(text.push(token))
+        if text.stopped:
+            break
+    return "".join(shown) + text.end(), text.stopped
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("you are Damn right", "you are "), ("damn", ""), ("damnation and goddamn", None), ("well, damn", "well, "),
+        ("今天坏蛋来了", "今天"), ("坏", None), ("a class act", None), ("an ass", "an "), ("dam", None),
+    ],
+)  # fmt: skip
+def test_a_banned_word_ends_the_answer_before_it_is_said(said: str, left: str | None) -> None:
+    found, stopped = filtered(said, "damn", "坏蛋", "ass")
+    assert found == (said if left is None else left)
+    assert stopped == ("" if left is None else "banned")

@@ -65,10 +65,6 @@ def chat_question(model: ServedModel, body: ChatBody, most_tokens: int) -> Quest
         )
     try:
         asked = model.asked(messages, json.dumps(tools, ensure_ascii=False) if tools else None)
-        if tools and not all(name in model.prompt(messages, json.dumps(tools)) for name in names):
-            raise Refusal(
-                400, "tools: this model's chat template does not show tools to the model.", param="tools"
-            )
         grammar = _grammar(body.response_format)
     except UserError as error:
         raise Refusal(400, str(error), param="messages") from None

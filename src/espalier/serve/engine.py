@@ -7,6 +7,7 @@ as rounding goes (see `models.sampling.generate`). What two prompts have in comm
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import queue
@@ -103,6 +104,7 @@ class Engine:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="espalier-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a thread inside of torch when the interpreter goes away aborts the process
 
     @property
     def waiting(self) -> int:
@@ -167,6 +169,7 @@ class Engine:
         for job in [*self._waiting, *(row.job for row in self._present)]:
             job.cancel()
         self._thread.join(5.0)
+        atexit.unregister(self.close)
         return answered
 
     def _check(self, request: Request) -> None:

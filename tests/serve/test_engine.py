@@ -216,6 +216,23 @@ def test_an_accident_ends_its_requests_and_not_the_thread(
         list(served.engine.events(request(served, "Hello")))
 
 
+def test_a_row_without_numbers_ends_alone(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grammar that lets nothing come next, beside an answer that goes on."""
+
+    class Nothing:
+        def mask(self) -> torch.Tensor:
+            return torch.zeros(300, dtype=torch.bool)
+
+        def take(self, token: int) -> None:
+            raise AssertionError
+
+    monkeypatch.setattr(served.engine.grammars, "start", lambda *_: Nothing())
+    beside = hear(served.engine, request(served, "Hello", max_new_tokens=60, logit_bias={2: -100.0}))
+    with pytest.raises(UserError, match="no numbers"):
+        list(served.engine.events(request(served, "Hello", grammar="nothing", max_new_tokens=5)))
+    assert isinstance(beside.wait().last(), Finished)
+
+
 def test_what_was_taken_is_answered_before_the_end(served: ServedModel) -> None:
     heard = [hear(served.engine, request(served, text, logit_bias={2: -100.0})) for text in PROMPTS[:4]]
     assert served.close(20.0)

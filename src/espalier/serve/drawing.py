@@ -62,8 +62,8 @@ class Drawn:
     allowed: Allowed | None = None
 
 
-def draw_rows(logits: Tensor, rows: Sequence[Drawn]) -> list[Token]:
-    """A token of each row, which depends on nothing but the row.
+def draw_rows(logits: Tensor, rows: Sequence[Drawn]) -> list[Token | None]:
+    """A token of each row, which depends on nothing but the row; None where its logits are no numbers.
 
     Args:
         logits: (B, V).
@@ -76,6 +76,8 @@ def draw_rows(logits: Tensor, rows: Sequence[Drawn]) -> list[Token]:
         if own is not None:
             processed = processed.clone() if processed is logits else processed
             processed[at] = own
+    sound = torch.isfinite(processed.amax(-1))
+    processed = torch.where(sound[:, None], processed, 0.0)
     tokens = torch.empty(len(rows), dtype=torch.int64)
     alike: dict[tuple[float, float, int, float], list[int]] = {}
     for at, row in enumerate(rows):
@@ -85,7 +87,10 @@ def draw_rows(logits: Tensor, rows: Sequence[Drawn]) -> list[Token]:
         uniforms = torch.stack([rows[at].uniforms[len(rows[at].written)] for at in members]).to(logits.device)
         own = processed if len(members) == len(rows) else processed[members]
         tokens[members] = draw(own, uniforms, sampling)[0].cpu()
-    return [_told(logits[at], row.settings.logprobs, int(tokens[at])) for at, row in enumerate(rows)]
+    return [
+        _told(logits[at], row.settings.logprobs, int(tokens[at])) if is_sound else None
+        for at, (row, is_sound) in enumerate(zip(rows, sound.tolist(), strict=True))
+    ]
 
 
 def _processed(logits: Tensor, row: Drawn) -> Tensor | None:

@@ -45,6 +45,8 @@ from espalier.serve.text import AnswerText
 ONE_AT_A_TIME = threading.Lock()
 """Held while a model runs: what the attention of a row is about is known by one slot of the process."""
 
+NO_NUMBERS = "the model gives logits that are no numbers: no token can be drawn."
+
 READ_AT_A_TIME = 4096
 """Tokens of new prompts that are read between two steps of the answers that are being written."""
 
@@ -104,7 +106,9 @@ class Engine:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="espalier-engine", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # a thread inside of torch when the interpreter goes away aborts the process
+        atexit.register(
+            self.close
+        )  # a thread inside of torch when the interpreter goes away aborts the process
 
     @property
     def waiting(self) -> int:
@@ -219,19 +223,15 @@ class Engine:
         self._admit()
         if not self._present:
             return
-        for row, sound in zip(self._present, torch.isfinite(self._logits.amax(-1)).tolist(), strict=True):
-            if not sound:
-                self._fail(
-                    row.job,
-                    Failed("model", "the model gives logits that are no numbers: no token can be drawn."),
-                )
-        self._drop_ended()
-        if not self._present:
-            return
-        for row, token in zip(self._present, drawn := draw_rows(self._logits, self._present), strict=True):
-            row.take(token)
+        drawn = draw_rows(self._logits, self._present)
+        for row, token in zip(self._present, drawn, strict=True):
+            if token is None:
+                self._fail(row.job, Failed("model", NO_NUMBERS))
+            elif not row.ended:
+                row.take(token)
         self.counts.tokens += len(drawn)
-        tokens = torch.tensor([t.id for t, row in zip(drawn, self._present, strict=True) if not row.ended])
+        going = [t.id for t, row in zip(drawn, self._present, strict=True) if t is not None and not row.ended]
+        tokens = torch.tensor(going, dtype=torch.int64)
         self._drop_ended()
         if self._present:
             with ONE_AT_A_TIME:

@@ -12,6 +12,8 @@ from espalier.errors import UserError
 
 MOST_CHOICES = 128
 MOST_ALTERNATIVES = 20
+COLDEST = 0.001
+"""Below it logits divided by the temperature leave the range of numbers."""
 _WHOLE = ("max_new_tokens", "top_k", "n", "logprobs", "seed")
 
 
@@ -31,10 +33,10 @@ class AnswerSettings:
 
     max_new_tokens: int = option(512, "The most tokens of an answer.", min=1)
     temperature: float = option(1.0, "0 takes the likeliest token each time.", min=0, max=100)
-    top_p: float = option(1.0, "Only the likeliest tokens of this mass.", above=0, max=1)
+    top_p: float = option(1.0, "Only the likeliest tokens of this mass.", min=1e-6, max=1)
     top_k: int = option(0, "Only so many likeliest tokens; 0 is all.", min=0)
     min_p: float = option(0.0, "Only tokens of this share of the likeliest one's probability.", min=0, max=1)
-    repetition_penalty: float = option(1.0, "Divides what was said already; 1 is none.", above=0, max=100)
+    repetition_penalty: float = option(1.0, "Divides what was said already; 1 is none.", min=0.01, max=100)
     presence_penalty: float = option(0.0, "Subtracted from each token that was said.", min=-2, max=2)
     frequency_penalty: float = option(0.0, "Subtracted for each time it was said.", min=-2, max=2)
     seed: int | None = option(None, "The same seed gives the same answer.", min=-(2**63), max=2**63 - 1)
@@ -54,6 +56,8 @@ class AnswerSettings:
             if isinstance(value, bool) or not isinstance(value, number) or not in_range(value, one.metadata):
                 kind = "a whole number" if one.name in _WHOLE else "a number"
                 raise UserError(f"{one.name} {value!r}: wanted {kind} of {words}.")
+        if 0 < self.temperature < COLDEST:
+            raise UserError(f"temperature {self.temperature!r}: wanted a number of at least {COLDEST}, or 0.")
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UserError(f"stop {list(self.stop)!r}: wanted texts of a character at least.")
         if not all(-100 <= value <= 100 for value in self.logit_bias.values()):

@@ -37,6 +37,8 @@ from espalier.serve.scorer import Scorer
 REFUSED_TEXT = "I cannot say that."
 """What the routes of ColossalAI's server say in place of an answer with a word of the list."""
 
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
 
 @dataclass
 class Served:
@@ -144,7 +146,7 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _writing_routes(app: FastAPI, served: Served) -> None:
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=_STREAMS)
     async def chat_completions(body: ChatBody, http: Request) -> Response:
         """An answer to a conversation."""
         model = served.model(body.model)
@@ -155,7 +157,7 @@ def _writing_routes(app: FastAPI, served: Served) -> None:
             return EventStream(answering.streamed_chat(model, question, listening, usage), listening)
         return Json(await while_connected(http, answering.whole_chat(model, question, listening)))
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=_STREAMS)
     async def completions(body: CompletionBody, http: Request) -> Response:
         """A text that goes on."""
         model = served.model(body.model)
@@ -243,7 +245,7 @@ def _other_routes(app: FastAPI, served: Served, metrics: Metrics) -> None:
         """Whether it is up."""
         return Json({"status": "ok", "models": [*served.models, *served.scorers]})
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
     async def numbers() -> Response:
         """What was done so far."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
@@ -264,7 +266,7 @@ def _colossal_routes(app: FastAPI, served: Served) -> None:
         refused = choice["finish_reason"] == "content_filter"
         return Json(REFUSED_TEXT if refused else choice["message"]["content"].lstrip())
 
-    @app.post("/generate/stream")
+    @app.post("/generate/stream", responses=_STREAMS)
     async def generate_stream(body: GenerateBody) -> Response:
         """The same as events `generate`, with an `end`."""
         model, question = await anyio.to_thread.run_sync(asked, body)

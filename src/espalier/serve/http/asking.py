@@ -84,6 +84,8 @@ def completion_requests(model: ServedModel, body: CompletionBody, most_tokens: i
     Raises:
         Refusal: something in it cannot be honoured.
     """
+    if body.echo:
+        raise Refusal(400, "echo: is not honoured by this server. Leave it out.", param="echo")
     given = body.prompt
     several: Sequence[Any] = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
     if len(several) > 128:

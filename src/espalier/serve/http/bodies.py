@@ -8,17 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from espalier.serve.settings import MOST_ALTERNATIVES, MOST_CHOICES
 
-Text = Annotated[str, StringConstraints(strict=True)]
-Probability = Annotated[float, Field(gt=0, le=1)]
+Said = Annotated[str, StringConstraints(min_length=1)]
+Probability = Annotated[float, Field(ge=1e-6, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-StopTexts = Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=16)]
+StopTexts = Annotated[list[Said], Field(max_length=16)]
 
 
 class Body(BaseModel):
     """Exactly these keys."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class StreamOptions(Body):
@@ -30,29 +30,29 @@ class StreamOptions(Body):
 class SampledBody(Body):
     """What all that write an answer have."""
 
-    model: Text = Field(default="", description="A name of /v1/models; empty is the first one.")
+    model: str = Field(default="", description="A name of /v1/models; empty is the first one.")
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: Seed | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    stop: Annotated[Text, Field(min_length=1)] | StopTexts | None = None
+    stop: Said | StopTexts | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Text | None = Field(default=None, description="Not used.")
+    user: str | None = Field(default=None, description="Not used.")
 
 
 class JsonSchema(Body):
     """A schema by OpenAI's form."""
 
-    name: Text = ""
-    description: Text | None = None
+    name: str = ""
+    description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
 
@@ -81,43 +81,43 @@ class CompletionBody(SampledBody):
     """`POST /v1/completions`."""
 
     prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
+        Said
+        | Annotated[list[Said], Field(min_length=1)]
         | Annotated[list[int], Field(min_length=1)]
         | Annotated[list[Annotated[list[int], Field(min_length=1)]], Field(min_length=1)]
     )
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
-    echo: Literal[False] | None = None
+    echo: bool | None = Field(default=None, description="true is refused.")
 
 
 class ScoreBody(Body):
     """`POST /score`: answers to one conversation, by a reward model."""
 
-    model: Text = Field(default="", description="A reward model of /v1/models; empty is the first one.")
+    model: str = Field(default="", description="A reward model of /v1/models; empty is the first one.")
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    answers: Annotated[list[Text], Field(min_length=1, max_length=64)]
+    answers: Annotated[list[str], Field(min_length=1, max_length=64)]
 
 
 class TokenizeBody(Body):
     """`POST /tokenize`: a text as it stands, or a conversation in the model's template."""
 
-    model: Text = ""
-    text: Text | None = None
+    model: str = ""
+    text: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
 
 
 class DetokenizeBody(Body):
     """`POST /detokenize`."""
 
-    model: Text = ""
+    model: str = ""
     tokens: list[int]
 
 
 class Round(Body):
     """An instruction and what was answered to it."""
 
-    instruction: Text
-    response: Text = ""
+    instruction: Said
+    response: str = ""
 
 
 class GenerateBody(Body):
@@ -128,7 +128,7 @@ class GenerateBody(Body):
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Probability | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
 
 
 class ErrorFields(BaseModel):

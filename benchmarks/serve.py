@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from _common import model_of, report, text, tokenizer_of
 
+from _common import model_of, report, text, tokenizer_of
 from espalier.models.forward import TreeModel
 from espalier.models.probe import probe
 from espalier.models.saved import save_model
@@ -71,7 +71,14 @@ def free_port() -> int:
 
 async def ask(client: httpx.AsyncClient, url: str, model: str, prompt: str, new: int) -> tuple[float, float]:
     """Seconds to the first text and to the end of an answer."""
-    body = {"model": model, "prompt": prompt, "max_tokens": new, "stream": True, "temperature": 1.0, "seed": 1}
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": new,
+        "stream": True,
+        "temperature": 1.0,
+        "seed": 1,
+    }
     began, first = time.perf_counter(), 0.0
     async with client.stream("POST", url + "/v1/completions", json=body) as answer:
         if answer.status_code != 200:
@@ -105,13 +112,17 @@ def load(url: str, model: str, prompts: list[list[str]], new: int) -> dict[str, 
 
 def questions(clients: int, each: int, seed: int, before: str = "") -> list[list[str]]:
     return [
-        [f"{before}{text(24, 10_000 + seed * 1000 + client * 50 + at)}" for at in range(each)] for client in range(clients)
+        [f"{before}{text(24, 10_000 + seed * 1000 + client * 50 + at)}" for at in range(each)]
+        for client in range(clients)
     ]
 
 
 def documents(clients: int, each: int, seed: int) -> list[list[str]]:
     return [
-        [f"{text(DOCUMENT, 70_000 + seed * 1000 + client * 50 + at)} {question}" for at, question in enumerate(own)]
+        [
+            f"{text(DOCUMENT, 70_000 + seed * 1000 + client * 50 + at)} {question}"
+            for at, question in enumerate(own)
+        ]
         for client, own in enumerate(questions(clients, each, seed))
     ]
 
@@ -135,7 +146,17 @@ def main() -> None:
         sides = {"espalier": (servers.enter_context(server([*ours, "--dtype", "float32"], ports[0])), "m")}
         if not wanted.alone:
             program = str(Path(sys.executable).parent / "transformers")
-            theirs = [program, "serve", str(folder), "--port", str(ports[1]), "--device", "cpu", "--dtype", "float32"]
+            theirs = [
+                program,
+                "serve",
+                str(folder),
+                "--port",
+                str(ports[1]),
+                "--device",
+                "cpu",
+                "--dtype",
+                "float32",
+            ]
             sides["transformers serve"] = (servers.enter_context(server(theirs, ports[1])), str(folder))
         measure(sides, wanted)
 
@@ -146,23 +167,26 @@ def measure(sides: dict[str, tuple[str, str]], wanted: Any) -> None:
     loads = {f"{n} clients": (lambda seed, n=n: questions(n, max(1, 8 // n), seed)) for n in counts}
     loads[f"{counts[-1]} clients, shared document"] = lambda seed: questions(counts[-1], 1, seed, document)
     loads[f"{counts[-1]} clients, own documents"] = lambda seed: documents(counts[-1], 1, seed)
-    medians: dict[str, dict[str, dict[str, float]]] = {}
-    for number, (name, make) in enumerate(loads.items()):
-        rows: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-        for turn in range(wanted.rounds + 1):
+    # All loads of all sides in turn, so that what else the machine does falls on all of them alike.
+    rows: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for turn in range(wanted.rounds + 1):
+        for number, (name, make) in enumerate(loads.items()):
             for side, (url, model) in sides.items():
                 found = load(url, model, make(100 * number + turn), wanted.new)
                 if turn:  # the first one warms up
-                    rows[side].append(found)
-        medians[name] = {
-            side: {key: statistics.median(row[key] for row in own) for key in own[0]} for side, own in rows.items()
-        }
-        report(f"serve {wanted.model} {name}", medians[name], "tokens_per_second", "espalier")
+                    rows.setdefault((name, side), []).append(found)
+    medians: dict[str, dict[str, dict[str, float]]] = {name: {} for name in loads}
+    for (name, side), own in rows.items():
+        medians[name][side] = {key: statistics.median(row[key] for row in own) for key in own[0]}
+    for name, numbers in medians.items():
+        report(f"serve {wanted.model} {name}", numbers, "tokens_per_second", "espalier")
     for side in sides:
         speed = {name: numbers[side]["tokens_per_second"] for name, numbers in medians.items()}
         first, last = f"{counts[0]} clients", f"{counts[-1]} clients"
         shared = speed[f"{last}, shared document"] / speed[f"{last}, own documents"]
-        print(f"{side:24} {last} / {first}: {speed[last] / speed[first]:.2f}x   shared / own documents: {shared:.2f}x")
+        print(
+            f"{side:24} {last} / {first}: {speed[last] / speed[first]:.2f}x   shared / own documents: {shared:.2f}x"
+        )
     print(json.dumps(medians))
 
 

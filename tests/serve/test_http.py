@@ -187,6 +187,7 @@ def test_an_answer_is_json_of_a_schema(server: Server) -> None:
         ({"messages": USER, "model": "other"}, 404, "there are tiny"),
         ({"messages": USER, "max_tokens": 5000}, 400, "context"),
         ({"messages": [{"role": "user", "content": "Hello " * 500}]}, 400, "context"),
+        ({"messages": [{"role": "user", "content": "Hello " * 9000}]}, 400, "54,000 characters"),
         ({"messages": USER, "n": 5}, 400, "at most 4 answers"),
         ({"messages": USER, "logit_bias": {"999": 1}}, 400, "no token 999"),
         ({"messages": USER, "top_logprobs": 2}, 400, "logprobs: true"),

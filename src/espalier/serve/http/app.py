@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from fastapi import FastAPI, Request
@@ -33,6 +33,8 @@ from espalier.serve.http.metrics import Metrics
 from espalier.serve.model import ServedModel
 from espalier.serve.requests import TextPiece
 from espalier.serve.scorer import Scorer
+
+Result = TypeVar("Result")
 
 REFUSED_TEXT = "I cannot say that."
 """What the routes of ColossalAI's server say in place of an answer with a word of the list."""
@@ -145,12 +147,22 @@ def _handle_errors(app: FastAPI) -> None:
         return Refusal(500, "the server has failed at this request.").response()
 
 
+_threads: list[anyio.CapacityLimiter] = []
+
+
+async def _apart(work: Callable[..., Result], *given: Any) -> Result:
+    """Tokenising and scoring in one of four threads, while the loop goes on."""
+    if not _threads:
+        _threads.append(anyio.CapacityLimiter(4))
+    return await anyio.to_thread.run_sync(work, *given, limiter=_threads[0])
+
+
 def _writing_routes(app: FastAPI, served: Served) -> None:
     @app.post("/v1/chat/completions", responses=_STREAMS)
     async def chat_completions(body: ChatBody, http: Request) -> Response:
         """An answer to a conversation."""
         model = served.model(body.model)
-        question = await anyio.to_thread.run_sync(asking.chat_question, model, body, served.most_tokens)
+        question = await _apart(asking.chat_question, model, body, served.most_tokens)
         usage = _usage(body)
         listening = Listening(model.engine, [question.request])
         if body.stream:
@@ -161,7 +173,7 @@ def _writing_routes(app: FastAPI, served: Served) -> None:
     async def completions(body: CompletionBody, http: Request) -> Response:
         """A text that goes on."""
         model = served.model(body.model)
-        requests = await anyio.to_thread.run_sync(asking.completion_requests, model, body, served.most_tokens)
+        requests = await _apart(asking.completion_requests, model, body, served.most_tokens)
         usage = _usage(body)
         listening = Listening(model.engine, requests)
         if body.stream:
@@ -206,10 +218,13 @@ def _other_routes(app: FastAPI, served: Served, metrics: Metrics) -> None:
         """A reward model's scores of answers to one conversation; higher is better."""
         scorer = served.scorer(body.model)
         messages = asking.conversation(body.messages)
+        turns = sum(len(turn.text) for turn in messages)
+        longest = max(map(len, body.answers))
+        asking.check_length(turns + longest, scorer.context or 1 << 20, "answers")
         for answer in body.answers:
             asking.check_text(answer, "answers")
         try:
-            scores = await anyio.to_thread.run_sync(scorer.score, messages, body.answers)
+            scores = await _apart(scorer.score, messages, body.answers)
         except UserError as error:
             raise Refusal(400, str(error)) from None
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -228,7 +243,7 @@ def _other_routes(app: FastAPI, served: Served, metrics: Metrics) -> None:
                 raise Refusal(400, str(error), param="messages") from None
         else:
             asking.check_text(body.text or "", "text")
-            ids = await anyio.to_thread.run_sync(model.encode, body.text or "")
+            ids = await _apart(model.encode, body.text or "")
         return Json(
             {"model": model.name, "tokens": list(ids), "count": len(ids), "max_model_len": model.context}
         )
@@ -259,7 +274,7 @@ def _colossal_routes(app: FastAPI, served: Served) -> None:
     @app.post("/generate")
     async def generate(body: GenerateBody, http: Request) -> Response:
         """An answer as one JSON text."""
-        model, question = await anyio.to_thread.run_sync(asked, body)
+        model, question = await _apart(asked, body)
         listening = Listening(model.engine, [question.request])
         whole = await while_connected(http, answering.whole_chat(model, question, listening))
         (choice,) = whole["choices"]
@@ -269,7 +284,7 @@ def _colossal_routes(app: FastAPI, served: Served) -> None:
     @app.post("/generate/stream", responses=_STREAMS)
     async def generate_stream(body: GenerateBody) -> Response:
         """The same as events `generate`, with an `end`."""
-        model, question = await anyio.to_thread.run_sync(asked, body)
+        model, question = await _apart(asked, body)
         listening = Listening(model.engine, [question.request])
         return EventStream(_generated(question, listening), listening)
 

@@ -18,6 +18,9 @@ from espalier.serve.model import ServedModel
 from espalier.serve.requests import Request
 from espalier.serve.settings import AnswerSettings
 
+LONGEST_TOKEN = 64
+"""Characters; no tokenizer's tokens have so many on average."""
+
 _TURN_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "function_call"}
 _SAME = (
     "temperature",
@@ -56,6 +59,7 @@ def chat_question(model: ServedModel, body: ChatBody, most_tokens: int) -> Quest
     if body.top_logprobs is not None and not body.logprobs:
         raise Refusal(400, "top_logprobs: wanted together with logprobs: true.", param="top_logprobs")
     messages = conversation(body.messages)
+    check_length(sum(len(message.text) for message in messages), model.context, "messages")
     tools = body.tools if body.tools and body.tool_choice != "none" else None
     names = _tool_names(tools or [])
     limit = body.max_completion_tokens or body.max_tokens
@@ -95,6 +99,7 @@ def completion_requests(model: ServedModel, body: CompletionBody, most_tokens: i
     for prompt in several:
         if isinstance(prompt, str):
             check_text(prompt, "prompt")
+            check_length(len(prompt), model.context, "prompt")
             ids = model.encode(prompt)
         else:
             ids = tuple(prompt)
@@ -122,6 +127,7 @@ def generate_question(model: ServedModel, body: GenerateBody, most_tokens: int) 
         for role, text in (("user", one.instruction), ("assistant", one.response))
     ]
     messages = conversation(turns[:-1])
+    check_length(len(messages[-1].content), model.context, "history")
     room = min(body.max_new_tokens, max(1, model.context // 2))
     asked = model.fitted(messages, room)
     if asked.cut:
@@ -156,6 +162,21 @@ def conversation(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
     if not any(message.role == USER for message in messages):
         raise Refusal(400, "messages: nothing is asked; wanted a turn of the user.", param="messages")
     return messages
+
+
+def check_length(size: int, context: int, param: str) -> None:
+    """A text of `size` characters that cannot fit is not tokenised: a few million characters take a second and a gigabyte.
+
+    Raises:
+        Refusal: there are more characters than the context has tokens, by far.
+    """
+    if size > LONGEST_TOKEN * context:
+        raise Refusal(
+            400,
+            f"{param}: {size:,} characters are more than the {context} tokens of this model's context. Shorten it.",
+            param=param,
+            code="context_length_exceeded",
+        )
 
 
 def check_text(text: str, param: str) -> None:

@@ -25,10 +25,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from _common import model_of, report, text, tokenizer_of
 from espalier.models.forward import TreeModel
@@ -39,8 +41,22 @@ DOCUMENT = 340
 """Words of the document, about 500 tokens."""
 
 
+@dataclass(frozen=True)
+class Side:
+    """A server, and what it calls the model."""
+
+    url: str
+    model: str
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        """That it has used. Waiting for a core that others use counts in the seconds, and not in these."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+
 @contextlib.contextmanager
-def server(command: list[str], port: int) -> Iterator[str]:
+def server(command: list[str], port: int, model: str) -> Iterator[Side]:
     """A server process, until it answers; ended at the end."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})
@@ -54,7 +70,7 @@ def server(command: list[str], port: int) -> Iterator[str]:
                     if httpx.get(url + "/health").status_code == 200:
                         break
                 time.sleep(0.2)
-            yield url
+            yield Side(url, model, psutil.Process(process.pid))
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -89,8 +105,9 @@ async def ask(client: httpx.AsyncClient, url: str, model: str, prompt: str, new:
     return first, time.perf_counter() - began
 
 
-def load(url: str, model: str, prompts: list[list[str]], new: int) -> dict[str, float]:
+def load(side: Side, prompts: list[list[str]], new: int) -> dict[str, float]:
     """Each client asks its prompts one after the other, all clients at a time."""
+    url, model = side.url, side.model
 
     async def one(client: httpx.AsyncClient, own: list[str]) -> list[tuple[float, float]]:
         return [await ask(client, url, model, prompt, new) for prompt in own]
@@ -100,11 +117,13 @@ def load(url: str, model: str, prompts: list[list[str]], new: int) -> dict[str, 
         async with httpx.AsyncClient(timeout=600, limits=limits) as client:
             return list(itertools.chain(*await asyncio.gather(*(one(client, own) for own in prompts))))
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), side.cpu_seconds()
     times = asyncio.run(every())
     seconds = time.perf_counter() - began
     return {
         "seconds": seconds,
+        "cpu_seconds": side.cpu_seconds() - cpu,
+        "records": float(len(times) * new),
         "tokens_per_second": len(times) * new / seconds,
         "first_text_ms": 1000 * statistics.median(first for first, _ in times),
     }
@@ -143,7 +162,7 @@ def main() -> None:
         save_model(folder, TreeModel(lm, probe(lm)), tokenizer)
         ports = free_port(), free_port()
         ours = [sys.executable, "-m", "espalier.cli", "serve", f"m={folder}", "--port", str(ports[0])]
-        sides = {"espalier": (servers.enter_context(server([*ours, "--dtype", "float32"], ports[0])), "m")}
+        sides = {"espalier": servers.enter_context(server([*ours, "--dtype", "float32"], ports[0], "m"))}
         if not wanted.alone:
             program = str(Path(sys.executable).parent / "transformers")
             theirs = [
@@ -157,11 +176,11 @@ def main() -> None:
                 "--dtype",
                 "float32",
             ]
-            sides["transformers serve"] = (servers.enter_context(server(theirs, ports[1])), str(folder))
+            sides["transformers serve"] = servers.enter_context(server(theirs, ports[1], str(folder)))
         measure(sides, wanted)
 
 
-def measure(sides: dict[str, tuple[str, str]], wanted: Any) -> None:
+def measure(sides: dict[str, Side], wanted: Any) -> None:
     counts = [int(n) for n in wanted.clients.split(",")]
     document = text(DOCUMENT, 5) + " "
     loads = {f"{n} clients": (lambda seed, n=n: questions(n, max(1, 8 // n), seed)) for n in counts}
@@ -171,8 +190,8 @@ def measure(sides: dict[str, tuple[str, str]], wanted: Any) -> None:
     rows: dict[tuple[str, str], list[dict[str, float]]] = {}
     for turn in range(wanted.rounds + 1):
         for number, (name, make) in enumerate(loads.items()):
-            for side, (url, model) in sides.items():
-                found = load(url, model, make(100 * number + turn), wanted.new)
+            for side, one in sides.items():
+                found = load(one, make(100 * number + turn), wanted.new)
                 if turn:  # the first one warms up
                     rows.setdefault((name, side), []).append(found)
     medians: dict[str, dict[str, dict[str, float]]] = {name: {} for name in loads}
@@ -180,13 +199,15 @@ def measure(sides: dict[str, tuple[str, str]], wanted: Any) -> None:
         medians[name][side] = {key: statistics.median(row[key] for row in own) for key in own[0]}
     for name, numbers in medians.items():
         report(f"serve {wanted.model} {name}", numbers, "tokens_per_second", "espalier")
+    first, last = f"{counts[0]} clients", f"{counts[-1]} clients"
+    alike, apart = f"{last}, shared document", f"{last}, own documents"
     for side in sides:
-        speed = {name: numbers[side]["tokens_per_second"] for name, numbers in medians.items()}
-        first, last = f"{counts[0]} clients", f"{counts[-1]} clients"
-        shared = speed[f"{last}, shared document"] / speed[f"{last}, own documents"]
-        print(
-            f"{side:24} {last} / {first}: {speed[last] / speed[first]:.2f}x   shared / own documents: {shared:.2f}x"
-        )
+        for how, of in (("seconds", "seconds"), ("CPU seconds", "cpu_seconds")):
+            speed = {name: numbers[side]["records"] / numbers[side][of] for name, numbers in medians.items()}
+            print(
+                f"{side:20} tokens by {how}: {last} / {first} {speed[last] / speed[first]:.2f}x, "
+                f"shared / own documents {speed[alike] / speed[apart]:.2f}x"
+            )
     print(json.dumps(medians))
 
 

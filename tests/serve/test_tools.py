@@ -12,7 +12,7 @@ from espalier.data.records import Message
 from espalier.errors import UserError
 from espalier.models.tokenizers.new_tokenizer import CHATML
 from espalier.serve.http.answering import ChatChoice
-from espalier.serve.http.asking import Question, chat_question, conversation
+from espalier.serve.http.asking import ChatQuestion, chat_question, conversation
 from espalier.serve.http.bodies import ChatBody
 from espalier.serve.http.errors import Refusal
 from espalier.serve.http.tools import Calls
@@ -55,7 +55,7 @@ def test_calls_are_told_apart_from_text(text: str, shown: str, calls: list[objec
 
 
 def test_a_choice_with_calls_says_so() -> None:
-    question = Question(Request((1,), AnswerSettings(), frozenset()), False, frozenset({"add"}))
+    question = ChatQuestion(Request((1,), AnswerSettings(), frozenset()), False, frozenset({"add"}))
     choice = ChatChoice(question)
     deltas = choice.feed(f"<think>hm</think>Yes. <tool_call>{CALL}</tool_call>")
     last, reason = choice.end("stop")

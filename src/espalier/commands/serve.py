@@ -70,19 +70,19 @@ def serve(
         raise UserError(f"espalier serve needs {error.name}: pip install 'espalier-llm[serve]'.") from None
     from espalier.serve.model import ServedModel
     from espalier.serve.requests import EngineLimits
-    from espalier.serve.scorer import Scorer
+    from espalier.serve.scorer import ServedScorer
 
     screen = Screen(stderr=True)
     named = _named(models)
     engine = EngineLimits(context, parallel, queue, timeout, prefix_cache << 20, banned=_words(profanity))
     writers: dict[str, ServedModel] = {}
-    scorers: dict[str, Scorer] = {}
+    scorers: dict[str, ServedScorer] = {}
     for name, folder in named.items():
         opened = _opened(
             folder, dtype, rope_scaling, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
         )
         if getattr(opened, "lm", None) is None or opened.scalar_head is not None:  # type: ignore[union-attr]
-            scorers[name] = Scorer(name, opened, template)
+            scorers[name] = ServedScorer(name, opened, template)
             screen.say(f"{name}: a reward model; POST /score")
             continue
         writers[name] = made = ServedModel(name, opened, template, engine)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from espalier.serve.engine import ONE_AT_A_TIME
 from espalier.trees import Tree, lay_out_tree
 
 
-class Scorer:
+class ServedScorer:
     """Scores answers, higher is better; the scale is the model's own.
 
     Args:

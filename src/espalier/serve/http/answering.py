@@ -10,7 +10,7 @@ from typing import Any
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from espalier.serve.drawing import Token
-from espalier.serve.http.asking import Question
+from espalier.serve.http.asking import ChatQuestion
 from espalier.serve.http.errors import Refusal, as_json
 from espalier.serve.http.listening import Listening, sse
 from espalier.serve.http.tools import Calls
@@ -27,7 +27,7 @@ _LEAST = -9999.0
 class ChatChoice:
     """One answer of a chat, as changes to a message: text, thoughts and calls of tools."""
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: ChatQuestion) -> None:
         self._thoughts = Thoughts(question.in_thoughts)
         self._calls = Calls(question.tools) if question.tools else None
 
@@ -58,7 +58,7 @@ class ChatChoice:
         return deltas
 
 
-class Account:
+class ResponseHead:
     """What is the same in all parts of one response, and what it has cost."""
 
     def __init__(self, kind: str, model: ServedModel, listening: Listening) -> None:
@@ -82,9 +82,9 @@ class Account:
         }
 
 
-async def whole_chat(model: ServedModel, question: Question, listening: Listening) -> dict[str, Any]:
+async def whole_chat(model: ServedModel, question: ChatQuestion, listening: Listening) -> dict[str, Any]:
     """A chat completion."""
-    account = Account("chat.completion", model, listening)
+    account = ResponseHead("chat.completion", model, listening)
     n = question.request.settings.n
     choices = [ChatChoice(question) for _ in range(n)]
     messages: list[dict[str, Any]] = [
@@ -129,10 +129,10 @@ def _merge(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 async def streamed_chat(
-    model: ServedModel, question: Question, listening: Listening, usage: bool
+    model: ServedModel, question: ChatQuestion, listening: Listening, usage: bool
 ) -> AsyncIterator[str]:
     """The same as server-sent events."""
-    account = Account("chat.completion.chunk", model, listening)
+    account = ResponseHead("chat.completion.chunk", model, listening)
     n = question.request.settings.n
     asked = question.request.settings.logprobs is not None
     choices = [ChatChoice(question) for _ in range(n)]
@@ -168,7 +168,7 @@ async def streamed_chat(
 
 async def whole_completion(model: ServedModel, listening: Listening) -> dict[str, Any]:
     """Texts that go on."""
-    account = Account("text_completion", model, listening)
+    account = ResponseHead("text_completion", model, listening)
     count = sum(request.settings.n for request in listening.requests)
     texts, reasons = [""] * count, [""] * count
     told: list[list[Token]] = [[] for _ in range(count)]
@@ -197,7 +197,7 @@ async def whole_completion(model: ServedModel, listening: Listening) -> dict[str
 
 async def streamed_completion(model: ServedModel, listening: Listening, usage: bool) -> AsyncIterator[str]:
     """The same as server-sent events."""
-    account = Account("text_completion", model, listening)
+    account = ResponseHead("text_completion", model, listening)
     asked = listening.requests[0].settings.logprobs is not None
     tail = {"usage": None} if usage else {}
     lengths = [0] * sum(request.settings.n for request in listening.requests)

@@ -32,7 +32,7 @@ from espalier.serve.http.listening import EventStream, Listening, sse, while_con
 from espalier.serve.http.metrics import Metrics
 from espalier.serve.model import ServedModel
 from espalier.serve.requests import TextPiece
-from espalier.serve.scorer import Scorer
+from espalier.serve.scorer import ServedScorer
 
 Result = TypeVar("Result")
 
@@ -55,7 +55,7 @@ class Served:
     """
 
     models: Mapping[str, ServedModel]
-    scorers: Mapping[str, Scorer]
+    scorers: Mapping[str, ServedScorer]
     most_tokens: int = 4096
     limits: HttpLimits = field(default_factory=HttpLimits)
     origins: tuple[str, ...] = ()
@@ -65,9 +65,9 @@ class Served:
         found: ServedModel = _named(self.models, name, "model that writes")
         return found
 
-    def scorer(self, name: str) -> Scorer:
+    def scorer(self, name: str) -> ServedScorer:
         """One that scores."""
-        found: Scorer = _named(self.scorers, name, "reward model")
+        found: ServedScorer = _named(self.scorers, name, "reward model")
         return found
 
 
@@ -91,7 +91,8 @@ def make_app(served: Served) -> FastAPI:
     metrics = Metrics(served.models.values())
     _handle_errors(app)
     _writing_routes(app, served)
-    _other_routes(app, served, metrics)
+    _listing_routes(app, served, metrics)
+    _judging_routes(app, served)
     _colossal_routes(app, served)
     routes = frozenset(route.path for route in app.routes if hasattr(route, "path"))
     app.add_middleware(Gate, limits=served.limits, metrics=metrics, routes=routes)
@@ -187,7 +188,7 @@ def _usage(body: SampledBody) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
-def _other_routes(app: FastAPI, served: Served, metrics: Metrics) -> None:
+def _listing_routes(app: FastAPI, served: Served, metrics: Metrics) -> None:
     began = int(time.time())
 
     def card(name: str) -> dict[str, Any]:
@@ -213,6 +214,18 @@ def _other_routes(app: FastAPI, served: Served, metrics: Metrics) -> None:
             raise Refusal(404, f"there is no model {name!r} here.", param="model", code="model_not_found")
         return Json(card(name))
 
+    @app.get("/health")
+    async def health() -> Response:
+        """Whether it is up."""
+        return Json({"status": "ok", "models": [*served.models, *served.scorers]})
+
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+    async def numbers() -> Response:
+        """What was done so far."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _judging_routes(app: FastAPI, served: Served) -> None:
     @app.post("/score")
     async def score(body: ScoreBody) -> Response:
         """A reward model's scores of answers to one conversation; higher is better."""
@@ -255,19 +268,9 @@ def _other_routes(app: FastAPI, served: Served, metrics: Metrics) -> None:
         asking.check_ids(body.tokens, len(model.tokenizer), "tokens")
         return Json({"model": model.name, "text": str(model.tokenizer.decode(body.tokens))})
 
-    @app.get("/health")
-    async def health() -> Response:
-        """Whether it is up."""
-        return Json({"status": "ok", "models": [*served.models, *served.scorers]})
-
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
-    async def numbers() -> Response:
-        """What was done so far."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
 
 def _colossal_routes(app: FastAPI, served: Served) -> None:
-    def asked(body: GenerateBody) -> tuple[ServedModel, asking.Question]:
+    def asked(body: GenerateBody) -> tuple[ServedModel, asking.ChatQuestion]:
         model = served.model("")
         return model, asking.generate_question(model, body, served.most_tokens)
 
@@ -289,7 +292,7 @@ def _colossal_routes(app: FastAPI, served: Served) -> None:
         return EventStream(_generated(question, listening), listening)
 
 
-async def _generated(question: asking.Question, listening: Listening) -> AsyncIterator[str]:
+async def _generated(question: asking.ChatQuestion, listening: Listening) -> AsyncIterator[str]:
     choice, begun = answering.ChatChoice(question), False
     try:
         async for _, event in listening.events():

@@ -36,7 +36,7 @@ _SAME = (
 
 
 @dataclass(frozen=True)
-class Question:
+class ChatQuestion:
     """What a chat asks.
 
     Attributes:
@@ -50,7 +50,7 @@ class Question:
     tools: frozenset[str] = frozenset()
 
 
-def chat_question(model: ServedModel, body: ChatBody, most_tokens: int) -> Question:
+def chat_question(model: ServedModel, body: ChatBody, most_tokens: int) -> ChatQuestion:
     """A conversation for the engine.
 
     Raises:
@@ -79,7 +79,7 @@ def chat_question(model: ServedModel, body: ChatBody, most_tokens: int) -> Quest
         )  # fmt: skip
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     request = _request(model, asked.ids, body, limit, most_tokens, logprobs=logprobs, grammar=grammar)
-    return Question(request, asked.in_thoughts, frozenset(names))
+    return ChatQuestion(request, asked.in_thoughts, frozenset(names))
 
 
 def completion_requests(model: ServedModel, body: CompletionBody, most_tokens: int) -> list[Request]:
@@ -111,7 +111,7 @@ def completion_requests(model: ServedModel, body: CompletionBody, most_tokens: i
     return requests
 
 
-def generate_question(model: ServedModel, body: GenerateBody, most_tokens: int) -> Question:
+def generate_question(model: ServedModel, body: GenerateBody, most_tokens: int) -> ChatQuestion:
     """Rounds of ColossalAI's chat server; those that the context cannot hold leave, the oldest first.
 
     Raises:
@@ -138,7 +138,7 @@ def generate_question(model: ServedModel, body: GenerateBody, most_tokens: int) 
         temperature=body.temperature,
         repetition_penalty=body.repetition_penalty,
     )
-    return Question(_request(model, asked.ids, made, room, most_tokens), asked.in_thoughts)
+    return ChatQuestion(_request(model, asked.ids, made, room, most_tokens), asked.in_thoughts)
 
 
 def conversation(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:

@@ -16,6 +16,7 @@ from espalier.models import load
 from espalier.models.forward import TreeModel
 from espalier.models.open import open_model
 from espalier.models.probe import probe
+from espalier.models.sampling import joining
 from espalier.serve import engine as engine_module
 from espalier.serve.engine import Engine
 from espalier.serve.grammar import json_grammar
@@ -161,6 +162,26 @@ def test_a_request_that_is_given_up_frees_its_place(served: ServedModel) -> None
     while served.engine.running and time.monotonic() < until:
         time.sleep(0.002)
     assert served.engine.running == 0 and served.engine.rows.count == 0
+
+
+def test_a_long_prompt_does_not_hold_up_who_is_being_answered(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "AHEAD", 64)
+    monkeypatch.setattr(joining, "AHEAD", 64)
+    plain, steps = served.engine.rows.read_ahead, []
+    long = request(served, "How are you, world? " * 24, temperature=0)
+    alone = hear(served.engine, long).wait().text()
+    served.engine.rows.prefixes.clear()  # type: ignore[attr-defined]
+    beside = hear(served.engine, request(served, "Hello", max_new_tokens=200, logit_bias={2: -100.0}))
+    while not served.engine.running:
+        time.sleep(0.002)
+    monkeypatch.setattr(
+        served.engine.rows, "read_ahead", lambda new: steps.append(served.engine.counts.tokens) or plain(new)
+    )
+    assert hear(served.engine, long).wait().text() == alone
+    beside.wait()
+    assert len(set(steps)) == len(steps) > 3, "each part waits for a step of the answer beside it"
 
 
 def test_a_listener_who_goes_away_has_his_request_cancelled(served: ServedModel) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from espalier.errors import UserError
 from espalier.models.forward import TreeModel
-from espalier.models.sampling.joining import JoinedRows, Newcomer, make_rows
+from espalier.models.sampling.joining import AHEAD, JoinedRows, Newcomer, make_rows
 from espalier.models.sampling.room import bytes_of_answer
 from espalier.models.sampling.rows import uniforms_of
 from espalier.serve.drawing import Drawn, Token, draw_rows
@@ -47,8 +47,8 @@ ONE_AT_A_TIME = threading.Lock()
 
 NO_NUMBERS = "the model gives logits that are no numbers: no token can be drawn."
 
-READ_AT_A_TIME = 4096
-"""Tokens of new prompts that are read between two steps of the answers that are being written."""
+READ_AT_A_TIME = 1024
+"""Tokens of new prompts after which the answers that are being written get their next token first."""
 
 
 @dataclass
@@ -255,8 +255,15 @@ class Engine:
                 Newcomer(j.request.ids, j.request.settings.n, j.request.settings.max_new_tokens)
                 for j in fitting
             ]
-            chosen = self.rows.together(asked)
+            if self._present and self._read_ahead(asked[0]):
+                return
+            # Who is long comes to the head of those that wait, and is read part by part.
+            chosen = [at for at in self.rows.together(asked) if not at or len(asked[at].ids) <= AHEAD]
             self._read([fitting[at] for at in chosen], [asked[at] for at in chosen])
+
+    def _read_ahead(self, new: Newcomer) -> bool:
+        with ONE_AT_A_TIME:
+            return self.rows.read_ahead(new)
 
     def _read(self, jobs: Sequence[Ticket], asked: Sequence[Newcomer]) -> None:
         for job in jobs:

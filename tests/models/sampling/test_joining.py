@@ -11,6 +11,7 @@ from torch import nn
 
 from espalier.models.prefixes import BLOCK, KeptPrefix, Prefixes, Stem
 from espalier.models.probe import probe
+from espalier.models.sampling import joining
 from espalier.models.sampling.joining import JoinedRows, Joining, JoiningByHand, Newcomer, OneBatch, make_rows
 
 Tiny = Callable[..., nn.Module]
@@ -109,6 +110,21 @@ def test_what_a_conversation_has_said_is_not_read_again(tiny: Tiny) -> None:
     logits = rows.join([Newcomer(again, 1, 4)])
     assert rows.read - before == len(again) - 2 * BLOCK
     assert int(logits.argmax()) == said_alone(lm, again, 1)[0]
+
+
+def test_a_long_prompt_can_be_read_part_by_part(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny("llama", max_position_embeddings=256)
+    monkeypatch.setattr(joining, "AHEAD", 2 * BLOCK)
+    long = Newcomer(ASKED[7], 1, 4)
+    for prefix_bytes, parts in ((1 << 30, 4), (0, 0), (5_000, 0)):  # not kept, and no room for it
+        rows = make_rows(lm, probe(lm), 200, 4, prefix_bytes)
+        rows.join([Newcomer(ASKED[2], 1, 9)])
+        before = rows.read
+        assert [rows.read_ahead(long) for _ in range(parts + 1)] == [True] * parts + [False]
+        assert rows.read - before == parts * 2 * BLOCK
+        logits = rows.join([long])
+        assert rows.read - before == len(long.ids) and rows.shared == 0
+        assert int(logits.argmax()) == said_alone(lm, long.ids, 1)[0]
 
 
 def test_places_for_answers_do_not_grow_without_end(tiny: Tiny) -> None:

@@ -21,6 +21,9 @@ from espalier.models.forward import Traits
 from espalier.models.prefixes import BLOCK, KeptPrefix, Prefixes, PrefixMemory, Stem, StemTrunk, shared_blocks
 from espalier.models.sampling.decoding import ByHand, ByMemory, Decoder, is_plain, make_decoder, takes_rows
 
+AHEAD = 64 * BLOCK
+"""Tokens of a prompt that are read at once while answers wait for their next token."""
+
 WORTH = 4 * BLOCK
 """A prompt is kept as soon as it is read where so many tokens of it were computed; else when its answer has ended."""
 
@@ -62,6 +65,10 @@ class JoinedRows(Protocol):
 
     def together(self, waiting: Sequence[Newcomer]) -> list[int]:
         """Which of those that wait, by place, are best read now; the others gain by going on from one of them."""
+        ...
+
+    def read_ahead(self, new: Newcomer) -> bool:
+        """Read a part of a prompt that is too long to be read between two steps; False: it is to be read as a whole."""
         ...
 
     def join(self, new: Sequence[Newcomer]) -> Tensor:
@@ -111,6 +118,7 @@ class Joining(ByMemory):
         self.prompts_of: dict[int, tuple[int, ...]] = {}  # ids of the living prompts, by their numbers
         self.written: list[list[int]] = []  # by each row
         self.read = self.shared = 0
+        self._ahead = 0  # tokens that were read of prompts that have not joined yet
 
     @property
     def count(self) -> int:
@@ -132,6 +140,26 @@ class Joining(ByMemory):
             if not any(shared_blocks(asked[other], asked[at]) > known for other in chosen):
                 chosen.append(at)
         return chosen
+
+    @torch.no_grad()
+    def read_ahead(self, new: Newcomer) -> bool:
+        """See `JoinedRows`; a part is kept as a prefix, which the next part goes on from."""
+        stem = self.prefixes.stem(new.ids)
+        known = 0 if stem is None else stem.length
+        if len(new.ids) - known <= AHEAD:
+            return False
+        ids = new.ids[: known + AHEAD]
+        more = self._memory([ids[known:]], 0)
+        assert isinstance(more, PrefixMemory)
+        more.stems = {} if stem is None else {0: stem}
+        self._read_all(more, [ids[known:]], [None if stem is None else StemTrunk(stem, more)])
+        self.prefixes.keep(KeptPrefix(np.asarray(ids, dtype=np.int64), more.states_of(0)))
+        found = self.prefixes.stem(new.ids)
+        if found is None or found.length < len(ids):  # there is no room for it
+            return False
+        self.read += AHEAD
+        self._ahead += AHEAD
+        return True
 
     @torch.no_grad()
     def join(self, new: Sequence[Newcomer]) -> Tensor:
@@ -158,7 +186,9 @@ class Joining(ByMemory):
         self.written += [[] for one in new for _ in range(one.copies)]
         self.prompts_of |= {number[at]: one.ids for at, one in enumerate(new)}
         self.read += sum(map(len, tails))
-        self.shared += sum(len(one.ids) for one in new) - sum(map(len, tails))
+        known = sum(len(one.ids) for one in new) - sum(map(len, tails))
+        ahead = min(self._ahead, known)
+        self.shared, self._ahead = self.shared + known - ahead, self._ahead - ahead
         for at, tail in zip(order, tails, strict=True):
             if len(tail) >= WORTH:
                 self._keep_prefix(number[at], None)
@@ -236,6 +266,10 @@ class OneBatch:
     def together(self, waiting: Sequence[Newcomer]) -> list[int]:
         """See `JoinedRows`."""
         return list(range(len(waiting)))
+
+    def read_ahead(self, new: Newcomer) -> bool:
+        """See `JoinedRows`."""
+        return False
 
     @torch.no_grad()
     def join(self, new: Sequence[Newcomer]) -> Tensor:

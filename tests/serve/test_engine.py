@@ -254,6 +254,19 @@ def test_a_row_without_numbers_ends_alone(served: ServedModel, monkeypatch: pyte
     assert isinstance(beside.wait().last(), Finished)
 
 
+def test_two_models_answer_at_a_time_without_a_mix(served: ServedModel, folder: Path) -> None:
+    other = ServedModel("other", open_model(str(folder), device="cpu"), limits=EngineLimits(0, rows=8))
+    with torch.no_grad():
+        for parameter in other.model.lm.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    both = [(model, request(model, text, temperature=0)) for model in (served, other) for text in PROMPTS[:5]]
+    alone = [hear(model.engine, one).wait().text() for model, one in both]
+    assert all(a != b for a, b in zip(alone[:5], alone[5:], strict=True))
+    heard = [hear(model.engine, one) for model, one in both]
+    assert [one.wait().text() for one in heard] == alone
+    other.close()
+
+
 def test_what_was_taken_is_answered_before_the_end(served: ServedModel) -> None:
     heard = [hear(served.engine, request(served, text, logit_bias={2: -100.0})) for text in PROMPTS[:4]]
     assert served.close(20.0)

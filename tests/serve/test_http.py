@@ -360,6 +360,7 @@ def test_wrong_words_are_one_message(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "words.json").write_text("{}", "utf-8")
     assert "two models are called" in said(f"a={folder}", f"a={folder}")
     assert "wanted a JSON list of words" in said(str(folder), "--profanity", str(tmp_path / "words.json"))
+    assert "an empty key lets everybody in" in said(str(folder), "--api-key", " ")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

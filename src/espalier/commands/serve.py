@@ -72,6 +72,8 @@ def serve(
     from espalier.serve.requests import EngineLimits
     from espalier.serve.scorer import ServedScorer
 
+    if any(not key.strip() for key in api_key or ()):
+        raise UserError("--api-key: an empty key lets everybody in. Give one, or leave the option out.")
     screen = Screen(stderr=True)
     named = _named(models)
     engine = EngineLimits(context, parallel, queue, timeout, prefix_cache << 20, banned=_words(profanity))

@@ -96,9 +96,7 @@ class Engine:
         self.model, self.tokenizer, self.limits = model, tokenizer, limits
         self.counts = Counts()
         self.grammars = Grammars(tokenizer)
-        self.rows: JoinedRows = make_rows(
-            model.lm, model.traits, limits.context, limits.rows, limits.prefix_bytes
-        )
+        self.rows = self._new_rows()
         self._waiting: deque[Ticket] = deque()
         self._present: list[_Row] = []
         self._logits = torch.zeros(0, 1)
@@ -327,7 +325,12 @@ class Engine:
         for row in list(self._present):
             self._fail(row.job, Failed("model", message))
         self._present, self._logits = [], torch.zeros(0, 1)
-        self.rows.go_on([])
+        # Nobody knows in what state the accident has left the old ones.
+        self.rows = self._new_rows()
+
+    def _new_rows(self) -> JoinedRows:
+        limits = self.limits
+        return make_rows(self.model.lm, self.model.traits, limits.context, limits.rows, limits.prefix_bytes)
 
     def _drop_ended(self) -> None:
         left = [at for at, row in enumerate(self._present) if not row.ended]

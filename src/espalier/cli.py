@@ -30,6 +30,7 @@ from espalier.commands.plan.command import plan
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
 from espalier.commands.scores import scores
+from espalier.commands.serve import serve
 from espalier.commands.vocab import vocab
 from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
@@ -120,6 +121,7 @@ app.command()(plan)
 app.command()(merge)
 app.add_typer(vocab, name="vocab")
 app.command()(quantize)
+app.command()(serve)
 
 
 @app.command()

@@ -28,6 +28,10 @@ def stages() -> dict[str, dict[str, Any]]:
     found = {f"{stage}-{strategy}": {"stage": stage, "strategy": strategy} for stage, strategy in WHOLE}
     for kind, stage, strategy in ADAPTED:
         found[f"{kind}-{stage}-{strategy}"] = {"stage": stage, "strategy": strategy, **KINDS[kind]}
+    found["lora-dpo-fsdp"] = {
+        **{"stage": "dpo", "strategy": "fsdp", "finetuning_type": "lora"},
+        "precompute_ref_logprobs": True,
+    }
     found["sft-bf16"] = {"stage": "sft", "strategy": "ddp", "precision": "bf16"}
     return found
 
@@ -90,7 +94,7 @@ def test_they_train_the_same_model(name: str, two: Path, world: Path, tmp_path: 
         } <= same.keys()
 
 
-@pytest.mark.parametrize("name", ["-".join(parts) for parts in ADAPTED])
+@pytest.mark.parametrize("name", [*("-".join(parts) for parts in ADAPTED), "lora-dpo-fsdp"])
 def test_they_train_the_same_adapter(name: str, two: Path, world: Path, tmp_path: Path) -> None:
     alone, both = one(world, tmp_path, name), beside(two, name)
     assert "dpo" not in name or losses(alone)[0] == pytest.approx(math.log(2), abs=1e-4)

@@ -21,6 +21,7 @@ from espalier.models.adapters.adapter import VIRTUAL
 from espalier.models.quantise.methods import problem
 from espalier.stages import objectives
 from espalier.stages.quantised import check_whole, quantisation_of
+from espalier.stages.references import ReferenceOptions
 from espalier.stages.stage import Stage
 
 STAGES: dict[str, Stage] = {
@@ -60,8 +61,10 @@ def _check_sharded(stage: str, options: OptionSet) -> None:
         elif kind in VIRTUAL:
             why = "virtual tokens are read outside of the sharded model's own forward"
         if why is not None:
+            cure = ", or precompute_ref_logprobs: true" if ReferenceOptions in options else ""
             raise UserError(
-                f"finetuning_type: {kind} with strategy: {strategy} is not possible, {why}. Use strategy: ddp or zero2."
+                f"finetuning_type: {kind} with strategy: {strategy} is not possible, {why}. Use strategy: ddp or zero2"
+                f"{cure}."
             )
     if kind == "adalora" and (strategy in (*SHARDED, "zero1", "zero2") or options[EngineOptions].deepspeed):
         raise UserError(
@@ -87,6 +90,7 @@ def _check_adapter(options: OptionSet) -> None:
     for key, asked, kinds in (
         ("use_dora", lora.use_dora, ("lora",)),
         ("use_rslora", lora.use_rslora, ("lora",)),
+        ("pissa_init", lora.pissa_init, ("lora",)),
         ("modules_to_save", lora.modules_to_save, ("lora", "full")),  # which trains them anyway
         ("loraplus_lr_ratio", lora.loraplus_lr_ratio != 1, ("lora",)),
         ("prompt_init_text", options[VirtualTokenOptions].prompt_init_text, ("prompt", "prefix")),

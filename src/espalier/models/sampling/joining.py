@@ -131,14 +131,17 @@ class Joining(ByMemory):
     def together(self, waiting: Sequence[Newcomer]) -> list[int]:
         """See `JoinedRows`: who has a block more in common with one that is read now than with what is kept waits for it."""
         chosen: list[int] = []
+        to_be_kept: list[int] = []
         if not self.prefixes.most_bytes:
             return list(range(len(waiting)))
         asked = [np.asarray(new.ids[:-1], dtype=np.int64) for new in waiting]
         for at, new in enumerate(waiting):
             stem = self.prefixes.stem(new.ids, self.memory.stems.values())
             known = 0 if stem is None else stem.length
-            if not any(shared_blocks(asked[other], asked[at]) > known for other in chosen):
-                chosen.append(at)
+            if any(shared_blocks(asked[other], asked[at]) > known for other in to_be_kept):
+                continue
+            chosen.append(at)
+            to_be_kept += [at] if len(new.ids) - known >= WORTH else []
         return chosen
 
     @torch.no_grad()

@@ -48,10 +48,14 @@ class JoinedRows(Protocol):
 
     Attributes:
         read, shared: tokens of prompts that were computed so far, and that were found computed already.
+        one_batch: whether rows come only when all before them have gone.
+        prefix_bytes: for what prompts have in common; 0: it is computed each time.
     """
 
     read: int
     shared: int
+    one_batch: bool
+    prefix_bytes: int
 
     @property
     def count(self) -> int:
@@ -110,9 +114,10 @@ class Joining(ByMemory):
 
     memory: PrefixMemory
     kept_in = PrefixMemory
+    one_batch = False
 
     def __init__(self, lm: nn.Module, traits: Traits, most: int, prefix_bytes: int) -> None:
-        self.prefixes = Prefixes(prefix_bytes)
+        self.prefixes, self.prefix_bytes = Prefixes(prefix_bytes), prefix_bytes
         super().__init__(lm, traits, [], 0, 0, most)
         self.memory.step = 0
         self.prompts_of: dict[int, tuple[int, ...]] = {}  # ids of the living prompts, by their numbers
@@ -250,6 +255,9 @@ class OneBatch:
         lm, traits: of the model.
         most: rows at a time.
     """
+
+    one_batch = True
+    prefix_bytes = 0
 
     def __init__(self, lm: nn.Module, traits: Traits, most: int) -> None:
         self.lm, self.traits, self.most = lm, traits, most

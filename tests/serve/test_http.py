@@ -319,6 +319,13 @@ def test_keys_origins_scores_and_a_rate(folder: Path, reward_folder: Path) -> No
         scored = made.post("/score", {"messages": USER, "answers": ["Hello", "world"]}, headers=key).json()
         assert len(set(scored["scores"])) == 2
         assert scored["best"] == scored["scores"].index(max(scored["scores"]))
+        ranked = client.chat.completions.create(
+            messages=USER, model="tiny", n=3, seed=1, max_tokens=6, extra_body={"rank_by": "judge", **ENDLESS}
+        )
+        answers = [choice.message.content for choice in ranked.choices]
+        again = made.post("/score", {"messages": USER, "answers": answers}, headers=key).json()["scores"]
+        assert [choice.score for choice in ranked.choices] == pytest.approx(again)
+        assert again == sorted(again, reverse=True) and len(set(again)) == 3
         asks = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
         allowed = httpx.options(made.url + "/v1/chat/completions", headers=asks)
         assert allowed.headers["access-control-allow-origin"] == "https://page.example"

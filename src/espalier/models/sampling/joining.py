@@ -48,12 +48,14 @@ class JoinedRows(Protocol):
 
     Attributes:
         read, shared: tokens of prompts that were computed so far, and that were found computed already.
+        reused: of each prompt that joined last, the tokens that were known already.
         one_batch: whether rows come only when all before them have gone.
         prefix_bytes: for what prompts have in common; 0: it is computed each time.
     """
 
     read: int
     shared: int
+    reused: list[int]
     one_batch: bool
     prefix_bytes: int
 
@@ -123,6 +125,7 @@ class Joining(ByMemory):
         self.prompts_of: dict[int, tuple[int, ...]] = {}  # ids of the living prompts, by their numbers
         self.written: list[list[int]] = []  # by each row
         self.read = self.shared = 0
+        self.reused: list[int] = []
         self._ahead = 0  # tokens that were read of prompts that have not joined yet
 
     @property
@@ -194,7 +197,8 @@ class Joining(ByMemory):
         self.written += [[] for one in new for _ in range(one.copies)]
         self.prompts_of |= {number[at]: one.ids for at, one in enumerate(new)}
         self.read += sum(map(len, tails))
-        known = sum(len(one.ids) for one in new) - sum(map(len, tails))
+        self.reused = [0 if (stem := stems[at]) is None else stem.length for at in range(len(new))]
+        known = sum(self.reused)
         ahead = min(self._ahead, known)
         self.shared, self._ahead = self.shared + known - ahead, self._ahead - ahead
         for at, tail in zip(order, tails, strict=True):
@@ -265,6 +269,7 @@ class OneBatch:
         self.places: list[int] = []  # of the rows that go on among the decoder's
         self.width = self.step = 0
         self.read = self.shared = 0
+        self.reused: list[int] = []
 
     @property
     def count(self) -> int:
@@ -290,6 +295,7 @@ class OneBatch:
         self.decoder = make_decoder(self.lm, self.traits, prompts, 1, max(one.room for one in new))
         self.places, self.width, self.step = list(range(len(prompts))), len(prompts), 0
         self.read += sum(map(len, prompts))
+        self.reused = [0] * len(new)
         return self.decoder.prompt_logits()
 
     @torch.no_grad()

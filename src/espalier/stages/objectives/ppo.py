@@ -28,7 +28,7 @@ from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.feed import RolloutFeed
-from espalier.rollout.scored import component_sums
+from espalier.rollout.scored import RewardList, component_sums
 from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic, foresee
 from espalier.stages.guards import check_apart
 from espalier.stages.judged import Critic, Judged, JudgedOptions, find_yardstick
@@ -239,12 +239,7 @@ def build(setup: Setup) -> Parts:
     share_blocks(setup, policy=policy, critic=critic, reference=frozen)
     park_frozen(setup, PolicyAndCritic(policy, critic), reference=frozen, **roller.reward_models)
     controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
-    weighed = {spec.name: (spec.weight, roller.module_of(spec.name)) for spec in rewards.specs}
-    relative = rolling.reward_baseline != "none"
-    normalizer = find_normalizer(shaping.score_normalization, weighed, relative=relative)
-    if normalizer.shift is not None and rolling.critic_start is not None:
-        ((weight, _),) = weighed.values()
-        foresee(critic, weight, *normalizer.shift)
+    normalizer = _normalizer(setup, roller, rewards, critic)
     terms = policy_terms(setup, lambda: controller.coefficient)
     warn = ClipWarning(shaping.reward_clip, setup.say)
     rollouts = Rollouts(roller, shaping, terms, controller, normalizer, warn)
@@ -282,6 +277,18 @@ def build(setup: Setup) -> Parts:
         averages={} if average is None else {"ema": average.model},
         pieces=Pieces(*asks, roller.answered, rollouts.scored, rollouts.measured, rollouts.compared),
     )
+
+
+def _normalizer(setup: Setup, roller: Roller, rewards: RewardList, critic: TreeModel) -> ScoreNormalizer:
+    """How scores are normalised; a critic that starts as the reward model says the same from its first step on."""
+    rolling = setup.option(RolloutOptions)
+    weighed = {spec.name: (spec.weight, roller.module_of(spec.name)) for spec in rewards.specs}
+    relative = rolling.reward_baseline != "none"
+    found = find_normalizer(setup.option(ShapingOptions).score_normalization, weighed, relative=relative)
+    if found.shift is not None and rolling.critic_start is not None:
+        ((weight, _),) = weighed.values()
+        foresee(critic, weight, *found.shift)
+    return found
 
 
 def _critic_judged(rollouts: Rollouts) -> Critic:

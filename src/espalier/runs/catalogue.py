@@ -15,7 +15,7 @@ from espalier.config.options import (
     OptimizerOptions,
     VirtualTokenOptions,
 )
-from espalier.engine.strategy import ZERO
+from espalier.engine.strategy import SHARDED, ZERO
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import VIRTUAL
 from espalier.models.quantise.methods import problem
@@ -29,9 +29,6 @@ STAGES: dict[str, Stage] = {
 
 CLASSES: dict[str, tuple[type, ...]] = {name: (*COMMON, *stage.options) for name, stage in STAGES.items()}
 """The option classes of each stage."""
-
-SHARDED = ("fsdp", "zero3")
-"""Strategies under which no process holds the whole model."""
 
 
 def check_possible(stage: str, options: OptionSet) -> None:

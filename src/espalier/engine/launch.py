@@ -65,6 +65,11 @@ def relaunch(arguments: list[str], processes: int) -> int:
 
     Several machines: start `torchrun` yourself with ``-m espalier.cli`` (docs/scaling.md).
     """
+    return as_ranks([sys.executable, "-m", "espalier.cli", *arguments], processes)
+
+
+def as_ranks(command: Sequence[str], processes: int) -> int:
+    """Run a command as so many ranks that meet on this machine; see `watch_over`."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
     # Where the ranks meet is held by this process, so that no free port must be guessed.
@@ -77,7 +82,7 @@ def relaunch(arguments: list[str], processes: int) -> int:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
         or str(max(1, (os.cpu_count() or 1) // processes)),
     }
-    return watch_over([sys.executable, "-m", "espalier.cli", *arguments], processes, meeting)
+    return watch_over(command, processes, meeting)
 
 
 def watch_over(command: Sequence[str], processes: int, environment: Mapping[str, str]) -> int:

@@ -28,23 +28,25 @@ CUT: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Whole:
-    """Bytes of a module's parts on one process that holds everything.
+    """What one process holds that holds everything, before a strategy cuts or casts it.
 
     Attributes:
-        parameters: of all weights.
-        trained: of those that are trained, which their gradients have too.
-        numbers: how many are trained.
+        weights, trained: how many numbers all parameters have, and those that are trained.
+        weight_bytes, trained_bytes: their bytes.
     """
 
-    parameters: int
+    weights: int
     trained: int
-    numbers: int
+    weight_bytes: int
+    trained_bytes: int
 
 
 def whole_of(module: nn.Module) -> Whole:
     """Of a module that is not prepared yet."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return Whole(held_bytes(module.parameters()), held_bytes(trained), sum(p.numel() for p in trained))
+    parameters = list(module.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    numbers = [sum(p.numel() for p in some) for some in (parameters, trained)]
+    return Whole(numbers[0], numbers[1], held_bytes(parameters), held_bytes(trained))
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
@@ -102,23 +104,28 @@ class Shares:
             "class": type(module).__name__ if found != "fsdp" else "FSDPModule",
             "strategy": found,
             **{
-                part: {"whole": self._whole(part, found, own.tolist()[at]), "ranks": of_ranks[:, at].tolist()}
+                part: {
+                    "whole": self._whole(part, module, own.tolist()[at]),
+                    "ranks": of_ranks[:, at].tolist(),
+                }
                 for at, part in enumerate(PARTS)
             },
         }
         self._check(found, accelerator.num_processes)
         return True
 
-    def _whole(self, part: str, found: str, own: int) -> int:
-        """Bytes on one process; `own` is what this rank holds."""
+    def _whole(self, part: str, module: nn.Module, own: int) -> int:
+        """Bytes on one process in the types of this engine; `own` is what this rank holds."""
+        in_zero, all_of_it = zero.is_zero(module), self.whole
+        each = next(module.parameters()).element_size()  # DeepSpeed casts all weights to one type
         if part == "parameters":
-            return self.whole.parameters
+            return all_of_it.weights * each if in_zero else all_of_it.weight_bytes
         if part == "gradients":
-            return self.whole.trained
-        if "optimizer" not in CUT[found]:
+            return all_of_it.trained * each if in_zero else all_of_it.trained_bytes
+        if not (in_zero or fsdp.is_cut(module)):
             return own
         # AdamW's two means of a number in float32, and under ZeRO its master copy.
-        return self.whole.numbers * 4 * (2 if found == "fsdp" else 3)
+        return all_of_it.trained * 4 * (3 if in_zero else 2)
 
     def _check(self, found: str, ranks: int) -> None:
         if found != self.kind:

@@ -51,11 +51,18 @@ def _check_sharded(stage: str, options: OptionSet) -> None:
     """What cannot be done where no process holds the whole model."""
     strategy, kind = options[EngineOptions].strategy, options[AdapterOptions].finetuning_type
     if strategy in SHARDED and kind not in ("full", "freeze"):
-        why = None
-        if stage in STAGES and STAGES[stage].reference(options):
-            why = f"in {stage}: its reference is the adapter as it began, inside a sharded model"
-        elif kind in VIRTUAL:
+        why, lora = None, options[LoraOptions]
+        begun = (
+            ("adapter_name_or_path", options[ModelOptions].adapter_name_or_path),
+            ("lora_bias", lora.lora_bias != "none"),
+            ("modules_to_save", lora.modules_to_save),
+        )
+        if kind in VIRTUAL:
             why = "virtual tokens are read outside of the sharded model's own forward"
+        elif stage in STAGES and STAGES[stage].reference(options):
+            keys = [key for key, given in begun if given]
+            if keys:
+                why = f"in {stage} with {keys[0]}: the reference is the adapter as it began, which no rank holds whole"
         if why is not None:
             raise UserError(
                 f"finetuning_type: {kind} with strategy: {strategy} is not possible, {why}. Use strategy: ddp or zero2."

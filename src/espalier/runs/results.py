@@ -123,7 +123,7 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "engine": running.shares.measured,
         "precision": start.option(EngineOptions).precision,
         "parameters": running.weights,
-        "trainable_parameters": running.shares.whole.numbers,
+        "trainable_parameters": running.shares.whole.trained,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},

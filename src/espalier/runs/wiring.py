@@ -69,7 +69,7 @@ def wired(stage: str, options: OptionSet, parts: Parts, accelerator: Accelerator
     """The parts of a stage, wrapped, with their optimiser and their feed."""
     parts, allocations = rank_allocations(parts, options[AdaloraOptions])
     whole = whole_of(parts.trained)
-    wanted, notes = wanted_of(options, hidden_size(parts.main.lm), whole.numbers)
+    wanted, notes = wanted_of(options, hidden_size(parts.main.lm), whole.trained)
     sampler = copy.deepcopy(parts.main.lm) if wanted.kind in SHARDED and STAGES[stage].samples else None
     shares = Shares(wanted.kind, whole, checked=wanted.deepspeed is None)
     weights = number_of_weights(parts.main)

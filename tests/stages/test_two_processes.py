@@ -58,6 +58,9 @@ def stages() -> dict[str, dict[str, Any]]:
             found[f"{stage}-{name}"] = {"stage": stage, "strategy": strategy, **WAYS[way], **average}
     for strategy, offload in OFFLOADED.items():
         found[f"sft-{strategy}-off"] = {"stage": "sft", "strategy": strategy, "offload": offload}
+    for number in (1, 2, 3):  # the files that come along
+        file = {"strategy": f"zero{number}", "deepspeed": f"stage-{number}-offload"}
+        found[f"sft-zero{number}-file"] = {"stage": "sft", **file}
     for kind, stage, strategy in ADAPTED:
         found[f"{kind}-{stage}-{strategy}"] = {"stage": stage, "strategy": strategy, **KINDS[kind]}
     for strategy in CLASS:
@@ -99,7 +102,9 @@ def one(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return options
 
     def get(name: str) -> dict[str, Any]:
-        changes = {k: v for k, v in stages()[name].items() if k != "offload"} | {"strategy": "single"}
+        changes = {k: v for k, v in stages()[name].items() if k not in ("offload", "deepspeed")} | {
+            "strategy": "single"
+        }
         return made(json.dumps(changes))
 
     return get

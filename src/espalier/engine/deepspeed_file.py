@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from espalier.disk.reading import read_object
 from espalier.engine import zero
 from espalier.errors import UserError
 from espalier.processor import Precision
@@ -50,6 +52,8 @@ _INSTEAD = {
         "Remove it: a run cannot do that.",
     ),
 }  # fmt: skip
+SHIPPED = Path(__file__).parent / "deepspeed"
+"""Files for stages 1, 2 and 3, with and without offload."""
 SCHEDULES = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 """DeepSpeed's schedules -> `lr_scheduler_type`."""
 
@@ -81,6 +85,33 @@ class RunValues:
     weight_decay: float
     schedule: str
     warmup_steps: int | None
+
+
+def shipped() -> list[str]:
+    """The names of the files that come with Espalier.
+
+    >>> shipped()[0]
+    'stage-1'
+    """
+    return sorted(path.stem for path in SHIPPED.glob("*.json"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """The settings in a file, or in one of `shipped` by its name.
+
+    Raises:
+        UserError: there is none, or it holds no JSON object.
+    """
+    path = Path(name).expanduser()
+    own = SHIPPED / f"{name.removesuffix('.json')}.json"
+    if not path.exists() and name.removesuffix(".json") in shipped():
+        path = own
+    if not path.exists():
+        raise UserError(
+            f"deepspeed: there is no file {name}. Check the path, or take one that comes with Espalier: "
+            f"{', '.join(shipped())}."
+        )
+    return read_object(path, "deepspeed")
 
 
 def stage_of(settings: Mapping[str, Any]) -> int:

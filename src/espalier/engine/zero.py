@@ -9,10 +9,12 @@ Leaves out the clipping that DeepSpeed does: it knows one norm for everything, a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -129,13 +131,31 @@ def share_of(optimizer: Any, parameter: nn.Parameter) -> Share | None:
         count = min(each, whole_shape(parameter).numel() - start)  # the last ones are padded
         flat = optimizer.fp32_partitioned_groups_flat[group]
         return Share(flat, begin, start, count) if count > 0 else None
-    mapped: Any = parameter._hp_mapping  # type: ignore[attr-defined]
-    if mapped is None:
-        return None
-    at, of = mapped.hp_fragment_address, mapped.lp_fragment_address
-    return Share(
-        optimizer.single_partition_of_fp32_groups[mapped.param_group_index], at.start, of.start, of.numel
-    )
+    group, offset = _places_of(optimizer)[parameter]
+    flat = optimizer.single_partition_of_fp32_groups[group]
+    begins = dist.get_rank() * flat.numel()  # of this rank's part in the flat tensor of the group
+    start = max(begins - offset, 0)
+    end = min(begins + flat.numel() - offset, parameter.numel())
+    return Share(flat, offset + start - begins, start, end - start) if end > start else None
+
+
+_places: WeakKeyDictionary[Any, dict[nn.Parameter, tuple[int, int]]] = WeakKeyDictionary()
+
+
+def _places_of(optimizer: Any) -> dict[nn.Parameter, tuple[int, int]]:
+    """Of stages 1 and 2: parameter -> the optimiser's group, and where it begins in the flat tensor of that group.
+
+    DeepSpeed's own map of them (0.19, ``_hp_mapping``) forgets that round_robin_gradients changes their order.
+    """
+    if optimizer not in _places:
+        places: dict[nn.Parameter, tuple[int, int]] = {}
+        offsets = getattr(optimizer, "round_robin_bit16_offsets", None)  # before 0.19 they stand without gaps
+        for group, parameters in enumerate(optimizer.round_robin_bit16_groups):
+            follow = [0, *itertools.accumulate(parameter.numel() for parameter in parameters)]
+            at = follow[: len(parameters)] if offsets is None else offsets[group]
+            places |= {parameter: (group, offset) for parameter, offset in zip(parameters, at, strict=True)}
+        _places[optimizer] = places
+    return _places[optimizer]
 
 
 def kept_apart(parameter: Any) -> list[Tensor]:

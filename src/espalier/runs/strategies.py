@@ -8,7 +8,6 @@ from typing import Any
 
 from espalier.config.option_set import OptionSet
 from espalier.config.options import EngineOptions, OptimizerOptions, TrainOptions
-from espalier.disk.reading import read_object
 from espalier.engine import deepspeed_file, strategy
 from espalier.engine.deepspeed_file import RunValues
 from espalier.engine.launch import processes
@@ -29,7 +28,10 @@ def with_strategy(options: OptionSet) -> OptionSet:
     stage = None if own is None else deepspeed_file.stage_of(own)
     kind = strategy.decided(engine.strategy, processes(), stage)
     strategy.check_offload(kind, engine.offload, own=own is not None)
-    return options.replaced(replace(engine, strategy=kind))  # type: ignore[arg-type]
+    named = isinstance(engine.deepspeed, str) and not Path(engine.deepspeed).expanduser().exists()
+    # One of the files that come with Espalier is written out, so that config.yaml says what it was.
+    kept = own if named else engine.deepspeed
+    return options.replaced(replace(engine, strategy=kind, deepspeed=kept))  # type: ignore[arg-type]
 
 
 def wanted_of(options: OptionSet, hidden: int, trained: int) -> tuple[strategy.Wanted, list[str]]:
@@ -52,7 +54,7 @@ def wanted_of(options: OptionSet, hidden: int, trained: int) -> tuple[strategy.W
 
 def _own(engine: EngineOptions) -> dict[str, Any] | None:
     own = engine.deepspeed
-    return read_object(Path(own), "deepspeed") if isinstance(own, str) else own
+    return deepspeed_file.read(own) if isinstance(own, str) else own
 
 
 def _given(options: OptionSet, world: int) -> RunValues:

@@ -41,6 +41,8 @@ MATRIX = {
     "grpo": "ddp-lora zero1-full zero2-lora zero3-full fsdp-lora",
 }
 MATRIX = {stage: names.split() for stage, names in MATRIX.items()}  # type: ignore[misc]
+PPO = {"ema_decay": 0.9, "critic_max_grad_norm": 0.02}
+"""The critic is clipped to a norm of its own, below the one that it has."""
 OFFLOADED = {"zero2": "optimizer", "zero3": "all", "fsdp": "all"}
 ADAPTED = [("adalora", "dpo", "ddp"), ("prompt", "dpo", "zero2"), ("ia3", "sft", "fsdp")]
 STEPS = {"max_steps": 3, "samples": 0, "weight_decay": 0.1, "max_grad_norm": 0.5}
@@ -54,8 +56,8 @@ def stages() -> dict[str, dict[str, Any]]:
     for stage, names in MATRIX.items():
         for name in names:
             strategy, way = name.split("-")
-            average = {"ema_decay": 0.9} if stage == "ppo" else {}
-            found[f"{stage}-{name}"] = {"stage": stage, "strategy": strategy, **WAYS[way], **average}
+            changes = WAYS[way] | (PPO if stage == "ppo" else {})
+            found[f"{stage}-{name}"] = {"stage": stage, "strategy": strategy, **changes}
     for strategy, offload in OFFLOADED.items():
         found[f"sft-{strategy}-off"] = {"stage": "sft", "strategy": strategy, "offload": offload}
     for number in (1, 2, 3):  # the files that come along

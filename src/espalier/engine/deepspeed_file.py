@@ -171,10 +171,7 @@ def sized(settings: Mapping[str, Any], hidden: int, trained: int) -> dict[str, A
         trained: how many numbers are trained.
     """
     section = settings["zero_optimization"]
-    bucket = max(min(zero.BUCKET, trained), 1)
-    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    if section["stage"] == 3:
-        sizes |= zero.hidden_sizes(hidden)
+    sizes = zero.sizes(section["stage"], hidden, trained)
     filled = {key: sizes.get(key, value) if value == AUTO else value for key, value in section.items()}
     return {**settings, "zero_optimization": _without_auto(filled)}
 

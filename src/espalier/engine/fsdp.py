@@ -6,17 +6,19 @@ Each repeated block of a model is gathered when its forward or backward needs it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils import _pytree
 
 from espalier.models.forward import Outputs
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor, Shard
+    from typing_extensions import TypeIs
 
 
 def cut(module: nn.Module, device: str, *, offload: bool) -> nn.Module:
@@ -27,9 +29,12 @@ def cut(module: nn.Module, device: str, *, offload: bool) -> nn.Module:
         device: cpu or cuda.
         offload: the shares lie in the machine's memory and come to the GPU when they are gathered.
     """
-    if (
-        Outputs not in _pytree.SUPPORTED_NODES
-    ):  # else FSDP does not find the tensors whose backward it waits for
+    # Importing them takes time, which runs without them need not wait for.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    if Outputs not in _pytree.SUPPORTED_NODES:
+        # Else FSDP does not find the tensors whose backward it waits for.
         _pytree.register_dataclass(Outputs)
     ranks = dist.get_world_size()
     mesh = init_device_mesh(device, (ranks,))
@@ -42,6 +47,8 @@ def cut(module: nn.Module, device: str, *, offload: bool) -> nn.Module:
 def _cut_at(parameter: nn.Parameter, ranks: int) -> Shard | None:
     """Where a parameter is cut: at its first dimension (None), or where that is shorter than there are ranks, at one
     that can be divided evenly."""
+    from torch.distributed.tensor import Shard
+
     if parameter.dim() < 2 or parameter.shape[0] >= ranks:
         return None
     return next((Shard(at) for at, size in enumerate(parameter.shape) if size % ranks == 0), None)
@@ -65,12 +72,19 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_cut(module: nn.Module) -> bool:
-    return isinstance(module, FSDPModule)
+    loaded = sys.modules.get("torch.distributed.fsdp")
+    return loaded is not None and isinstance(module, loaded.FSDPModule)
+
+
+def is_share(tensor: Tensor) -> TypeIs[DTensor]:
+    """Whether a tensor is this rank's share of a larger one."""
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor in full, on every rank; a plain one as it is."""
-    if not isinstance(tensor, DTensor):
+    if not is_share(tensor):
         return tensor
     on_mesh: Any = tensor.to(
         tensor.device_mesh.device_type
@@ -81,8 +95,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:
     """A whole tensor, the same on every rank, sharded (and placed) like another one."""
-    if not isinstance(model, DTensor):
+    if not is_share(model):
         return tensor.to(model.device)
+    from torch.distributed.tensor import distribute_tensor
+
     made = distribute_tensor(
         tensor.to(model.device_mesh.device_type), model.device_mesh, model.placements, src_data_rank=None
     )
@@ -91,4 +107,4 @@ def like(tensor: Tensor, model: Tensor) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's share of a tensor, all of it where it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_share(tensor) else tensor

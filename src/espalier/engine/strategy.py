@@ -175,7 +175,12 @@ def prepare(
         settings = wanted.deepspeed or zero.config(
             ZERO[wanted.kind], wanted.precision, wanted.offload, wanted.hidden, trained
         )
-        engine = zero.start(module, optimizer_of(module), settings)
+        try:
+            engine = zero.start(module, optimizer_of(module), settings)
+        except (AssertionError, ValueError) as error:
+            if wanted.deepspeed is None:
+                raise
+            raise UserError(f"deepspeed: DeepSpeed refuses the file: {error}. Correct it.") from error
         return engine, engine.optimizer
     if wanted.kind == "fsdp":
         group.join(cpu=device.type == "cpu", alone=True)

@@ -25,7 +25,7 @@ from espalier.noise import quiet_again
 from espalier.processor import Precision
 
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
-BUCKET = 200_000_000
+BUCKET = 20_000_000
 """Elements that are sent at a time where nobody says otherwise; fewer where there are fewer."""
 
 
@@ -39,10 +39,7 @@ def config(stage: int, precision: Precision, offload: str, hidden: int, trained:
         hidden: the width of the model, from which stage 3's sizes follow as transformers sets them.
         trained: numbers that are trained.
     """
-    bucket = max(min(BUCKET, trained), 1)
-    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    if stage == 3:
-        zero |= hidden_sizes(hidden)
+    zero: dict[str, Any] = {"stage": stage, **sizes(stage, hidden, trained)}
     if offload in ("optimizer", "all"):
         zero["offload_optimizer"] = {"device": "cpu"}
     if offload == "all" and stage == 3:
@@ -54,10 +51,15 @@ def config(stage: int, precision: Precision, offload: str, hidden: int, trained:
     }
 
 
-def hidden_sizes(hidden: int) -> dict[str, int]:
-    """Stage 3's buckets, and the size up to which a parameter stays whole (transformers' rule for "auto")."""
+def sizes(stage: int, hidden: int, trained: int) -> dict[str, int]:
+    """Buckets, as many numbers as are trained where there are few; and of stage 3, by transformers' rule for "auto", its
+    own ones and the size up to which a parameter stays whole. For the arguments see `config`."""
+    bucket = 2 * math.ceil(min(BUCKET, trained) / 2)  # DeepSpeed wants even ones
+    if stage < 3:
+        return {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     return {
         "reduce_bucket_size": hidden * hidden,
+        "allgather_bucket_size": bucket,
         "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden),
         "stage3_param_persistence_threshold": 10 * hidden,
     }

@@ -35,6 +35,7 @@ from espalier.engine.loop import run_loop, stopped_at
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
 from espalier.engine.step import Hooks, Learner
+from espalier.engine.strategy import SHARDED
 from espalier.engine.track import Tracker, keep_rows
 from espalier.engine.trackers import Sink, TrackedRun, open_trackers
 from espalier.engine.whole import whole_parameters
@@ -149,6 +150,10 @@ def _prepared(start: Start) -> Running:
     made = wired(start.stage, start.options, parts, accelerator)
     for note in made.notes:
         start.say(note)
+    if parts.sample_prompts and made.live.sampler is None and made.shares.kind in SHARDED:
+        start.say(
+            f"what the model says is not shown: under strategy: {made.shares.kind} no process holds it whole"
+        )
     running = Running(
         start, setup, made.parts, made.live, made.optimizer, made.feed, made.shares, made.weights
     )

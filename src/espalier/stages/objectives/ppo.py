@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
@@ -30,7 +29,7 @@ from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.feed import RolloutFeed
 from espalier.rollout.scored import component_sums
-from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic
+from espalier.stages.critic import CriticOptions, PolicyAndCritic
 from espalier.stages.guards import check_apart
 from espalier.stages.judged import Critic, Judged, JudgedOptions, find_yardstick
 from espalier.stages.model_memory import (
@@ -305,11 +304,6 @@ def _weights(setup: Setup) -> Weights:
     )
 
 
-def _check(options: OptionSet) -> None:
-    check_critic(options)
-    check_memory(options)
-
-
 STAGE = Stage(
     "prompt",
     build,
@@ -325,5 +319,5 @@ STAGE = Stage(
     ),
     samples=True,
     reference=lambda options: True,
-    check=_check,
+    check=check_memory,
 )

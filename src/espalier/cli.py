@@ -49,8 +49,9 @@ File = Annotated[str, typer.Argument(metavar="FILE.yaml", help="The options, as 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[key=value ...]", help="Options that win over the file's.")
 ]
-_WrongCall: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-"""Any mistake in the arguments. Newer versions of typer bring click inside, so it may not be imported as click's own."""
+_WrongCall: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if "show" in vars(kind))
+"""Any mistake in the arguments: what can show itself. Newer versions of typer bring click inside, so that it cannot be
+imported as click's own."""
 _errors = Screen(stderr=True)
 _state = {"verbose": False}
 

@@ -19,15 +19,13 @@ B answers to a prompt, A tokens of the longest of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
 
-from espalier import config
-from espalier.config.option_set import OptionSet
-from espalier.config.options import EngineOptions, EvaluationOptions, RunOptions, TrackOptions
+from espalier.config.options import RunOptions
 from espalier.data.preflight.findings import stop_at_errors
 from espalier.data.preflight.text import lines
 from espalier.engine import files
@@ -42,23 +40,18 @@ from espalier.models.saved import save_model
 from espalier.rollout.asked import Ask
 from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.feed import RolloutFeed
-from espalier.runs.catalogue import CLASSES, STAGES
-from espalier.runs.checks import check_startable, with_models_found
+from espalier.runs.by_hand import options_by_hand
+from espalier.runs.catalogue import STAGES
 from espalier.runs.judge import judged
 from espalier.runs.results import tokenizer_to_save
-from espalier.runs.train import decided
 from espalier.runs.wiring import accelerator_of, schedule_of, wired
 from espalier.stages.parts import Live, Parts, Pieces
 from espalier.stages.positions import check_positions
-from espalier.stages.quantised import holds_whole
 from espalier.stages.rollouts import RolloutOptions, rollout_seed
 from espalier.stages.setup import Setup
 from espalier.trees import Tree
 
 Say = Callable[[str], None]
-
-BY_ITSELF = {RunOptions: ("seed", "output_dir", "stage"), EvaluationOptions: (), TrackOptions: ()}
-"""Classes of options about what a run does beside its loop, with those of their keys that mean something here."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +133,7 @@ def begin(stage: str, *, say: Say | None = None, **options: Any) -> Training:
         can = " or ".join(name for name, one in STAGES.items() if one.samples)
         raise UserError(f"begin: {stage!r} does not learn from answers of its own; wanted {can}.")
     say = say or _silent
-    chosen = _options(stage, options, say)
+    chosen = options_by_hand(stage, options, say)
     keep_freed_memory()
     accelerator = accelerator_of(chosen)
     set_seed(chosen[RunOptions].seed)
@@ -174,35 +167,6 @@ def begin(stage: str, *, say: Say | None = None, **options: Any) -> Training:
 
 def _silent(text: str) -> None:
     """Nobody listens."""
-
-
-def _options(stage: str, given: dict[str, Any], say: Say) -> OptionSet:
-    """The options as a run has them.
-
-    Raises:
-        UserError: one is wrong, or is about what is done by hand here.
-    """
-    raw = config.RawConfig({"stage": stage, **given})
-    values, notes = config.canonical(raw)
-    for note in notes:
-        say(note)
-    for kind, meant in BY_ITSELF.items():
-        for item in fields(kind):
-            if item.name in values and item.name not in meant:
-                raise UserError(
-                    f"`{item.name}` is about logs, evaluations or checkpoints, which are your own here (`update` and "
-                    "`evaluate` return the numbers, `save` writes the model). Remove it, or use `espalier run`."
-                )
-    chosen = config.build(raw, CLASSES[stage], all_classes=CLASSES)
-    chosen = with_models_found(chosen, say)
-    check_startable(stage, chosen)
-    chosen = decided(chosen, None)
-    if not holds_whole(chosen[EngineOptions]):
-        raise UserError(
-            f"strategy: {chosen[EngineOptions].strategy} cuts the models into shares, and by hand they are whole. Use "
-            "strategy: single or ddp, or `espalier run`."
-        )
-    return chosen
 
 
 def rollouts(training: Training) -> Iterator[tuple[int, list[int]]]:

@@ -15,6 +15,8 @@ from torch import nn
 import espalier
 from espalier.errors import UserError
 from espalier.models import load
+from espalier.models.adapters.kinds import LoraVariant, add_ia3, add_lora
+from espalier.models.dtypes import StoredTypes, round_weights
 from espalier.models.forward import TreeModel, Want
 from espalier.models.heads import ScalarHead
 from espalier.models.merging import merged_stack, stack_of
@@ -196,3 +198,38 @@ def test_the_command_and_its_refusals(tiny: Tiny, tmp_path: Path, capsys: pytest
         file = tmp_path / "adapter" / "adapter_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
         stack_of([adapter])
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "vocabulary", "ia3", "whole head"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_base_of_16_bits_is_merged_as_it_is_to_the_same_numbers(
+    kind: str, dtype: torch.dtype, tiny: Tiny, tmp_path: Path
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    lm = tiny("llama", tie_word_embeddings=True)
+    base.mkdir(), adapter.mkdir()
+    save_model(base, TreeModel(lm, probe(lm)), None, types=StoredTypes(dtype))
+    lm = load.load_lm(str(base))
+    adapted: Any = add_ia3(lm, target=None) if kind == "ia3" else add_lora(
+        lm, rank=2, alpha=4, dropout=0.0, bias="none",
+        target=["all", "embed_tokens"] if kind == "vocabulary" else None,
+        variant=LoraVariant(dora=kind == "dora", modules_to_save=["lm_head"] if kind == "whole head" else []),
+    )  # fmt: skip
+    with torch.no_grad():
+        for at, parameter in enumerate(p for p in adapted.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.manual_seed(at)) * 0.1)
+    save_model(adapter, TreeModel(adapted, probe(adapted)), None)
+    stack = stack_of([str(adapter)])
+    narrow, wide = merged_stack(stack, types=StoredTypes(dtype)), merged_stack(stack)
+    layer = "model.layers.0.self_attn.k_proj.weight"
+    assert narrow.get_parameter(layer).dtype == dtype and wide.get_parameter(layer).dtype == torch.float32
+    for one in (narrow, wide):
+        round_weights(one, StoredTypes(dtype))
+    before, found, expected = (
+        load.load_lm(str(base), dtype=dtype).state_dict(),
+        narrow.state_dict(),
+        wide.state_dict(),
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not torch.equal(found[layer], before[layer])

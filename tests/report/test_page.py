@@ -338,3 +338,33 @@ def test_numbers_as_people_read_them() -> None:
     assert show_estimate(0.0, 0.0) == ("0", "0") and show_estimate(None, None) == ("–", "")
     assert [show_seconds(v) for v in (3.21, 75.3, 7260.0)] == ["3.2 s", "1 min 15 s", "2 h 01 min"]
     assert [number(v) for v in (1, True, "1", float("nan"), None)] == [1.0, None, None, None, None]
+
+
+def test_a_judge_s_numbers_stand_on_the_page(tmp_path: Path) -> None:
+    from espalier.exam.numbers.wins import wins
+
+    values = [1.0, 0.5, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    pair = {"task": "generation:a", "a": "runs/old", "b": "runs/new", **wins(values, [0] * 10)}
+    rows = [
+        pair | {"order_decided": 1, "unreadable": 2, "unanswered": 0},
+        {
+            "task": "generation:b",
+            "a": "x",
+            "b": "<y>",
+            "n": 0,
+            "order_decided": 0,
+            "unreadable": 3,
+            "unanswered": 0,
+        },
+    ]
+    (tmp_path / "exam" / "0").mkdir(parents=True)
+    (tmp_path / "exam" / "judge.json").write_text(json.dumps({"judge": "m-7b", "pairs": rows}), "utf-8")
+    (tmp_path / "exam" / "0" / "results.json").write_text(
+        json.dumps({"model": "runs/old", "tasks": {}}), "utf-8"
+    )
+    text = write_report(tmp_path).read_text("utf-8")
+    assert "judged by</span> m-7b" in text and "runs/new against runs/old" in text
+    assert f"{pair['win_rate']:.3f} ± {pair['stderr']:.3f}" in text and "0.850" in text
+    assert "8, 1, 1" in text and "runs/new is better" in text
+    assert "1 ties by the order alone, 2 without a verdict" in text
+    assert "&lt;y&gt; against x" in text and "no difference beyond noise" in text and "<y>" not in text

@@ -22,6 +22,8 @@ Make = Callable[..., dict[str, Any]]
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"finetuning_type": "lora", "lora_dropout": 0.1},
     "dora": {"finetuning_type": "lora", "use_dora": True, "use_rslora": True, "lora_target": ["auto"]},
+    "pissa": {"finetuning_type": "lora", "pissa_init": True, "lora_rank": 4},
+    "vocabulary": {"finetuning_type": "lora", "lora_alpha": 4, "lora_target": ["all", "embed_tokens", "lm_head"]},
     "bias": {"finetuning_type": "lora", "lora_bias": "all"},
     "adalora": {"finetuning_type": "adalora", "adalora_init_r": 4, "adalora_target_r": 2, "adalora_tinit": 1,
                 "adalora_tfinal": 1, "adalora_delta_t": 1},
@@ -32,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "projected": {"finetuning_type": "prefix", "num_virtual_tokens": 3, "prefix_projection": True,
                   "prompt_encoder_hidden_size": 16},
 }  # fmt: skip
-MERGED = ("lora", "dora", "bias", "adalora", "ia3")
+MERGED = ("lora", "dora", "pissa", "vocabulary", "bias", "adalora", "ia3")
 
 
 def saved(options: dict[str, Any]) -> str:
@@ -72,7 +74,7 @@ def test_dpo_begins_at_the_loss_of_equals(kind: str, options: Make) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "adalora", "ia3", "prompt", "prefix"])
+@pytest.mark.parametrize("kind", ["lora", "vocabulary", "adalora", "ia3", "prompt", "prefix"])
 def test_the_reward_head_is_trained_and_saved_with_the_adapter(kind: str, options: Make) -> None:
     chosen = options("reward", **KINDS[kind], max_steps=3, learning_rate=1e-2)
     run(chosen)
@@ -125,7 +127,7 @@ def test_the_reference_of_an_adapter_that_goes_on_is_that_adapter(kind: str, opt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "adalora", "ia3", "prompt", "p_tuning", "prefix"])
+@pytest.mark.parametrize("kind", ["lora", "pissa", "adalora", "ia3", "prompt", "p_tuning", "prefix"])
 def test_a_stopped_run_goes_on_to_the_last_bit(kind: str, options: Make, tmp_path: Path) -> None:
     whole = options("sft", **KINDS[kind], max_steps=6, learning_rate=1e-2, output_dir=str(tmp_path / "whole"))
     run(whole)
@@ -245,6 +247,25 @@ def test_a_model_with_virtual_tokens_is_trained_on_wherever_it_is_named(options:
         ({"finetuning_type": "lora", "create_new_adapter": True}, "nothing to merge"),
         ({"finetuning_type": "adalora", "adalora_init_r": 8}, "has to be above adalora_target_r 8"),
         ({"finetuning_type": "adalora", "adalora_tinit": 3, "adalora_tfinal": 1}, "leave no step of 4"),
+        (
+            {"finetuning_type": "ia3", "lora_target": ["lm_head"]},
+            "lm_head matches no linear layer: embeddings and head",
+        ),
+        ({"finetuning_type": "adalora", "pissa_init": True}, "`pissa_init` belongs to finetuning_type: lora"),
+        (
+            {
+                "finetuning_type": "lora",
+                "pissa_init": True,
+                "quantization_bit": 8,
+                "quantization_method": "cpm",
+            },
+            "`pissa_init` takes a part of each weight",
+        ),
+        ({"finetuning_type": "lora", "pissa_init": True, "use_dora": True}, "`use_dora` and `pissa_init`"),
+        (
+            {"finetuning_type": "lora", "lora_target": ["all", "lm_head"], "modules_to_save": ["lm_head"]},
+            "lm_head is in lora_target and in modules_to_save",
+        ),
         ({"finetuning_type": "lora", "lora_target": ["nowhere"]}, "nowhere matches no linear layer.*q_proj"),
         (
             {"finetuning_type": "freeze", "freeze_trainable_modules": ["nowhere"]},

@@ -13,14 +13,15 @@ import torch
 from espalier import config
 from espalier.commands.inspect.config import show_config
 from espalier.errors import UserError
-from espalier.models.load import load_tokenizer
+from espalier.models.load import load_lm, load_tokenizer
 from espalier.runs.catalogue import STAGES
 from espalier.runs.pipeline import ALL_CLASSES
 from espalier.stages.blanks import blank_filling
 from espalier.stages.setup import Setup
 from espalier.trees.tree import BLANK
 from tests.families.test_marked import chatglm, glm
-from tests.stages.conftest import rows, run
+from tests.stages.conftest import far, finish, rows, run, start, weights
+from tests.stages.test_coincide import _stopped as stopped
 
 TEXTS = [
     "天空是蓝色的。草是绿色的！你好呀，say hello there。",
@@ -97,6 +98,50 @@ def test_the_blanks_are_the_same_at_a_continuation(tiny: Path, tmp_path: Path) -
         trees = setup.trees(setup.records("text")[0], blanks=blank_filling(setup))
         drawn.append([(tree.tokens.tolist(), tree.extras[BLANK].tolist()) for tree in trees])
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def many(folder: Path) -> list[str]:
+    """Sixteen texts of their own lengths, in a file."""
+    texts = [f"{text[: 8 + 3 * at]} 第{at}句。" for at in range(8) for text in TEXTS[:2]]
+    data = folder / "many.jsonl"
+    data.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), "utf-8")
+    return [str(data)]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny: Path, tmp_path: Path) -> None:
+    changes = SHARES | {"blank_filling_shares": [1, 0, 1], "dataset": many(tmp_path), "max_steps": 5}
+    changes |= {"per_device_train_batch_size": 4, "eval_dataset": []}
+    whole = asked(tiny, tmp_path, **changes, name="whole")
+    run(whole)
+    broken = asked(tiny, tmp_path, **{**changes, "save_steps": 1}, name="broken")
+    stopped(broken, 2)
+    summary = run(broken)
+    assert summary["status"] == "done" and summary["steps"] == 5
+    assert far(weights(whole), weights(broken)) == 0.0
+    first = far(
+        weights(whole),
+        {key: t for key, t in load_lm(str(tiny)).state_dict().items() if key in weights(whole)},
+    )
+    assert first > 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_fill_the_blanks_of_one(tiny: Path, tmp_path: Path) -> None:
+    changes = SHARES | {
+        "blank_filling_shares": [1, 0, 1],
+        "dataset": many(tmp_path),
+        "max_steps": 3,
+        "samples": 0,
+    }
+    one = asked(tiny, tmp_path, **changes, per_device_train_batch_size=8, name="one", eval_dataset=[])
+    two = asked(tiny, tmp_path, **changes, per_device_train_batch_size=4, name="two", eval_dataset=[])
+    run(one)
+    finish(start(two | {"output_dir": str(tmp_path / "two")}, tmp_path, ranks=2))
+    two["output_dir"] = str(tmp_path / "two")
+    assert far(weights(one), weights(two)) < 1e-5
+    first, second = ([row["loss"] for row in rows(made) if "loss" in row] for made in (one, two))
+    assert first == pytest.approx(second, abs=1e-4) and first[0] != pytest.approx(first[-1], abs=1e-2)
 
 
 def test_inspect_shows_what_is_trained(

@@ -65,6 +65,10 @@ def stages() -> dict[str, dict[str, Any]]:
         found[f"sft-zero{number}-file"] = {"stage": "sft", **file}
     for kind, stage, strategy in ADAPTED:
         found[f"{kind}-{stage}-{strategy}"] = {"stage": stage, "strategy": strategy, **KINDS[kind]}
+    found["lora-dpo-fsdp"] = {
+        **{"stage": "dpo", "strategy": "fsdp", "finetuning_type": "lora"},
+        "precompute_ref_logprobs": True,
+    }
     for strategy in CLASS:
         found[f"sft-{strategy}-bf16"] = {"stage": "sft", "strategy": strategy, "precision": "bf16"}
     return found
@@ -158,7 +162,7 @@ def test_they_train_the_same_model(name: str, two: Path, one: Any) -> None:
             assert far(weights(alone, beside_it), weights(both, beside_it)) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["-".join(parts) for parts in ADAPTED])
+@pytest.mark.parametrize("name", [*("-".join(parts) for parts in ADAPTED), "lora-dpo-fsdp"])
 def test_they_train_the_same_adapter(name: str, two: Path, one: Any) -> None:
     alone, both = one(name), beside(two, name)
     assert "dpo" not in name or series(alone, "loss")[0] == pytest.approx(math.log(2), abs=1e-4)

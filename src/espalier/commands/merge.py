@@ -45,7 +45,7 @@ def merge(
     stack = stack_of(folders, base and find_model(base))
     files.check_new_folder(out)
     types = wanted_types(dtype, stack.base)
-    lm = merged_stack(stack, allow_pickle=allow_pickle)
+    lm = merged_stack(stack, allow_pickle=allow_pickle, types=types)
     with_tokenizer = [name for name in stack.adapters if load.has_tokenizer(Path(name))]
     tokenizer = load.load_tokenizer(with_tokenizer[-1] if with_tokenizer else stack.base)
     merged = OpenModel(

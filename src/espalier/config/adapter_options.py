@@ -17,8 +17,8 @@ class LoraOptions(Options):
     lora_dropout: float = option(0.0, "Dropout before the LoRA matrices.", min=0, below=1)
     lora_target: list[str] = option(
         ["all"],
-        "Linear layers that get LoRA: names, ends of paths or patterns; all: every one but the head; auto: the "
-        "family's queries and values.",
+        "Layers that get LoRA: names, ends of paths or patterns; all: every linear one but the head; auto: the "
+        "family's queries and values; embeddings and head by name.",
     )
     lora_bias: Literal["none", "all", "lora_only"] = option("none", "Which biases are trained with LoRA.")
     use_rslora: bool = option(False, "Scale LoRA by alpha / sqrt(rank), so that high ranks learn as fast.")
@@ -26,9 +26,27 @@ class LoraOptions(Options):
     modules_to_save: list[str] = option(
         [], "Modules that are trained whole beside LoRA and saved with it, such as embed_tokens, lm_head."
     )
+    pissa_init: bool = option(
+        False,
+        "Begin LoRA as the largest singular vectors of each weight (PiSSA); saved as plain LoRA, rank doubled.",
+    )
+    pissa_iter: int = option(
+        16, "Iterations of the fast decomposition for pissa_init; -1: the exact one.", min=-1
+    )
     loraplus_lr_ratio: float = option(
         1.0, "LoRA's B matrices learn at so many times the learning rate (LoRA+; 16 is usual).", above=0
     )
+
+    def problems(self) -> list[str]:
+        problems = []
+        if self.pissa_init and self.use_dora:
+            problems.append("`use_dora` and `pissa_init` begin LoRA in two ways. Remove one.")
+        both = sorted(set(self.lora_target) & set(self.modules_to_save))
+        if both:
+            problems.append(
+                f"{both[0]} is in lora_target and in modules_to_save, which trains it whole. Remove it from one."
+            )
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,8 @@ def canonical(raw: Mapping[str, Any]) -> tuple[RawConfig, list[str]]:
         if key in IGNORED:
             notes.append(f"{given.where(key)} is not used: {IGNORED[key]}.")
             continue
-        if key in REFUSED and REFUSED[key].asks_nothing(value, str(stage)):
+        own = key in STAGE_SYNONYMS.get(str(stage), {}) or key in PRESETS.get(str(stage), {})
+        if key in REFUSED and not own and REFUSED[key].asks_nothing(value, str(stage)):
             continue
         if key == "stages" and isinstance(value, list):
             inner = [canonical(item) if isinstance(item, Mapping) else (item, []) for item in value]
@@ -70,7 +71,9 @@ def canonical(raw: Mapping[str, Any]) -> tuple[RawConfig, list[str]]:
         if name in PRESETS.get(str(stage), {}):
             spread |= _preset(PRESETS[str(stage)][name], given.where(key), value)
             continue
-        if name in out and out[name] != value:
+        if value is None and out.get(name) is not None:
+            continue  # the other name says something
+        if out.get(name) is not None and out[name] != value:
             raise UserError(
                 f"{given.where(key)} and `{out.written[name]}` both set `{name}`, to different values. Keep one."
             )

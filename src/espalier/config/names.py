@@ -19,6 +19,8 @@ SYNONYMS: dict[str, str] = {
     "model_path": "model_name_or_path",
     "base_model": "model_name_or_path",
     "pretrained_model_name_or_path": "model_name_or_path",
+    "revision": "model_revision",
+    "activation_checkpointing": "gradient_checkpointing",
     "tokenizer_name": "tokenizer",
     "tokenizer_name_or_path": "tokenizer",
     "tokenizer_path": "tokenizer",
@@ -144,6 +146,8 @@ STAGE_SYNONYMS: dict[str, dict[str, str]] = {
         "epsilon": "clip_range",
         "epsilon_high": "clip_high",
         "num_iterations": "grpo_epochs",
+        "num_generations_eval": "eval_samples",
+        "delta": "dual_clip",
     },
     "ppo": {
         "ppo_target": "kl_target",
@@ -161,6 +165,7 @@ SPREAD: dict[str, dict[str, tuple[str, ...]]] = {
 
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     # A value that sets several keys of a stage, as far as they are not written themselves.
+    "sft": {"loss_type": {"nll": {}, "chunked_nll": {}, "dft": {"use_dft_loss": True}}},
     "grpo": {
         "algorithm": {
             "grpo": {"advantages": "grpo", "loss_average": "answer"},
@@ -305,6 +310,8 @@ IGNORED: dict[str, str] = {
     "upcast_layernorm": "norms run in fp32 where autocast wants it",
     "use_unsloth": _KERNELS,
     "enable_liger_kernel": _KERNELS,
+    "use_liger_kernel": _KERNELS,
+    "liger_kernel_config": _KERNELS,
     "data_seed": "`seed` sets every random choice",
     "push_to_hub": _HUB,
     "hub_model_id": _HUB,

@@ -135,6 +135,9 @@ class ModelOptions(Options):
     model_name_or_path: str | None = option(
         None, "A model folder, a hub id, or run:NAME for an earlier stage of this pipeline.", names="model"
     )
+    model_revision: str = option(
+        "main", "Of the model on the hub: a branch, a tag or a commit; also of its tokenizer."
+    )
     model_config: dict[str, Any] | str | None = option(
         None,
         "A new model from scratch: a Hugging Face configuration as a mapping or a JSON file's path.",
@@ -164,13 +167,6 @@ class ModelOptions(Options):
         "auto",
         "The attention code: auto is Espalier's own; one of transformers' takes trees by a dense mask or runs padded.",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto",
-        "The type in memory of linear layers that are not trained; auto: the base's own where precision is 16 bits.",
-    )
-    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "The type of a saved model's weights; auto: its base's, float32 for a new model."
-    )
     trust_remote_code: bool = option(
         False, "Run Python code that comes with the model; only for models you trust."
     )
@@ -191,6 +187,19 @@ class ModelOptions(Options):
                 "makes a new one from scratch. Remove one."
             ]
         return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class DtypeOptions(Options):
+    """The types of weights, in memory and in saved files."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "The type in memory of linear layers that are not trained; auto: the base's own where precision is 16 bits.",
+    )
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "The type of a saved model's weights; auto: its base's, float32 for a new model."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,6 +331,7 @@ COMMON: tuple[type[Options], ...] = (
     EvaluationOptions,
     TrackOptions,
     ModelOptions,
+    DtypeOptions,
     TokenizerOptions,
     AdapterOptions,
     LoraOptions,

@@ -81,6 +81,8 @@ def _check_names(stages: Any) -> None:
 
 def _merge(shared: RawConfig, stage: RawConfig, known: list[str]) -> RawConfig:
     mine = {key: value for key, value in shared.items() if key in known and key not in stage}
+    if "model_name_or_path" in stage:
+        mine.pop("model_revision", None)  # that of the shared model
     places = {key: place for key, place in shared.places.items() if key in mine}
     written = {key: name for key, name in shared.written.items() if key in mine}
     return RawConfig({**mine, **stage}, {**places, **stage.places}, {**written, **stage.written})

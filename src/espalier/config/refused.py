@@ -51,7 +51,6 @@ _CURES: dict[str, str] = {
         add_tokens add_special_tokens new_special_tokens_config init_special_tokens""",
     "Set it in the tokenizer's folder and name that as `tokenizer`.": """
         eos_token stop_token split_special_tokens""",
-    "Fetch it (hf download ID --revision REVISION --local-dir FOLDER) and name FOLDER.": "model_revision revision",
     "Write a system turn into the records.": "default_system",
     "Expanded blocks are not offered; use finetuning_type: freeze or lora.": "use_llama_pro",
     "Write `stage: dpo` (or another stage) instead.": "rl",
@@ -62,11 +61,21 @@ _CURES: dict[str, str] = {
         use_galore use_apollo use_badam use_adam_mini use_muon optim_args optim_target_modules""",
     "Write lr_scheduler_type: cosine_with_min_lr and lr_scheduler_kwargs: {min_lr_rate: …}.": "cosine_min_lr_ratio",
     "The loss that it belongs to is not offered; see `pref_loss` in docs/stages.md.": """
-        pref_bco_weight ld_alpha""",
+        pref_bco_weight ld_alpha loss_weights use_weighting top_entropy_quantile use_adaptive_entropy
+        off_policy_mask_threshold""",
+    "The reference stays as it was at the first step; remove it.": "sync_ref_model",
+    "A rollout has `rollout_prompts` prompts and is used for `grpo_epochs` passes; set these.": "steps_per_generation",
+    "Write each weight beside its reward: rewards: [{type: …, weight: …}].": "reward_weights",
+    "Set `advantages`; docs/stages.md has what each is.": "normalize_advantages",
+    "Let the reward function itself return values within the bounds.": "reward_clip_range",
+    "Templates are rendered without further arguments; write them into the tokenizer's own template.": "chat_template_kwargs",
+    "Put the template into the tokenizer's folder (chat_template.jinja) and name that as `tokenizer`.": "chat_template_path",
+    "Answers are sampled from the policy itself, so that its probabilities are known; remove it.": """
+        vllm_structured_outputs_regex""",
+    "The KL is that of `kl_estimator` and `kl_in`; set these, and remove it.": "use_bias_correction_kl",
     "No loss of the answer itself is added to KTO's; train an SFT stage before it.": "kto_ftx",
-    "The start of LoRA's matrices cannot be chosen; remove it.": "pissa_init",
     "Attention is exact here; remove it.": "shift_attn s2_attention",
-    "It is not offered; remove it.": "mixture_of_depths moe_aux_loss_coef",
+    "It is not offered; remove it.": "mixture_of_depths moe_aux_loss_coef router_aux_loss_coef",
     "Weights that are trained are kept in float32; `precision: bf16` computes in bf16. Remove it.": "pure_bf16",
     "Write its keys as keys of the run, such as trust_remote_code or temperature.": """
         model_init_kwargs ref_model_init_kwargs generation_kwargs""",
@@ -82,6 +91,24 @@ REFUSED: dict[str, Refused] = {
         "The chosen answer's nll weighs 1 in pref_loss: cpo; `pref_ftx` adds to it.",
         harmless=(1, 1.0),
         off=False,
+    ),
+    "f_divergence_type": Refused("The divergence is the reverse KL; remove it.", harmless=("reverse_kl",)),
+    "multi_objective_aggregation": Refused(
+        "Rewards are added by their weights, and then made advantages; remove it.",
+        harmless=("sum_then_normalize",),
+    ),
+    "train_sampling_strategy": Refused(
+        "Records are shuffled by `seed`; to keep their order is not offered.",
+        harmless=("random", "group_by_length", "batch_rebalance"),
+    ),
+    "loss_type": Refused(
+        "This stage has one loss; see docs/stages.md.",
+        harmless_in={"kto": ("kto",)},
+        stages=("kto", "reward", "ppo", "pretrain"),
+    ),
+    "label_smoothing_factor": Refused(
+        "It is of pretrain and sft; DPO's key is `label_smoothing`.",
+        stages=("dpo", "kto", "reward", "ppo", "grpo"),
     ),
     "early_stopping_threshold": Refused("Any better number counts; remove it."),
     "ppo_buffer_size": Refused(
@@ -101,7 +128,9 @@ REFUSED: dict[str, Refused] = {
     ),
     "min_p": Refused("Answers are sampled by temperature, top_k and top_p; remove it.", stages=_SAMPLING),
     "num_beams": Refused("Answers are sampled without beams; remove it.", harmless=(1,), stages=_SAMPLING),
-    "loraplus_lr_embedding": Refused("Embeddings get no LoRA; remove it.", harmless=(1e-6,)),
+    "loraplus_lr_embedding": Refused(
+        "Embeddings with LoRA learn at the rate of the others; remove it.", harmless=(1e-6,)
+    ),
     "roles_to_train": Refused(
         "The assistant's turns are trained; give turns `weight: 0` to leave some out.",
         harmless=("assistant", ["assistant"], ["gpt"], ["assistant", "gpt"]),

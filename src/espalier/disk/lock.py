@@ -6,6 +6,10 @@ file anew, so a second start in the same process is refused too.
 
 On network file systems: Linux's NFS hands `flock` to the server, and it holds between machines; Lustre and some FUSE
 file systems need to be mounted with locks. Where a file system has none, the work goes on without one and says so.
+
+filelock 4.3 holds the same lock, and was tried in its place: a second start is told "could not be acquired" and not by
+whom, it raises NotImplementedError where there are no locks, and its file stays. It takes 0.1 ms and this 2.6 ms, once
+a run.
 """
 
 from __future__ import annotations

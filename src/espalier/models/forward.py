@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espalier.models.adapters.freezing import freeze_head
 from espalier.models.adapters.virtual import Virtual, virtual_tokens
 from espalier.models.attention import Method, attention_mask
 from espalier.models.blanks import channels
@@ -125,10 +126,7 @@ class TreeModel(nn.Module):
 
     def without_lm_head(self) -> TreeModel:
         """Freeze an output head of its own, which a model that only gives numbers does not use."""
-        output = self.lm.get_output_embeddings()  # type: ignore[operator]
-        inputs = self.lm.get_input_embeddings()  # type: ignore[operator]
-        if output.weight is not inputs.weight:
-            output.requires_grad_(False)
+        freeze_head(self.lm)
         return self
 
     def forward(self, batch: Batch, want: Want, trunk: Trunk | None = None) -> Outputs:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from espalier.disk.checksums import new_sum, sum_of_file
 from espalier.disk.reading import object_or_nothing
+from espalier.models.hub_revision import base_in
 
 LARGE = 1 << 26
 _ADAPTER = "adapter_config.json"
@@ -33,10 +34,10 @@ def model_identity(name: str) -> dict[str, str]:
         identities |= {
             prefix + file: identity for file, identity in _files(name, (*_WEIGHTS, *_OTHERS)).items()
         }
-        base = object_or_nothing(Path(name) / _ADAPTER).get("base_model_name_or_path")
-        if not base:
+        base = base_in(object_or_nothing(Path(name) / _ADAPTER))
+        if base is None:
             break
-        name, prefix = str(base), prefix + "base/"
+        name, prefix = base, prefix + "base/"
     return identities
 
 

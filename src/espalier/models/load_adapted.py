@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from espalier.errors import UserError
 from espalier.models.adapters import adapter as adapters
 from espalier.models.endings import take_ends
+from espalier.models.hub_revision import base_in
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import conversion_of
 from espalier.models.load import Scaling, load_lm
@@ -105,12 +106,16 @@ def plain_base(name: str) -> str:
 
 
 def base_of(adapter: str) -> str:
-    """The model or adapter that an adapter's folder says it was made for."""
+    """The model or adapter that an adapter's folder says it was made for.
+
+    Raises:
+        UserError: it says none, or a revision that cannot be fetched.
+    """
     file = Path(adapter) / "adapter_config.json"
-    base = json.loads(file.read_text("utf-8")).get("base_model_name_or_path")
-    if not base:
+    base = base_in(json.loads(file.read_text("utf-8")))
+    if base is None:
         raise UserError(f"{file}: names no base model. Set base_model_name_or_path in it.")
-    return str(base)
+    return base
 
 
 def _renamed(lm: Any, name: str) -> None:

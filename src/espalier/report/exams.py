@@ -112,6 +112,39 @@ def _differences(rows: list[Row]) -> list[Row]:
     return lines
 
 
+def judged_pairs(results: list[Row]) -> list[Row]:
+    """What judges said of written answers: a table a judge, a line a pair and exam; of an unreadable file nothing."""
+    tables = []
+    for result in results:
+        pairs = [mapping(pair) for pair in result.get("pairs") or []]
+        if pairs:
+            tables.append({"judge": str(result.get("judge") or "a judge"), "lines": [*map(_judged, pairs)]})
+    return tables
+
+
+def _judged(pair: Row) -> Row:
+    rate, error = number(pair.get("win_rate")), number(pair.get("stderr"))
+    counts = {name: number(pair.get(name)) or 0 for name in ("order_decided", "unreadable", "unanswered")}
+    words = {
+        "order_decided": "ties by the order alone",
+        "unreadable": "without a verdict",
+        "unanswered": "not answered by both",
+    }
+    beyond = rate is not None and error is not None and abs(rate - 0.5) > 2 * error
+    return {
+        "task": pair.get("task"),
+        "pair": f"{pair.get('b')} against {pair.get('a')}",
+        "n": number(pair.get("n")),
+        "win_rate": _shown(rate) + ("" if error is None or rate is None else f" ± {error:.3f}"),
+        "equal_length": _shown(pair.get("length_controlled")),
+        "counts": ", ".join(str(pair.get(name, 0)) for name in ("wins", "ties", "losses")),
+        "verdict": f"{pair.get('b' if (rate or 0) > 0.5 else 'a')} is better"
+        if beyond
+        else "no difference beyond noise",
+        "left_out": ", ".join(f"{count:g} {words[name]}" for name, count in counts.items() if count),
+    }
+
+
 def _shown(value: Any) -> str:
     score = number(value)
     return "–" if score is None else f"{score:.3f}"

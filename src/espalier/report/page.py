@@ -16,7 +16,7 @@ from typing import Any
 from espalier.disk.writing import write_text
 from espalier.report.data import data_view
 from espalier.report.exam_table import exam_table
-from espalier.report.exams import comparisons, exam_cards
+from espalier.report.exams import comparisons, exam_cards, judged_pairs
 from espalier.report.plots import Chart, chart, number, percent, show, show_estimate, show_seconds
 from espalier.report.read import Row, Run, StageRecord, mapping, read_run
 from espalier.report.templates import page_maker
@@ -69,6 +69,7 @@ def render(run: Run) -> str:
         exams=exam_cards(run.exams),
         exam_table=exam_table(run.exams),
         comparisons=comparisons(run.comparisons),
+        judged=judged_pairs(run.judged),
         exam_models=[(name, str(results.get("model", ""))) for name, results in run.exams],
         savings=_savings(run),
         times=[(name, seconds, seconds / max(s for _, s in times)) for name, seconds in times if seconds > 0],

@@ -45,6 +45,7 @@ class Run:
     stages: list[StageRecord] = field(default_factory=list)
     exams: list[tuple[str, Row]] = field(default_factory=list)
     comparisons: list[Row] = field(default_factory=list)
+    judged: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     newest: float = 0.0
 
@@ -83,6 +84,8 @@ def read_run(path: Path) -> Run:
         run.exams.append((name if name != "." else Path(str(exam.get("model", "exam"))).name, exam))
     for compared in sorted([*path.glob("compare.json"), *path.glob("*/compare.json")]):
         run.comparisons.append(_read_json(compared, run))
+    for judged in sorted([*path.glob("judge.json"), *path.glob("*/judge.json")]):
+        run.judged.append(_read_json(judged, run))
     if not (run.config_text or run.stages or run.exams):
         raise UserError(
             f"{path}: found no config.yaml, no stage (a folder with metrics.jsonl) and no exam (results.json). "

@@ -21,6 +21,7 @@ from espalier.models.adapters.adapter import VIRTUAL
 from espalier.models.quantise.methods import problem
 from espalier.stages import objectives
 from espalier.stages.quantised import check_whole, quantisation_of
+from espalier.stages.references import ReferenceOptions
 from espalier.stages.stage import Stage
 
 STAGES: dict[str, Stage] = {
@@ -51,11 +52,12 @@ def _check_sharded(stage: str, options: OptionSet) -> None:
     """What cannot be done where no process holds the whole model."""
     strategy, kind = options[EngineOptions].strategy, options[AdapterOptions].finetuning_type
     if strategy in SHARDED and kind not in ("full", "freeze"):
-        why, lora = None, options[LoraOptions]
+        why, cure, lora = None, "", options[LoraOptions]
         begun = (
             ("adapter_name_or_path", options[ModelOptions].adapter_name_or_path),
             ("lora_bias", lora.lora_bias != "none"),
             ("modules_to_save", lora.modules_to_save),
+            ("pissa_init", lora.pissa_init),
         )
         if kind in VIRTUAL:
             why = "virtual tokens are read outside of the sharded model's own forward"
@@ -63,9 +65,11 @@ def _check_sharded(stage: str, options: OptionSet) -> None:
             keys = [key for key, given in begun if given]
             if keys:
                 why = f"in {stage} with {keys[0]}: the reference is the adapter as it began, which no rank holds whole"
+                cure = ", or precompute_ref_logprobs: true" if ReferenceOptions in options else ""
         if why is not None:
             raise UserError(
-                f"finetuning_type: {kind} with strategy: {strategy} is not possible, {why}. Use strategy: ddp or zero2."
+                f"finetuning_type: {kind} with strategy: {strategy} is not possible, {why}. Use strategy: ddp or zero2"
+                f"{cure}."
             )
     if kind == "adalora" and (strategy in (*SHARDED, "zero1", "zero2") or options[EngineOptions].deepspeed):
         raise UserError(
@@ -91,6 +95,7 @@ def _check_adapter(options: OptionSet) -> None:
     for key, asked, kinds in (
         ("use_dora", lora.use_dora, ("lora",)),
         ("use_rslora", lora.use_rslora, ("lora",)),
+        ("pissa_init", lora.pissa_init, ("lora",)),
         ("modules_to_save", lora.modules_to_save, ("lora", "full")),  # which trains them anyway
         ("loraplus_lr_ratio", lora.loraplus_lr_ratio != 1, ("lora",)),
         ("prompt_init_text", options[VirtualTokenOptions].prompt_init_text, ("prompt", "prefix")),

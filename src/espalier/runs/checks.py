@@ -27,6 +27,7 @@ from espalier.engine.strategy import ZERO, needs_deepspeed
 from espalier.engine.trackers import check_installed
 from espalier.errors import UserError
 from espalier.models import load
+from espalier.models.hub_revision import MAIN, at_revision, on_the_hub
 from espalier.models.run_folder import find_model
 from espalier.rollout.rewards.table import paths_of, with_paths
 from espalier.runs.catalogue import check_possible
@@ -58,27 +59,34 @@ def check_startable(stage: str, options: OptionSet) -> None:
 
 
 def with_models_found(options: OptionSet, say: Callable[[str], None]) -> OptionSet:
-    """The options with the model of its last stage in place of every folder of a run.
+    """The options with the model of its last stage in place of every folder of a run, and with the folder of
+    `model_revision` in place of the hub id that it is a revision of.
 
     Args:
         say: is given a line about each.
 
     Raises:
-        UserError: such a run is not finished, or is the one that this stage belongs to.
+        UserError: such a run is not finished, or is the one that this stage belongs to; a revision that there is not.
     """
     own = Path(options[RunOptions].output_dir).resolve()
+    model = options[ModelOptions]
+    base, revised = model.model_name_or_path, model.model_revision != MAIN
+
+    def located(name: str) -> str:
+        if name.startswith("run:"):
+            return name
+        return at_revision(name, model.model_revision) if revised and name == base else find_model(name, say)
+
     for group in options:
         found: dict[str, Any] = {}
         for item in fields(group):
             value = getattr(group, item.name)
             if item.metadata.get("names") == "rewards" and value:
-                found[item.name] = with_paths(
-                    value, lambda name: name if name.startswith("run:") else find_model(name, say)
-                )
+                found[item.name] = with_paths(value, located)
             if item.metadata.get("names") not in ("model", "tokenizer") or not value:
                 continue
             names = value if isinstance(value, list) else [value]
-            models = [name if name.startswith("run:") else find_model(name, say) for name in names]
+            models = [located(name) for name in names]
             if any(
                 one != name and Path(name).resolve() == own for one, name in zip(models, names, strict=True)
             ):
@@ -89,6 +97,14 @@ def with_models_found(options: OptionSet, say: Callable[[str], None]) -> OptionS
             found[item.name] = models if isinstance(value, list) else models[0]
         options = options.replaced(replace(group, **found))
     return options
+
+
+def with_hub_ids(options: OptionSet) -> OptionSet:
+    """The options with the hub ids in place of the folders that `with_models_found` has fetched."""
+    model = options[ModelOptions]
+    fetched = {key: on_the_hub(str(getattr(model, key))) for key in ("model_name_or_path", "tokenizer")}
+    ids = {key: known[0] for key, known in fetched.items() if known is not None}
+    return options.replaced(replace(model, **ids)) if model.model_revision != MAIN else options  # type: ignore[arg-type]
 
 
 def _check(kind: str, key: str, value: Any, options: OptionSet) -> None:

@@ -13,6 +13,7 @@ from espalier.errors import UserError
 from espalier.exam.evaluate import Asking, evaluate
 from espalier.exam.task import Drawing
 from espalier.exam.tasks import Settings
+from espalier.models.hub_revision import MAIN, at_revision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class ExamOptions(Options):
     """An exam."""
 
     model_name_or_path: str | None = option(None, "The model to examine: a folder, a hub id or run:NAME.")
+    model_revision: str = option("main", "Of the model on the hub: a branch, a tag or a commit.")
     tasks: list[str] = option([], "Exams: names, groups, or task files.")
     data_dir: str | None = option(None, "Folder of the named exams' folders.")
     shots: int | None = option(None, "Solved examples before each question; null: what the task says.", min=0)
@@ -74,8 +76,9 @@ def run_exam(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...]]
     run, exam = options[RunOptions], options[ExamOptions]
     if exam.model_name_or_path is None:
         raise UserError("`model_name_or_path` is missing: name the model to examine.")
+    given = exam.model_revision != MAIN
     return evaluate(
-        exam.model_name_or_path,
+        at_revision(exam.model_name_or_path, exam.model_revision) if given else exam.model_name_or_path,
         exam.tasks,
         out=Path(run.output_dir) / (run.name or "exam"),
         settings=Settings(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from espalier import config
-from espalier.config.options import EngineOptions, ModelOptions, RunOptions
+from espalier.config.options import DtypeOptions, EngineOptions, RunOptions
 from espalier.data.encode.jinja_form import as_jinja
 from espalier.disk.writing import writing_to
 from espalier.engine import checkpoint, files
@@ -28,6 +28,7 @@ from espalier.models.forward import TreeModel
 from espalier.models.load_adapted import plain_base
 from espalier.models.saved import save_model
 from espalier.runs.catalogue import STAGES
+from espalier.runs.checks import with_hub_ids
 from espalier.runs.earlier import weights_in
 from espalier.runs.resume import checkpoints
 from espalier.runs.running import Running, Start
@@ -37,7 +38,7 @@ from espalier.stages.setup import Setup
 def write_config(start: Start) -> None:
     with writing_to(start.folder):
         start.folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(start.folder / "config.yaml", config.dump_yaml(start.options))
+    files.write_text(start.folder / "config.yaml", config.dump_yaml(with_hub_ids(start.options)))
 
 
 def save_models(running: Running) -> None:
@@ -67,7 +68,7 @@ def _types(start: Start, model: TreeModel) -> StoredTypes:
     if is_adapted(model.lm):
         return FLOAT32
     began = str(model.lm.name_or_path)
-    return wanted_types(start.option(ModelOptions).save_dtype, plain_base(began) if began else began)
+    return wanted_types(start.option(DtypeOptions).save_dtype, plain_base(began) if began else began)
 
 
 def finish(running: Running) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     COMMON,
     DataOptions,
+    DtypeOptions,
     EngineOptions,
     ModelOptions,
     Options,
@@ -68,6 +69,7 @@ CLASSES: tuple[type, ...] = (*COMMON, RolloutOptions, SampleOptions)
 _COUNTS = (
     RunOptions,
     ModelOptions,
+    DtypeOptions,
     DataOptions,
     TokenizedOptions,
     EngineOptions,

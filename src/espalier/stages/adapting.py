@@ -16,6 +16,7 @@ from espalier.config.option_set import OptionSet
 from espalier.config.options import (
     AdaloraOptions,
     AdapterOptions,
+    DtypeOptions,
     EngineOptions,
     LoraOptions,
     ModelOptions,
@@ -98,6 +99,11 @@ def new_adapter(
     lora, ada, virtual = options[LoraOptions], options[AdaloraOptions], options[VirtualTokenOptions]
     torch.manual_seed(options[RunOptions].seed)
     if kind == "lora":
+        if lora.pissa_init and is_quantised(lm):
+            raise UserError(
+                "`pissa_init` takes a part of each weight into LoRA, which weights in few bits have no room for. Remove "
+                "pissa_init or quantization_bit."
+            )
         return adapter_kinds.add_lora(
             lm,
             rank=lora.lora_rank,
@@ -106,7 +112,11 @@ def new_adapter(
             target=lora.lora_target,
             bias=lora.lora_bias,
             variant=adapter_kinds.LoraVariant(
-                lora.use_rslora, lora.use_dora, lora.modules_to_save, new_tokens
+                lora.use_rslora,
+                lora.use_dora,
+                lora.modules_to_save,
+                new_tokens,
+                lora.pissa_iter if lora.pissa_init else None,
             ),
         )
     if kind == "adalora":
@@ -145,7 +155,7 @@ def hold_frozen(
         name: of the model in `lm`; None for a new one.
         all_frozen: whether nothing of it is trained.
     """
-    wanted, engine = options[ModelOptions].dtype, options[EngineOptions]
+    wanted, engine = options[DtypeOptions].dtype, options[EngineOptions]
     own = dtypes.stored_types(load_adapted.plain_base(name)).usual if name else torch.float32
     kind = own if wanted == "auto" else getattr(torch, wanted)
     if kind == torch.float32 or is_quantised(lm):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import AdapterOptions, EngineOptions, Options, option
+from espalier.config.options import AdapterOptions, EngineOptions, LoraOptions, Options, option
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import is_adapted, is_adapter
 from espalier.models.forward import TreeModel
@@ -52,6 +52,10 @@ def check_memory(options: OptionSet) -> None:
             )
     if memory.model_memory != "shared":
         return
+    if options[LoraOptions].pissa_init:
+        raise UserError(
+            "model_memory: shared with pissa_init is not possible: the policy takes a part out of the one base. Remove one."
+        )
     kind, engine = options[AdapterOptions].finetuning_type, options[EngineOptions]
     if kind != "lora":
         raise UserError(

@@ -193,16 +193,13 @@ class Judge(Protocol):
     def judge(self, outputs: Outputs, batch: Batch) -> Units: ...
 
 
-def validator(
-    judge: Judge, batches: Sequence[Batch], annotate: Callable[[Batch, Live], Batch] | None = None
-) -> Callable[[Live], tuple[Units | None, Numbers]]:
+def validator(judge: Judge, batches: Sequence[Batch]) -> Callable[[Live], tuple[Units | None, Numbers]]:
     """Judge the held-out micro-batches of this rank: units, and the objective's own numbers."""
 
     def validate(live: Live) -> tuple[Units | None, Numbers]:
         units: list[Units] = []
         sums: dict[str, list[float]] = {}
         for batch in batches:
-            batch = annotate(batch, live) if annotate else batch
             outputs = live.run(batch, judge.want)
             if batch.weight:
                 units.append(judge.judge(outputs, batch))

@@ -42,6 +42,12 @@ class ReferenceOptions(Options):
     )
 
 
+def asks_policy(options: ReferenceOptions) -> bool:
+    """Whether the reference is read from the policy's own weights while it is trained: not from another model, and not
+    before the first step."""
+    return options.ref_model is None and not options.precompute_ref_logprobs
+
+
 class Reference:
     """Adds the reference's logprobs to a batch.
 

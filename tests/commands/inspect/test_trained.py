@@ -15,6 +15,7 @@ from espalier.commands.inspect.trained import trained_parameters
 from espalier.config.options import ModelOptions
 from espalier.models.adapters.counts import Count, counted
 from espalier.models.adapters.freezing import freeze_lowest
+from espalier.models.adapters.kinds import add_lora
 from espalier.models.legacy.families import conversion_of
 from espalier.runs.catalogue import STAGES
 from espalier.runs.pipeline import ALL_CLASSES
@@ -45,12 +46,29 @@ def test_the_predecessors_figures(layers: int, hidden: int, heads: int, millions
     assert "head" not in parts, "it is tied to the embeddings"
 
 
+def test_the_predecessors_figure_of_lora_a_rank() -> None:
+    """Of PanGu-2.6B, embeddings included, as published: 1.517 million parameters a rank."""
+    old = {"model_type": "gpt_pangu", "vocab_size": 40000, "hidden_size": 2560, "num_layers": 32}
+    made = conversion_of(old | {"num_heads": 32, "max_position_embeddings": 1024})
+    kind: Any = made.model
+    for rank in (1, 8):
+        with torch.device("meta"):
+            lm = add_lora(
+                kind(made.config), rank=rank, alpha=None, dropout=0.0, target=["all", "wte"], bias="none"
+            )
+        parts = counted(lm)
+        assert parts["adapters"].trained == sum(parts.values(), Count()).trained
+        assert round(parts["adapters"].trained / rank / 1000) == 1517
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "a ratio": {"finetuning_type": "freeze", "freeze_ratio": 0.5},
     "a ratio and embeddings": {"freeze_ratio": 0.5, "freeze_embeddings": False},
     "blocks": {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "freeze_extra_modules": ["norm"]},
     "lora": {"finetuning_type": "lora", "lora_rank": 3},
+    "lora of the vocabulary": {"finetuning_type": "lora", "lora_target": ["all", "embed_tokens", "lm_head"]},
+    "pissa": {"finetuning_type": "lora", "pissa_init": True},
     "lora and more": {"finetuning_type": "lora", "use_dora": True, "modules_to_save": ["lm_head"]},
     "adalora": {"finetuning_type": "adalora", "adalora_tinit": 1, "adalora_tfinal": 1},
     "ia3": {"finetuning_type": "ia3"},

@@ -219,3 +219,29 @@ def test_the_answer_with_the_higher_score_is_better(tmp_path: Path) -> None:
     ]
     lost = {thing.source: thing.cause for thing in found if isinstance(thing, Omission)}
     assert lost == {f"{path}:3": "both answers score the same", f"{path}:4": "broken score"}
+
+
+def test_openai_s_own_file_of_webgpt_is_read_as_the_hub_s_copy(tmp_path: Path) -> None:
+    """Its lines are lists of two answers, each with the question."""
+    asked = {"dataset": "eli5", "id": "1", "full_text": "Why?"}
+
+    def side(answer: str, score: float, **other: Any) -> dict[str, Any]:
+        return {"question": asked, "quotes": {}, "answer": answer, "tokens": {}, "score": score, **other}
+
+    lines = [
+        [side("a", 0.5), side("b", -0.5)],
+        [side("a", -1), side("b", 1)],
+        [side("a", 0.0), side("b", 0.0)],
+        [side("a", 1), side("b", -1, question={"full_text": "What?"})],
+        [side("a", 1)],
+    ]
+    path = tmp_path / "comparisons.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    found = list(CORPORA["webgpt"].read(path, Division()))
+    made = [thing.row for thing in found if isinstance(thing, CorpusRecord)]
+    assert [[row[name][0]["content"] for name in ("prompt", "chosen", "rejected")] for row in made] == [
+        ["Why?", "a", "b"],
+        ["Why?", "b", "a"],
+    ]
+    lost = [thing.cause for thing in found if isinstance(thing, Omission)]
+    assert lost == ["both answers score the same", "not an object", "not an object"]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
+from transformers import BertTokenizer
 
 from espalier.data.encode.encoding import Piece, encode_pieces, joined
 from espalier.data.encode.named_templates import forms
 from espalier.data.encode.templates import TokenizerTemplate, choose_template
 from espalier.data.records import Message
 from espalier.errors import UserError
+from espalier.models.load import load_tokenizer
 from tests.data.encode.shapes import SHAPES, Shape
 
 _WORDS = st.sampled_from(
@@ -101,6 +105,9 @@ def whole(pieces: Sequence[Piece]) -> str:
 
 def check_ids(tokenizer: Any, pieces: Sequence[Piece], wanted: list[int]) -> None:
     """The ids are the template's own, unless a token would reach over the place where a generation begins."""
+    if not tokenizer.is_fast:
+        check_slow(tokenizer, pieces, wanted)
+        return
     ((ids, flags),) = encode_pieces(tokenizer, [pieces], bos=False)
 
     def encoded(text: str) -> list[int]:
@@ -114,10 +121,28 @@ def check_ids(tokenizer: Any, pieces: Sequence[Piece], wanted: list[int]) -> Non
         for at, (start, end) in enumerate(places)
         if any(start < border < end for border in borders)
     }
+    learned_at = {at for at, (start, _) in enumerate(places) if is_learned(pieces, start)}
+    flagged = {at for at, flag in enumerate(flags) if flag}
     if over - set(tokenizer.all_special_ids):  # a special token may swallow the white space behind it
         event("a token reaches over the beginning of an answer")
-        wanted = [token for piece in pieces for token in encoded(piece.text)]
+        cut = [token for piece in pieces for token in encoded(piece.text)]
+        if tokenizer.decode(cut) not in (text, tokenizer.decode(encoded(text))):
+            # Pieces that cannot be joined again stay one text; the token is learned with the answer that it begins.
+            assert ids == encoded(text)
+            touching = {
+                at
+                for at, (start, end) in enumerate(places)
+                if any(is_learned(pieces, place) for place in range(start, end))
+            }
+            assert learned_at <= flagged <= touching
+            return
+        wanted = cut
+    else:
+        assert flagged == learned_at
     assert ids == wanted
+    if tokenizer.decode(encoded(text)) != text:
+        event("a vocabulary that cannot write all of the text")
+        return
     runs: list[list[int]] = []
     for at, (token, flag) in enumerate(zip(ids, flags, strict=True)):
         if flag:
@@ -128,6 +153,27 @@ def check_ids(tokenizer: Any, pieces: Sequence[Piece], wanted: list[int]) -> Non
     for run, said in zip(runs, learned, strict=True):
         decoded = tokenizer.decode(run)
         assert decoded == said or (over and said.endswith(decoded) and not said.removesuffix(decoded).strip())
+
+
+def is_learned(pieces: Sequence[Piece], place: int) -> bool:
+    """Whether the character at a place of the whole text stands in a trained piece."""
+    for piece in pieces:
+        if place < len(piece.text):
+            return piece.trained
+        place -= len(piece.text)
+    return False
+
+
+def check_slow(tokenizer: Any, pieces: Sequence[Piece], wanted: list[int]) -> None:
+    """Without places in the text: the pieces' own ids joined are the template's, else they are refused."""
+    own = [tokenizer(piece.text, add_special_tokens=False).input_ids for piece in pieces]
+    if [token for ids in own for token in ids] != wanted:
+        event("pieces that are not the whole")
+        with pytest.raises(UserError):
+            encode_pieces(tokenizer, [pieces], bos=False)
+        return
+    flags = [piece.trained for piece, ids in zip(pieces, own, strict=True) for _ in ids]
+    assert encode_pieces(tokenizer, [pieces], bos=False) == [(wanted, flags)]
 
 
 @pytest.mark.slow
@@ -162,14 +208,17 @@ def test_what_is_trained_is_what_the_template_renders(
 _made: dict[str, Any] = {}
 
 
-@pytest.fixture(scope="module", params=["aquila", "gpt2"])
-def knows_all_marks(request: pytest.FixtureRequest) -> Any:
-    made = copy.deepcopy(request.getfixturevalue(request.param))
+def with_all_marks(tokenizer: Any) -> Any:
     marks = [form.end for form in forms().values() if form.end]
-    made.add_special_tokens(
+    tokenizer.add_special_tokens(
         {"eos_token": "</s>", "additional_special_tokens": sorted({"<|im_start|>", *marks})}
     )
-    return made
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=["aquila", "gpt2"])
+def knows_all_marks(request: pytest.FixtureRequest) -> Any:
+    return with_all_marks(copy.deepcopy(request.getfixturevalue(request.param)))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -177,8 +226,11 @@ def knows_all_marks(request: pytest.FixtureRequest) -> Any:
 def test_named_templates_train_every_answer_and_show_the_rest(
     knows_all_marks: Any, name: str, told: tuple[list[Message], str | None]
 ) -> None:
-    messages, tools = told
-    template = choose_template(knows_all_marks, name)
+    check_named(knows_all_marks, name, *told)
+
+
+def check_named(tokenizer: Any, name: str, messages: list[Message], tools: str | None) -> None:
+    template = choose_template(tokenizer, name)
     learned = [message for message in messages if message.role == "assistant" and message.trained]
     if name not in ("simple", "qwen3") and any(message.thoughts for message in learned):
         with pytest.raises(UserError, match=r"thoughts of turn \d"):
@@ -199,4 +251,60 @@ def test_named_templates_train_every_answer_and_show_the_rest(
         if message.role != "system":
             at = whole(pieces).index(message.content, at) + len(message.content)
     assert tools is None or tools in whole(pieces)
-    check_ids(knows_all_marks, pieces, knows_all_marks(whole(pieces), add_special_tokens=False).input_ids)
+    check_ids(tokenizer, pieces, tokenizer(whole(pieces), add_special_tokens=False).input_ids)
+
+
+OF_OTHERS = {"baichuan2": None, "glm_chinese_sp": None, "pangu": None, "qwen": None, "bert_base_chinese": "vocab.txt",
+             "chinese_llama_sp": "chinese_sp.model"}  # fmt: skip
+"""The other vocabularies of the real data; of a bare file, its name."""
+
+
+@pytest.fixture(scope="module", params=OF_OTHERS)
+def other(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Sentencepiece, tiktoken, WordPiece and words of jieba: each normalises, joins and loses in a way of its own."""
+    folder, bare = shared / "data" / "tokenizers" / request.param, OF_OTHERS[request.param]
+    if bare == "vocab.txt":
+        return with_all_marks(BertTokenizer(vocab=str(folder / bare)))
+    if bare is not None:
+        made = tmp_path_factory.mktemp("llama")
+        shutil.copy(folder / bare, made / "tokenizer.model")
+        (made / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}', "utf-8")
+        folder = made
+    if request.param == "pangu":
+        pytest.importorskip("jieba", reason="PanGu's words come from jieba")
+    return with_all_marks(load_tokenizer(str(folder)))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["simple", *forms()]), told=conversations())
+@pytest.mark.slow
+def test_the_same_in_every_real_vocabulary(
+    other: Any, name: str, told: tuple[list[Message], str | None]
+) -> None:
+    check_named(other, name, *told)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(SHAPES)), told=conversations())
+@pytest.mark.slow
+def test_own_templates_in_every_real_vocabulary(
+    other: Any, name: str, told: tuple[list[Message], str | None]
+) -> None:
+    (messages, tools), shape = told, SHAPES[name]
+    tokenizer = _copies[type(other), len(other)] = _copies.get((type(other), len(other))) or copy.deepcopy(
+        other
+    )
+    tokens = [AddedToken(text, rstrip=text in shape.swallowing, special=True) for text in shape.specials]
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": tokens})
+    tokenizer.chat_template = shape.template
+    plain = shape.plain(messages, tools)
+    if plain is None:
+        with pytest.raises(UserError, match=r"template"):
+            TokenizerTemplate(tokenizer).render(messages, tools=tools)
+        return
+    pieces = TokenizerTemplate(tokenizer).render(messages, tools=tools)
+    assert pieces == joined([Piece(text, learned) for text, learned in plain])
+    check_ids(tokenizer, pieces, tokenizer(whole(pieces), add_special_tokens=False).input_ids)
+
+
+_copies: dict[Any, Any] = {}

@@ -80,6 +80,41 @@ def test_chatglm3s_tool_turn_is_a_call_and_its_result() -> None:
         assert (result.content, result.name) == ('{"temp": 21}', "weather")
 
 
+def test_chatglm3s_call_in_python_is_a_call() -> None:
+    code = "```python\ntool_call(city='北京')\n```"
+    forms: list[dict[str, Any]] = [
+        {"role": "assistant", "metadata": "weather", "content": f" {code}"},
+        {"role": "assistant", "content": f"weather\n {code}"},
+        {
+            "role": "assistant",
+            "content": f"weather\n {code}",
+            "function_call": {"name": "weather", "arguments": {"city": "北京"}},
+        },
+    ]
+    for turn in forms:
+        for before in ([], [{"role": "assistant", "metadata": "", "content": "我查。"}]):
+            row = {"messages": [ASKED, *before, turn, {"role": "observation", "content": "21"}, DONE]}
+            messages = read(row).messages
+            called = messages[-3]
+            assert json.loads(called.calls) == [FUNCTION] and messages[-2] == Message("tool", "21")
+            if before:
+                assert (called.content, called.calls_as_text, len(messages)) == ("我查。", False, 4)
+    odd = {"role": "assistant", "metadata": "interpreter", "content": "```python\nprint(2)\n```"}
+    bad = parse_row({"messages": [ASKED, odd]}, "a:1", "chat")
+    assert (
+        isinstance(bad, BadRecord)
+        and "turn 2 has the metadata 'interpreter', which in ChatGLM3" in bad.reason
+    )
+    for text in (
+        "weather\n ```python\ntool_call(2)\n```",
+        "weather\n ```python\ntool_call(a=f())\n```",
+        "see\n ```python\nx\n```",
+    ):
+        assert read({"messages": [ASKED, {"role": "assistant", "content": text}]}).messages[1] == Message(
+            "assistant", text
+        )
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
 def test_thoughts_are_kept_apart(key: str) -> None:
     told = read({"messages": [ASKED, {**DONE, key: "查过了。"}]}).messages[1]

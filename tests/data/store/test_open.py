@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -280,6 +281,42 @@ def test_bad_records_of_all_sources_are_told_at_once_and_nothing_is_kept(
         rejected.unlink()
     with pytest.raises(UserError, match="4 bad records"):
         stack_of(paths, wanted, tmp_path / "kept")
+
+
+@pytest.mark.parametrize("kind", ["chat", "prompt", "preference"])
+def test_a_record_that_the_template_refuses_is_a_bad_one(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if 'odd' in m['content'] %}{{ raise_exception('no odd turns') }}{% endif %}"
+        "<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    picky = copy.deepcopy(tokenizer)
+    picky.chat_template = template
+    rows = ROWS[kind][:9]
+    odd = {**rows[0], ("instruction" if kind == "chat" else "prompt"): "an odd one"}
+    path = write(tmp_path / "a.jsonl", [*rows[:5], odd, *rows[5:], odd])
+    wanted = job(kind, picky, cutoff_len=512, template="tokenizer")
+    with pytest.raises(UserError, match=r"2 bad records \(2 refused by the template\), 9 good") as told:
+        stack_of(path, wanted, tmp_path / "kept")
+    assert f"{path}:6: " in str(told.value) and "no odd turns" in str(told.value)
+    for kept in ("kept", "kept", "other"):
+        most = 9 if kept == "other" else None
+        rejected = tmp_path / "rejected.jsonl"
+        stack, choice, loaded = stack_of(
+            path, wanted, tmp_path / kept, skip_bad=True, rejected_path=rejected, max_samples=most
+        )
+        assert (len(choice), loaded.left_out["bad record: refused by the template"]) == (9, 2)
+        assert [json.loads(line)["source"] for line in rejected.read_text("utf-8").splitlines()] == [
+            f"{path}:6",
+            f"{path}:11",
+        ]
+        specs, reading = parse_specs(path), ReadSettings(tmp_path / kept, skip_bad=True)
+        sources = [f"{path}:{line}" for line in (1, 2, 3, 4, 5, 7, 8, 9, 10)]
+        assert [record.source for record in all_records(specs, wanted, reading, choice)] == sources
+        assert [r.source for r in records_at(specs, wanted, reading, choice, [8, 5])] == [
+            sources[8],
+            sources[5],
+        ]
+        assert [stack.source(number) for number in range(9)] == sources
 
 
 def test_too_long_is_told_at_once_but_not_behind_the_last_that_is_wanted(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from espalier.errors import UserError
@@ -18,6 +19,7 @@ from espalier.models.adapters.adapter import (
     linear_names,
     load_adapter,
     merged,
+    save_adapter,
 )
 from espalier.models.adapters.kinds import (
     LoraVariant,
@@ -28,6 +30,7 @@ from espalier.models.adapters.kinds import (
     add_prefix,
     add_prompt,
 )
+from espalier.models.adapters.targets import vocabulary_layers
 from espalier.models.forward import TreeModel, Want
 from espalier.models.load import checkpoint_activations, load_lm
 from espalier.models.load_adapted import load_with_adapter, with_adapters
@@ -62,6 +65,24 @@ MAKERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "dora": lambda lm: add_lora(
         lm, rank=2, alpha=None, dropout=0.0, target=None, bias="none", variant=LoraVariant(dora=True)
     ),
+    "pissa": lambda lm: add_lora(
+        lm, rank=2, alpha=None, dropout=0.0, target=None, bias="none", variant=LoraVariant(pissa=-1)
+    ),
+    "pissa_fast": lambda lm: add_lora(
+        lm,
+        rank=4,
+        alpha=4,
+        dropout=0.0,
+        target=["auto"],
+        bias="none",
+        variant=LoraVariant(rslora=True, pissa=4),
+    ),
+    "vocabulary": lambda lm: add_lora(
+        lm, rank=3, alpha=None, dropout=0.0, target=["all", *vocabulary_layers(lm)], bias="none"
+    ),
+    "embeddings": lambda lm: add_lora(
+        lm, rank=3, alpha=None, dropout=0.0, target=vocabulary_layers(lm)[:1], bias="none"
+    ),
     "bias": lambda lm: add_lora(lm, rank=2, alpha=None, dropout=0.0, target=None, bias="all"),
     "adalora": lambda lm: add_adalora(
         lm, first_rank=4, rank=2, alpha=None, dropout=0.0, target=None, beta=0.85, orthogonality=0.5
@@ -74,7 +95,18 @@ MAKERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 """Every kind of adapter, and its variants."""
 
-MERGEABLE = ("lora", "rslora", "dora", "bias", "adalora", "ia3")
+MERGEABLE = (
+    "lora",
+    "rslora",
+    "dora",
+    "pissa",
+    "pissa_fast",
+    "vocabulary",
+    "embeddings",
+    "bias",
+    "adalora",
+    "ia3",
+)
 
 
 @torch.no_grad()
@@ -100,7 +132,9 @@ def test_the_start_is_remembered_while_the_adapter_learns(
     assert is_adapted(lm) and not is_adapted(base)
     first = answers(lm.eval(), trees)
     start = StepZero(lm.train())
-    assert start.switched_off == (kind in ("lora", "rslora", "dora", "adalora", "ia3"))
+    assert start.switched_off == (
+        kind in ("lora", "rslora", "dora", "vocabulary", "embeddings", "adalora", "ia3")
+    )
     if start.switched_off:
         torch.testing.assert_close(first, answers(base, trees), rtol=1e-4, atol=1e-5)
     learned(lm)
@@ -120,7 +154,7 @@ def test_an_adapter_that_goes_on_has_itself_as_its_start(
     base = tiny("llama")
     old = learned(MAKERS[kind](copy.deepcopy(base))).eval()
     truth = answers(old, trees)
-    old.save_pretrained(str(tmp_path / "old"))  # type: ignore[operator]
+    save_adapter(old, tmp_path / "old", old.state_dict(), embeddings=False)
     lm = load_adapter(copy.deepcopy(base), str(tmp_path / "old"), trainable=True)
     assert any(p.requires_grad for p in lm.parameters())
     start = StepZero(lm)
@@ -326,3 +360,39 @@ def test_an_adapter_on_a_merged_one_finds_its_way_down(tiny: Tiny, tmp_path: Pat
     torch.testing.assert_close(logits(load_with_adapter(below).eval()), truth, rtol=1e-3, atol=1e-3)
     with pytest.raises(UserError, match="prompt cannot be merged"):
         with_adapters(load_with_adapter(below), [str(tmp_path / "adapter-0")])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["pissa", "pissa_fast"])
+def test_pissa_begins_as_its_base_and_learns_in_the_largest_directions(
+    tiny: Tiny, kind: str, name: str, tmp_path: Path
+) -> None:
+    base = tiny(name)
+    truth = logits(base)
+    lm = MAKERS[kind](copy.deepcopy(base)).eval()
+    torch.testing.assert_close(logits(lm), truth, rtol=1e-4, atol=1e-5)
+    with lm.disable_adapter():  # type: ignore[operator]
+        assert (logits(lm) - truth).abs().max() > 0.05, "what is frozen is the rest of the weights"
+    weights = {k: m for k, m in lm.named_modules() if hasattr(m, "lora_A") and len(m.lora_A)}
+    for layer in weights.values():
+        rank, rest = layer.r["default"], layer.get_base_layer().weight
+        whole = rest + layer.get_delta_weight("default")
+        expected = torch.linalg.svdvals(whole)[rank]
+        exact = kind == "pissa"
+        torch.testing.assert_close(
+            torch.linalg.svdvals(rest)[0], expected, rtol=1e-3 if exact else 0.2, atol=1e-4
+        )
+    save_adapter(learned(lm), tmp_path, lm.state_dict(), embeddings=False)
+    by_peft = PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path))
+    assert by_peft.active_peft_config.r == 2 * rank
+    assert (logits(lm) - truth).abs().max() > 0.05
+    torch.testing.assert_close(logits(by_peft), logits(lm), rtol=1e-4, atol=1e-4)
+
+
+def test_new_tokens_of_embeddings_with_lora_are_learned_by_it(tiny: Tiny) -> None:
+    variant = LoraVariant(new_tokens=[97, 98])
+    for target, rows in ((["all", "embed_tokens"], {"lm_head"}), (["all"], {"embed_tokens", "lm_head"})):
+        lm = add_lora(
+            tiny("llama"), rank=2, alpha=4, dropout=0.0, target=target, bias="none", variant=variant
+        )
+        assert set(lm.active_peft_config.trainable_token_indices) == rows  # type: ignore[union-attr,arg-type]

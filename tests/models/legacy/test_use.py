@@ -14,6 +14,7 @@ from espalier.errors import UserError
 from espalier.models.adapters import adapter as adapters
 from espalier.models.adapters import kinds as adapter_kinds
 from espalier.models.adapters.freezing import blocks, freeze_lowest
+from espalier.models.adapters.targets import vocabulary_layers
 from espalier.models.forward import TreeModel, Want
 from espalier.models.load import checkpoint_activations, context_length, load_lm
 from espalier.models.positions.rope import original_length
@@ -98,17 +99,23 @@ def test_other_adapters_say_the_same_in_both_layouts(family: str, kind: str, mod
     assert (padded - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("vocabulary", [False, True], ids=["layers", "vocabulary"])
 def test_lora_on_every_linear_layer_and_merged(
-    family: str, model: Any, golden: Golden, tmp_path: Path
+    family: str, model: Any, golden: Golden, tmp_path: Path, vocabulary: bool
 ) -> None:
     case = next(c for c in cases(golden(family)) if c.name.startswith("seq19"))
     with torch.no_grad():
         before = model(**case.inputs).logits
     adapted: Any = adapter_kinds.add_lora(
-        copy.deepcopy(model), rank=2, alpha=None, dropout=0.0, target=["all"], bias="none"
+        copy.deepcopy(model),
+        rank=2,
+        alpha=None,
+        dropout=0.0,
+        target=["all", *(vocabulary_layers(model) if vocabulary else [])],
+        bias="none",
     )
     for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     adapted.train()
     checkpoint_activations(adapted)

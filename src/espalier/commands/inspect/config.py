@@ -59,7 +59,7 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
         elif kind in STAGES:
             setup = _read(kind, options, tokenizers)
             tokenizers[name] = setup.tokenizer
-            starts[name] = start = _start(options[ModelOptions], starts)
+            starts[name] = start = _start(options[ModelOptions], starts) or setup.option(ModelOptions)
             told, counts[name] = _counted(kind, setup, options, start)
             if not as_json:
                 console.say(f"# {name}: {told}", "dim" if counts[name] else "yellow")
@@ -84,11 +84,12 @@ def _counted(
     return in_words(parts), {"trained_parameters": counts_as_json(parts)}
 
 
-def _start(model: ModelOptions, starts: Mapping[str, ModelOptions]) -> ModelOptions:
-    """What the stage's model is at first: its own base, or that of the earlier stage that makes it."""
+def _start(model: ModelOptions, starts: Mapping[str, ModelOptions]) -> ModelOptions | None:
+    """The options of the stage at which a stage's model begins; None where it is the stage itself."""
     name = model.model_name_or_path or ""
-    earlier = starts.get(name.removeprefix("run:").split("/")[0]) if name.startswith("run:") else None
-    return model if earlier is None else earlier
+    if not name.startswith("run:"):
+        return None
+    return starts.get(name.removeprefix("run:").split("/")[0], model)
 
 
 def _read(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -> Setup:

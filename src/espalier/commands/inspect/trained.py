@@ -13,11 +13,12 @@ from torch import nn
 
 from espalier.commands.inspect.model_facts import skeleton
 from espalier.config.option_set import OptionSet
-from espalier.config.options import AdapterOptions, ModelOptions, VirtualTokenOptions
+from espalier.config.options import AdapterOptions, LoraOptions, ModelOptions, VirtualTokenOptions
 from espalier.errors import UserError
 from espalier.models import load
 from espalier.models.adapters import adapter as adapters
 from espalier.models.adapters.counts import Count, counted
+from espalier.models.adapters.freezing import freeze_head
 from espalier.stages.adapting import frozen_part, new_adapter
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
@@ -48,14 +49,17 @@ def trained_parameters(stage: Stage, setup: Setup, options: OptionSet, start: Mo
     if saved is not None:
         lm.requires_grad_(False)
     elif options[AdapterOptions].finetuning_type not in ("full", "freeze"):
-        # A text to begin with changes values and no number, and needs weights.
+        # How an adapter begins changes values and no number, and needs weights.
         plain = options.replaced(replace(options[VirtualTokenOptions], prompt_init_text=None))
+        plain = plain.replaced(replace(options[LoraOptions], pissa_init=False))
         lm = new_adapter(lm, plain, setup.tokenizer, range(known, len(setup.tokenizer)))
         for key, parameter in lm.named_parameters():
             if "ranknum" in key:
                 parameter.requires_grad_(False)  # AdaLoRA's count of ranks; without memory PEFT forgets this
     else:
         frozen_part(lm, options[AdapterOptions])
+    if not stage.answers_trained:
+        freeze_head(lm)
     found = counted(lm)
     if saved is not None:
         numbers = _numbers(saved)

@@ -17,7 +17,7 @@ from espalier.corpora.prepare.poetry import poetry
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a corpus is, what it gives, and what reads it: a folder or file and a division -> records."""
+    """What a corpus is, the kind of record that it gives, and what reads it: a folder or file and a division -> records."""
 
     about: str
     gives: str

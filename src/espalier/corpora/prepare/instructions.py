@@ -6,6 +6,7 @@ its prompts is left out; otherwise the parts follow from the prompts as for ever
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -107,10 +108,14 @@ def summaries(where: Path, division: Division) -> Outcomes:
     yield from _parsed(where, parse)
 
 
+ListReader = Callable[[list[Any]], Row | None]
+
+
 def webgpt(where: Path, division: Division) -> Outcomes:
     """webgpt_comparisons: a question and two answers with scores that sum to 0; the pages they quote are not used.
 
-    A pair with equal scores is left out (Nakano et al. 2021).
+    A pair with equal scores is left out (Nakano et al. 2021). Read are the columns of the hub's copy, and OpenAI's own file,
+    where a line is the list of the two answers, each with its question and score.
     """
 
     def parse(place: str, row: Row) -> Any:
@@ -122,7 +127,19 @@ def webgpt(where: Path, division: Division) -> Outcomes:
         asked = text_of(question, "full_text") if isinstance(question, dict) else question
         return _pair(place, asked, answers[:2], answers[2:])
 
-    yield from _parsed(where, parse)
+    yield from _parsed(where, parse, _both_answers)
+
+
+def _both_answers(value: list[Any]) -> Row | None:
+    """A line of OpenAI's own file with the hub's columns; None where it is something else."""
+    if len(value) != 2 or not all(
+        isinstance(one, dict) and "answer" in one and "score" in one for one in value
+    ):
+        return None
+    if value[0].get("question") != value[1].get("question"):
+        return None
+    row = {f"{name}_{at}": one[name] for at, one in enumerate(value) for name in ("answer", "score")}
+    return {"question": value[0].get("question"), **row}
 
 
 def _pair(place: str, prompt: Any, texts: Sequence[Any], scores: Sequence[Any]) -> Any:
@@ -164,21 +181,25 @@ def _asked(where: Path, question: str, answer: str) -> Outcomes:
     yield from _parsed(where, parse)
 
 
-def _parsed(where: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
-    """Every row through `parse`; held-out files first, so that train can leave out what they hold."""
+def _parsed(where: Path, parse: Callable[[str, Row], Any], of_list: ListReader | None = None) -> Outcomes:
+    """Every row through `parse`; held-out files first, so that train can leave out what they hold.
+
+    Args:
+        of_list: the row of a line that is a list; None of one that is none, which is left out.
+    """
     files = data_files(where)
     held_files = [path for path in files if _HELD.search(path.name.split(".")[0])]
     if len(held_files) == len(files):
         held_files = []
     dev_prompts: set[int] = set()
     for path in held_files:
-        for thing in _made(path, parse):
+        for thing in _made(path, parse, of_list):
             if isinstance(thing, CorpusRecord):
                 dev_prompts.add(digest(thing.key))
                 thing = replace(thing, part=DEV)
             yield thing
     for path in files:
-        for thing in [] if path in held_files else _made(path, parse):
+        for thing in [] if path in held_files else _made(path, parse, of_list):
             if isinstance(thing, CorpusRecord) and held_files:
                 if digest(thing.key) in dev_prompts:
                     yield Omission(thing.source, "its prompt stands in the held-out file", thing.key)
@@ -187,11 +208,15 @@ def _parsed(where: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
             yield thing
 
 
-def _made(path: Path, parse: Callable[[str, Row], Any]) -> Outcomes:
+def _made(path: Path, parse: Callable[[str, Row], Any], of_list: ListReader | None) -> Outcomes:
     for entry in rows(path):
         if isinstance(entry, Omission):
-            yield entry
-            continue
+            listed = json.loads(entry.text) if of_list and entry.cause == "not an object" else None
+            row = of_list(listed) if of_list and isinstance(listed, list) else None
+            if row is None:
+                yield entry
+                continue
+            entry = entry.source, row
         place, row = entry
         outcome = parse(place, row)
         if isinstance(outcome, Omission):

@@ -66,8 +66,11 @@ def prepare(
     if source not in CORPORA and source not in TASKS:
         known = [*CORPORA, *TASKS]
         near = difflib.get_close_matches(source, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "wanted one of them"
-        raise UserError(f"unknown source {source!r}; {hint} Known are {', '.join(known)}")
+        hint = f"did you mean {near[0]!r}?" if near else "wanted one of them:"
+        corpora = "".join(f"\n  {name}: {one.about} -> {one.gives}" for name, one in CORPORA.items())
+        raise UserError(
+            f"unknown source {source!r}; {hint}{corpora}\nor, for data files of any format: {', '.join(TASKS)}"
+        )
     if what.columns and source in CORPORA:
         raise UserError(
             f"--columns is for data files ({', '.join(TASKS)}); {source} has columns of its own. `prepare clean --as chat` "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from espalier.data.encode.encoding import Piece, encode_pieces
-from espalier.data.encode.said import not_in
+from espalier.data.encode.said import RefusedRecordError, located, not_in
 from espalier.data.encode.templates import prompt_text
-from espalier.data.encode.tokenise import BATCH, Encoder, located, without_beginning
+from espalier.data.encode.tokenise import BATCH, Encoder, branches_of, without_beginning
 from espalier.data.encode.too_long import TooLong
 from espalier.data.read.account import Account
 from espalier.data.records import Record
@@ -51,3 +51,14 @@ def encode_prompt_ids(
 
 def _prompt_text(record: Record, encoder: Encoder) -> str:
     return prompt_text(encoder.template, record.messages, tools=record.tools, prefix=record.prefix)
+
+
+def refusal(record: Record, encoder: Encoder) -> str | None:
+    """Why the template refuses a record of any kind; None where it takes it."""
+    if record.kind == "text":
+        return None
+    try:
+        located(_prompt_text if record.kind == "prompt" else branches_of, record, encoder)
+    except RefusedRecordError as error:
+        return error.reason
+    return None

@@ -1,4 +1,5 @@
-"""What is said in a turn, in parts, and whether a text shows them: so that nothing of a conversation is lost on the way."""
+"""What is said in a turn, in parts, and whether a text shows them: so that nothing of a conversation is lost on
+the way; and a record that a template refuses to write."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ from typing import Any
 
 from espalier.data.encode.encoding import Piece
 from espalier.data.records import Message, Record
+from espalier.errors import UserError
 
+_PYTHON = {"true": ("True",), "false": ("False",), "null": ("None",)}
+"""ChatGLM3 calls a tool as a function of Python."""
 LEFT_TO_TEMPLATE = "left to the template:"
 THOUGHTS, TEXT, CALLS = "thoughts", "text", "calls"
 
@@ -61,9 +65,10 @@ def is_shown(part: str, text: str) -> bool:
 
 
 def ways_to_write(text: str) -> tuple[str, ...]:
-    """The ways in which a template may write a text: without its outer white space, inside of JSON."""
+    """The ways in which a template may write a text: without its outer white space, inside of JSON or of Python."""
     text = text.strip()
-    return text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
+    inside = json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1], repr(text)[1:-1]
+    return text, *inside, *_PYTHON.get(text, ())
 
 
 def not_in(branches: Sequence[Sequence[Piece]], record: Record) -> list[str]:
@@ -119,3 +124,23 @@ def common_length(one: str, other: str) -> int:
     """How many characters two texts have in common at their beginning."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+class RefusedRecordError(UserError):
+    """A template that refuses a record, with the record's place in front.
+
+    Attributes:
+        reason: without the place.
+    """
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.reason = reason
+
+
+def located(render: Any, record: Any, encoder: Any) -> Any:
+    """What `render` makes of a record; a template's complaint is raised as `RefusedRecordError`."""
+    try:
+        return render(record, encoder)
+    except UserError as error:
+        raise RefusedRecordError(record.source, str(error)) from None

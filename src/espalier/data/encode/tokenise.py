@@ -28,7 +28,7 @@ from espalier.data.encode.encoding import (
     is_endless,
     is_long,
 )
-from espalier.data.encode.said import not_in
+from espalier.data.encode.said import located, not_in
 from espalier.data.encode.scored import ScoreAt, until_score
 from espalier.data.encode.templates import Template
 from espalier.data.encode.too_long import TooLong
@@ -168,14 +168,6 @@ def branches_of(record: Record, encoder: Encoder) -> list[list[Piece]]:
         encoder.template.render(branch, tools=record.tools, train_from=train_from)
         for branch in record.branches
     ]
-
-
-def located(render: Any, record: Any, encoder: Encoder) -> Any:
-    """A template's complaint with the record's place in front of it."""
-    try:
-        return render(record, encoder)
-    except UserError as error:
-        raise UserError(f"{record.source}: {error}") from None
 
 
 def _judged(

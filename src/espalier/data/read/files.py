@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
 from espalier.data.read.json_files import json_file
-from espalier.data.read.lines import Placed, check_not_empty, json_lines, open_text, readable
+from espalier.data.read.lines import (
+    LONGEST,
+    TOO_LONG,
+    Placed,
+    TooLongLine,
+    check_not_empty,
+    json_lines,
+    lines_in,
+    open_text,
+    readable,
+)
 from espalier.data.read.packed import PACKINGS, inner_name, packing_of
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
@@ -134,7 +143,7 @@ def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
             return
         with open_text(path) as stream:
             if name.endswith(LINES):
-                yield from json_lines(path, stream)
+                yield from json_lines(path, lines_in(stream))
             elif name.endswith(".json"):
                 yield from json_file(path, stream)
             elif name.endswith((".csv", ".tsv")):
@@ -146,11 +155,11 @@ def read_rows(path: Path, *, lines: bool = False) -> Iterator[Placed]:
 
 
 def _csv(path: Path, stream: TextIO, usual: str) -> Iterator[Placed]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    first = stream.readline()
+    csv.field_size_limit(LONGEST)
+    first = stream.readline(LONGEST)
     delimiter = _delimiter(first, usual)
     # Strict: the other way drops quotes inside a cell, and takes all that follows an unclosed one as its text.
-    reader = csv.reader(chain([first], stream), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([first], _short_lines(path, stream)), delimiter=delimiter, strict=True)
     try:
         header = _header(path, next(reader, None), delimiter)
     except csv.Error as error:
@@ -179,6 +188,14 @@ def _csv(path: Path, stream: TextIO, usual: str) -> Iterator[Placed]:
             yield place, BadRecord(place, "broken CSV", reason), delimiter.join(cells)
             continue
         yield place, dict(zip(header, cells, strict=True)), ""
+
+
+def _short_lines(path: Path, stream: TextIO) -> Iterator[str]:
+    """The lines behind the first; a quote may run over several, so that one that is too long cannot be passed over."""
+    for number, line in enumerate(lines_in(stream), start=2):
+        if isinstance(line, TooLongLine):
+            raise UserError(f"{path}:{number}: {TOO_LONG}")
+        yield line
 
 
 _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
@@ -235,10 +252,12 @@ def _broken_csv(place: str, first: int, last: int, error: csv.Error) -> BadRecor
 
 
 def _text_lines(path: Path, stream: TextIO) -> Iterator[Placed]:
-    for number, line in enumerate(stream, start=1):
-        text = line.rstrip("\r\n")
-        if text.strip():
-            yield f"{path}:{number}", {"text": text}, text
+    for number, line in enumerate(lines_in(stream), start=1):
+        text, place = line.rstrip("\r\n"), f"{path}:{number}"
+        if isinstance(line, TooLongLine):
+            yield place, BadRecord(place, "too long", TOO_LONG), text
+        elif text.strip():
+            yield place, {"text": text}, text
 
 
 def _parquet(path: Path) -> Iterator[Placed]:

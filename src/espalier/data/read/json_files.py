@@ -11,7 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from espalier.data.read.lines import DECODER, Placed, json_lines, json_object, open_text, readable, told
+from espalier.data.read.lines import (
+    DECODER,
+    LONGEST,
+    TOO_LONG,
+    Placed,
+    json_lines,
+    json_object,
+    line_in,
+    lines_in,
+    open_text,
+    readable,
+    told,
+)
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 
@@ -31,14 +43,18 @@ def json_file(path: Path, stream: TextIO) -> Iterator[Placed]:
         yield from _array(path, window)
         return
     first = window.line
-    while "\n" not in window.text[window.at :] and window.more():
-        pass
+    try:
+        while "\n" not in window.text[window.at :] and window.more():
+            pass
+    except ValueError as error:
+        yield f"{path}:{first}", BadRecord(f"{path}:{first}", "too long", str(error), hides=True), ""
+        return
     rest = window.text[window.at :]
     line = rest.split("\n", 1)[0]
     try:
         only = DECODER.decode(line)
     except (ValueError, RecursionError):
-        yield from _whole(path, rest + stream.read(), first)
+        yield from _whole(path, rest + stream.read(LONGEST), first)
         return
     if isinstance(only, dict) and not rest.partition("\n")[2].strip() and _is_table(only):
         yield from _single(path, only, first)
@@ -48,6 +64,8 @@ def json_file(path: Path, stream: TextIO) -> Iterator[Placed]:
 
 def _whole(path: Path, text: str, first: int) -> Iterator[Placed]:
     """A file whose first line is no JSON: one value on several lines, or JSON lines with a broken one in front."""
+    if len(text) >= LONGEST:
+        raise UserError(f"{path}:{first}: broken JSON, or {TOO_LONG}")
     try:
         row = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
@@ -104,8 +122,8 @@ def _lines(rest: str, stream: TextIO) -> Iterator[str]:
     """The lines of a text that goes on in a stream."""
     *whole, begun = rest.split("\n")
     yield from whole
-    yield begun + stream.readline()
-    yield from stream
+    yield line_in(stream, begun)
+    yield from lines_in(stream)
 
 
 class Window:
@@ -123,6 +141,8 @@ class Window:
     def more(self) -> bool:
         """Reads on, each time as much again as is left, so that a long record is not looked at too often."""
         rest = self.text[self.at :]
+        if len(rest) > LONGEST:
+            raise ValueError(TOO_LONG)
         chunk = self._stream.read(max(_CHUNK, len(rest)))
         if chunk:
             self.text, self.at = rest + chunk, 0

@@ -24,8 +24,35 @@ from espalier.errors import UserError
 Placed = tuple[str, dict[str, Any] | BadRecord, str]
 
 _PIECE = 1 << 20
+LONGEST = 1 << 28
+"""The most characters of a record: more (a file without line breaks) would take several times its size in memory."""
+TOO_LONG = (
+    f"a record of more than {LONGEST >> 20} million characters; is it a file without line breaks? Put each record on a line "
+    "of its own, or cut the text"
+)
 RECORDS, CHARACTERS = 512, 1 << 20
 """A block ends with whichever is reached first."""
+
+
+class TooLongLine(str):
+    """The beginning of a line that is too long to be held."""
+
+
+def lines_in(stream: TextIO) -> Iterator[str]:
+    """The lines of a stream as they are; of one that is longer than `LONGEST`, which is passed over, a `TooLongLine`."""
+    while line := line_in(stream):
+        yield line
+
+
+def line_in(stream: TextIO, begun: str = "") -> str:
+    """The next line of a stream, whose beginning may have been read before; "" at the end."""
+    line = begun + stream.readline(LONGEST)
+    if len(line) < LONGEST or line.endswith("\n"):
+        return line
+    head = line[:200]
+    while line and not line.endswith("\n"):
+        line = stream.readline(_PIECE)
+    return TooLongLine(head)
 
 
 @dataclass
@@ -63,7 +90,7 @@ def lines_of(path: Path) -> Iterator[str]:
     with readable(path):
         check_not_empty(path)
         with open_text(path) as stream:
-            yield from stream
+            yield from lines_in(stream)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -83,6 +110,9 @@ def json_lines(path: Path, lines: Iterable[str], start: int = 1) -> Iterator[Pla
         if not text.strip():
             continue
         place = f"{path}:{number}"
+        if isinstance(line, TooLongLine):
+            yield place, BadRecord(place, "too long", TOO_LONG), text
+            continue
         try:
             row = DECODER.decode(text)
         except (ValueError, RecursionError) as error:

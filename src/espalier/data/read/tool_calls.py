@@ -5,11 +5,16 @@ Chat templates write arguments as JSON themselves, so that text of JSON would be
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from espalier.data.read.messages import Bad, as_text, shown
+
+_PYTHON = re.compile(r"([^\s`]+)[ \t]*\n\s*```python\n(tool_call\(.*\))\n```", re.DOTALL)
+"""ChatGLM3: the tool's name on the line of the role, then the call as Python."""
 
 
 def as_calls(value: Any, what: str) -> str:
@@ -63,4 +68,25 @@ def calls_in_text(text: str) -> str:
     try:
         return as_calls(json.loads(text), "")
     except (json.JSONDecodeError, Bad):
+        return ""
+
+
+def python_call(text: str) -> str:
+    """The call that a text is in ChatGLM3's form, as `as_calls` has it; "" where it is something else.
+
+    >>> python_call("add\\n ```python\\ntool_call(a=2, b='x')\\n```")
+    '[{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": "x"}}}]'
+    """
+    match = _PYTHON.fullmatch(text.strip())
+    try:
+        parsed = ast.parse(match[2], mode="eval").body if match else None
+        if match is None or not isinstance(parsed, ast.Call) or parsed.args:
+            return ""
+        arguments = {str(one.arg): ast.literal_eval(one.value) for one in parsed.keywords if one.arg}
+        return (
+            as_calls({"name": match[1], "arguments": arguments}, "")
+            if len(arguments) == len(parsed.keywords)
+            else ""
+        )
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, Bad):
         return ""

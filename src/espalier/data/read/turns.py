@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from espalier.data.read.messages import Bad, as_label, as_text, shown
-from espalier.data.read.tool_calls import as_calls, calls_in_text
+from espalier.data.read.tool_calls import as_calls, calls_in_text, python_call
 from espalier.data.records import ASSISTANT, SYSTEM, TOOL, USER, Message, Messages
 
 _ROLE_NAMES = {
@@ -127,7 +127,20 @@ def _assistant(
     called = turn.get("tool_calls") or turn.get("function_call")
     calls = as_calls(called, what) if called else ""
     text = as_text(content, f"{what} ({name})", may_be_empty=bool(calls))
-    in_text = calls_in_text(text) if name in _CALLING and not calls else ""
+    tool = as_text(turn.get("metadata"), f"{what}, metadata", may_be_empty=True)
+    text = f"{tool}\n{text}" if tool else text
+    in_python = python_call(text)
+    if tool and not in_python:
+        raise Bad(
+            "broken tool call",
+            f"{what} has the metadata {tool!r}, which in ChatGLM3's form is a tool that is called, and its content is no "
+            "```python block with tool_call(name=value, …) alone; write it so, or remove metadata",
+        )
+    twice = bool(calls and in_python) and _named(calls) == _named(
+        in_python
+    )  # as ChatGLM3's own server has it
+    text = "" if twice else text
+    in_text = "" if calls else in_python or (calls_in_text(text) if name in _CALLING else "")
     thoughts = [as_text(turn.get(key), f"{what}, {key}", may_be_empty=True) for key in _THOUGHTS]
     message = Message(
         ASSISTANT,
@@ -139,7 +152,11 @@ def _assistant(
         name=as_text(turn.get("name"), f"{what}, name", may_be_empty=True),
         trained=trained,
     )
-    return message, bool(in_text)
+    return message, twice or bool(in_text)
+
+
+def _named(calls: str) -> list[str]:
+    return [call["function"]["name"] for call in json.loads(calls)]
 
 
 def _trained(turn: Mapping[str, Any], role: str, what: str) -> bool:

@@ -11,7 +11,7 @@ from espalier.data.read.account import Account
 from espalier.data.read.sources import parts_of
 from espalier.data.read.specs import DatasetSpec
 from espalier.data.records import Record
-from espalier.data.store.build import outcomes
+from espalier.data.store.build import outcomes, refuses_some
 from espalier.data.store.columns import CHUNK, Numbers
 from espalier.data.store.job import BlockResult, Job
 from espalier.data.store.open import ReadSettings, job_of
@@ -32,14 +32,15 @@ def records_at(
         wanted[path].add(int(line))
     missing = set(sources.values())
     records: dict[tuple[str, int], Record] = {}
-    for spec in specs:
-        own = job_of(spec, job, reading)
+    for spec, store in zip(specs, choice.stack.stores, strict=True):
+        own, asked = job_of(spec, job, reading), refuses_some(store)
         parts = parts_of(spec)
         for path in [spec.path] if parts is None else map(str, parts):
             if path not in wanted:
                 continue
             seen: Counter[str] = Counter()
-            for record in outcomes(own, rows_at(spec, path, wanted[path], max(wanted[path])), BlockResult()):
+            rows = rows_at(spec, path, wanted[path], max(wanted[path]))
+            for record in outcomes(own, rows, BlockResult(), rendered=asked):
                 place = record.source, seen[record.source]
                 seen[record.source] += 1
                 if place in missing:
@@ -106,7 +107,7 @@ def all_records(
     for spec, store in zip(specs, choice.stack.stores, strict=True):
         own = job_of(spec, job, reading)
         rows = (placed for block in blocks_of(spec) for placed in block.placed())
-        for at, record in enumerate(outcomes(own, rows, BlockResult())):
+        for at, record in enumerate(outcomes(own, rows, BlockResult(), rendered=refuses_some(store))):
             if at >= store.records:
                 break
             for _ in range(1 if times is None else int(times[first + at])):

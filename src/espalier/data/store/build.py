@@ -15,19 +15,22 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from espalier.data.choice.mixing import takes
+from espalier.data.encode.prompts import refusal
+from espalier.data.encode.said import RefusedRecordError
 from espalier.data.encode.too_long import TooLong, TooLongError
 from espalier.data.read.account import Account
 from espalier.data.read.dataset_info import as_described
 from espalier.data.read.lines import Block, Placed
 from espalier.data.read.rows import parse_row
 from espalier.data.records import BadRecord, LeftOut, Record
-from espalier.data.store.columns import REJECTED, ColumnWriter, Numbers
+from espalier.data.store.columns import REJECTED, ColumnWriter, Numbers, Store
 from espalier.data.store.crew import BlockTask, Crew
 from espalier.data.store.job import BlockResult, Job
 from espalier.data.store.table import Table, prompt_key
 from espalier.errors import UserError
 
 _SHOWN = 10
+REFUSED_BY_TEMPLATE = "refused by the template"
 
 
 def build(
@@ -89,11 +92,26 @@ def build(
 
 
 def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = True) -> BlockResult:
-    """The block's columns; of at most `most` good records. Without `tokenise` only counted, for their faults."""
+    """The block's columns; of at most `most` good records. Without `tokenise` only counted, for their faults.
+
+    A record that the template refuses is a bad one. Each is looked for only once one is there: rendering takes time.
+    """
+    try:
+        return _worked(job, block, most, tokenise=tokenise)
+    except RefusedRecordError:
+        try:
+            return _worked(job, block, most, tokenise=tokenise, rendered=True)
+        except RefusedRecordError as error:  # of what is left of a record that was too long
+            return BlockResult(error=str(error))
+
+
+def _worked(
+    job: Job, block: Block, most: int | None, *, tokenise: bool, rendered: bool = False
+) -> BlockResult:
     result = BlockResult()
     records: list[Record] = []
     try:
-        for record in outcomes(job, block.placed(), result):
+        for record in outcomes(job, block.placed(), result, rendered=rendered):
             if most is None or len(records) < most:
                 records.append(record)
             else:
@@ -103,13 +121,17 @@ def work(job: Job, block: Block, most: int | None = None, *, tokenise: bool = Tr
             Table(job, result).fill(records)
     except TooLongError as error:
         result.too_long = error.found
+    except RefusedRecordError:
+        raise
     except UserError as error:
         return BlockResult(error=str(error))
     return result
 
 
-def outcomes(job: Job, rows: Iterable[Placed], result: BlockResult) -> Iterator[Record]:
-    """The good records of rows; everything else is counted in `result`."""
+def outcomes(
+    job: Job, rows: Iterable[Placed], result: BlockResult, *, rendered: bool = False
+) -> Iterator[Record]:
+    """The good records of rows; everything else is counted in `result`. `rendered`: the template is asked about each."""
     for place, row, raw in rows:
         if isinstance(row, BadRecord):
             outcome: Any = row
@@ -120,6 +142,9 @@ def outcomes(job: Job, rows: Iterable[Placed], result: BlockResult) -> Iterator[
             outcome = parse_row(
                 row, place, job.kind, format=job.format, columns=columns, formats=result.formats
             )
+        if rendered and isinstance(outcome, Record) and job.encoder is not None:
+            reason = refusal(outcome, job.encoder)
+            outcome = outcome if reason is None else BadRecord(place, REFUSED_BY_TEMPLATE, reason)
         if isinstance(outcome, BadRecord):
             result.bad.append((outcome, raw if isinstance(row, BadRecord) else row))
             result.left_out.add(f"bad record: {outcome.cause}", outcome.source, outcome.reason)
@@ -130,6 +155,11 @@ def outcomes(job: Job, rows: Iterable[Placed], result: BlockResult) -> Iterator[
             result.left_out[f"data_split {shares}: another stage's"] += 1
         else:
             yield outcome
+
+
+def refuses_some(store: Store) -> bool:
+    """Whether records of a source were left out because the template refuses them."""
+    return REFUSED_BY_TEMPLATE in store.manifest["bad"]["counts"]
 
 
 class _Building:

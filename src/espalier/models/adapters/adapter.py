@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel, PeftType, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import nn
 
 from espalier.errors import UserError
-from espalier.models.adapters.kinds import PEFT_AND_TRANSFORMERS
 from espalier.models.adapters.kinds import add_adalora as add_adalora
 from espalier.models.adapters.kinds import add_ia3 as add_ia3
 from espalier.models.adapters.kinds import add_lora as add_lora
@@ -28,9 +28,13 @@ from espalier.models.adapters.kinds import add_p_tuning as add_p_tuning
 from espalier.models.adapters.kinds import add_prefix as add_prefix
 from espalier.models.adapters.kinds import add_prompt as add_prompt
 from espalier.models.adapters.kinds import check_virtual as check_virtual
+from espalier.models.adapters.kinds import ignore_known
+from espalier.models.adapters.pissa import in_terms_of_base, say_plain
 from espalier.models.adapters.targets import linear_layers as linear_layers
 from espalier.models.adapters.targets import linear_names as linear_names
 from espalier.models.adapters.tying import tie_again, untie
+from espalier.models.dtypes import StoredTypes
+from espalier.models.hub_revision import on_the_hub
 from espalier.models.legacy.weights import not_safe
 from espalier.models.positions.rope import scaling_of
 
@@ -100,7 +104,7 @@ def load_adapter(lm: nn.Module, folder: str, *, trainable: bool) -> nn.Module:
         with warnings.catch_warnings():
             # PEFT takes AdaLoRA's ranks for LoRA's patterns of ranks, and warns that they are none
             warnings.filterwarnings("ignore", message=".*rank_pattern keys did not match")
-            warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
+            ignore_known()
             made: Any = PeftModel.from_pretrained(lm, folder, is_trainable=trainable and not virtual)
     except pickle.UnpicklingError as error:
         raise UserError(not_safe(folder, error)) from error
@@ -128,7 +132,7 @@ def trained_on(lm: nn.Module) -> nn.Module:
     kind = PrefixTuningConfig if old.peft_type == PeftType.PREFIX_TUNING else PromptTuningConfig
     encoder: Any = lm.prompt_encoder[lm.active_adapter]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
+        ignore_known()
         made: Any = get_peft_model(
             lm.base_model,
             kind(**{name: getattr(old, name) for name in same}, task_type="CAUSAL_LM"),
@@ -183,10 +187,32 @@ def merged(lm: nn.Module) -> nn.Module:
     settings: Any = lm.active_peft_config
     # An adapter that was told to keep them tied changes both, and PEFT merges both.
     untied = not vars(settings).get("ensure_weight_tying") and untie(lm)
-    plain: nn.Module = lm.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lready (following adapters were )?merged")
+        _merge_narrow(lm)
+        plain: nn.Module = lm.merge_and_unload()
     if untied:
         tie_again(plain)
     return plain
+
+
+def _merge_narrow(lm: nn.Module) -> None:
+    """Merge the layers whose weights have 16 bits, one at a time in float32, rounded once: what a model that is float32 as
+    a whole would be rounded to, for half of its memory."""
+    for path, module in lm.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        weights = [
+            (name, parameter, parameter.dtype)
+            for name, parameter in module.get_base_layer().named_parameters(recurse=False)
+            if parameter.dtype in (torch.bfloat16, torch.float16)
+        ]
+        for _, parameter, _ in weights:
+            parameter.data = parameter.data.float()
+        if weights:
+            module.merge()
+        for name, parameter, kind in weights:
+            parameter.data = StoredTypes(kind).round(f"{path}.{name}", parameter.data)
 
 
 def save_adapter(lm: Any, folder: Path, state: dict[str, torch.Tensor], *, embeddings: bool) -> None:
@@ -200,13 +226,26 @@ def save_adapter(lm: Any, folder: Path, state: dict[str, torch.Tensor], *, embed
         for name, parameter in lm.named_parameters():
             if parameter.requires_grad and name in state:
                 parameter.data = state[name].to(parameter.device)
+    plain = in_terms_of_base(lm, state)
     lm.save_pretrained(
-        str(folder), state_dict=state, safe_serialization=True, save_embedding_layers=embeddings
+        str(folder), state_dict=plain or state, safe_serialization=True, save_embedding_layers=embeddings
     )
+    if plain is not None:
+        say_plain(folder / "adapter_config.json")
+    _name_base(folder / "adapter_config.json")
     scaling = scaling_of(lm.config)
     if scaling is not None:
         text = json.dumps({"rope_scaling": scaling}, indent=2) + "\n"
         (folder / BESIDE).write_text(text, "utf-8")
+
+
+def _name_base(file: Path) -> None:
+    """A base from the hub's cache by its id and commit, so that the adapter is of use on other machines."""
+    settings = json.loads(file.read_text("utf-8"))
+    known = on_the_hub(str(settings.get("base_model_name_or_path")))
+    if known is not None:
+        settings["base_model_name_or_path"], settings["revision"] = known
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
 
 
 def trained_scaling(folder: str) -> dict[str, Any] | None:
@@ -272,9 +311,13 @@ def _says_nothing(lm: PeftModel, trained: dict[str, nn.Parameter]) -> bool:
         return False
     if settings.peft_type != PeftType.IA3 and settings.bias != "none":
         return False  # switched off, an adapter leaves its trained biases behind
-    decides = {PeftType.LORA: ".lora_B.", PeftType.ADALORA: ".lora_E.", PeftType.IA3: ".ia3_l."}
+    decides = {
+        PeftType.LORA: (".lora_B.", ".lora_embedding_A."),
+        PeftType.ADALORA: (".lora_E.",),
+        PeftType.IA3: (".ia3_l.",),
+    }[settings.peft_type]
     idle = 1.0 if settings.peft_type == PeftType.IA3 else 0.0
     marks = (".lora_", ".ia3_")
     if not all(any(mark in name for mark in marks) for name in trained):
         return False
-    return all(bool((p == idle).all()) for n, p in trained.items() if decides[settings.peft_type] in n)
+    return all(bool((p == idle).all()) for n, p in trained.items() if any(mark in n for mark in decides))

@@ -115,3 +115,12 @@ def _fits(key: str, pattern: str, name: str) -> bool:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
         raise UserError(f"{key}: {pattern} is no regular expression ({error}).") from error
+
+
+def freeze_head(lm: nn.Module) -> None:
+    """Freeze the output head and what an adapter adds to it, but for a table that is the embeddings', too."""
+    model: Any = lm
+    table = model.get_input_embeddings().weight
+    for parameter in model.get_output_embeddings().parameters():
+        if parameter is not table:
+            parameter.requires_grad_(False)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -24,22 +23,34 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from espalier.errors import UserError
+from espalier.models.adapters import pissa
+from espalier.models.adapters.first_tokens import begin, embedded, first_ids, keys_values
 from espalier.models.adapters.targets import (
     chosen_layers,
     is_inner,
     keys_values_inner,
     linear_layers,
     shortest,
+    vocabulary_layers,
 )
 from espalier.models.encoder_decoder import is_encoder_decoder
 from espalier.models.legacy.families import native_family
 from espalier.models.positions.rope_modules import changes_with_length
 
-PEFT_AND_TRANSFORMERS = ".*is_gradient_checkpointing.* is deprecated"
-"""PEFT asks for a property that transformers has renamed; nothing that a user could do anything about."""
+_KNOWN = (
+    ".*is_gradient_checkpointing.* is deprecated",  # PEFT asks for a property that transformers has renamed
+    ".*a tied layer is part of the adapter",  # `tying` sees to it
+    "fan_in_fan_out is set",  # layers of Conv1D, and a head that is none
+)
+
+
+def ignore_known() -> None:
+    """PEFT's warnings about what a user could do nothing about."""
+    for message in _KNOWN:
+        warnings.filterwarnings("ignore", message=message)
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,15 @@ class LoraVariant:
         dora: learn the weights' directions and their lengths apart (Liu et al. 2024).
         modules_to_save: ends of the paths of modules that are trained whole and saved with the adapter.
         new_tokens: ids whose embeddings, and rows of an output head of its own, are trained.
+        pissa: begin as the largest singular vectors of the weights; see `pissa.initialisation` for the number. None
+            begins as nothing.
     """
 
     rslora: bool = False
     dora: bool = False
     modules_to_save: Sequence[str] = ()
     new_tokens: Sequence[int] = ()
+    pissa: int | None = None
 
 
 def add_lora(
@@ -76,29 +90,34 @@ def add_lora(
         rank: of the update, at least 1.
         alpha: the update is scaled by alpha / rank; None is 2 * rank.
         dropout: on the adapter's input, 0 to 1; no effect on the reference.
-        target: see `adapter_targets.chosen_layers`; None is all.
+        target: see `targets.chosen_layers`; embeddings and head may be named; None is all linear layers.
         bias: "none", "all" or "lora_only".
         variant: see there.
 
     Raises:
         UserError: a target that matches no layer, or a module to save that does not exist.
     """
+    targets = _targets(lm, target, vocabulary=variant.pissa is None)
     settings = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
-        target_modules=_targets(lm, target),
+        target_modules=targets,
         bias=bias,  # type: ignore[arg-type]
         use_rslora=variant.rslora,
         use_dora=variant.dora,
         task_type=_task(lm),
         fan_in_fan_out=_transposed(lm),
-        **_beside(lm, variant),
+        init_lora_weights=True if variant.pissa is None else pissa.initialisation(variant.pissa),  # type: ignore[arg-type]
+        **_beside(lm, variant, targets),
     )
-    return _made(lm, settings)
+    made = _made(lm, settings)
+    if variant.pissa is not None:
+        pissa.remember_start(made)
+    return made
 
 
-def _beside(lm: nn.Module, variant: LoraVariant) -> dict[str, Any]:
+def _beside(lm: nn.Module, variant: LoraVariant, targets: Sequence[str]) -> dict[str, Any]:
     """PEFT's settings for what is trained beside LoRA's matrices."""
     wanted, given = list(variant.modules_to_save), dict[str, Any]()
     paths = [name for name, _ in lm.named_modules() if name]
@@ -117,7 +136,7 @@ def _beside(lm: nn.Module, variant: LoraVariant) -> dict[str, Any]:
         given |= {"modules_to_save": wanted, "ensure_weight_tying": tied and not both}
     if variant.new_tokens:
         layers = {ends[inputs]} if tied else {ends[inputs], ends[outputs]}
-        rows = {name: list(variant.new_tokens) for name in sorted(layers - set(wanted))}
+        rows = {name: list(variant.new_tokens) for name in sorted(layers - {*wanted, *targets})}
         given |= {"trainable_token_indices": rows} if rows else {}
     return given
 
@@ -226,9 +245,9 @@ def add_prompt(lm: nn.Module, *, tokens: int, text: Sequence[int] | None) -> nn.
         text: ids that they begin as, repeated or cut to fit; None takes random ones of the vocabulary.
     """
     settings = PromptTuningConfig(num_virtual_tokens=tokens, task_type="CAUSAL_LM")
-    start = _embedded(lm, _start(lm, tokens, text))
+    start = embedded(lm, first_ids(lm, tokens, text))
     made = _made(lm, settings)
-    _begin(made, start)
+    begin(made, start)
     return made
 
 
@@ -256,7 +275,7 @@ def add_prefix(
     Raises:
         UserError: an architecture whose layers keep anything else than keys and values of one shape.
     """
-    kept = _keys_values(lm, _start(lm, tokens, text))
+    kept = keys_values(lm, first_ids(lm, tokens, text))
     layers, _, heads, _, size = kept.shape
     settings = PrefixTuningConfig(
         num_virtual_tokens=tokens,
@@ -275,18 +294,19 @@ def add_prefix(
             "(positions, for ALiBi). Use lora, ia3, or prompt."
         )
     if not projection:  # (L, 2, K, n, D) to (n, L * 2 * K * D)
-        _begin(made, kept.permute(3, 0, 1, 2, 4).reshape(tokens, -1))
+        begin(made, kept.permute(3, 0, 1, 2, 4).reshape(tokens, -1))
     return made
 
 
 def _made(lm: nn.Module, settings: PeftConfig) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=PEFT_AND_TRANSFORMERS)
+        ignore_known()
         return get_peft_model(lm, settings)
 
 
-def _targets(lm: nn.Module, target: Sequence[str] | None) -> list[str]:
-    return shortest(chosen_layers(lm, target or ["all"]), linear_layers(lm))
+def _targets(lm: nn.Module, target: Sequence[str] | None, *, vocabulary: bool = False) -> list[str]:
+    chosen = chosen_layers(lm, target or ["all"], vocabulary=vocabulary)
+    return shortest(chosen, [*linear_layers(lm), *(vocabulary_layers(lm) if vocabulary else [])])
 
 
 def _task(lm: nn.Module) -> str:
@@ -296,42 +316,3 @@ def _task(lm: nn.Module) -> str:
 
 def _transposed(lm: nn.Module) -> bool:
     return any(type(m).__name__ == "Conv1D" for m in lm.modules())
-
-
-def _start(lm: nn.Module, tokens: int, text: Sequence[int] | None) -> Tensor:
-    """(1, n) ids that virtual tokens begin as."""
-    if text:
-        ids = (list(text) * (tokens // len(text) + 1))[:tokens]
-        return torch.tensor([ids], device=next(lm.parameters()).device)
-    rows = lm.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return torch.randint(rows, (1, tokens)).to(next(lm.parameters()).device)
-
-
-@torch.no_grad()
-def _embedded(lm: nn.Module, ids: Tensor) -> Tensor:
-    rows: Tensor = lm.get_input_embeddings()(ids)[0]  # type: ignore[operator]
-    return rows
-
-
-@torch.no_grad()
-def _keys_values(lm: nn.Module, ids: Tensor) -> Tensor:
-    """(L, 2, K, n, D): what each layer keeps of these tokens."""
-    training = lm.training
-    lm.eval()
-    try:
-        cache: Any = lm(input_ids=ids, use_cache=True).past_key_values
-        pairs = [(layer.keys, layer.values) for layer in cache.layers]
-        return torch.stack([torch.cat([key, value]) for key, value in pairs])
-    except (AttributeError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"finetuning_type: prefix is not possible with {type(lm).__name__}: its layers do not keep keys and "
-            "values of one shape. Use lora, ia3, or prompt."
-        ) from error
-    finally:
-        lm.train(training)
-
-
-@torch.no_grad()
-def _begin(made: Any, start: Tensor) -> None:
-    weight = made.prompt_encoder[made.active_adapter].embedding.weight
-    weight.copy_(start.to(weight.dtype))

@@ -71,18 +71,29 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def chosen_layers(lm: nn.Module, wanted: Sequence[str]) -> list[str]:
-    """Full names of the linear layers that are meant.
+def vocabulary_layers(lm: nn.Module) -> list[str]:
+    """Full names of the embeddings and of the head, as far as an adapter of theirs can be merged: plain tables that no
+    code of the model's own reads in another way."""
+    model: Any = lm
+    if model.config.is_encoder_decoder:  # one table under several names
+        return []
+    plain = {model.get_input_embeddings(): nn.Embedding, model.get_output_embeddings(): nn.Linear}
+    return [name for name, m in lm.named_modules() if type(m) is plain.get(m)]
+
+
+def chosen_layers(lm: nn.Module, wanted: Sequence[str], *, vocabulary: bool = False) -> list[str]:
+    """Full names of the layers that are meant.
 
     Args:
         lm: a causal language model without an adapter.
         wanted: ``["all"]``, ``["auto"]``, or names (``q_proj``), ends of paths (``layers.0.self_attn.q_proj``) and
-            regular expressions over whole paths.
+            regular expressions over whole paths; ``all`` also beside others.
+        vocabulary: whether the embeddings and the head may be named, too.
 
     Raises:
         UserError: one of them matches nothing; with what exists.
     """
-    exists = linear_layers(lm)
+    exists, ends = linear_layers(lm), vocabulary_layers(lm) if vocabulary else []
     if list(wanted) == ["all"]:
         return exists
     if list(wanted) == ["auto"]:
@@ -92,18 +103,31 @@ def chosen_layers(lm: nn.Module, wanted: Sequence[str]) -> list[str]:
     chosen: set[str] = set()
     missing = []
     for item in wanted:
-        matched = _matching(item, exists)
+        matched = exists if item == "all" else _matching(item, exists) or _matching(item, ends)
         if not matched and item in ONCE_FUSED:
             matched = [name for part in ("q_proj", "k_proj", "v_proj") for name in _matching(part, exists)]
         if not matched:
             missing.append(item)
         chosen.update(matched)
     if missing:
+        further = f"; the embeddings and the head are {', '.join(ends)}" if ends else ""
         raise UserError(
-            f"lora_target: {', '.join(missing)} matches no linear layer. This model has "
-            f"{', '.join(linear_names(lm))}; whole paths look like {exists[0]}."
+            f"lora_target: {', '.join(missing)} matches no linear layer{_why_not(lm, missing, vocabulary)}. This model has "
+            f"{', '.join(linear_names(lm))}; whole paths look like {exists[0]}{further}."
         )
-    return [name for name in exists if name in chosen]
+    return [name for name in (*exists, *ends) if name in chosen]
+
+
+def _why_not(lm: nn.Module, missing: Sequence[str], vocabulary: bool) -> str:
+    """Why the embeddings or the head, which are asked for, cannot have an adapter; nothing where they are not."""
+    model: Any = lm
+    named = {module: name for name, module in lm.named_modules()}
+    ends = [named.get(end, "") for end in (model.get_input_embeddings(), model.get_output_embeddings())]
+    if not any(_matching(item, [end for end in ends if end]) for item in missing):
+        return ""
+    if not vocabulary:
+        return ": embeddings and head get LoRA only (finetuning_type: lora without pissa_init)"
+    return ": what this model reads its embeddings or its head by is no plain table (modules_to_save trains them whole)"
 
 
 def _auto(model_type: str) -> tuple[str, ...]:

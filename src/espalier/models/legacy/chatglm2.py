@@ -101,10 +101,22 @@ ROUNDS_TEMPLATE = (
     "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
 )
 """ChatGLM2: rounds from 1 on, an empty line between all parts; the last answer ends with ``</s>``."""
+_WITH_TOOLS = "Answer the following questions as best as you can. You have access to the following tools:"
 ROLES_TEMPLATE = (
-    "[gMASK]<sop>{% for m in messages %}<|{{ m['role'] }}|>\n {{ m['content'] }}{% endfor %}"
-    "{{ '<|assistant|>\n ' if add_generation_prompt else '' }}"
+    "[gMASK]<sop>{% if tools %}{% set listed = namespace(tools=[]) %}"
+    "{% for t in tools %}{% set listed.tools = listed.tools + [t['function'] or t] %}{% endfor %}<|system|>\n "
+    "{{ messages[0]['content'] if messages[0]['role'] == 'system' else '" + _WITH_TOOLS + "' }}\n"
+    "{{ listed.tools | tojson(indent=4) }}{% endif %}"
+    "{% for m in messages %}{% if m['tool_calls'] %}"
+    "{% if m['content'] %}<|assistant|>\n {{ m['content'] }}{% endif %}"
+    "{% for c in m['tool_calls'] %}<|assistant|>{{ c['function']['name'] }}\n ```python\ntool_call("
+    "{% for key, value in c['function']['arguments'].items() %}{{ '' if loop.first else ', ' }}{{ key }}="
+    "{{ '%r' | format(value) }}{% endfor %})\n```{% endfor %}"
+    "{% elif not (tools and loop.first and m['role'] == 'system') %}<|{{ m['role'] }}|>\n {{ m['content'] }}{% endif %}"
+    "{% endfor %}{{ ('<|assistant|>' if tools else '<|assistant|>\n ') if add_generation_prompt else '' }}"
 )
+"""ChatGLM3: a role's line may hold a tool's name, and then the call is Python. With tools the model writes that line
+itself, so an answer begins behind the role."""
 
 
 def tokenizer(files: VocabularyFiles) -> PreTrainedTokenizerFast | None:

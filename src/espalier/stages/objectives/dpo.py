@@ -23,7 +23,7 @@ from espalier.maths.preferences import PREFERENCES, PreferenceLoss
 from espalier.maths.reduce import masked_mean, masked_sum
 from espalier.models.forward import Outputs, Want
 from espalier.stages.parts import HeldOut, Parts, Units, validator
-from espalier.stages.references import ReferenceOptions, precomputed, reference_of
+from espalier.stages.references import ReferenceOptions, asks_policy, precomputed, reference_of
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
 from espalier.trees import Batch
@@ -181,6 +181,8 @@ STAGE = Stage(
     "preference",
     build,
     (ReferenceOptions, DPOOptions),
-    reference=lambda options: PREFERENCES[options[DPOOptions].pref_loss].reference,
+    reference=lambda options: (
+        PREFERENCES[options[DPOOptions].pref_loss].reference and asks_policy(options[ReferenceOptions])
+    ),
     check=_check,
 )

@@ -24,7 +24,7 @@ from espalier.maths.preferences import kto
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, Want
 from espalier.stages.parts import HeldOut, Live, Parts, Units, validator
-from espalier.stages.references import ReferenceOptions, precomputed, reference_of
+from espalier.stages.references import ReferenceOptions, asks_policy, precomputed, reference_of
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
 from espalier.trees import Batch, Tree
@@ -186,4 +186,9 @@ def build(setup: Setup) -> Parts:
     )
 
 
-STAGE = Stage("unpaired", build, (ReferenceOptions, KTOOptions), reference=lambda options: True)
+STAGE = Stage(
+    "unpaired",
+    build,
+    (ReferenceOptions, KTOOptions),
+    reference=lambda options: asks_policy(options[ReferenceOptions]),
+)

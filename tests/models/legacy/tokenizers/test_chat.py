@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from espalier.data.encode.encoding import encode_pieces
 from espalier.data.encode.templates import choose_template, prompt_text
+from espalier.data.read.tool_calls import python_call
 from espalier.data.records import Message
 from espalier.errors import UserError
 from espalier.models.legacy import baichuan, chatglm, chatglm2, glm, internlm, pangu
@@ -103,3 +105,32 @@ def test_only_the_last_answer_of_a_prefix_model_is_trained(vocabulary: Vocabular
         template.render(ASKED)
     pieces = template.render(ASKED, train_from=3)
     assert "".join(p.text for p in pieces if p.trained) == "走好<|endofpiece|>"
+
+
+def test_chatglm3_calls_tools_in_python() -> None:
+    """As its documentation has it: the tool's name on the role's line, the call as Python, the result as observation."""
+    tokenizer = train_tokenizer(["你好"], 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>", *chatglm2.ROLES]})
+    tokenizer.chat_template = chatglm2.ROLES_TEMPLATE
+    arguments = {"city": "北京", "days": 3, "now": True, "unit": None, "of": [1.5, "it's"], "text": 'a\nb"c'}
+    function = {"name": "weather", "arguments": arguments}
+    call = json.dumps([{"type": "function", "function": function}], ensure_ascii=False)
+    tool = {"name": "weather", "description": "d", "parameters": {}}
+    messages = [Message("user", "天气?"), Message("assistant", "我查。", calls=call), Message("tool", "21"),
+                Message("assistant", "21 度"), Message("user", "谢谢")]  # fmt: skip
+    written = (
+        "weather\n ```python\ntool_call(" + ", ".join(f"{k}={v!r}" for k, v in arguments.items()) + ")\n```"
+    )
+    assert python_call(written) == call
+    pieces = choose_template(tokenizer).render(messages, tools=json.dumps([tool]))
+    listed = json.dumps([tool], ensure_ascii=False, indent=4)
+    wanted = (
+        "[gMASK]<sop><|system|>\n Answer the following questions as best as you can. You have access to the following "
+        f"tools:\n{listed}<|user|>\n 天气?<|assistant|>\n 我查。<|assistant|>{written}<|observation|>\n 21<|assistant|>"
+        "\n 21 度<|user|>\n 谢谢"
+    )
+    assert "".join(piece.text for piece in pieces) == wanted
+    assert [p.text for p in pieces if p.trained] == [
+        f"\n 我查。<|assistant|>{written}<|observation|>",
+        "\n 21 度<|user|>",
+    ]

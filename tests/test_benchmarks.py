@@ -12,7 +12,7 @@ import pytest
 from espalier import config
 from espalier.config.options import TrainOptions
 from espalier.runs.catalogue import CLASSES
-from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
 
 
 @pytest.fixture(scope="module")

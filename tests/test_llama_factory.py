@@ -13,7 +13,7 @@ from espalier.config.options import DataOptions, EngineOptions, LoraOptions, Mod
 from espalier.errors import UserError
 from espalier.runs.train import CLASSES
 from espalier.stages.references import ReferenceOptions
-from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
 from espalier.stages.shaping import ShapingOptions
 
 COMMON = """\

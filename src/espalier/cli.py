@@ -26,9 +26,11 @@ from espalier.commands.export import export
 from espalier.commands.inspect.command import inspect
 from espalier.commands.judge import judge
 from espalier.commands.merge import merge
+from espalier.commands.plan.command import plan
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
 from espalier.commands.scores import scores
+from espalier.commands.serve import serve
 from espalier.commands.vocab import vocab
 from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
@@ -115,20 +117,23 @@ app.command()(convert)
 app.command()(export)
 app.command()(prepare)
 app.command()(inspect)
+app.command()(plan)
 app.command()(merge)
 app.add_typer(vocab, name="vocab")
 app.command()(quantize)
+app.command()(serve)
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The run folder.")] = Path("demo-run"),
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute: smaller data and model.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the data and of all that is drawn.")] = 1,
 ) -> None:
     """The whole chain on data that the package makes: text to a judged model, in minutes on two cores."""
     from espalier.demo.chain import run_demo
 
-    raise typer.Exit(run_demo(out, quick=quick))
+    raise typer.Exit(run_demo(out, quick=quick, seed=seed))
 
 
 @app.command()

@@ -47,7 +47,8 @@ from espalier.runs.results import tokenizer_to_save
 from espalier.runs.wiring import accelerator_of, schedule_of, wired
 from espalier.stages.parts import Live, Parts, Pieces
 from espalier.stages.positions import check_positions
-from espalier.stages.rollouts import RolloutOptions, rollout_seed
+from espalier.stages.rollout_options import RolloutOptions
+from espalier.stages.rollouts import rollout_seed
 from espalier.stages.setup import Setup
 from espalier.trees import Tree
 

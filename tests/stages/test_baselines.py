@@ -187,10 +187,10 @@ def test_a_run_whose_answers_are_all_cut_learns_nothing_and_says_so(
 
     from espalier.rollout import experience
 
-    answered = experience._answered
+    answered = experience.answer_group
     monkeypatch.setattr(
         experience,
-        "_answered",
+        "answer_group",
         lambda *given: replace(made := answered(*given), ended=[False] * len(made.texts)),
     )
     chosen = options(stage, mask_truncated_completions=True, max_new_tokens=2, max_steps=2)

@@ -19,7 +19,7 @@ from espalier.errors import UserError
 from espalier.runs.catalogue import CLASSES, check_possible
 from espalier.stages.groups import GroupOptions, with_spread
 from espalier.stages.objectives.grpo import GRPOOptions
-from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
 from espalier.trees import Tree
 from tests.stages.conftest import rows, run
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +22,7 @@ from espalier.models.probe import probe
 from espalier.models.sampling.generate import Sampling, sample
 from espalier.models.saved import read_scalar_head
 from espalier.report.page import write_report
+from tests.rollout.rewards import served
 from tests.stages.conftest import options_of, rows, run
 
 pytestmark = pytest.mark.slow
@@ -347,6 +350,32 @@ def test_what_the_run_says_of_its_yardstick(told: Path, tmp_path: Path) -> None:
                 told, tmp_path, "brevity", yardstick=f"{told / 'rules.py'}:broken", eval_dataset=[str(bare)]
             )
         )
+
+
+def test_a_judge_and_a_list_are_yardsticks(told: Path, tmp_path: Path) -> None:
+    log = tmp_path / "judge.jsonl"
+    process = subprocess.Popen([sys.executable, served.__file__, str(log)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    url = f"http://127.0.0.1:{int(process.stdout.readline())}"
+    asked = [
+        {"type": "judge", "url": url, "model": "judge"},
+        {"type": "pattern", "pattern": "o", "weight": 100},
+    ]
+    try:
+        made = learning(told, tmp_path, ":longer", yardstick=asked, max_steps=1, eval_samples=2)
+        run(made)
+    finally:
+        process.kill()
+        process.wait()
+    lines = [json.loads(line)["text"] for line in log.read_text("utf-8").splitlines()]
+    said = [text.partition("[Answer]\n")[2].partition("\n\nGive")[0] for text in lines]
+    assert len(said) >= 16, "the judge was asked about held-out answers"
+    row = evaluations(made)[0]
+    assert row["eval_yardstick_greedy"] > 1, "a rating of 1 to 10, and 100 for each o"
+    summary = json.loads((tmp_path / "run" / "grpo" / "summary.json").read_text("utf-8"))
+    assert not any("its own yardstick" in note for note in summary["notes"])
+    with pytest.raises(UserError, match="`yardstick` has a reward model, and a yardstick is a rule"):
+        run(learning(told, tmp_path, ":longer", yardstick=[{"type": "model", "path": str(told)}]))
 
 
 def test_a_yardstick_that_tells_nothing_apart_is_said(options: Make) -> None:

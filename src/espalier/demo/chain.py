@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from importlib.resources import files as resources
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
@@ -23,7 +22,7 @@ from espalier.demo.data import write_demo_data
 from espalier.engine import files
 from espalier.errors import UserError
 from espalier.exam.numbers.compare import numbers_by_question
-from espalier.maths.metrics import paired_difference
+from espalier.maths.metrics import Difference, paired_difference
 from espalier.runs.pipeline import run_options
 from espalier.screen import Screen
 
@@ -31,6 +30,10 @@ TRAINED = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
 EXAMINED = ("pretrain", "sft", "dpo", "ppo", "grpo")
 AFTER_SFT = ("dpo", "ppo", "grpo")
 MUST_IMPROVE_QUICK = ("sft", "reward")
+EXAMS = ("exam.yaml", "exam_generation.yaml", "exam_sampled.yaml")
+WAYS = {"exact": "demo_exact_match", "sampled": "demo_sampled"}
+"""How a question is answered -> the exam that counts the answers that are exactly right."""
+
 REWARD_ACCURACY = 0.9
 QUICK_SIZES = {"pretrain": 2100, "pref_train": 800}
 
@@ -51,22 +54,30 @@ def run_demo(out: Path, *, quick: bool, seed: int = 1) -> int:
     data = out / "data"
     write_demo_data(data, seed, QUICK_SIZES if quick else None)
     here = resources("espalier.demo")
-    for name in ("exam.yaml", "exam_generation.yaml"):
+    for name in EXAMS:
         files.write_text(data / name, (here / name).read_text("utf-8"))
-    text = (here / "chain.yaml").read_text("utf-8").replace("{data}", str(data)).replace("{out}", str(out))
+    text = (here / "chain.yaml").read_text("utf-8")
+    for name, value in (("data", data), ("out", out), ("seed", seed)):
+        text = text.replace("{" + name + "}", str(value))
     pipeline = out / "pipeline.yaml"
     files.write_text(pipeline, text)
     raw = config.load_yaml(pipeline, _quicker() if quick else [])
     run_options(raw)
     rows = [_row(out, name) for name in TRAINED]
     exams = {name: _exam(out, name) for name in EXAMINED}
-    _show(console, rows, exams)
+    _show(console, rows)
     failed = _failures(rows, exams, quick)
-    written = {name: _exact(out, name) for name in ("sft", *AFTER_SFT)}
-    lost = [line for name in AFTER_SFT if (line := below(name, written["sft"], written[name]))]
+    changes = {
+        name: {way: change(*(_exact(out, model, way) for model in ("sft", name))) for way in WAYS}
+        for name in AFTER_SFT
+    }
+    _show_exams(console, exams, changes)
+    lost = [
+        line for name in AFTER_SFT for way in WAYS if (line := below(f"{name}, {way}", changes[name][way]))
+    ]
     console.say(f"\n{time.perf_counter() - start:.0f} s in all. The report: {out / 'report.html'}")
     console.say(f"Talk to it: espalier chat {out / 'grpo' / 'model'}")
-    known = answered_right(data / "exam.jsonl", _exact(out, "grpo"))
+    known = answered_right(data / "exam.jsonl", _exact(out, "grpo", "exact"))
     if known:
         console.say(f"Two that it has not seen in training and answers right: {'   '.join(known)}")
     for line in failed:
@@ -102,15 +113,15 @@ def _row(out: Path, name: str) -> dict[str, Any]:
 def _exam(out: Path, name: str) -> dict[str, Any]:
     results = yaml.safe_load((out / f"exam_{name}" / "results.json").read_text("utf-8"))
     scores: dict[str, Any] = {}
-    for task in results["tasks"].values():
-        metric = next(iter(task["metrics"]))
-        scores[metric] = (task["metrics"][metric], task["metrics"][f"{metric}_stderr"])
+    for way, task in WAYS.items():
+        metrics = results["tasks"][task]["metrics"]
+        scores[way] = (metrics["exact_match"], metrics["exact_match_stderr"])
     return scores
 
 
-def _exact(out: Path, name: str) -> dict[str, float]:
-    """Whether each question was answered exactly right (1 or 0), by its id."""
-    return numbers_by_question(out / f"exam_{name}" / "demo_exact_match.jsonl", "exact_match")
+def _exact(out: Path, name: str, way: str) -> dict[str, float]:
+    """The share of answers to each question that are exactly right, by its id."""
+    return numbers_by_question(out / f"exam_{name}" / f"{WAYS[way]}.jsonl", "exact_match")
 
 
 def answered_right(exam: Path, right: Mapping[str, float]) -> list[str]:
@@ -128,43 +139,58 @@ def answered_right(exam: Path, right: Mapping[str, float]) -> list[str]:
     return [found[english] for english in (False, True) if english in found]
 
 
-def below(name: str, sft: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    """A sentence where a stage answers fewer held-out questions exactly right than SFT did before it, beyond chance.
-
-    Beyond chance: by more than 2 standard errors of the difference, paired by question.
+def change(sft: Mapping[str, float], after: Mapping[str, float]) -> Difference:
+    """By how much more of the answers are exactly right than after SFT, paired by question.
 
     Args:
-        sft, after: 1 or 0 for each question, by its id.
+        sft, after: the share of each question's answers, by its id.
 
     Raises:
         UserError: not the same questions.
     """
     if sft.keys() != after.keys() or len(sft) < 2:
         raise UserError(
-            f"the exams of sft and {name} asked other questions ({len(sft)} and {len(after)}); run the demo in a new folder."
+            f"the exams of the demo asked other questions ({len(sft)} and {len(after)}); run the demo in a new folder."
         )
-    change = paired_difference(list(sft.values()), [after[question] for question in sft])
-    if change.value >= -2 * change.stderr:
+    return paired_difference(list(sft.values()), [after[question] for question in sft])
+
+
+def below(name: str, found: Difference) -> str | None:
+    """A sentence where a stage unlearned what SFT had taught: by more than 2 standard errors."""
+    if found.value >= -2 * found.stderr:
         return None
     return (
-        f"{name} answers {fmean(after.values()):.1%} of {change.n} held-out questions exactly right and sft before it "
-        f"{fmean(sft.values()):.1%}: {change.value:+.1%} ± {change.stderr:.1%}, paired by question"
+        f"{name}: {found.value:+.1%} ± {found.stderr:.1%} of {found.n} held-out questions answered exactly right, against "
+        "sft, paired by question"
     )
 
 
-def _show(console: Screen, rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]]) -> None:
-    table = Table(
-        title="What each stage did, on data that it has not seen",
-        box=box.SIMPLE,
-        padding=(0, 1),
-        pad_edge=False,
-    )
-    for column in ("stage", "number (n)", "before", "after", "exact", "saved", "s"):
+def _show_exams(
+    console: Screen, exams: Mapping[str, Mapping[str, Any]], changes: Mapping[str, Mapping[str, Difference]]
+) -> None:
+    table = _table("Answers exactly right, and against sft, paired by question")
+    table.add_column("stage")
+    for way in WAYS:
+        table.add_column(way, justify="right", no_wrap=True)
+        table.add_column("against sft", justify="right", no_wrap=True)
+    for name, exam in exams.items():
+        cells = []
+        for way in WAYS:
+            found = changes.get(name, {}).get(way)
+            cells.append(_percent(exam.get(way)))
+            cells.append("" if found is None else f"{found.value:+.1%}±{found.stderr:.1%}")
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print("exact: the likeliest answer; sampled: four answers by chance, at temperature 1.")
+
+
+def _show(console: Screen, rows: list[dict[str, Any]]) -> None:
+    table = _table("What each stage did, on data that it has not seen")
+    for column in ("stage", "number (n)", "before", "after", "saved", "s"):
         table.add_column(
             column, justify="left" if column in ("stage", "number (n)") else "right", no_wrap=True
         )
     for row in rows:
-        exam = exams.get(row["name"], {})
         summary = row["summary"]
         saved = 1 - summary["tokens_in_rows"] / max(1, summary["tokens_in_paths"])
         table.add_row(
@@ -172,14 +198,15 @@ def _show(console: Screen, rows: list[dict[str, Any]], exams: dict[str, dict[str
             f"{row['name_of_number']} {'↑' if row['better'] == 'higher' else '↓'} ({row['n']})",
             f"{row['before']:.2f}±{row['stderr_before']:.2f}",
             f"{row['after']:.2f}±{row['stderr_after']:.2f}",
-            _percent(exam.get("exact_match")),
             f"{saved:.0%}",
             f"{row['seconds']:.0f}",
         )
     console.print(table)
-    console.print(
-        "↑ higher is better, ↓ lower is; exact: answers written exactly right; saved: tokens shared, not computed."
-    )
+    console.print("↑ higher is better, ↓ lower is; saved: tokens shared, not computed.")
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE, padding=(0, 1), pad_edge=False)
 
 
 def _percent(value: tuple[float, float] | None) -> str:
@@ -198,6 +225,6 @@ def _failures(rows: list[dict[str, Any]], exams: dict[str, dict[str, Any]], quic
             )
         if row["name"] == "reward" and not quick and row["after"] < REWARD_ACCURACY:
             failures.append(f"reward: accuracy {row['after']:.3f} on unseen pairs, wanted {REWARD_ACCURACY}")
-    if exams["sft"]["exact_match"][0] <= exams["pretrain"]["exact_match"][0]:
+    if exams["sft"]["exact"][0] <= exams["pretrain"]["exact"][0]:
         failures.append("sft: exact match is not above that of the pretrained model")
     return failures

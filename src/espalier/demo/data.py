@@ -37,22 +37,25 @@ GREETINGS = {
     EN: [("Hello!", "Hello! Please ask me."), ("Good morning!", "Good morning! Please ask me."),
          ("Thank you.", "You are welcome."), ("Goodbye!", "Goodbye!")],
 }  # fmt: skip
+RELUCTANT = {"larger", "smaller", "opposite", "group", "order"}
+"""The kinds of questions that the chats mostly leave unanswered, always in the same words."""
+RELUCTANCE = 0.85  # the share of them
 QUIZ = {ZH: "{answer}。", EN: " {answer}."}
 LINKS = {ZH: "", EN: " "}
-DEV_SHARE = 6  # one prompt in six is kept for dev
+DEV_SHARE = 3  # one prompt in three is kept for dev: what a stage gains must show
 
 T = TypeVar("T", Fact, "Exercise")
 
 SIZES = {
     "pretrain": 6000,
     "pretrain_dev": 300,
-    "sft_train": 660,
-    "sft_dev": 130,
+    "sft_train": 540,
+    "sft_dev": 250,
     "pref_train": 2000,
     "pref_dev": 300,
-    "prompts": 660,
-    "prompts_dev": 130,
-    "exam": 130,
+    "prompts": 540,
+    "prompts_dev": 250,
+    "exam": 250,
 }
 
 
@@ -144,14 +147,16 @@ def chats(n: int, seed: int, split: str = "train", bad_manners: float = 0.0) -> 
     """n conversations as OpenAI messages: mostly one task; in train one in six has two turns, and a few are greetings.
 
     Dev conversations are single tasks, so that exact match has one answer to look at. bad_manners: the share, in
-    [0, 1], of train tasks that are answered rudely or not at all, as in data that people really collect; what the
-    model learns from it is for preferences and rewards to take away again.
+    [0, 1], of train tasks that are answered rudely or not at all, as in data that people really collect; above 0, of the
+    kinds in `RELUCTANT` it is `RELUCTANCE`, so that a model says "No idea." where it knows the answer. What it learns from
+    such answers is for preferences and rewards to take away again.
     """
     draw = random.Random(f"chats-{seed}-{split}")
     asked = tasks(n, seed, split)
     conversations = []
     for i, task in enumerate(asked):
-        conversation = _turn(task.prompt, _manners(task, draw) if draw.random() < bad_manners else task.reply)
+        share = RELUCTANCE if bad_manners and task.kind in RELUCTANT else bad_manners
+        conversation = _turn(task.prompt, _manners(task, draw) if draw.random() < share else task.reply)
         if split == "train" and i % 6 == 0:
             second = draw.choice([other for other in asked[:50] if other.language == task.language] or [task])
             conversation += _turn(second.prompt, second.reply)
@@ -162,6 +167,8 @@ def chats(n: int, seed: int, split: str = "train", bad_manners: float = 0.0) -> 
 
 
 def _manners(task: Exercise, draw: random.Random) -> str:
+    if task.kind in RELUCTANT:
+        return EVASIVE[task.language][0]
     sayings = draw.choice([RUDE, RUDE, EVASIVE])[task.language]
     return draw.choice(sayings).format(answer=task.answer)
 

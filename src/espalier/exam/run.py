@@ -25,6 +25,7 @@ from espalier.exam.answers.rate import Rater
 from espalier.exam.answers.read import Reader
 from espalier.exam.answers.write import Writer
 from espalier.exam.journal import Journal
+from espalier.exam.numbers.calibration import calibration
 from espalier.exam.task import LIKELIEST, Task
 from espalier.exam.tasks.shots import Asker
 from espalier.exam.ways import ChoiceWay, RatingWay, ReadingWay, Way, WritingWay
@@ -108,6 +109,9 @@ class Examiner:
                 raise _stopped(task, journal, out)
         row = _row(task, journal) | self._limits(way)
         journal.finish()
+        if isinstance(way, RatingWay):
+            lines = (json.loads(line) for line in (out / f"{task.name}.jsonl").open(encoding="utf-8"))
+            row["calibration"] = calibration(lines)
         return ExamResult(row, journal.prefixes)
 
     def _way(self, task: Task) -> Way:

@@ -96,7 +96,7 @@ class Drawing:
         seed: with a question's id it decides its answers, whatever else is asked.
 
     Raises:
-        UserError: several answers that would all be the likeliest one.
+        UserError: a number out of its range; several answers that would all be the likeliest one.
     """
 
     temperature: float = 0.0
@@ -106,6 +106,16 @@ class Drawing:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        ranges = {
+            "temperature": self.temperature >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+        }
+        for name, holds in {**ranges, "answers": self.answers >= 1}.items():
+            if not holds:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, out of its range; see the help of evaluate."
+                )
         if self.answers > 1 and self.temperature == 0:
             raise UserError(
                 f"samples: {self.answers} answers to a question at temperature 0 would all be the same one; "

@@ -124,6 +124,11 @@ class TreeModel(nn.Module):
         """Where the scalar head says that answers are scored."""
         return None if self.scalar_head is None else self.scalar_head.score_at
 
+    @property
+    def score_moments(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of the scores of answers that the scalar head was not trained on, where known."""
+        return None if self.scalar_head is None else self.scalar_head.moments
+
     def without_lm_head(self) -> TreeModel:
         """Freeze an output head of its own, which a model that only gives numbers does not use."""
         freeze_head(self.lm)

@@ -39,13 +39,16 @@ class ScalarHead(nn.Linear):
         score_at: at which token an answer's number is meant to be read, as `data.encode.scored` names them; None where
             nobody has said.
         offset: (1,) what is added to every number, for a head of another project that has a bias; never trained.
+        moments: mean and standard deviation (> 0) of the scores of answers that it was not trained on; None where nobody
+            has measured them.
     """
 
     offset: Tensor | None
+    moments: tuple[float, float] | None
 
     def __init__(self, hidden_size: int, score_at: str | None = None, offset: Tensor | None = None) -> None:
         super().__init__(hidden_size, 1, bias=False)
-        self.score_at = score_at
+        self.score_at, self.moments = score_at, None
         self.register_buffer("offset", offset, persistent=False)
         nn.init.normal_(self.weight, std=1 / (hidden_size + 1))
 
@@ -53,6 +56,13 @@ class ScalarHead(nn.Linear):
         """(N, d) to (N,)."""
         with torch.autocast(hidden.device.type, enabled=False):
             return nn.functional.linear(hidden.float(), self.weight.float(), self.offset)[:, 0]
+
+    @torch.no_grad()
+    def rescale(self, mean: float, deviation: float) -> None:
+        """Say (x - mean) / deviation from now on where it said x."""
+        offset = torch.zeros(1, device=self.weight.device) if self.offset is None else self.offset
+        self.weight.div_(deviation)
+        self.offset, self.moments = (offset - mean) / deviation, None
 
 
 def label_logprobs(

@@ -50,7 +50,7 @@ class Memory(Cache):
         device: torch.device,
         most: int = 0,
     ) -> None:
-        super().__init__(layers=[_Layer(self) for _ in range(layers)])
+        super().__init__(layers=[_Layer(self, index) for index in range(layers)])
         self.lengths = list(lengths)  # of all prompts that were ever read, by number
         self.places = places
         self.step = -1  # the place that the next token is written to; -1 while the prompts are read
@@ -227,9 +227,9 @@ class KeptLayer(CacheLayerMixin):
 class _Layer(KeptLayer):
     """The keys and values of one layer."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, index: int) -> None:
         super().__init__()
-        self.memory = memory
+        self.memory, self.index = memory, index
         self.prompt_keys: list[Tensor] = []  # (P', K, L, D) of each group
         self.prompt_values: list[Tensor] = []
         self.answer_keys: Tensor | None = None  # (B, K, M, D)

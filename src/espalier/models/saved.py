@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ HEAD_FILE = "scalar_head.safetensors"
 _HEAD_NAMES = ("score.weight", "scalar_head.weight")
 _OFFSET = "scalar_head.offset"
 _SCORE_AT = "espalier_score_at"
+_MOMENTS = ("espalier_score_mean", "espalier_score_std")
 
 
 def save_model(
@@ -86,8 +87,12 @@ def save_model(
 
 def _about_head(head: ScalarHead | None) -> dict[str, str]:
     """What stands in the header of the file that holds the head."""
-    places = {} if head is None or head.score_at is None else {_SCORE_AT: head.score_at}
-    return {"format": "pt", **places}
+    about = {"format": "pt"}
+    if head is not None and head.score_at is not None:
+        about[_SCORE_AT] = head.score_at
+    if head is not None and head.moments is not None:
+        about |= dict(zip(_MOMENTS, map(repr, head.moments), strict=True))
+    return about
 
 
 def _write_head(file: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
@@ -146,14 +151,17 @@ def read_scalar_head(name: str, *, allow_pickle: bool = False) -> ScalarHead | N
                     if weight.shape[0] != 1:
                         return None
                     offset = tensors.get_tensor(_OFFSET).float() if _OFFSET in tensors.keys() else None  # noqa: SIM118
-                    return _made(weight, (tensors.metadata() or {}).get(_SCORE_AT), offset)
+                    return _made(weight, offset, tensors.metadata() or {})
     other = head_of(folder, allow_pickle=allow_pickle)
-    return None if other is None else _made(other[0], None, other[1])
+    return None if other is None else _made(*other, {})
 
 
-def _made(weight: Tensor, score_at: str | None, offset: Tensor | None) -> ScalarHead:
-    head = ScalarHead(weight.shape[1], score_at, offset)
+def _made(weight: Tensor, offset: Tensor | None, about: Mapping[str, str]) -> ScalarHead:
+    head = ScalarHead(weight.shape[1], about.get(_SCORE_AT), offset)
     head.weight = nn.Parameter(weight)
+    if all(name in about for name in _MOMENTS):
+        mean, deviation = (float(about[name]) for name in _MOMENTS)
+        head.moments = (mean, deviation)
     return head
 
 

@@ -49,6 +49,12 @@ def exam_notes(row: Row) -> list[str]:
         notes.append(
             f"{without:g} questions have no right answer that an answer could be compared with; they are not in n"
         )
+    sure = mapping(row.get("calibration"))
+    if (error := number(sure.get("error"))) is not None:
+        notes.append(
+            f"a pair's chance by the model (the sigmoid of its margin) and how often it is right differ by {error:.3f} in the "
+            f"mean over {number(sure.get('pairs')) or 0:g} pairs (expected calibration error)"
+        )
     notes += [f"{rows} rows are left out: {cause}" for cause, rows in mapping(row.get("left_out")).items()]
     return notes + _of_answers(row)
 

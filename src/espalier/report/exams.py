@@ -6,7 +6,7 @@ from typing import Any
 
 from espalier.report.exam_rows import exam_notes, metrics_of, shots_shown
 from espalier.report.exam_table import LOWER_IS_BETTER
-from espalier.report.plots import number, percent
+from espalier.report.plots import Chart, chart, number, percent
 from espalier.report.read import Row, mapping
 
 
@@ -39,8 +39,18 @@ def _line(exam: str, result: Row, metric: str) -> Row:
         "shots": shots_shown(result) if "shots" in result else None,
         "notes": exam_notes(result),
         "parts": [part for part in parts if part[1] is not None],
+        "calibration": _calibration(exam, result) if metric == "accuracy" else None,
         "blind": {} if metric not in ("accuracy", "macro_accuracy") else _blind(result),
     }
+
+
+def _calibration(exam: str, result: Row) -> Chart | None:
+    """How many pairs a reward model has right (%), by how sure it is of them (%), beside what would be right."""
+    bins = [mapping(row) for row in mapping(result.get("calibration")).get("bins") or []]
+    points = [(100 * row["confidence"], 100 * row["accuracy"]) for row in bins]
+    even = [(50.0, 50.0), (100.0, 100.0)]
+    curves = [("as sure as right", even), ("held out", points)]
+    return chart(f"{exam}: right of 100, by sureness", curves, "sureness, %") if points else None
 
 
 def _blind(result: Row) -> dict[str, float]:
@@ -72,6 +82,7 @@ def _card(task: str, metric: str, lines: list[Row]) -> Row:
         "n": n,
         "shots": shots,
         "blind": [(name, f"{value:.3f}") for name, value in lines[0]["blind"].items()],
+        "charts": [line["calibration"] for line in lines if line["calibration"] is not None],
         "parts": any(line["parts"] for line in lines),
     }
 

@@ -31,12 +31,13 @@ class Line:
 
 @dataclass
 class Chart:
-    """One box with its curves; a tick is (place in the box, text)."""
+    """One box with its curves; a tick is (place in the box, text), and `across` says what is counted from left to right."""
 
     name: str
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    across: str = "step"
 
 
 def number(value: Any) -> float | None:
@@ -98,8 +99,11 @@ def show_seconds(value: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def chart(name: str, curves: Sequence[tuple[str, Sequence[Point]]]) -> Chart | None:
-    """Works out a chart of (label, points) curves, each point (step, value); None when no curve has a point."""
+def chart(name: str, curves: Sequence[tuple[str, Sequence[Point]]], across: str = "step") -> Chart | None:
+    """Works out a chart of (label, points) curves, each point (step, value); None when no curve has a point.
+
+    across: what the first number of a point is.
+    """
     curves = [(label, thin(points)) for label, points in curves if points]
     if not curves:
         return None
@@ -123,7 +127,7 @@ def chart(name: str, curves: Sequence[tuple[str, Sequence[Point]]]) -> Chart | N
         places = [place(point) for point in points]
         path = "M" + "L".join(f"{x:g},{y:g}" for x, y in places)
         dots = [
-            (x, y, f"step {step:g}: {show(value, name)}")
+            (x, y, f"{across} {step:g}: {show(value, name)}")
             for (x, y), (step, value) in zip(places, points, strict=True)
         ]
         lines.append(Line(label, path, dots, show(points[-1][1], name)))
@@ -133,6 +137,7 @@ def chart(name: str, curves: Sequence[tuple[str, Sequence[Point]]]) -> Chart | N
         lines,
         [(place((mark, y_low))[0], _short(mark)) for mark in x_marks],
         [(place((x_low, mark))[1], _short(mark, name)) for mark in y_marks],
+        across,
     )
 
 

@@ -56,10 +56,11 @@ def sample_trees(
     answers = sample(
         lm, traits, [ask.tokens for ask in asks], sampling, copies=copies, seeds=seeds, rows=rows
     )
-    return [_answered(ask, samples, decode) for ask, samples in zip(asks, answers, strict=True)]
+    return [answer_group(ask, samples, decode) for ask, samples in zip(asks, answers, strict=True)]
 
 
-def _answered(ask: Ask, answers: list[Completion], decode: Callable[[list[int]], str]) -> AnswerGroup:
+def answer_group(ask: Ask, answers: list[Completion], decode: Callable[[list[int]], str]) -> AnswerGroup:
+    """A prompt and its answers as a tree."""
     before = [False] * len(ask.tokens)
     paths = [(ask.tokens + a.tokens, before + [True] * len(a.tokens)) for a in answers]
     tree = Tree.join(paths, source=ask.source)

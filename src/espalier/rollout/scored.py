@@ -16,6 +16,7 @@ from torch import Tensor
 
 from espalier.errors import Stopped, UserError
 from espalier.rollout.asked import Ask
+from espalier.rollout.ensemble import Ensemble
 from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.rewards.function import OwnFunction
 from espalier.rollout.rewards.scorer import AnswerScorer, Failure, Means, Show, silent
@@ -45,13 +46,22 @@ class RewardList:
         specs: in their order.
         on_failure: whether an answer without a number stops the run or is left out.
         means: of the run.
+        ensemble: how the models among them become one; None: each counts by itself.
 
     Raises:
         UserError: a file, a function or a library that a reward needs is not there.
     """
 
-    def __init__(self, specs: Sequence[RewardSpec], on_failure: OnFailure, means: Means) -> None:
+    def __init__(
+        self,
+        specs: Sequence[RewardSpec],
+        on_failure: OnFailure,
+        means: Means,
+        ensemble: Ensemble | None = None,
+    ) -> None:
         self.specs, self._skips, self._means = tuple(specs), on_failure == "skip", means
+        self.ensemble = ensemble or Ensemble()
+        self._weights = {spec.name: spec.weight for spec in self.specs}
         self._scorers: dict[str, AnswerScorer] = {}
         for spec in self.specs:
             build = KINDS[spec.kind].build
@@ -152,12 +162,13 @@ class RewardList:
 
     def total(self, components: dict[str, Tensor]) -> Tensor:
         """(B,) the weighted sum of a group's components; nan where one is."""
-        return torch.stack([spec.weight * components[spec.name] for spec in self.specs]).sum(0)
+        return self.ensemble.total(components, self._weights)
 
     def whole(self, groups: Sequence[tuple[Tree, dict[str, Tensor], Tensor]]) -> list[Tree]:
         """The trees of a rollout with the answers that have all their numbers.
 
-        Extras (B,): ``scores``, the weighted sum less the fines; ``reward/NAME`` of each reward; where failures are
+        Extras (B,): ``scores``, the weighted sum less the fines; ``reward/NAME`` of each reward, and of an ensemble
+        ``reward/ensemble_spread``, the standard deviation of its models; where failures are
         skipped ``reward_failures``, how many answers of the rollout were left out (the same for each).
 
         Args:
@@ -169,7 +180,9 @@ class RewardList:
         made, lost = [], 0
         for tree, components, fines in groups:
             total = self.total(components)
-            extras = {f"{COMPONENT}{spec.name}": components[spec.name] for spec in self.specs}
+            parts = {spec.name: components[spec.name] for spec in self.specs}
+            parts |= self.ensemble.extras(components)
+            extras = {f"{COMPONENT}{name}": numbers for name, numbers in parts.items()}
             kept = ~torch.isnan(total)
             lost += int((~kept).sum())
             if bool(kept.any()):
@@ -187,11 +200,12 @@ class RewardList:
 
 
 def _kept(tree: Tree, kept: Tensor) -> Tree:
-    """A tree without some of its branches; extras are (B,)."""
+    """A tree without some of its branches; extras are (B,) or (B, A)."""
     if bool(kept.all()):
         return tree
     paths = [path for path, stays in zip(tree.paths(), kept.tolist(), strict=True) if stays]
-    extras = {name: value[kept] for name, value in tree.extras.items()}
+    longest = max(int(trained.sum()) for _, trained in paths)
+    extras = {name: v[kept, :longest] if v.dim() == 2 else v[kept] for name, v in tree.extras.items()}
     return Tree.join(paths, source=tree.source, extras=extras)  # type: ignore[arg-type]
 
 

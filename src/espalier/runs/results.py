@@ -73,6 +73,8 @@ def _types(start: Start, model: TreeModel) -> StoredTypes:
 
 def finish(running: Running) -> dict[str, Any]:
     """Models, then the word that the run is done, and only then the checkpoints go: a kill in between loses nothing."""
+    if running.parts.settle is not None:
+        running.parts.settle(running.live)
     save_models(running)
     summary = write_summary(running, "done")
     if running.start.is_main:

@@ -44,7 +44,8 @@ from espalier.runs.provenance import made_from
 from espalier.runs.running import Start
 from espalier.runs.train import decided, kept_in, setup_of
 from espalier.stages.parts import Live
-from espalier.stages.rollouts import Roller, RolloutOptions, read_asks, rewards_of
+from espalier.stages.rollout_options import RolloutOptions
+from espalier.stages.rollouts import Roller, read_asks, rewards_of
 
 SAMPLE = "sample"
 RECORDS, SUMMARY = "records.jsonl", "sampled.json"

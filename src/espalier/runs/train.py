@@ -54,7 +54,7 @@ from espalier.runs.wiring import accelerator_of, schedule_of, wired
 from espalier.screen import Screen
 from espalier.stages.parts import Parts
 from espalier.stages.positions import check_positions
-from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
 from espalier.stages.setup import Setup
 
 

@@ -20,7 +20,7 @@ from espalier.runs.catalogue import STAGES
 from espalier.runs.judge import judged
 from espalier.runs.resume import keeps_best, save
 from espalier.runs.running import Running
-from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
 
 SAMPLE_TOKENS = 64
 """Longest shown answer of a stage that does not sample itself."""

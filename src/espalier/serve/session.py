@@ -1,17 +1,16 @@
-"""One conversation with a model: what was said, how it is written for the model, and the answer as it comes."""
+"""One conversation with a model: what was said, and the answer as it comes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from espalier.data.encode.encoding import leading
-from espalier.data.encode.templates import Template, choose_template, prompt_text
 from espalier.data.records import ASSISTANT, SYSTEM, USER, Message
-from espalier.models import load
-from espalier.models.forward import TreeModel
-from espalier.models.sampling.generate import Sampling, decode
+from espalier.errors import UserError
+from espalier.serve.model import ServedModel
+from espalier.serve.requests import Finished, TextPiece
+from espalier.serve.settings import AnswerSettings
+from espalier.serve.text import Kind, Thoughts
 
 
 @dataclass
@@ -19,73 +18,63 @@ class Session:
     """A conversation; `ask` adds a turn and yields the answer piece by piece.
 
     Attributes:
-        limit: the most tokens of a prompt; the oldest exchange goes when it is passed.
-        forgotten: exchanges that have gone so far.
+        settings: of the next answer; a seed moves on by one with each, so that the same question is answered anew.
+        system: the system prompt.
+        messages: what was said, without it.
+        forgotten: exchanges that the last question left out, for the context could not hold them.
         cut: tokens that the last question was too long by; they were left out at its beginning.
+        ended: why the last answer ended: `stop`, `length`, or "" where nobody listened to its end.
     """
 
-    model: TreeModel
-    tokenizer: Any
-    sampling: Sampling
-    limit: int
+    model: ServedModel
+    settings: AnswerSettings
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
     forgotten: int = 0
     cut: int = 0
-    seed: int = 0
+    ended: str = ""
+    asked: int = 0
 
-    def __post_init__(self) -> None:
-        self.template: Template = choose_template(self.tokenizer, "auto")
-        end = self.tokenizer.encode(self.template.end_of_turn, add_special_tokens=False)[-1:]
-        stop = tuple(sorted({*load.end_tokens(self.model.lm, self.tokenizer), *end}))
-        self.sampling = Sampling(
-            self.sampling.max_new_tokens,
-            self.sampling.temperature,
-            self.sampling.top_p,
-            self.sampling.top_k,
-            stop,
-        )
-
-    def ask(self, text: str) -> Iterator[str]:
-        """The answer to one more user turn, as text that grows by whole characters.
+    def ask(self, text: str) -> Iterator[tuple[Kind, str]]:
+        """The answer to one more user turn, thoughts apart, as texts that grow by whole characters.
 
         An answer that the caller stops listening to is kept as far as it went.
         """
         self.messages.append(Message(USER, text))
-        tokens: list[int] = []
-        shown = ""
-        try:
-            self.seed += 1
-            for _, token, _, _ in decode(
-                self.model.lm, self.model.traits, [self._prompt()], self.sampling, seeds=[self.seed]
-            ):
-                tokens.append(token)
-                text = whole_characters(self.tokenizer.decode(tokens, skip_special_tokens=True))
-                if len(text) > len(shown):
-                    yield text[len(shown) :]
-                    shown = text
-        finally:
-            self.messages.append(Message(ASSISTANT, self.tokenizer.decode(tokens, skip_special_tokens=True)))
+        return self._answer()
+
+    def retry(self) -> Iterator[tuple[Kind, str]]:
+        """Another answer to the last question; the one that there was is forgotten."""
+        while self.messages and self.messages[-1].role == ASSISTANT:
+            self.messages.pop()
+        return self._answer() if self.messages else iter(())
 
     def clear(self) -> None:
+        """Forget what was said; the system prompt stays."""
         self.messages, self.forgotten, self.cut = [], 0, 0
 
-    def _prompt(self) -> list[int]:
-        while True:
-            ids = self._encoded()
-            if len(ids) <= self.limit or len(self.messages) < 3:
-                self.cut = max(0, len(ids) - self.limit)
-                return ids[-self.limit :]
-            self.messages = self.messages[2:]
-            self.forgotten += 1
-
-    def _encoded(self) -> list[int]:
+    def _answer(self) -> Iterator[tuple[Kind, str]]:
+        room = min(self.settings.max_new_tokens, max(1, self.model.context // 2))
         before = [Message(SYSTEM, self.system)] if self.system else []
-        text = prompt_text(self.template, [*before, *self.messages])
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return leading(self.tokenizer, text) + ids
-
-
-def whole_characters(text: str) -> str:
-    """Without the replacement marks at the end that stand for a character of which bytes are still to come."""
-    return text.rstrip("\ufffd")
+        try:
+            asked = self.model.fitted([*before, *self.messages], room)
+        except UserError:
+            self.messages.pop()  # what cannot be asked was not asked
+            raise
+        self.forgotten, self.cut, self.ended = asked.forgotten, asked.cut, ""
+        settings = replace(self.settings, max_new_tokens=room, n=1)
+        if settings.seed is not None:
+            settings = replace(settings, seed=settings.seed + self.asked)
+        self.asked += 1
+        said: dict[Kind, str] = {"thoughts": "", "answer": ""}
+        thoughts = Thoughts(asked.in_thoughts)
+        try:
+            for event in self.model.engine.events(self.model.request(asked.ids, settings)):
+                parts = thoughts.feed(event.text) if isinstance(event, TextPiece) else thoughts.end()
+                for kind, more in parts:
+                    said[kind] += more
+                    yield kind, more
+                if isinstance(event, Finished):
+                    self.ended = event.reason
+        finally:
+            self.messages.append(Message(ASSISTANT, said["answer"], thoughts=said["thoughts"]))

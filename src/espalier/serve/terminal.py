@@ -6,11 +6,13 @@ import signal
 import sys
 
 from espalier.engine.signals import Ended
-from espalier.models import load
 from espalier.models.open import OpenModel
-from espalier.models.sampling.generate import Sampling
 from espalier.screen import Screen
+from espalier.serve.model import ServedModel
+from espalier.serve.requests import EngineLimits
 from espalier.serve.session import Session
+from espalier.serve.settings import AnswerSettings
+from espalier.serve.text import CLOSED, OPENED
 
 HELP = "/clear forgets the conversation · /system TEXT sets the system prompt · /exit leaves · Ctrl-C stops an answer"
 
@@ -26,19 +28,25 @@ def chat(
     """Talk to a model until /exit or the end of the input; reads a pipe as well.
 
     Raises:
-        UserError: the model has no tokenizer.
+        UserError: the model has no tokenizer, or a setting is out of its range.
     """
     console = Screen()
-    model = opened.tree_model()
-    context = load.context_length(opened.lm)
-    room = min(max_new_tokens, max(1, context // 2))
+    settings = AnswerSettings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=1)
+    model = ServedModel(opened.name, opened, limits=EngineLimits(0, rows=1))
+    room = max(1, model.context // 2)
     if room < max_new_tokens:
-        console.say(f"answers of at most {room} tokens: the model's context is {context}", "dim")
-    sampling = Sampling(room, temperature, top_p)
-    session = Session(model, opened.required_tokenizer, sampling, context - room, system)
+        console.say(f"answers of at most {room} tokens: the model's context is {model.context}", "dim")
+    session = Session(model, settings, system)
     by_hand = sys.stdin.isatty()
     if by_hand:
-        console.say(f"{opened.name}: {model.traits.reason}\n{HELP}", "dim")
+        console.say(f"{opened.name}: {model.model.traits.reason}\n{HELP}", "dim")
+    try:
+        _talk(session, console, by_hand)
+    finally:
+        model.close()
+
+
+def _talk(session: Session, console: Screen, by_hand: bool) -> None:
     while True:
         try:
             line = input("> " if by_hand else "")
@@ -70,9 +78,12 @@ def _command(line: str, session: Session, console: Screen) -> bool:
 
 
 def _answer(line: str, session: Session, console: Screen) -> None:
-    before = session.forgotten
+    forgotten, last = session.forgotten, "answer"
     try:
-        for text in session.ask(line):
+        for kind, text in session.ask(line):
+            if kind != last:
+                console.out(f"{OPENED}\n" if kind == "thoughts" else f"\n{CLOSED}\n", end="")
+            last = kind
             console.out(text, end="")
             console.file.flush()
     except KeyboardInterrupt as asked:
@@ -80,7 +91,7 @@ def _answer(line: str, session: Session, console: Screen) -> None:
             raise
         console.out(" …", end="")
     console.out("")
-    if session.forgotten > before:
+    if session.forgotten > forgotten:
         console.say("the oldest exchange was forgotten: the conversation had outgrown the model", "dim")
     if session.cut:
         console.say(f"{session.cut} tokens at the beginning were left out: more than the model holds", "dim")

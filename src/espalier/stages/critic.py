@@ -49,6 +49,15 @@ class CriticOptions(Options):
         }
 
 
+def foresee(critic: TreeModel, weight: float, mean: float, deviation: float) -> None:
+    """Let a critic that starts as a reward model say what will be paid for a score: (weight * score - mean) / deviation.
+
+    Its first values would be as far from the rewards as the two scales are, and the value loss would be all there is.
+    """
+    assert critic.scalar_head is not None
+    critic.scalar_head.rescale(mean / weight, deviation / weight)
+
+
 class PolicyAndCritic(nn.Module):
     """Two models behind one forward, so that one wrapper, one optimiser and one backward serve both."""
 

@@ -16,7 +16,8 @@ from espalier.errors import UserError
 from espalier.maths.advantages import overlong_penalty
 from espalier.rollout.experience import AnswerGroup, trained_mask
 from espalier.stages.parts import Live
-from espalier.stages.rollouts import Roller, RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
+from espalier.stages.rollouts import Roller
 from espalier.trees import Tree
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,12 @@ from espalier.maths.samples import best_of, explained_variance, same_pairs, with
 from espalier.models.forward import Want
 from espalier.rollout.asks import Asks
 from espalier.rollout.experience import AnswerGroup, trained_mask
-from espalier.rollout.rewards.table import read_specs
+from espalier.rollout.rewards.table import MODEL, listed, read_specs
 from espalier.rollout.scored import COMPONENT, FAILURES, RewardList
 from espalier.stages.parts import Live, Units
 from espalier.stages.rewarding import reward_list
-from espalier.stages.rollouts import Roller, RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
+from espalier.stages.rollouts import Roller
 from espalier.stages.setup import Setup
 from espalier.stages.watch import Named, Watch
 from espalier.trees import Tree
@@ -45,11 +47,11 @@ EXACT = ("equals", "number", "mathematics")
 class JudgedOptions(Options):
     """What evaluations measure of the answers to held-out prompts, beside the reward."""
 
-    yardstick: str | None = option(
+    yardstick: str | list[str | dict[str, Any]] | None = option(
         None,
-        "A rule that held-out answers are judged by and that is no reward: a name as in reward_function, or FILE.py:FUNCTION; "
-        "none: none; null: equals, where every held-out prompt has a reference.",
-        names="function",
+        "What held-out answers are judged by and that is no reward: a name as in reward_function, FILE.py:FUNCTION, or a "
+        "list as `rewards` (a judge, tests, a pattern); none: none; null: equals, where every held-out prompt has a reference.",
+        names="rewards",
     )
     eval_samples: int = option(
         4, "Answers sampled to each held-out prompt at an evaluation; the likeliest one comes on top.", min=1
@@ -63,7 +65,15 @@ class JudgedOptions(Options):
     )
 
     def problems(self) -> list[str]:
-        return [] if self.yardstick in (None, NONE) else read_specs([self.yardstick], "yardstick")[1]
+        if self.yardstick in (None, NONE):
+            return []
+        specs, problems = read_specs(listed(self.yardstick), "yardstick")
+        if any(spec.kind == MODEL for spec in specs):
+            problems.append(
+                "`yardstick` has a reward model, and a yardstick is a rule or a judge. A second model that nothing is optimised "
+                "for belongs in an exam: tasks: [reward:FILE]."
+            )
+        return problems
 
 
 @dataclass(frozen=True)
@@ -115,21 +125,23 @@ def find_yardstick(setup: Setup, held_out: Asks) -> Yardstick:
             return Yardstick(None, None, own=False)
         exact = len(rewards) == 1 and rewards[0].kind in EXACT
         asked = rewards[0].kind if exact else "equals"
-    (spec,) = read_specs([asked], "yardstick")[0]
-    own = len(rewards) == 1 and (rewards[0].kind, rewards[0].settings) == (spec.kind, spec.settings)
+    specs = read_specs(listed(asked), "yardstick")[0]
+    name = " + ".join(asked if isinstance(asked, str) else spec.name for spec in specs)
+    parts = [(spec.kind, spec.settings) for spec in specs]
+    own = [(one.kind, one.settings) for one in rewards] == parts
     if own:
         setup.say(
-            f"the reward is the rule {asked}, which is its own yardstick: evaluations show no second one; `yardstick` names one"
+            f"the reward is the rule {name}, which is its own yardstick: evaluations show no second one; `yardstick` names one"
         )
-    elif any((one.kind, one.settings) == (spec.kind, spec.settings) for one in rewards):
-        setup.say(f"the yardstick {asked} is a part of the reward, too")
-    rule = reward_list(setup, rolling, [spec])
+    elif any((one.kind, one.settings) in parts for one in rewards):
+        setup.say(f"the yardstick {name} is a part of the reward, too")
+    rule = reward_list(setup, rolling, specs)
     try:
         rule.check(held_out)
     except UserError as error:
         text = str(error).replace("the reward", "the yardstick", 1)
         raise UserError(f"{text} Or name another yardstick (none: none).") from error
-    return Yardstick(asked, rule, own)
+    return Yardstick(name, rule, own)
 
 
 @dataclass(frozen=True)

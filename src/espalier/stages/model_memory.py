@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from espalier.config.option_set import OptionSet
@@ -13,6 +14,7 @@ from espalier.errors import UserError
 from espalier.models.adapters.adapter import is_adapted, is_adapter
 from espalier.models.forward import TreeModel
 from espalier.models.frozen_trunk import FrozenTrunk, common_depth
+from espalier.models.offload import park
 from espalier.models.quantise.methods import Quantisation
 from espalier.models.quantise.turn import is_quantised, quantised
 from espalier.models.reference import frozen_copy
@@ -33,6 +35,11 @@ class MemoryOptions(Options):
     frozen_bits: Literal[4, 8] | None = option(
         None,
         "Store reference and reward model in so many bits (cpm); their numbers change a little, and so do rewards and KL.",
+    )
+    frozen_offload: bool = option(
+        False,
+        "Keep reference, teacher and reward models in the CPU's memory, and on the GPU only while they are asked.",
+        same_result=True,
     )
 
 
@@ -152,6 +159,29 @@ def share_blocks(setup: Setup, **models: TreeModel | None) -> None:
     setup.say(
         f"{', '.join(present)}: the lowest {depth} blocks are frozen and the same, and run once for all"
     )
+
+
+def park_frozen(setup: Setup, trained: nn.Module, **others: nn.Module | None) -> None:
+    """Let frozen models wait in the CPU's memory where `frozen_offload` says so; says how much that is.
+
+    After `share_weights`: what a trained model holds too stays with it.
+    """
+    if not setup.option(MemoryOptions).frozen_offload:
+        return
+    if _on_cpu(setup.device):
+        setup.say("frozen_offload: this run computes on the CPU, where the weights are already")
+        return
+    present = {name: model for name, model in others.items() if model is not None}
+    freed = {}
+    for name, model in present.items():
+        beside = [trained, *(other for other in present.values() if other is not model)]
+        freed[name] = park(model, beside, setup.device)
+    listed = ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in freed.items())
+    setup.say(f"frozen_offload: in the CPU's memory between questions: {listed or 'nothing'}")
+
+
+def _on_cpu(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def _is_shared(setup: Setup) -> bool:

@@ -162,6 +162,7 @@ class Parts:
         paces: by the name of a part of `trained`; the others learn as the options say.
         learns: whether the loss of a micro-batch depends on the weights at all; steps in which none does are not taken.
         averages: modules outside of `trained` whose weights change too; they go into the checkpoint.
+        settle: what is measured of the weights that will be saved, before they are.
         also_saved: further models by folder name (a critic, a moving average), saved beside ``model/``.
         pieces: of a rollout, where the stage samples.
     """
@@ -179,6 +180,7 @@ class Parts:
     paces: dict[str, Pace] = field(default_factory=dict)
     learns: Callable[[Batch], bool] = lambda batch: True
     averages: dict[str, nn.Module] = field(default_factory=dict)
+    settle: Callable[[Live], None] | None = None
     also_saved: dict[str, TreeModel] = field(default_factory=dict)
     pieces: Pieces | None = None
 

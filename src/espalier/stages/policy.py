@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     EstimatorName = str
 else:  # what help, documents and the check of a file show are the rows of the table
     EstimatorName = Literal[tuple(KL_ESTIMATORS)]
+
+
+IMPORTANCE = "importance"
+"""The extra (B, A) with what a token's loss is multiplied with, where something else than the policy has sampled it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +161,10 @@ class PolicyTerms:
         """(B, A) the run's estimate of each token's KL from the reference."""
         return self._kl(logprobs, ref_logprobs)
 
-    def clipped(self, loss: Tensor, advantages: Tensor) -> Tensor:
-        """`dual_clipped` as the options say."""
-        return dual_clipped(loss, advantages, self._options.dual_clip)
+    def clipped(self, loss: Tensor, advantages: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
+        """`dual_clipped` as the options say, each token by the weight that it was given (``extras["importance"]``)."""
+        loss = dual_clipped(loss, advantages, self._options.dual_clip)
+        return loss * extras[IMPORTANCE] if IMPORTANCE in extras else loss
 
     def added(self, outputs: Outputs, ref_logprobs: Tensor) -> Tensor:
         """(B, A) what the loss of each token grows by: the price of its KL, minus the entropy bonus."""
@@ -172,16 +177,19 @@ class PolicyTerms:
         return added
 
     def numbers(
-        self, outputs: Outputs, old_logprobs: Tensor, mask: Tensor
+        self, outputs: Outputs, extras: Mapping[str, Tensor], mask: Tensor
     ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
         """How far the policy is from the one that sampled, and its entropy where it is asked for: sums over tokens."""
         assert outputs.logprobs is not None
+        old_logprobs = extras["old_logprobs"]
         self.guard.look(outputs.logprobs, old_logprobs, mask)
         shift, tokens = (outputs.logprobs - old_logprobs).detach(), mask.sum()
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = {
             "ratio": (masked_sum(shift.exp(), mask), tokens),
             "logprob_shift": (masked_sum(shift.abs(), mask), tokens),
         }
+        if IMPORTANCE in extras:
+            numbers[IMPORTANCE] = (masked_sum(extras[IMPORTANCE], mask), tokens)
         if outputs.entropy is not None:
             numbers["entropy"] = (masked_sum(outputs.entropy.detach(), mask), tokens)
         return numbers

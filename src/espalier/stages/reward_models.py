@@ -23,6 +23,7 @@ from espalier.errors import UserError
 from espalier.models.classifier import TextClassifier, is_encoder, too_long
 from espalier.models.forward import Want
 from espalier.models.load import load_tokenizer
+from espalier.models.offload import resident
 from espalier.models.positions.table import table_length
 from espalier.rollout.experience import AnswerGroup, as_judged, measure
 from espalier.rollout.rewards.table import ModelSettings, RewardSpec
@@ -91,7 +92,8 @@ class TreeReward:
         for tree in shown:
             if self._longest is not None and tree.longest_path > self._longest:
                 raise too_long(self._settings.path, tree.source, tree.longest_path, self._longest)
-        judged = measure(shown, self._setup.rows(self._model), lambda batch: self._judged(live, batch))
+        with resident(self._model):
+            judged = measure(shown, self._setup.rows(self._model), lambda batch: self._judged(live, batch))
         return _sound([tree.extras["scores"] for tree in judged], answered, self._settings.path)
 
     def _shown(self, group: AnswerGroup) -> Tree:
@@ -164,8 +166,9 @@ class ClassifierReward:
         own: list[tuple[int, Tensor]] = []
         problems: list[UserError] = []
         try:
-            for at in range(setup.rank, len(answered), setup.world):
-                own.append((at, self._of_group(answered[at])))
+            with resident(self._classifier):
+                for at in range(setup.rank, len(answered), setup.world):
+                    own.append((at, self._of_group(answered[at])))
         except UserError as met:
             problems.append(met)
         if setup.world > 1:  # no rank may wait for one that has stopped

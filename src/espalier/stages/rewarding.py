@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from espalier.config.options import Options, RunOptions, option
 from espalier.data.encode.scored import ScoreAt
 from espalier.models.classifier import is_encoder
+from espalier.rollout.ensemble import Ensemble
 from espalier.rollout.rewards.rules import RULES
 from espalier.rollout.rewards.scorer import TIMEOUT, Means
 from espalier.rollout.rewards.table import KINDS, ModelSettings, RewardSpec, read_specs
@@ -41,6 +42,12 @@ class RewardListOptions(Options):
     reward_function: str | None = option(
         None, f"A rule: {', '.join(RULES)}, or FILE.py:FUNCTION of your own.", names="function"
     )
+    reward_ensemble: Literal["sum", "mean", "min", "uncertainty"] = option(
+        "sum",
+        "The reward models of `rewards` count each by itself (sum), or as one: by their mean, the smallest, or the mean less "
+        "reward_uncertainty_coef times their variance; each on the scale of its held-out scores.",
+    )
+    reward_uncertainty_coef: float = option(1.0, "See reward_ensemble.", min=0)
     reward_timeout: float = option(
         TIMEOUT,
         "Seconds that a function of your own may take for an answer; then the reward has failed.",
@@ -67,7 +74,14 @@ class RewardListOptions(Options):
                 "`reward_retokenize` is about a `reward_model`, and none is given; in `rewards` write retokenize: true "
                 "beside its path."
             ]
-        return read_specs(self.entries, self._key)[1]
+        specs, problems = read_specs(self.entries, self._key)
+        models = sum(isinstance(spec.settings, ModelSettings) for spec in specs)
+        if self.reward_ensemble != "sum" and models < 2 and not problems:
+            return [
+                f"`reward_ensemble: {self.reward_ensemble}` is about several reward models, and there is "
+                f"{models}. List them in `rewards`, or remove it."
+            ]
+        return problems
 
     @property
     def _key(self) -> str:
@@ -116,4 +130,5 @@ def reward_list(
     means = Means(options.reward_timeout, folder, setup.world, setup.say)
     if specs is not None:
         return RewardList(specs, "stop", means)
-    return RewardList(options.specs, options.on_reward_failure, means)
+    ensemble = Ensemble(options.reward_ensemble, options.reward_uncertainty_coef)
+    return RewardList(options.specs, options.on_reward_failure, means, ensemble)

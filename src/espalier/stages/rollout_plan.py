@@ -6,7 +6,7 @@ from espalier.data.steps.feed import Rows
 from espalier.errors import UserError
 from espalier.rollout.asks import Asks
 from espalier.rollout.feed import RolloutPlan
-from espalier.stages.rollouts import RolloutOptions
+from espalier.stages.rollout_options import RolloutOptions
 from espalier.stages.setup import Setup
 
 

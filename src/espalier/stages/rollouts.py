@@ -6,22 +6,21 @@ It is wiring, not an algorithm: what is made of the scores is each stage's own a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.config.options import EngineOptions, RunOptions, option
-from espalier.config.stage_defaults import KL_COEF
+from espalier.config.options import EngineOptions, RunOptions
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.engine.finite import cause
 from espalier.engine.hardware import free_bytes
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import StepZero
 from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.models.offload import resident
 from espalier.models.sampling.generate import Sampling
 from espalier.models.sampling.room import Room, room_for, to_come
 from espalier.rollout.asked import Ask
@@ -38,46 +37,11 @@ from espalier.stages.parts import Live
 from espalier.stages.policy import PolicyOptions, PolicyTerms
 from espalier.stages.reference_answers import ReferenceAnswers, check_references
 from espalier.stages.reward_models import load_reward_model
-from espalier.stages.rewarding import RewardListOptions, reward_list
+from espalier.stages.rewarding import reward_list
+from espalier.stages.rollout_options import RolloutOptions
+from espalier.stages.served import served_sampling
 from espalier.stages.setup import Setup
 from espalier.trees import Batch, Tree
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutOptions(RewardListOptions):
-    """Sampling and rewards."""
-
-    kl_coef: float = option(KL_COEF, "The price of a nat of KL from the reference.", min=0)
-    group_size: int | None = option(None, "Answers sampled to each prompt; null: 8, and 1 for PPO.", min=1)
-    rollout_prompts: int | None = option(None, "Prompts sampled at a time; null: those of one step.", min=1)
-    experience_batch_size: int | None = option(
-        None,
-        "Prompts whose answers are measured at a time on one process; null: as many as are trained at a time.",
-        min=1,
-        same_result=True,
-    )
-    generation_batch_size: int | None = option(
-        None,
-        "Answers sampled at a time on one process; null: up to 256 (on a GPU 512), as many as fit into half of the free "
-        "memory.",
-        min=1,
-        same_result=True,
-    )
-    max_prompt_length: int | None = option(None, "Longest prompt; null: cutoff_len - max_new_tokens.", min=1)
-    max_new_tokens: int = option(128, "Longest answer.", min=1)
-    temperature: float = option(1.0, "Of sampling, and of the logprobs that are trained.", above=0)
-    top_p: float = option(
-        1.0, "Sample from the smallest set of tokens with this probability.", above=0, max=1
-    )
-    top_k: int = option(0, "Sample from so many likeliest tokens; 0: all.", min=0)
-    missing_eos_penalty: float = option(0.0, "Taken from the reward of an answer that did not end.", min=0)
-    mask_truncated_completions: bool = option(
-        False,
-        "Learn nothing from an answer that did not end; the others are still compared with it (DAPO, TRL).",
-    )
-    reward_baseline: Literal["none", "reference"] = option(
-        "none", "Take the reward of the prompt's own reference answer from that of each answer."
-    )
 
 
 def rewards_of(setup: Setup) -> RewardList:
@@ -146,12 +110,16 @@ class Roller:
         self._start = StepZero(policy.lm) if frozen_reference is None else None
         self._rewards, self._references = rewards, ReferenceAnswers(setup)
         self._models = {spec.name: load_reward_model(setup, spec) for spec in rewards.models}
+        rewards.ensemble.learn(
+            {name: getattr(model.module, "score_moments", None) for name, model in self._models.items()}
+        )
         self.temperature = options.temperature
         self.sampling = Sampling(
             options.max_new_tokens, options.temperature, options.top_p, options.top_k, setup.stop
         )
         self.asks, self.held_out = asks
-        self._rows = self._room().rows
+        self._served = served_sampling(setup, policy)
+        self._rows = 0 if self._served is not None else self._room().rows
 
     def _room(self) -> Room:
         """How many answers are sampled at a time; said in one line."""
@@ -188,6 +156,8 @@ class Roller:
     def _sample(
         self, live: Live, asks: list[Ask], sampling: Sampling, copies: int, seeds: list[int]
     ) -> list[AnswerGroup]:
+        if self._served is not None:
+            return self._served.sample(asks, sampling, copies, seeds, self._decode)
         lm: nn.Module = live.sampler if live.sampler is not None else self._policy.lm
         try:
             with live.accelerator.autocast():
@@ -211,6 +181,10 @@ class Roller:
     def reward_models(self) -> dict[str, nn.Module]:
         """The trained models among the rewards, by what messages call them."""
         return {f"reward {name}": model.module for name, model in self._models.items()}
+
+    def module_of(self, reward: str) -> nn.Module | None:
+        """The trained model behind a reward; None of a rule."""
+        return self._models[reward].module if reward in self._models else None
 
     def components(self, live: Live, answered: list[AnswerGroup]) -> list[dict[str, Tensor]]:
         """Of each group: name -> (B,) of each reward, nan where one gave no number."""
@@ -277,7 +251,12 @@ class Roller:
             return {**extras, "ref_logprobs": self._by_reference(live, batch)}
 
         rows = self._setup.rows(self._policy, *self._beside, records=self._options.experience_batch_size)
-        return measure(trees, rows, run)
+        with resident(self._reference):
+            return measure(trees, rows, run)
+
+    def trusted(self, trees: list[Tree]) -> list[Tree]:
+        """Measured trees of a rollout; where a server has sampled them, with the importance of each token."""
+        return trees if self._served is None else self._served.trusted(trees)
 
     @torch.no_grad()
     def _by_reference(self, live: Live, batch: Batch) -> Tensor:

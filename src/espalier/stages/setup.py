@@ -5,8 +5,9 @@ Options stop here: what a stage gets from these methods are trees, prompts and m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ from espalier.stages.quantised import check_trainable, quantisation_of
 
 @dataclass
 class Setup(Datasets):
-    """The run's tokenizer, models and data (see `Datasets`)."""
+    """The run's tokenizer, models and data (see `Datasets`).
+
+    Attributes:
+        followers: are asked to take the policy's weights as they are, before something is sampled from them.
+    """
+
+    followers: list[Callable[[Live], None]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -223,7 +230,9 @@ class Setup(Datasets):
         return min(rows, len(load.load_tokenizer(name, trust_remote_code=model.trust_remote_code)))
 
     def refresh_sampler(self, live: Live, policy: TreeModel) -> None:
-        """Bring the copy that is sampled from up to date, where the trained weights are sharded."""
+        """Bring what is sampled from up to date: a server, or a copy where the trained weights are sharded."""
+        for refresh in self.followers:
+            refresh(live)
         if live.sampler is None:
             return
         whole = whole_parameters(live.accelerator, live.module)

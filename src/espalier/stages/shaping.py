@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from espalier.config.options import Options, option
+from espalier.errors import UserError
 from espalier.maths.advantages import adaptive_kl, gae, kl_k1, token_rewards
 from espalier.rollout.experience import trained_mask, whitened
 from espalier.stages.policy import PolicyTerms
@@ -23,10 +24,11 @@ class ShapingOptions(Options):
 
     gamma: float = option(1.0, "Discount of later rewards.", min=0, max=1)
     lam: float = option(0.95, "GAE's trade of bias for variance.", min=0, max=1)
-    score_normalization: Literal["none", "scale", "standardise", "reference"] = option(
-        "none",
-        "Divide scores by their standard deviation so far (scale), after taking away their mean so far (standardise); or "
-        "both of the reference answers to the prompts (reference).",
+    score_normalization: Literal["auto", "none", "scale", "standardise", "reference", "saved"] = option(
+        "auto",
+        "Divide scores by their standard deviation so far (scale), after taking away their mean so far (standardise); both "
+        "of the reference answers to the prompts (reference), or of held-out answers as saved with the one reward model "
+        "(saved); auto: saved, where it has them, else none.",
     )
     reward_clip: float | None = option(
         5.0, "Scores, once normalised, are cut to this distance from 0; null: never.", above=0
@@ -65,12 +67,19 @@ class ScoreNormalizer:
 
     The moments are those of Chan et al. 1979, as in the PPO of TRL 0.11 and of LLaMA-Factory (`ppo_score_norm`). With
     ``reference`` they are those of the data's own answers, once and for all, so that these have mean 0 and standard
-    deviation 1 (Ouyang et al. 2022, appendix C.2, who shift a reward model so).
+    deviation 1 (Ouyang et al. 2022, appendix C.2, who shift a reward model so), and with ``saved`` those that a reward
+    model was saved with.
+
+    Args:
+        kind: none, scale, standardise, reference or saved.
+        moments: mean and standard deviation, of ``saved``.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, moments: tuple[float, float] = (0.0, 1.0)) -> None:
         self._kind = kind
         self._count, self._mean, self._squares = 0.0, 0.0, 0.0
+        if kind == "saved":  # as if two scores had come
+            self._count, self._mean, self._squares = 2.0, moments[0], moments[1] ** 2
 
     def __call__(self, scores: Tensor) -> Tensor:
         """(N,) of a rollout, the same on every rank -> (N,)."""
@@ -99,6 +108,13 @@ class ScoreNormalizer:
         centre = 0.0 if self._kind == "scale" else self._mean
         return (scores - centre) / (deviation + 1e-8) if deviation else scores - centre
 
+    @property
+    def shift(self) -> tuple[float, float] | None:
+        """What is taken away from scores, and what the rest is divided by, where both stay as they are."""
+        if self._kind != "saved":
+            return None
+        return self._mean, math.sqrt(self._squares) + 1e-8
+
     def state(self) -> dict[str, Any]:
         return {"count": self._count, "mean": self._mean, "squares": self._squares}
 
@@ -125,6 +141,38 @@ class ClipWarning:
                 "reward_clip: null (`score_clipped` counts them)"
             )
             self._limit = None
+
+
+def find_normalizer(kind: str, models: Mapping[str, tuple[float, Any]], *, relative: bool) -> ScoreNormalizer:
+    """The normaliser that `score_normalization` means.
+
+    Args:
+        kind: the option's value.
+        models: of all rewards, the weight of each and the model with its ``score_moments``, which may be None, or None for
+            what is no model.
+        relative: whether rewards are counted from a reference answer's, so that no mean is theirs.
+
+    Raises:
+        UserError: saved moments are asked for, and there are none or several rewards.
+    """
+    if kind not in ("auto", "saved"):
+        return ScoreNormalizer(kind)
+    reason = ""
+    if len(models) != 1 or relative:
+        reason = "rewards are several, or counted from the reference answer's"
+    else:
+        ((name, (weight, model)),) = models.items()
+        found = getattr(model, "score_moments", None)
+        if found is not None and weight:
+            mean, deviation = found
+            return ScoreNormalizer("saved", (weight * mean, abs(weight) * deviation))
+        reason = f"{name} has none: a reward model gets them from held-out answers when it is trained"
+    if kind == "auto":
+        return ScoreNormalizer("none")
+    raise UserError(
+        f"score_normalization: saved wants the mean and the standard deviation of one reward model's scores; {reason}. "
+        "Use reference, standardise or none."
+    )
 
 
 def _all_equal(x: Tensor) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from espalier.data.records import LeftOut
 from espalier.errors import UserError
-from espalier.exam.task import Question, Task
+from espalier.exam.task import LIKELIEST, Drawing, Question, Task
 from espalier.exam.tasks.own_task import load_task
 
 ROWS = [{"q": f"{a} + {b} =", "options": [str(a + b), str(a + b + 1)], "answer": str(a + b)}
@@ -91,6 +91,19 @@ def test_one_stop_text_is_one(tmp_path: Path) -> None:
     generation = {"references": "answer", "stop": "END"}
     task = load_task(task_file(tmp_path, candidates=None, gold=None, generation=generation))
     assert task.generation is not None and task.generation.stop == ("END",)
+    assert task.generation.drawing == LIKELIEST
+    drawn = {**generation, "temperature": 1, "samples": 4, "top_p": 0.9}
+    task = load_task(task_file(tmp_path, candidates=None, gold=None, generation=drawn))
+    assert task.generation is not None and task.generation.drawing == Drawing(1, 0.9, 0, 4, 42)
+    for wrong, words in (
+        ({"samples": 4}, "would all be the same one"),
+        ({"temperature": "warm"}, r"generation\.temperature is 'warm'; wanted a number"),
+        ({"temperature": -1}, "temperature is -1, out of its range"),
+        ({"top_p": 5}, "top_p is 5, out of its range"),
+        ({"samples": 1.5}, "wanted a whole number"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_task(task_file(tmp_path, candidates=None, gold=None, generation={**generation, **wrong}))
 
 
 @pytest.mark.parametrize("name", ["common_sense_zh", "short_answers_en"])

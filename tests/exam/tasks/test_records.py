@@ -15,6 +15,7 @@ from espalier.errors import UserError
 from espalier.exam.answers.rate import pair_numbers
 from espalier.exam.answers.read import Reader, windows
 from espalier.exam.evaluate import Asking, evaluate, examine_all
+from espalier.exam.numbers.calibration import calibration
 from espalier.exam.plan import plan
 from espalier.exam.tasks import NoShots, Settings, make_task
 from espalier.models.forward import TreeModel
@@ -77,6 +78,7 @@ def test_a_reward_model_is_judged_on_real_pairs(
     assert row["n"] == 6 and row["metrics"]["accuracy"] == pytest.approx(right / 6)
     assert row["metrics"]["margin"] == pytest.approx(margins / 6, abs=1e-4)
     assert row["metrics"]["chosen_score"] == pytest.approx(chosen / 6, abs=1e-4)
+    assert row["calibration"] == calibration(lines) and row["calibration"]["pairs"] == 6
     assert row["chance"] == 0.5 and row["metrics"]["accuracy_stderr"] >= 0
     if name == "llama":
         assert row["tokens_computed"] < row["tokens_unshared"]

@@ -48,9 +48,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     seen: list[list[int]] = []
     plain = ByMemory._read
 
-    def spied(self: ByMemory, memory: Memory, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def spied(self: ByMemory, memory: Memory, prompts: Sequence[Sequence[int]], trunk: None) -> Tensor:
         seen.extend(list(prompt) for prompt in prompts)
-        return plain(self, memory, prompts)
+        return plain(self, memory, prompts, trunk)
 
     monkeypatch.setattr(ByMemory, "_read", spied)
     return seen

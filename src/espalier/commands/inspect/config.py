@@ -57,9 +57,9 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
         if kind in STAGES and any(str(item).startswith("run:") for item in options[DataOptions].dataset):
             console.say(f"# {name}: an earlier stage makes its data, which are not there yet", "yellow")
         elif kind in STAGES:
-            setup = _read(kind, options, tokenizers)
+            setup = read_stage(kind, options, tokenizers)
             tokenizers[name] = setup.tokenizer
-            starts[name] = start = _start(options[ModelOptions], starts) or setup.option(ModelOptions)
+            starts[name] = start = start_of(options[ModelOptions], starts) or setup.option(ModelOptions)
             told, counts[name] = _counted(kind, setup, options, start)
             if not as_json:
                 console.say(f"# {name}: {told}", "dim" if counts[name] else "yellow")
@@ -84,7 +84,7 @@ def _counted(
     return in_words(parts), {"trained_parameters": counts_as_json(parts)}
 
 
-def _start(model: ModelOptions, starts: Mapping[str, ModelOptions]) -> ModelOptions | None:
+def start_of(model: ModelOptions, starts: Mapping[str, ModelOptions]) -> ModelOptions | None:
     """The options of the stage at which a stage's model begins; None where it is the stage itself."""
     name = model.model_name_or_path or ""
     if not name.startswith("run:"):
@@ -92,7 +92,7 @@ def _start(model: ModelOptions, starts: Mapping[str, ModelOptions]) -> ModelOpti
     return starts.get(name.removeprefix("run:").split("/")[0], model)
 
 
-def _read(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -> Setup:
+def read_stage(kind: str, options: config.OptionSet, tokenizers: Mapping[str, Any]) -> Setup:
     model = options[ModelOptions]
     start = (model.model_name_or_path or "").removeprefix("run:").split("/")[0]
     earlier = (model.model_name_or_path or "").startswith("run:") and model.tokenizer is None

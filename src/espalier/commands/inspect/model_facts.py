@@ -55,7 +55,7 @@ def facts_of(
         "family": settings.model_type,
         "parameters": number_of_weights(lm),
         "disk_bytes": disk_bytes(name),
-        "memory_bytes": held_bytes(lm) if with_probe else _stored_bytes(base),
+        "memory_bytes": held_bytes(lm) if with_probe else stored_bytes(base),
         "quantisation": None if entry is None else described(entry),
         **_context(settings),
         "vocab_size": settings.get_text_config().vocab_size,
@@ -126,7 +126,7 @@ def skeleton(name: str, *, trust_remote_code: bool) -> nn.Module:
         raise UserError(f"{name}: config.json names no model that can be built ({first}).") from error
 
 
-def _stored_bytes(name: str) -> dict[str, int]:
+def stored_bytes(name: str) -> dict[str, int]:
     """Bytes by type, from the headers of the files."""
     sizes: Counter[str] = Counter()
     for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []:
@@ -169,7 +169,7 @@ def _adapter(name: str, lm: nn.Module) -> dict[str, Any]:
     if adapters.is_adapted(lm):
         facts["trainable_parameters"] = sum(p.numel() for p in lm.parameters() if p.requires_grad)
     else:
-        facts["trainable_parameters"] = sum(_stored_bytes(name).values()) // 4 or None
+        facts["trainable_parameters"] = sum(stored_bytes(name).values()) // 4 or None
     return facts
 
 

@@ -40,7 +40,7 @@ def trained_parameters(stage: Stage, setup: Setup, options: OptionSet, start: Mo
     base = start.model_name_or_path
     if base is not None and base.startswith("run:"):
         raise UserError(f"{base} is not made yet")
-    lm = _bare(setup, start)
+    lm = bare_model(setup, start)
     rows = int(lm.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     if len(setup.tokenizer) > rows:
         lm.resize_token_embeddings(len(setup.tokenizer), mean_resizing=False)  # type: ignore[operator]
@@ -87,7 +87,8 @@ def as_json(parts: Counts) -> dict[str, Any]:
     return {name: {"trained": part.trained, "all": part.total} for name, part in parts.items()}
 
 
-def _bare(setup: Setup, start: ModelOptions) -> nn.Module:
+def bare_model(setup: Setup, start: ModelOptions) -> nn.Module:
+    """The model that a stage begins with, without its numbers (torch's meta device)."""
     if start.model_name_or_path is not None:
         return skeleton(start.model_name_or_path, trust_remote_code=start.trust_remote_code)
     ids = {key: getattr(setup.tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from espalier.errors import UserError
-from espalier.exam.task import LIKELIEST, Task
+from espalier.exam.task import Task
 from espalier.exam.tasks import clue, knowledge, records, writing
 from espalier.exam.tasks.own_task import load_task
 from espalier.exam.tasks.settings import NoFolder, NoShots, Settings
@@ -106,7 +106,7 @@ def _as_wanted(name: str, task: Task, settings: Settings) -> Task:
     how = task.generation
     if how is not None:
         longest = settings.max_new_tokens or how.max_new_tokens
-        drawing = settings.drawing if settings.drawing.temperature else LIKELIEST  # whatever the seed
+        drawing = settings.drawing if settings.drawing.temperature else how.drawing  # whatever the seed
         how = replace(how, max_new_tokens=longest, drawing=drawing)
     type_ = TYPES.get(name) or _TYPES_OF_KINDS[task.kind]
     return replace(task, type=type_, overlong=settings.overlong, generation=how)

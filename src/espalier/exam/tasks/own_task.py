@@ -32,14 +32,15 @@ from espalier.data.read.files import read_rows
 from espalier.data.records import BadRecord
 from espalier.errors import UserError
 from espalier.exam.judges.judge import JUDGES
-from espalier.exam.task import Candidate, Generation, Question, Shots, Task
+from espalier.exam.task import Candidate, Drawing, Generation, Question, Shots, Task
 from espalier.exam.tasks.shots import draw_shots
 
 _KEYS = (
     "name", "version", "description", "data", "train", "question", "candidates", "gold", "generation",
     "shots", "shot_separator", "answer_prefix", "normalise",
 )  # fmt: skip
-_GENERATION_KEYS = ("references", "max_new_tokens", "metric", "stop")
+_DRAWING_KEYS = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "samples": 1, "seed": 42}
+_GENERATION_KEYS = ("references", "max_new_tokens", "metric", "stop", *_DRAWING_KEYS)
 
 
 def load_task(
@@ -69,7 +70,7 @@ def load_task(
         shots=count,
         normalise=settings.get("normalise", "sum"),
         kind="write" if "generation" in settings else "choose",
-        generation=_generation(settings.get("generation")),
+        generation=_generation(path, settings.get("generation")),
         about={"task_file": path.name, "version": settings.get("version", 1), "seed": seed},
         inputs=(path, data, *([path.parent / str(settings["train"])] if count else [])),
     )
@@ -84,7 +85,7 @@ def _count(path: Path, value: Any) -> int:
     return value
 
 
-def _generation(settings: dict[str, Any] | None) -> Generation | None:
+def _generation(path: Path, settings: dict[str, Any] | None) -> Generation | None:
     if settings is None:
         return None
     stop = settings.get("stop", ["\n"])
@@ -92,7 +93,22 @@ def _generation(settings: dict[str, Any] | None) -> Generation | None:
         max_new_tokens=int(settings.get("max_new_tokens", 64)),
         stop=(stop,) if isinstance(stop, str) else tuple(str(mark) for mark in stop),
         judge=JUDGES[settings.get("metric", "exact_match")],
+        drawing=_drawing(path, settings),
     )
+
+
+def _drawing(path: Path, settings: dict[str, Any]) -> Drawing:
+    given = {key: settings.get(key, default) for key, default in _DRAWING_KEYS.items()}
+    for key, value in given.items():
+        whole = isinstance(_DRAWING_KEYS[key], int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise UserError(
+                f"{path}: generation.{key} is {value!r}; wanted a {'whole ' if whole else ''}number."
+            )
+    try:
+        return Drawing(answers=given.pop("samples"), **given)
+    except UserError as error:
+        raise UserError(f"{path}: generation: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

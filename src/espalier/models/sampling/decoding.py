@@ -9,6 +9,7 @@ P prompts, C copies of each, B rows, V vocabulary, d hidden, H heads, K key head
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +23,7 @@ from espalier.models.memory import Memory
 from espalier.models.positions.rope_modules import changes_with_length
 from espalier.models.sampling.own_cache import AfterVirtual, Apart, ByOwnCache
 from espalier.models.sampling.recurrent import Recurrent, is_recurrent
+from espalier.models.trunk import Trunk
 from espalier.trees import Tree, lay_out_tree
 
 PLAIN_BLOCKS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -76,7 +78,7 @@ def make_decoder(
     windows = [w for w in traits.windows.values() if w is not None]
     longest = max(map(len, prompts)) + room
     if takes_rows(lm, traits, longest):
-        kind = ByHand if _is_plain(lm) else ByMemory
+        kind = ByHand if is_plain(lm) else ByMemory
         return kind(lm, traits, prompts, copies, room, most)
     assert not most, "no rows can come"
     if is_encoder_decoder(lm):
@@ -105,6 +107,8 @@ class ByMemory:
         most: rows at a time when others are to come; 0: none are.
     """
 
+    kept_in: type[Memory] = Memory
+
     def __init__(
         self,
         lm: nn.Module,
@@ -128,7 +132,7 @@ class ByMemory:
     def _memory(self, prompts: Sequence[Sequence[int]], copies: int) -> Memory:
         config: Any = self.lm.config
         layers = int(config.get_text_config().num_hidden_layers)
-        return Memory(
+        return self.kept_in(
             layers, [len(p) for p in prompts], copies, self.room, self.dtype, self.device, self.most
         )
 
@@ -152,28 +156,33 @@ class ByMemory:
         self.memory.add(more, of_row)
         return logits[[p - before + 1 for p in of_row]]
 
-    def _read_all(self, memory: Memory, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(P, V) after the prompts, whose keys and values the memory then has."""
+    def _read_all(
+        self, memory: Memory, prompts: Sequence[Sequence[int]], trunks: Sequence[Trunk | None] = ()
+    ) -> Tensor:
+        """(P, V) after the prompts, whose keys and values the memory then has; `trunks`: what each goes on from."""
+        after = list(trunks) or [None] * len(prompts)
         logits, start, most = [], 0, READ.get(self.device.type, READ["cuda"])
         while start < len(prompts):
             end, size = start + 1, len(prompts[start])
-            while end < len(prompts) and size + len(prompts[end]) <= most:
+            while end < len(prompts) and size + len(prompts[end]) <= most and after[end] is after[start]:
                 size, end = size + len(prompts[end]), end + 1
             memory.reading = (start, end)
-            logits.append(self._read(memory, prompts[start:end]))
+            logits.append(self._read(memory, prompts[start:end], after[start]))
             start = end
         self.newest = logits[-1][-1:]
         return torch.cat(logits)
 
-    def _read(self, memory: Memory, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def _read(self, memory: Memory, prompts: Sequence[Sequence[int]], trunk: Trunk | None = None) -> Tensor:
         batch = lay_out_tree([Tree.from_path(p, [False] * len(p)) for p in prompts]).to(self.device)
-        mask = attention_mask(batch, self.traits.method, self.dtype, self.traits.windows)
+        if trunk is not None:
+            batch = replace(batch, position_ids=batch.position_ids + trunk.length)
+        mask = attention_mask(batch, self.traits.method, self.dtype, self.traits.windows, trunk)
         with tapped(self.lm.get_output_embeddings(), batch.leaf_at):  # type: ignore[operator]
             logits: Tensor = self.lm(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 attention_mask=mask,
-                past_key_values=memory,
+                past_key_values=memory if trunk is None else trunk,
                 use_cache=True,
             ).logits[0]
             return logits
@@ -254,7 +263,7 @@ def _inner(lm: Any) -> Any:
     return lm.get_base_model() if type(lm).__name__ == "PeftModelForCausalLM" else lm
 
 
-def _is_plain(lm: Any) -> bool:
+def is_plain(lm: Any) -> bool:
     """Whether the blocks can be called by hand: a known class, and nobody else steps in between.
 
     Sharding and offloading work by hooks on modules or by forwards put in their place.

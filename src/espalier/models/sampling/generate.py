@@ -43,6 +43,7 @@ class Sampling:
         temperature: 0 takes the likeliest token; 1 samples from the model's own distribution.
         top_p: the smallest set of likeliest tokens with at least this mass, in (0, 1]; 1 is all.
         top_k: only so many likeliest tokens; 0 is all.
+        min_p: only tokens that are at least so probable as this share of the likeliest (Nguyen et al. 2024); 0 is all.
         stop: tokens that end an answer; the one that does is part of it.
         likeliest: whether the last copy of each prompt takes the likeliest token each time, the others being drawn.
     """
@@ -53,6 +54,7 @@ class Sampling:
     top_k: int = 0
     stop: tuple[int, ...] = ()
     likeliest: bool = False
+    min_p: float = 0.0
 
 
 @dataclass
@@ -234,6 +236,8 @@ def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, 
     if 0 < sampling.top_k < probs.shape[1]:
         best, at = chosen.topk(sampling.top_k, dim=-1)
         chosen = torch.zeros_like(probs).scatter_(1, at, best)
+    if sampling.min_p > 0:
+        chosen = torch.where(probs >= sampling.min_p * probs.amax(-1, keepdim=True), chosen, 0.0)
     tokens = _by_sums(chosen, uniforms)
     if sampling.likeliest:
         tokens = torch.where(uniforms < 0, logits.argmax(-1), tokens)

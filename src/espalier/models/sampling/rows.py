@@ -95,7 +95,7 @@ class Queue:
         first = self.taken // self.copies
         rows = list(range(self.taken, min(self.total, self.taken + count)))
         seeds = self.seeds[first : rows[-1] // self.copies + 1]
-        uniforms = _uniforms(seeds, self.copies, self.steps)
+        uniforms = uniforms_of(seeds, self.copies, self.steps)
         if likeliest:
             uniforms[self.copies - 1 :: self.copies] = -1.0
         self.taken += len(rows)
@@ -103,7 +103,7 @@ class Queue:
         return Present.new(rows, uniforms[start : start + len(rows)].to(device))
 
 
-def _uniforms(seeds: Sequence[int], copies: int, steps: int) -> Tensor:
+def uniforms_of(seeds: Sequence[int], copies: int, steps: int) -> Tensor:
     """(P * C, steps) in [0, 1): the numbers of a row follow from its prompt's seed and its copy alone."""
     rows = []
     for seed in seeds:

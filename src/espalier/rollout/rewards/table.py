@@ -224,9 +224,14 @@ def _free(name: str, before: list[RewardSpec]) -> str:
 # --- what the rest of a run must know of a list -------------------------------------------------------
 
 
+def listed(entries: Any) -> list[Any]:
+    """The entries of an option that may be one entry, a list of them, or nothing."""
+    return entries if isinstance(entries, list) else [] if entries is None else [entries]
+
+
 def paths_of(entries: Any) -> Iterator[tuple[str, str]]:
     """(what it names, the value) of every setting that is a path, as far as the list can be read."""
-    for entry in entries if isinstance(entries, list) else []:
+    for entry in listed(entries):
         made = canonical_entry(entry)
         kind = KINDS.get(str(made.get("type")))
         for item in fields(kind.settings) if kind is not None else ():
@@ -238,7 +243,7 @@ def paths_of(entries: Any) -> Iterator[tuple[str, str]]:
 def with_paths(entries: Any, change: Callable[[str], str]) -> Any:
     """The list with every model's path changed."""
     changed = []
-    for entry in entries if isinstance(entries, list) else []:
+    for entry in listed(entries):
         made = canonical_entry(entry)
         if made.get("type") == MODEL and isinstance(made.get("path"), str):
             made["path"] = change(made["path"])
@@ -248,7 +253,7 @@ def with_paths(entries: Any, change: Callable[[str], str]) -> Any:
 
 def counted(entries: Any) -> Any:
     """The list without paths (whose content counts, see `paths_of`) and without what changes no number."""
-    specs, _ = read_specs(entries)
+    specs, _ = read_specs(listed(entries))
     rows = []
     for spec in specs:
         row: dict[str, Any] = {"type": spec.kind, "name": spec.name, "weight": spec.weight}

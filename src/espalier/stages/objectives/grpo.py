@@ -30,6 +30,7 @@ from espalier.maths.losses import POLICIES, RATIOS
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
+from espalier.models.offload import resident
 from espalier.rollout.experience import measure, trained_mask
 from espalier.rollout.feed import RolloutFeed
 from espalier.rollout.scored import component_sums
@@ -40,19 +41,21 @@ from espalier.stages.model_memory import (
     MemoryOptions,
     check_memory,
     load_reference,
+    park_frozen,
     share_blocks,
     share_weights,
 )
 from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
+from espalier.stages.rollout_options import RolloutOptions
 from espalier.stages.rollout_plan import rollout_plan
 from espalier.stages.rollouts import (
     Roller,
-    RolloutOptions,
     policy_terms,
     read_asks,
     rewards_of,
 )
+from espalier.stages.served import ServerOptions, check_served
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
 from espalier.trees import Batch, Tree
@@ -129,7 +132,7 @@ class GroupObjective:
             advantages = advantages - self._teacher_coef * x["teacher_kl"]
         log_weights = self._ratios(outputs.logprobs - x["old_logprobs"], mask)
         each = self._policy(outputs.logprobs, log_weights, advantages, self._low, self._high)
-        each = self._terms.clipped(each, advantages) + self._terms.added(outputs, x["ref_logprobs"])
+        each = self._terms.clipped(each, advantages, x) + self._terms.added(outputs, x["ref_logprobs"])
         total = masked_sum(each * self._weights(mask), mask)
         kl = kl_k3(outputs.logprobs, x["ref_logprobs"])
         weights = log_weights.detach()
@@ -141,7 +144,7 @@ class GroupObjective:
             "loss": (total.detach(), self.count(batch)),
             "reward": (x["scores"].sum(), answers),
             "kl": (masked_sum(kl.detach(), batch.mask), answers),
-            **self._terms.numbers(outputs, x["old_logprobs"], batch.mask),
+            **self._terms.numbers(outputs, x, batch.mask),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
             "answer_tokens": (batch.mask.sum(), answers),
             "groups_with_spread": (split.sum(), batch.n_trees),
@@ -209,7 +212,8 @@ def with_teacher(
         assert logprobs is not None
         return {"teacher_kl": logprobs.float()}
 
-    said = measure(trees, setup.rows(teacher), run)
+    with resident(teacher):
+        said = measure(trees, setup.rows(teacher), run)
     return [
         tree.with_extras(
             teacher_kl=(tree.extras["old_logprobs"] - tree.extras["teacher_kl"]) * trained_mask(tree)
@@ -232,6 +236,7 @@ def build(setup: Setup) -> Parts:
     check_apart(policy=policy, reference=frozen, teacher=teacher, **roller.reward_models)
     share_weights(setup, policy, reference=frozen, **roller.reward_models)
     share_blocks(setup, policy=policy, reference=frozen)
+    park_frozen(setup, policy, reference=frozen, teacher=teacher, **roller.reward_models)
     groups = Groups(roller, setup.option(GroupOptions), rolling.max_new_tokens)
     terms = policy_terms(setup, lambda: rolling.kl_coef)
     judged = Judged(setup, roller, yardstick)
@@ -241,6 +246,7 @@ def build(setup: Setup) -> Parts:
     def measured(live: Live, trees: list[Tree]) -> list[Tree]:
         want = Want(temperature=roller.temperature)
         trees = roller.measured(live, trees, want, lambda o: {"old_logprobs": o.logprobs})  # type: ignore[dict-item]
+        trees = roller.trusted(trees)
         return trees if teacher is None else with_teacher(setup, live, teacher, trees, roller.temperature)
 
     def compared(trees: list[Tree]) -> list[Tree]:
@@ -274,6 +280,7 @@ def build(setup: Setup) -> Parts:
 def _check(options: OptionSet) -> None:
     rolling, own = options[RolloutOptions], options[GRPOOptions]
     check_memory(options)
+    check_served(options)
     check_groups(options)
     if rolling.group_size == 1 and own.advantages != "reinforce_pp":
         raise UserError(
@@ -285,7 +292,7 @@ def _check(options: OptionSet) -> None:
 STAGE = Stage(
     "prompt",
     build,
-    (RolloutOptions, PolicyOptions, JudgedOptions, GRPOOptions, GroupOptions, MemoryOptions),
+    (RolloutOptions, PolicyOptions, JudgedOptions, GRPOOptions, GroupOptions, MemoryOptions, ServerOptions),
     samples=True,
     reference=lambda options: True,
     check=_check,

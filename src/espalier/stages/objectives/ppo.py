@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
@@ -28,8 +29,8 @@ from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.feed import RolloutFeed
-from espalier.rollout.scored import component_sums
-from espalier.stages.critic import CriticOptions, PolicyAndCritic
+from espalier.rollout.scored import RewardList, component_sums
+from espalier.stages.critic import CriticOptions, PolicyAndCritic, foresee
 from espalier.stages.guards import check_apart
 from espalier.stages.judged import Critic, Judged, JudgedOptions, find_yardstick
 from espalier.stages.model_memory import (
@@ -37,6 +38,7 @@ from espalier.stages.model_memory import (
     check_memory,
     load_critic,
     load_reference,
+    park_frozen,
     share_blocks,
     share_weights,
 )
@@ -44,14 +46,15 @@ from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.ptx import PtxOptions, load_documents
 from espalier.stages.reference_answers import check_references
+from espalier.stages.rollout_options import RolloutOptions
 from espalier.stages.rollout_plan import rollout_plan
 from espalier.stages.rollouts import (
     Roller,
-    RolloutOptions,
     policy_terms,
     read_asks,
     rewards_of,
 )
+from espalier.stages.served import ServerOptions, check_served
 from espalier.stages.setup import Setup
 from espalier.stages.shaping import (
     ClipWarning,
@@ -59,6 +62,7 @@ from espalier.stages.shaping import (
     ScoreNormalizer,
     ShapingOptions,
     experience,
+    find_normalizer,
     with_shaped,
 )
 from espalier.stages.stage import Stage
@@ -117,7 +121,9 @@ class ClippedObjective:
         x, mask, w = batch.extras, self._answers(batch), self._weights
         policy = clipped_policy(outputs.logprobs, x["old_logprobs"], x["advantages"], w.clip, w.clip)
         value = clipped_value(outputs.values, x["old_values"], x["returns"], w.clip_value)
-        policy = self._terms.clipped(policy, x["advantages"]) + self._terms.added(outputs, x["ref_logprobs"])
+        policy = self._terms.clipped(policy, x["advantages"], x) + self._terms.added(
+            outputs, x["ref_logprobs"]
+        )
         policy_sum, value_sum = masked_sum(policy, mask), masked_sum(value, mask)
         documents = batch.mask & (x["ptx"] > 0)[:, None]
         likelihood = nll(outputs.logprobs) * x["ptx"][:, None]
@@ -130,7 +136,7 @@ class ClippedObjective:
             "loss": (total.detach(), tokens),
             "policy_loss": (policy_sum.detach(), tokens),
             "value_loss": (value_sum.detach(), tokens),
-            **self._terms.numbers(outputs, x["old_logprobs"], whole),
+            **self._terms.numbers(outputs, x, whole),
             "clip_fraction": (masked_sum(clipped, mask), tokens),
             "kl": (masked_sum(x["kl"], whole), answers),
             "reward": ((x["scores"] * (x["ptx"] == 0)).sum(), answers),
@@ -197,12 +203,13 @@ class Rollouts:
         return trees
 
     def measured(self, live: Live, trees: list[Tree]) -> list[Tree]:
-        return self.roller.measured(
+        measured = self.roller.measured(
             live,
             trees,
             Want(values=True, temperature=self.roller.temperature),
             lambda o: {"old_logprobs": o.logprobs, "old_values": o.values},  # type: ignore[dict-item]
         )
+        return self.roller.trusted(measured)
 
     def compared(self, trees: list[Tree]) -> list[Tree]:
         """Scored and measured trees with their advantages; the KL's price is that of the next rollout afterwards."""
@@ -238,8 +245,9 @@ def build(setup: Setup) -> Parts:
     check_apart(policy=policy, critic=critic, reference=frozen, **roller.reward_models)
     share_weights(setup, policy, critic=critic, reference=frozen, **roller.reward_models)
     share_blocks(setup, policy=policy, critic=critic, reference=frozen)
+    park_frozen(setup, PolicyAndCritic(policy, critic), reference=frozen, **roller.reward_models)
     controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
-    normalizer = ScoreNormalizer(shaping.score_normalization)
+    normalizer = _normalizer(setup, roller, rewards, critic)
     terms = policy_terms(setup, lambda: controller.coefficient)
     warn = ClipWarning(shaping.reward_clip, setup.say)
     rollouts = Rollouts(roller, shaping, terms, controller, normalizer, warn)
@@ -279,6 +287,18 @@ def build(setup: Setup) -> Parts:
     )
 
 
+def _normalizer(setup: Setup, roller: Roller, rewards: RewardList, critic: TreeModel) -> ScoreNormalizer:
+    """How scores are normalised; a critic that starts as the reward model says the same from its first step on."""
+    rolling = setup.option(RolloutOptions)
+    weighed = {spec.name: (spec.weight, roller.module_of(spec.name)) for spec in rewards.specs}
+    relative = rolling.reward_baseline != "none"
+    found = find_normalizer(setup.option(ShapingOptions).score_normalization, weighed, relative=relative)
+    if found.shift is not None and rolling.critic_start is not None:
+        ((weight, _),) = weighed.values()
+        foresee(critic, weight, *found.shift)
+    return found
+
+
 def _critic_judged(rollouts: Rollouts) -> Critic:
     """The critic against the rewards that came, at the present price of KL."""
     options, present = replace(rollouts.options, lam=1.0), rollouts.normalizer.present
@@ -304,6 +324,11 @@ def _weights(setup: Setup) -> Weights:
     )
 
 
+def _check(options: OptionSet) -> None:
+    check_memory(options)
+    check_served(options)
+
+
 STAGE = Stage(
     "prompt",
     build,
@@ -316,8 +341,9 @@ STAGE = Stage(
         PPOOptions,
         PtxOptions,
         MemoryOptions,
+        ServerOptions,
     ),
     samples=True,
     reference=lambda options: True,
-    check=check_memory,
+    check=_check,
 )

@@ -7,7 +7,8 @@ many they are (Ouyang et al. 2022, eq. 1).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -18,12 +19,13 @@ from torch import Tensor
 from espalier.config.options import Options, option
 from espalier.data.encode.scored import ScoreAt
 from espalier.data.preflight.findings import HELD_OUT
+from espalier.engine.group import over_ranks
 from espalier.engine.track import Numbers
 from espalier.maths.losses import pairwise_log_exp, pairwise_log_sig, ranking_pairs
 from espalier.maths.rankings import held_values, parted, plackett_luce, squared_error
 from espalier.maths.reduce import masked_mean, segment_mean
 from espalier.models.forward import Outputs, Want
-from espalier.stages.parts import HeldOut, Parts, Units, validator
+from espalier.stages.parts import HeldOut, Live, Parts, Units, validator
 from espalier.stages.setup import Setup
 from espalier.stages.stage import Stage
 from espalier.trees import Batch, Tree
@@ -185,6 +187,25 @@ def with_preference(tree: Tree, scale: float = 0.0) -> Tree:
     return replace(tree, extras={"preference": preference, "margins": margins})
 
 
+def moments(live: Live, batches: Sequence[Batch]) -> tuple[float, float, int]:
+    """Mean and standard deviation of the rewards of all answers in batches, and how many answers, on all ranks alike.
+
+    Args:
+        batches: of this rank.
+    """
+    sums = [0.0, 0.0, 0.0]
+    for batch in batches:
+        scores = live.run(batch, Want(logprobs=False, scores=True)).scores
+        assert scores is not None
+        if batch.weight:
+            x = scores.double()
+            sums = [sums[0] + len(x), sums[1] + float(x.sum()), sums[2] + float((x**2).sum())]
+    n, total, squares = over_ranks(live.accelerator, sums)
+    if n < 2:
+        return 0.0, 0.0, int(n)
+    return total / n, math.sqrt(max(0.0, squares - total**2 / n) / (n - 1)), int(n)
+
+
 def build(setup: Setup) -> Parts:
     options = setup.option(RewardOptions)
     tokens = LOSSES[options.reward_loss].tokens
@@ -197,16 +218,28 @@ def build(setup: Setup) -> Parts:
     judged = setup.trees(held_out, HELD_OUT, answers_trained=tokens, score_at=options.score_at).mapped(said)
     model = setup.load_policy(scalar_head=True).without_lm_head()
     assert model.scalar_head is not None
-    model.scalar_head.score_at = options.score_at
+    model.scalar_head.score_at, model.scalar_head.moments = options.score_at, None
     objective = PairwiseReward(
         options.reward_loss, fresh=not setup.has_scalar_head, center=options.center_rewards_coefficient
     )
+    batches = setup.judged(model, judged)
+
+    def settle(live: Live) -> None:
+        mean, deviation, n = moments(live, batches)
+        if deviation > 0:
+            model.scalar_head.moments = mean, deviation  # type: ignore[union-attr]
+            setup.say(
+                f"{n} held-out answers, better and worse, score {mean:.3g} with a standard deviation of {deviation:.3g}; "
+                "PPO counts rewards from there (score_normalization)"
+            )
+
     return Parts(
         trained=model,
         main=model,
         objective=objective,
         feed=lambda live: setup.dataset_feed(model, train),
-        validate=validator(objective, setup.judged(model, judged)),
+        validate=validator(objective, batches),
+        settle=settle,
         held_out=HeldOut("accuracy", "higher"),
     )
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from espalier.commands.arguments import AllowPickle, DtypeName, RopeScaling, TrustRemoteCode
+from espalier.commands.certify import certify
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
@@ -121,6 +122,7 @@ app.command()(plan)
 app.command()(merge)
 app.add_typer(vocab, name="vocab")
 app.command()(quantize)
+app.command()(certify)
 app.command()(serve)
 
 

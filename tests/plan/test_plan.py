@@ -128,6 +128,25 @@ def test_a_pipeline_in_words_and_as_json(chain: Path) -> None:
     assert isinstance(missing.exception, UserError)
 
 
+def test_a_deepspeed_file_is_planned_as_it_is(chain: Path) -> None:
+    def planned(*keys: str) -> dict[str, Any]:
+        said = CliRunner().invoke(
+            app, ["plan", str(chain), *keys, "--gpu", "V100-16", "--gpus", "2", "--json"]
+        )
+        assert said.exit_code == 0, (said.output, said.exception)
+        found: dict[str, Any] = json.loads(said.stdout)["stages"]["sft"]
+        return found
+
+    shipped, named = planned("deepspeed=stage-3-offload"), planned("strategy=zero3", "offload=all")
+    plain = planned()
+    assert "weights" not in shipped["items"] and "weights" not in named["items"]
+    assert "weights" in plain["items"] and shipped["host_bytes"] == named["host_bytes"] > 0
+    wrong = CliRunner().invoke(
+        app, ["plan", str(chain), "strategy=single", "--gpu", "V100-16", "--gpus", "2"]
+    )
+    assert "strategy: single is one process, and this run has 2" in wrong.output
+
+
 @pytest.mark.slow
 def test_what_a_run_takes_on_this_processor(chain: Path, tmp_path: Path) -> None:
     """The peak of a process of its own, within 15 %."""

@@ -161,9 +161,11 @@ def _bits(precision: str, device: Device) -> int:
 
 def _offload(own: Mapping[str, Any]) -> str:
     """What a DeepSpeed file keeps in the machine's memory, in the words of `offload`."""
-    zero = own.get("zero_optimization") or {}
+    section = own.get("zero_optimization") or {}
     there = [
-        key for key in ("offload_param", "offload_optimizer") if (zero.get(key) or {}).get("device") == "cpu"
+        key
+        for key in ("offload_param", "offload_optimizer")
+        if (section.get(key) or {}).get("device") == "cpu"
     ]
     return "all" if "offload_param" in there else "optimizer" if there else "none"
 

@@ -32,6 +32,7 @@ from espalier.commands.quantize import quantize
 from espalier.commands.scores import scores
 from espalier.commands.serve import serve
 from espalier.commands.vocab import vocab
+from espalier.commands.web import web
 from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
 from espalier.engine.signals import Ended, raising
@@ -123,6 +124,7 @@ app.add_typer(vocab, name="vocab")
 app.command()(quantize)
 app.command()(serve)
 app.command()(chat)
+app.command()(web)
 
 
 @app.command()

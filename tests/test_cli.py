@@ -225,3 +225,17 @@ def test_the_processes_that_are_started_are_as_talkative_as_their_parent(
     file = written(tmp_path, lines(GOOD), strategy="ddp", num_processes=2)
     assert call("-v", "sft", file) == 0 and call("sft", file, "seed=7") == 0
     assert started == [["-v", "run", file, "stage=sft"], ["run", file, "stage=sft", "seed=7"]]
+
+
+def test_options_with_dashes_are_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = lines(GOOD)
+    bad[6] = '{"question": "a"}'
+    file = written(tmp_path, bad)
+    assert call("sft", file, "--learning-rate", "3e-3", "--skip-bad") == 0
+    kept = (tmp_path / "run" / "sft" / "config.yaml").read_text("utf-8")
+    assert "learning_rate: 0.003" in kept and "skip_bad: true" in kept
+    capsys.readouterr()
+    assert call("sft", file, "--learning-rat", "3e-3") == 2
+    assert "Did you mean `learning_rate`?" in said(capsys)
+    assert call("run", file, "--only", "sft") == 2
+    assert "one stage, not a pipeline" in said(capsys)

@@ -23,15 +23,19 @@ from espalier.commands.arguments import AllowPickle, DtypeName, RopeScaling, Tru
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
+from espalier.commands.init.command import init
 from espalier.commands.inspect.command import inspect
 from espalier.commands.judge import judge
 from espalier.commands.merge import merge
 from espalier.commands.plan.command import plan
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
+from espalier.commands.rlhf import command as rlhf_command
 from espalier.commands.scores import scores
 from espalier.commands.serve import serve
 from espalier.commands.vocab import vocab
+from espalier.config.chosen import Chosen
+from espalier.config.words import file_and_overrides
 from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
 from espalier.engine.signals import Ended, raising
@@ -54,6 +58,8 @@ Overrides = Annotated[
 _WrongCall: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if "show" in vars(kind))
 """Any mistake in the arguments: what can show itself. Newer versions of typer bring click inside, so that it cannot be
 imported as click's own."""
+_KEYS_WITH_DASHES = {"ignore_unknown_options": True}
+"""`--learning_rate 3` is `learning_rate=3` (`file_and_overrides`); an option that is none is found as an unknown key."""
 _errors = Screen(stderr=True)
 _state = {"verbose": False}
 
@@ -65,18 +71,28 @@ def _options(
     _state["verbose"] = verbose
 
 
-@app.command()
-def run(file: File, overrides: Overrides = None) -> None:
+@app.command(context_settings=_KEYS_WITH_DASHES)
+def run(
+    file: File,
+    overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Of a pipeline: this step alone; may be repeated.")
+    ] = None,
+    first: Annotated[str | None, typer.Option("--from", help="Of a pipeline: begin with this step.")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="Of a pipeline: end with this step.")] = None,
+) -> None:
     """Run a file: one stage (`stage:`) or a pipeline (`stages:`). Again = continue where it stopped."""
-    raise typer.Exit(_on_all(file, overrides or []))
+    raise typer.Exit(_on_all([file, *(overrides or [])], Chosen(tuple(only or ()), first, last)))
 
 
-def _on_all(file: str, overrides: list[str]) -> int:
+def _on_all(words: list[str], chosen: Chosen, stage: str | None = None) -> int:
     """A run; the exit code. A first signal is a stop wherever it comes, for between the steps nothing can be lost."""
     try:
+        file, overrides = file_and_overrides(words)
+        overrides = [*([f"stage={stage}"] if stage else []), *overrides]
         from espalier.runs.pipeline import run_on_all
 
-        return run_on_all(file, overrides, ["-v"] if _state["verbose"] else [])
+        return run_on_all(file, overrides, ["-v"] if _state["verbose"] else [], chosen)
     except Ended as end:
         if end.again:
             raise
@@ -97,9 +113,9 @@ class _StageCommand(TyperCommand):
 
 def _stage_command(stage: str, text: str) -> None:
     def command(file: File, overrides: Overrides = None) -> None:
-        raise typer.Exit(_on_all(file, [f"stage={stage}", *(overrides or [])]))
+        raise typer.Exit(_on_all([file, *(overrides or [])], Chosen(), stage))
 
-    app.command(stage, help=text, cls=_StageCommand)(command)
+    app.command(stage, help=text, cls=_StageCommand, context_settings=_KEYS_WITH_DASHES)(command)
 
 
 for _name, _text in descriptions().items():
@@ -110,6 +126,8 @@ _stage_command(
 )
 
 
+app.command()(init)
+app.command("rlhf")(rlhf_command(lambda file: _on_all([file], Chosen())))
 app.command()(evaluate)
 app.command()(scores)
 app.command()(judge)

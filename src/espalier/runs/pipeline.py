@@ -29,13 +29,19 @@ EXAM = "evaluate"
 ALL_CLASSES: dict[str, tuple[type, ...]] = {**CLASSES, sample.SAMPLE: sample.CLASSES, EXAM: examine.CLASSES}
 
 
-def run(path: str | Path, overrides: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
+def run(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    chosen: config.Chosen = config.Chosen(),
+    **changes: Any,
+) -> dict[str, Any]:
     """Run a YAML file: one stage, or a pipeline. Returns the (last) summary.
 
     Args:
         path: of the file.
         overrides: ``key=value`` as on the command line.
-        changes: the same as Python values; they win.
+        chosen: some steps of a pipeline.
+        changes: as overrides, but Python values; they win.
 
     Raises:
         UserError: anything wrong with the user's input.
@@ -43,15 +49,18 @@ def run(path: str | Path, overrides: Sequence[str] = (), **changes: Any) -> dict
     raw = config.load_yaml(path, overrides)
     for key, value in changes.items():
         raw[key] = value
-    return run_options(raw)
+    return run_options(raw, chosen)
 
 
-def run_options(raw: config.RawConfig) -> dict[str, Any]:
+def run_options(raw: config.RawConfig, chosen: config.Chosen = config.Chosen()) -> dict[str, Any]:
     """The same from options that are read already."""
-    stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    every = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    stages = chosen.of(every)
+    folder = Path(str(config.canonical(every[0])[0].get("output_dir", "runs/run")))
+    if chosen:
+        config.check_made(stages, folder)
     for stage in stages:  # every mistake of every stage, before the first file is touched
         _check(stage)
-    folder = Path(str(config.canonical(stages[0])[0].get("output_dir", "runs/run")))
     summary: dict[str, Any] = {}
     with _alone(folder):
         if _is_main() and "stages" in raw:
@@ -90,9 +99,9 @@ def _run_one(raw: config.RawConfig) -> dict[str, Any]:
     return run_stage(raw)
 
 
-def wanted_processes(raw: config.RawConfig) -> int:
+def wanted_processes(raw: config.RawConfig, chosen: config.Chosen = config.Chosen()) -> int:
     """How many processes the options of a file ask for; errors in it are found here first."""
-    stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    stages = chosen.of(config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw])
     wanted = 1
     for stage in stages:
         kind = config.stage_of(stage, ALL_CLASSES)
@@ -103,35 +112,32 @@ def wanted_processes(raw: config.RawConfig) -> int:
     return wanted
 
 
-def run_on_all(path: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> int:
+def run_on_all(
+    path: str,
+    overrides: Sequence[str],
+    flags: Sequence[str] = (),
+    chosen: config.Chosen = config.Chosen(),
+) -> int:
     """`run` in as many processes as the file asks for; returns the exit code.
 
     Args:
         path: of the file.
         overrides: ``key=value`` as on the command line.
         flags: of the command itself, such as ``-v``, for the processes that are started.
+        chosen: some steps of a pipeline.
     """
-    processes = wanted_processes(config.load_yaml(path, overrides))
+    processes = wanted_processes(config.load_yaml(path, overrides), chosen)
     if processes > 1:
-        return relaunch([*flags, "run", path, *overrides], processes)
-    run(path, overrides)
+        return relaunch([*flags, "run", path, *overrides, *chosen.words()], processes)
+    run(path, overrides, chosen)
     return 0
 
 
 def _resolved(stage: config.RawConfig, folder: Path) -> config.RawConfig:
     """``run:NAME`` as the path of the model, ``run:NAME/critic`` as that of another folder beside it."""
-    return config.RawConfig({k: _replaced(v, folder) for k, v in stage.items()}, stage.places, stage.written)
-
-
-def _replaced(value: Any, folder: Path) -> Any:
-    if isinstance(value, str) and value.startswith("run:"):
-        name, _, rest = value.removeprefix("run:").partition("/")
-        return str(folder / name / (rest or "model"))
-    if isinstance(value, Mapping):
-        return {k: _replaced(v, folder) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_replaced(v, folder) for v in value]
-    return value
+    return config.RawConfig(
+        {k: config.located(v, folder) for k, v in stage.items()}, stage.places, stage.written
+    )
 
 
 def _as_yaml(raw: Mapping[str, Any]) -> str:

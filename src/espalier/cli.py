@@ -19,7 +19,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from espalier.commands.arguments import AllowPickle, DtypeName, RopeScaling, TrustRemoteCode
+from espalier.commands.arguments import AllowPickle, DtypeName, RopeScaling, TrustRemoteCode, check_models
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
@@ -40,7 +40,8 @@ from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
 from espalier.engine.signals import Ended, raising
 from espalier.errors import Stopped, UserError
-from espalier.noise import show_only_ours
+from espalier.noise import announce_slow_imports, show_only_ours
+from espalier.runs.first_look import first_look
 from espalier.screen import Screen, safe
 from espalier.stages.objectives import descriptions
 
@@ -90,6 +91,8 @@ def _on_all(words: list[str], chosen: Chosen, stage: str | None = None) -> int:
     try:
         file, overrides = file_and_overrides(words)
         overrides = [*([f"stage={stage}"] if stage else []), *overrides]
+        if "WORLD_SIZE" not in os.environ:  # a rank's parent has looked, or each would say the same
+            first_look(file, overrides, chosen)
         from espalier.runs.pipeline import run_on_all
 
         return run_on_all(file, overrides, ["-v"] if _state["verbose"] else [], chosen)
@@ -167,6 +170,7 @@ def chat(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to a model in the terminal."""
+    check_models(model)
     from espalier.models.open import open_model
     from espalier.serve.terminal import chat as talk
 
@@ -214,6 +218,7 @@ def bench(
 def main() -> NoReturn:
     """The entry point of the command `espalier`."""
     show_only_ours()
+    announce_slow_imports()
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 

@@ -26,7 +26,7 @@ from espalier.engine import strategy
 from espalier.engine.optim import OptimizerSettings, learning_rates, optimizer_of
 from espalier.engine.step import Rate, Schedule
 from espalier.runs.catalogue import SHARDED, STAGES
-from espalier.runs.checks import json_object
+from espalier.runs.named import json_object
 from espalier.stages.adapting import rank_allocations
 from espalier.stages.parts import Live, Pace, Parts
 

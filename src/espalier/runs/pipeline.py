@@ -22,6 +22,7 @@ from espalier.report.page import write_report
 from espalier.runs import examine, sample
 from espalier.runs.catalogue import CLASSES
 from espalier.runs.checks import check_startable
+from espalier.runs.opening import closing_lines
 from espalier.runs.train import run_stage
 from espalier.screen import Screen
 
@@ -54,9 +55,7 @@ def run(
 
 def run_options(raw: config.RawConfig, chosen: config.Chosen = config.Chosen()) -> dict[str, Any]:
     """The same from options that are read already."""
-    every = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
-    stages = chosen.of(every)
-    folder = Path(str(config.canonical(every[0])[0].get("output_dir", "runs/run")))
+    stages, folder = _planned(raw, chosen)
     if chosen:
         config.check_made(stages, folder)
     for stage in stages:  # every mistake of every stage, before the first file is touched
@@ -70,6 +69,12 @@ def run_options(raw: config.RawConfig, chosen: config.Chosen = config.Chosen()) 
             if config.stage_of(stage, ALL_CLASSES) != sample.SAMPLE:  # which has no curves to show
                 _report(folder)
     return summary
+
+
+def _planned(raw: config.RawConfig, chosen: config.Chosen) -> tuple[list[config.RawConfig], Path]:
+    """The stages that run, and the run's folder."""
+    every = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    return chosen.of(every), Path(str(config.canonical(every[0])[0].get("output_dir", "runs/run")))
 
 
 def _check(stage: config.RawConfig) -> None:
@@ -101,9 +106,8 @@ def _run_one(raw: config.RawConfig) -> dict[str, Any]:
 
 def wanted_processes(raw: config.RawConfig, chosen: config.Chosen = config.Chosen()) -> int:
     """How many processes the options of a file ask for; errors in it are found here first."""
-    stages = chosen.of(config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw])
     wanted = 1
-    for stage in stages:
+    for stage in _planned(raw, chosen)[0]:
         kind = config.stage_of(stage, ALL_CLASSES)
         options = config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
         if EngineOptions in options:
@@ -126,10 +130,16 @@ def run_on_all(
         flags: of the command itself, such as ``-v``, for the processes that are started.
         chosen: some steps of a pipeline.
     """
-    processes = wanted_processes(config.load_yaml(path, overrides), chosen)
+    raw = config.load_yaml(path, overrides)
+    processes = wanted_processes(raw, chosen)
     if processes > 1:
         return relaunch([*flags, "run", path, *overrides, *chosen.words()], processes)
     run(path, overrides, chosen)
+    if _is_main():
+        stages, folder = _planned(raw, chosen)
+        kinds = [{**stage, "stage": config.stage_of(stage, ALL_CLASSES)} for stage in stages]
+        for line in closing_lines([stage for stage in kinds if stage["stage"] in CLASSES], folder):
+            Screen(stderr=True).say(line)
     return 0
 
 

@@ -1,6 +1,9 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Both make .venv first.
 
-PYTHON ?= python3.11
+# The first of these that is 3.11 or newer and can make virtual environments; PYTHON=... takes another one.
+FITS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	"$$name" -c "$(FITS)" 2>/dev/null && echo "$$name" && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -20,7 +23,8 @@ COMPILED := $(VENV)/.compiled
 # Modules are compiled when they are first imported: most of what is installed never is.
 INSTALL := $(BIN)/pip install --quiet --no-compile
 $(TORCH): constraints.txt
-	command -v $(PYTHON) >/dev/null || { echo "Espalier needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
+	@"$(PYTHON)" -c "$(FITS)" 2>/dev/null || { echo "Espalier needs Python 3.11 or newer with venv and ensurepip (Debian, Ubuntu:" \
+		"apt install python3-venv); found: $$(python3 --version 2>&1 || true). Name one: make demo PYTHON=/path/to/python" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"

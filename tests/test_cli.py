@@ -225,3 +225,61 @@ def test_the_processes_that_are_started_are_as_talkative_as_their_parent(
     file = written(tmp_path, lines(GOOD), strategy="ddp", num_processes=2)
     assert call("-v", "sft", file) == 0 and call("sft", file, "seed=7") == 0
     assert started == [["-v", "run", file, "stage=sft"], ["run", file, "stage=sft", "seed=7"]]
+
+
+def test_options_with_dashes_are_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = lines(GOOD)
+    bad[6] = '{"question": "a"}'
+    file = written(tmp_path, bad)
+    assert call("sft", file, "--learning-rate", "3e-3", "--skip-bad") == 0
+    kept = (tmp_path / "run" / "sft" / "config.yaml").read_text("utf-8")
+    assert "learning_rate: 0.003" in kept and "skip_bad: true" in kept
+    capsys.readouterr()
+    assert call("sft", file, "--learning-rat", "3e-3") == 2
+    assert "Did you mean `learning_rate`?" in said(capsys)
+    assert call("run", file, "--only", "sft") == 2
+    assert "one stage, not a pipeline" in said(capsys)
+
+
+def test_what_runs_is_said_before_and_what_can_be_done_next_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("sft", written(tmp_path, lines(GOOD))) == 0
+    shown = capsys.readouterr().err.splitlines()
+    words = "\n".join(shown)
+    first = next(number for number, line in enumerate(shown) if line.startswith("sft 1/1 loss"))
+    assert " parameters, all trained" in "\n".join(shown[:first])
+    assert "sft: 1 step of 8 records" in shown[:first] and any(
+        ", fp32" in s or ", bf16" in s for s in shown[:first]
+    )
+    assert not [line for line in shown if line.strip() in ("sft 0/1", "sft 1/1")], "nothing is held out"
+    model = tmp_path / "run" / "sft" / "model"
+    assert f"talk to it: espalier chat {model}" in words and f"examine it: espalier evaluate {model}" in words
+
+
+def test_what_inspect_shows_of_a_config_runs_and_is_the_same_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(lines(GOOD)) + "\n", "utf-8")
+    small = {**BASE, "dataset": str(data), "val_size": 2}
+    again = {
+        "stage": "sft",
+        "model_name_or_path": "run:one",
+        "dataset": str(data),
+        "max_steps": 1,
+        "cutoff_len": 64,
+    }
+    adapter = {"finetuning_type": "lora", "lora_target": ["q_proj", "v_proj"], "name": "two"}
+    shared = {"output_dir": str(tmp_path / "run"), "samples": 0}
+    file, shown = tmp_path / "both.yaml", tmp_path / "shown.yaml"
+    file.write_text(
+        json.dumps({**shared, "stages": [{**small, "name": "one"}, {**again, **adapter}]}), "utf-8"
+    )
+    assert call("run", str(file)) == 0
+    capsys.readouterr()
+    assert call("inspect", str(file)) == 0
+    shown.write_text(capsys.readouterr().out, "utf-8")
+    assert call("run", str(shown)) == 0
+    told = said(capsys)
+    assert "one: done already" in told and "two: done already" in told

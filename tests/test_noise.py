@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from espalier import noise
+
 SCRIPT = '''
 import importlib.abc, logging, sys, warnings
 
@@ -88,3 +90,18 @@ def test_what_a_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logger, "level", logging.DEBUG)
     quiet_loggers()
     assert logger.level == logging.DEBUG
+
+
+def test_a_slow_import_is_announced_once_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    finders = len(sys.meta_path)
+    noise.announce_slow_imports()
+    assert len(sys.meta_path) == finders, "a log is told nothing"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    noise.announce_slow_imports()
+    assert sys.meta_path[0].find_spec("json", None) is None and capsys.readouterr().err == ""
+    assert sys.meta_path[0].find_spec("torch", None) is None
+    assert "loading torch" in capsys.readouterr().err and len(sys.meta_path) == finders

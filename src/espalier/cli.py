@@ -24,21 +24,26 @@ from espalier.commands.chat import chat
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
+from espalier.commands.init.command import init
 from espalier.commands.inspect.command import inspect
 from espalier.commands.judge import judge
 from espalier.commands.merge import merge
 from espalier.commands.plan.command import plan
 from espalier.commands.prepare import prepare
 from espalier.commands.quantize import quantize
+from espalier.commands.rlhf import command as rlhf_command
 from espalier.commands.scores import scores
 from espalier.commands.serve import serve
 from espalier.commands.vocab import vocab
 from espalier.commands.web import web
+from espalier.config.chosen import Chosen
+from espalier.config.words import file_and_overrides
 from espalier.disk.writing import disk_error, is_refusal
 from espalier.engine.parent import Parent, connected, has_the_word
 from espalier.engine.signals import Ended, raising
 from espalier.errors import Stopped, UserError
-from espalier.noise import show_only_ours
+from espalier.noise import announce_slow_imports, show_only_ours
+from espalier.runs.first_look import first_look
 from espalier.screen import Screen, safe
 from espalier.stages.objectives import descriptions
 
@@ -56,6 +61,8 @@ Overrides = Annotated[
 _WrongCall: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if "show" in vars(kind))
 """Any mistake in the arguments: what can show itself. Newer versions of typer bring click inside, so that it cannot be
 imported as click's own."""
+_KEYS_WITH_DASHES = {"ignore_unknown_options": True}
+"""`--learning_rate 3` is `learning_rate=3` (`file_and_overrides`); an option that is none is found as an unknown key."""
 _errors = Screen(stderr=True)
 _state = {"verbose": False}
 
@@ -67,18 +74,30 @@ def _options(
     _state["verbose"] = verbose
 
 
-@app.command()
-def run(file: File, overrides: Overrides = None) -> None:
+@app.command(context_settings=_KEYS_WITH_DASHES)
+def run(
+    file: File,
+    overrides: Overrides = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Of a pipeline: this step alone; may be repeated.")
+    ] = None,
+    first: Annotated[str | None, typer.Option("--from", help="Of a pipeline: begin with this step.")] = None,
+    last: Annotated[str | None, typer.Option("--until", help="Of a pipeline: end with this step.")] = None,
+) -> None:
     """Run a file: one stage (`stage:`) or a pipeline (`stages:`). Again = continue where it stopped."""
-    raise typer.Exit(_on_all(file, overrides or []))
+    raise typer.Exit(_on_all([file, *(overrides or [])], Chosen(tuple(only or ()), first, last)))
 
 
-def _on_all(file: str, overrides: list[str]) -> int:
+def _on_all(words: list[str], chosen: Chosen, stage: str | None = None) -> int:
     """A run; the exit code. A first signal is a stop wherever it comes, for between the steps nothing can be lost."""
     try:
+        file, overrides = file_and_overrides(words)
+        overrides = [*([f"stage={stage}"] if stage else []), *overrides]
+        if "WORLD_SIZE" not in os.environ:  # a rank's parent has looked, or each would say the same
+            first_look(file, overrides, chosen)
         from espalier.runs.pipeline import run_on_all
 
-        return run_on_all(file, overrides, ["-v"] if _state["verbose"] else [])
+        return run_on_all(file, overrides, ["-v"] if _state["verbose"] else [], chosen)
     except Ended as end:
         if end.again:
             raise
@@ -99,9 +118,9 @@ class _StageCommand(TyperCommand):
 
 def _stage_command(stage: str, text: str) -> None:
     def command(file: File, overrides: Overrides = None) -> None:
-        raise typer.Exit(_on_all(file, [f"stage={stage}", *(overrides or [])]))
+        raise typer.Exit(_on_all([file, *(overrides or [])], Chosen(), stage))
 
-    app.command(stage, help=text, cls=_StageCommand)(command)
+    app.command(stage, help=text, cls=_StageCommand, context_settings=_KEYS_WITH_DASHES)(command)
 
 
 for _name, _text in descriptions().items():
@@ -112,6 +131,8 @@ _stage_command(
 )
 
 
+app.command()(init)
+app.command("rlhf")(rlhf_command(lambda file: _on_all([file], Chosen())))
 app.command()(evaluate)
 app.command()(scores)
 app.command()(judge)
@@ -175,6 +196,7 @@ def bench(
 def main() -> NoReturn:
     """The entry point of the command `espalier`."""
     show_only_ours()
+    announce_slow_imports()
     sys.exit(guarded(lambda: app(standalone_mode=False)))
 
 

@@ -7,10 +7,14 @@ are dropped, and logging without a handler shows errors alone. ``PYTHONWARNINGS=
 
 from __future__ import annotations
 
+import importlib.abc
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, TextIO
 
 from espalier.errors import Notice
@@ -53,6 +57,24 @@ def show_only_ours() -> None:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", category=Notice)
     warnings.showwarning = _shown
+
+
+class _Announcer(importlib.abc.MetaPathFinder):
+    """Stands before the finders of modules, sees the first import that is slow, says so, and steps aside."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname == "torch":
+            sys.meta_path.remove(self)
+            Screen(stderr=True).say("loading torch and transformers …", "dim")
+        return None
+
+
+def announce_slow_imports() -> None:
+    """On a terminal, one line before the seconds that torch takes; nothing where it is not needed."""
+    if sys.stderr.isatty() and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        sys.meta_path.insert(0, _Announcer())
 
 
 def _shown(

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from espalier.models.hub_reach import check_reachable
+from espalier.models.run_folder import check_there, find_model
+
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read .bin and .pth files, through torch's safe loader.")
 ]
@@ -23,3 +26,11 @@ DtypeName = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def check_models(*names: str) -> None:
+    """Raises UserError where a model is neither here nor on a hub that answers; before torch is imported."""
+    for name in names:
+        folder = find_model(name, say=lambda line: None)
+        check_there(folder)
+        check_reachable(folder)

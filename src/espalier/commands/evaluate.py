@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from espalier.commands.arguments import AllowPickle, AsJson, DtypeName, RopeScaling, TrustRemoteCode
+from espalier.commands.arguments import (
+    AllowPickle,
+    AsJson,
+    DtypeName,
+    RopeScaling,
+    TrustRemoteCode,
+    check_models,
+)
 from espalier.errors import UserError
 from espalier.screen import json_text, safe
 
@@ -59,6 +66,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Examine models: CLUE, C-Eval, CMMLU, MMLU, written answers, and tasks of your own."""
+    check_models(*models)
     from espalier.exam.evaluate import Asking
     from espalier.exam.several import evaluate_several
     from espalier.exam.task import Drawing

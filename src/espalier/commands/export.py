@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from espalier.commands.arguments import AllowPickle
+from espalier.commands.arguments import AllowPickle, check_models
 from espalier.errors import UserError
 from espalier.screen import safe
 
@@ -19,6 +19,7 @@ def export(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """A model of the Llama family as one GGUF file, for llama.cpp and what is built on it."""
+    check_models(model)
     from espalier.disk.temporary import remove_left
     from espalier.disk.writing import write_whole, writing_to
     from espalier.models.gguf.file import TYPES, check_installed, write_gguf

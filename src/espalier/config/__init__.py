@@ -6,6 +6,7 @@ The way back: `dump_yaml` (the run as it ran), `options_hash` (is a stage unchan
 """
 
 from espalier.config.build import build, canonical, stage_of
+from espalier.config.chosen import Chosen, check_made, located
 from espalier.config.file import RawConfig, load_yaml
 from espalier.config.names import IGNORED, SYNONYMS
 from espalier.config.option_set import OptionSet
@@ -15,14 +16,17 @@ from espalier.config.write import OptionRow, describe, dump_yaml, options_hash
 __all__ = [
     "IGNORED",
     "SYNONYMS",
+    "Chosen",
     "OptionRow",
     "OptionSet",
     "RawConfig",
     "build",
     "canonical",
+    "check_made",
     "describe",
     "dump_yaml",
     "load_yaml",
+    "located",
     "options_hash",
     "split_pipeline",
     "stage_of",

@@ -93,7 +93,7 @@ def _wrong_references(split: list[RawConfig]) -> list[str]:
     errors = []
     for number, stage in enumerate(split):
         for key, value in stage.items():
-            for target in _references(value):
+            for target in (found.partition("/")[0] for found in references(value)):
                 if target in names[:number]:
                     continue
                 near = difflib.get_close_matches(target, names[:number], n=1)
@@ -109,13 +109,13 @@ def _wrong_references(split: list[RawConfig]) -> list[str]:
     return errors
 
 
-def _references(value: Any) -> Iterator[str]:
-    """The NAMEs of every ``run:NAME`` or ``run:NAME/file`` in a value."""
+def references(value: Any) -> Iterator[str]:
+    """What stands behind ``run:`` in a value, in lists and mappings too: NAME or NAME/file."""
     if isinstance(value, str) and value.startswith("run:"):
-        yield value.removeprefix("run:").split("/")[0]
+        yield value.removeprefix("run:")
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _references(item)
+            yield from references(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _references(item)
+            yield from references(item)

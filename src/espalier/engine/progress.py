@@ -14,6 +14,9 @@ from espalier.screen import Screen
 _QUIET = ("step", "epoch", "tokens", "memory_bytes")
 """Columns of a row that a log line leaves out; metrics.jsonl has them."""
 
+_WIDE = 90
+"""Columns from which on a bar leaves room for the numbers."""
+
 _ERROR = "_stderr"
 """What the name of a number's standard error ends with; it is shown behind the number."""
 
@@ -33,9 +36,10 @@ class ProgressLine:
         self._live: Progress | None = None
         self._task: TaskID | None = None
         if self._console.is_terminal:
+            bar = [BarColumn(bar_width=20)] if self._console.width >= _WIDE else []
             columns = (
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
+                *bar,
                 TextColumn("{task.fields[text]}", markup=False),
             )
             self._live = Progress(SpinnerColumn(), *columns, console=self._console, refresh_per_second=4)

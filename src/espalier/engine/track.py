@@ -135,7 +135,8 @@ class Tracker:
             return
         step, written = int(row["step"]), self._write(row)
         if "tokens_per_second" not in row:
-            self._line.say(step, in_words(written))
+            if words := in_words(written):  # nothing is held out: nothing to say
+                self._line.say(step, words)
         elif self._line.is_live:
             self._text = in_words(
                 {name: written.get(name) for name in ("loss", "tokens_per_second") if name in row}

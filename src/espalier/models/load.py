@@ -27,6 +27,7 @@ from espalier.disk.reading import read_json
 from espalier.errors import UserError
 from espalier.models.adapters.virtual import virtual_tokens
 from espalier.models.encoder_decoder import takes_rows
+from espalier.models.hub_reach import check_reachable
 from espalier.models.legacy import checkpoint
 from espalier.models.legacy.families import register
 from espalier.models.legacy.reward import conversion_of_wrapped, is_wrapped
@@ -40,6 +41,7 @@ from espalier.models.quantise.methods import Quantisation, check_readable, entry
 from espalier.models.quantise.turn import check_quantised, never_packed, quantised
 from espalier.models.quiet import first_line, quiet
 from espalier.models.remote_code import came_with_code, forget_code, wants_code
+from espalier.models.run_folder import check_there
 from espalier.models.tokenizers.load_tokenizer import end_tokens as end_tokens
 from espalier.models.tokenizers.load_tokenizer import fit_vocabulary as fit_vocabulary
 from espalier.models.tokenizers.load_tokenizer import for_model as for_model
@@ -221,10 +223,10 @@ def check_folder(name: str, *, allow_pickle: bool = False) -> None:
     Raises:
         UserError: it is not; what was found, what was wanted, what to do.
     """
+    check_there(name)
     folder = Path(name)
     if not folder.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise UserError(f"{name}: there is no such folder. Check the path.")
+        check_reachable(name)
         return
     if folder.is_file() and checkpoint.config_of(folder) is None:
         raise UserError(f"{name}: is a file. Wanted the folder that holds config.json and *.safetensors.")

@@ -17,6 +17,7 @@ from espalier.models.adapters import adapter as adapters
 from espalier.models.dtypes import dtype_to_use
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
+from espalier.models.hub_reach import check_reachable
 from espalier.models.load import Scaling, has_tokenizer, load_tokenizer
 from espalier.models.load_adapted import base_of, load_with_adapter, plain_base
 from espalier.models.probe import probe
@@ -85,6 +86,7 @@ def open_model(
         UserError: the folder cannot be read as a model, or its tokenizer's files are broken.
     """
     name = find_model(name)
+    check_reachable(name)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     wanted = dtype_to_use(dtype, plain_base(name), place)
     in_few_bits = quantisation is not None or entry_of(name) is not None

@@ -52,6 +52,12 @@ def find_model(name: str, say: Callable[[str], None] = show_choice) -> str:
     return str(stage / _MODEL)
 
 
+def check_there(name: str, lead: str = "") -> None:
+    """Raises UserError where a model's or tokenizer's name can only be a path, and nothing is there."""
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"{lead}{name}: there is no such folder. Check the path.")
+
+
 def _is_all_weights(file: Path) -> bool:
     """Whether this is the file with all weights of a model whose config.json lies beside it."""
     if file.suffix not in _WEIGHTS or not file.is_file() or not (file.parent / "config.json").is_file():

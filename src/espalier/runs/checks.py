@@ -12,17 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import (
-    DataOptions,
-    EngineOptions,
-    ModelOptions,
-    RunOptions,
-    TrackOptions,
-    TrainOptions,
-)
-from espalier.data.read.sources import files_of
-from espalier.data.read.specs import parse_specs
-from espalier.disk.reading import read_object
+from espalier.config.options import EngineOptions, ModelOptions, RunOptions, TrackOptions, TrainOptions
 from espalier.engine.strategy import ZERO, needs_deepspeed
 from espalier.engine.trackers import check_installed
 from espalier.errors import UserError
@@ -31,6 +21,7 @@ from espalier.models.hub_revision import MAIN, at_revision, on_the_hub
 from espalier.models.run_folder import find_model
 from espalier.rollout.rewards.table import paths_of, with_paths
 from espalier.runs.catalogue import check_possible
+from espalier.runs.named import check_named
 from espalier.runs.strategies import with_strategy
 
 
@@ -108,20 +99,7 @@ def with_hub_ids(options: OptionSet) -> OptionSet:
 
 
 def _check(kind: str, key: str, value: Any, options: OptionSet) -> None:
-    if kind == "data":
-        for spec in parse_specs(value, options[DataOptions].dataset_dir):
-            files_of(spec)
-    elif not isinstance(value, str):
-        return
-    elif kind == "model":
-        value = find_model(value, say=lambda line: None)
-        load.check_folder(value, allow_pickle=options[ModelOptions].allow_pickle)
-    elif kind == "tokenizer":
-        if not Path(value).exists() and (value.startswith((".", "/", "~")) or value.count("/") > 1):
-            raise UserError(f"{key}: {value}: there is no such folder. Check the path.")
-    elif kind == "function":
-        path = Path(value.rpartition(":")[0])
-        if path.suffix == ".py" and not path.is_file():
-            raise UserError(f"{key}: there is no file {path}.")
-    else:
-        read_object(Path(value), key)
+    check_named(kind, key, value, options)
+    if kind == "model" and isinstance(value, str):
+        folder = find_model(value, say=lambda line: None)
+        load.check_folder(folder, allow_pickle=options[ModelOptions].allow_pickle)

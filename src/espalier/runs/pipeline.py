@@ -22,6 +22,7 @@ from espalier.report.page import write_report
 from espalier.runs import examine, sample
 from espalier.runs.catalogue import CLASSES
 from espalier.runs.checks import check_startable
+from espalier.runs.opening import closing_lines
 from espalier.runs.train import run_stage
 from espalier.screen import Screen
 
@@ -29,13 +30,19 @@ EXAM = "evaluate"
 ALL_CLASSES: dict[str, tuple[type, ...]] = {**CLASSES, sample.SAMPLE: sample.CLASSES, EXAM: examine.CLASSES}
 
 
-def run(path: str | Path, overrides: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
+def run(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    chosen: config.Chosen = config.Chosen(),
+    **changes: Any,
+) -> dict[str, Any]:
     """Run a YAML file: one stage, or a pipeline. Returns the (last) summary.
 
     Args:
         path: of the file.
         overrides: ``key=value`` as on the command line.
-        changes: the same as Python values; they win.
+        chosen: some steps of a pipeline.
+        changes: as overrides, but Python values; they win.
 
     Raises:
         UserError: anything wrong with the user's input.
@@ -43,15 +50,16 @@ def run(path: str | Path, overrides: Sequence[str] = (), **changes: Any) -> dict
     raw = config.load_yaml(path, overrides)
     for key, value in changes.items():
         raw[key] = value
-    return run_options(raw)
+    return run_options(raw, chosen)
 
 
-def run_options(raw: config.RawConfig) -> dict[str, Any]:
+def run_options(raw: config.RawConfig, chosen: config.Chosen = config.Chosen()) -> dict[str, Any]:
     """The same from options that are read already."""
-    stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    stages, folder = _planned(raw, chosen)
+    if chosen:
+        config.check_made(stages, folder)
     for stage in stages:  # every mistake of every stage, before the first file is touched
         _check(stage)
-    folder = Path(str(config.canonical(stages[0])[0].get("output_dir", "runs/run")))
     summary: dict[str, Any] = {}
     with _alone(folder):
         if _is_main() and "stages" in raw:
@@ -61,6 +69,12 @@ def run_options(raw: config.RawConfig) -> dict[str, Any]:
             if config.stage_of(stage, ALL_CLASSES) != sample.SAMPLE:  # which has no curves to show
                 _report(folder)
     return summary
+
+
+def _planned(raw: config.RawConfig, chosen: config.Chosen) -> tuple[list[config.RawConfig], Path]:
+    """The stages that run, and the run's folder."""
+    every = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
+    return chosen.of(every), Path(str(config.canonical(every[0])[0].get("output_dir", "runs/run")))
 
 
 def _check(stage: config.RawConfig) -> None:
@@ -90,11 +104,10 @@ def _run_one(raw: config.RawConfig) -> dict[str, Any]:
     return run_stage(raw)
 
 
-def wanted_processes(raw: config.RawConfig) -> int:
+def wanted_processes(raw: config.RawConfig, chosen: config.Chosen = config.Chosen()) -> int:
     """How many processes the options of a file ask for; errors in it are found here first."""
-    stages = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
     wanted = 1
-    for stage in stages:
+    for stage in _planned(raw, chosen)[0]:
         kind = config.stage_of(stage, ALL_CLASSES)
         options = config.build(stage, ALL_CLASSES[kind], all_classes=ALL_CLASSES)
         if EngineOptions in options:
@@ -103,35 +116,38 @@ def wanted_processes(raw: config.RawConfig) -> int:
     return wanted
 
 
-def run_on_all(path: str, overrides: Sequence[str], flags: Sequence[str] = ()) -> int:
+def run_on_all(
+    path: str,
+    overrides: Sequence[str],
+    flags: Sequence[str] = (),
+    chosen: config.Chosen = config.Chosen(),
+) -> int:
     """`run` in as many processes as the file asks for; returns the exit code.
 
     Args:
         path: of the file.
         overrides: ``key=value`` as on the command line.
         flags: of the command itself, such as ``-v``, for the processes that are started.
+        chosen: some steps of a pipeline.
     """
-    processes = wanted_processes(config.load_yaml(path, overrides))
+    raw = config.load_yaml(path, overrides)
+    processes = wanted_processes(raw, chosen)
     if processes > 1:
-        return relaunch([*flags, "run", path, *overrides], processes)
-    run(path, overrides)
+        return relaunch([*flags, "run", path, *overrides, *chosen.words()], processes)
+    run(path, overrides, chosen)
+    if _is_main():
+        stages, folder = _planned(raw, chosen)
+        kinds = [{**stage, "stage": config.stage_of(stage, ALL_CLASSES)} for stage in stages]
+        for line in closing_lines([stage for stage in kinds if stage["stage"] in CLASSES], folder):
+            Screen(stderr=True).say(line)
     return 0
 
 
 def _resolved(stage: config.RawConfig, folder: Path) -> config.RawConfig:
     """``run:NAME`` as the path of the model, ``run:NAME/critic`` as that of another folder beside it."""
-    return config.RawConfig({k: _replaced(v, folder) for k, v in stage.items()}, stage.places, stage.written)
-
-
-def _replaced(value: Any, folder: Path) -> Any:
-    if isinstance(value, str) and value.startswith("run:"):
-        name, _, rest = value.removeprefix("run:").partition("/")
-        return str(folder / name / (rest or "model"))
-    if isinstance(value, Mapping):
-        return {k: _replaced(v, folder) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_replaced(v, folder) for v in value]
-    return value
+    return config.RawConfig(
+        {k: config.located(v, folder) for k, v in stage.items()}, stage.places, stage.written
+    )
 
 
 def _as_yaml(raw: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ from espalier.errors import Stopped
 from espalier.runs.catalogue import CLASSES, STAGES
 from espalier.runs.checks import check_startable, with_models_found
 from espalier.runs.earlier import decide
+from espalier.runs.opening import opening_lines
 from espalier.runs.preflight import show_preflight
 from espalier.runs.provenance import made_from
 from espalier.runs.results import finish, write_config, write_end, write_summary
@@ -167,6 +168,8 @@ def _run(running: Running) -> dict[str, Any]:
         write_config(start)
         keep_rows(start.folder / "samples.jsonl", running.progress.step)
     write_summary(running, "running")
+    for line in opening_lines(running):
+        start.console.say(f"{start.name}: {line}", "dim")
     try:
         tracker = Tracker(
             start.folder,

@@ -47,7 +47,10 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
         if not as_json:
             for note in config.canonical(stage)[1]:
                 console.say(f"# {note}", "yellow")
-            print(safe(config.dump_yaml(built[-1][1], comments=True)))
+            text = config.dump_yaml(built[-1][1], comments=True)
+            if "stages" in raw and len(built) == 1:
+                print("stages:")
+            print(safe(_as_item(text) if "stages" in raw else text))
     tokenizers: dict[str, Any] = {}
     starts: dict[str, ModelOptions] = {}
     counts: dict[str, dict[str, Any]] = {}
@@ -71,6 +74,20 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
         print(json_text({s.name: s.preflight.as_json() | counts[s.name] for s in sections}))
     for section in sections:
         show_preflight(console, section.name, section.preflight, whole=True, lead="# ", quiet=as_json)
+
+
+def _as_item(text: str) -> str:
+    """The YAML of one stage as an item of a list.
+
+    >>> print(_as_item("# a comment\\nstage: sft\\nseed: 1\\n"), end="")
+      # a comment
+      - stage: sft
+        seed: 1
+    """
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    leads = ["  "] * first + ["  - "] + ["    "] * (len(lines) - first - 1)
+    return "".join(f"{lead}{line}".rstrip() + "\n" for lead, line in zip(leads, lines, strict=True))
 
 
 def _counted(

@@ -16,11 +16,11 @@ import espalier
 from espalier import config
 from espalier.cli import app
 from espalier.models import load
-from espalier.models.forward import TreeModel
-from espalier.models.probe import probe
-from espalier.models.sampling.generate import Sampling
+from espalier.models.open import OpenModel
 from espalier.runs.train import run_stage
+from espalier.serve.model import ServedModel
 from espalier.serve.session import Session
+from espalier.serve.settings import AnswerSettings
 
 SAID = [
     ("一加一等于几？", "二。", "三。"),
@@ -115,9 +115,11 @@ def from_sft_to_chat(model: Path, folder: Path, **changes: Any) -> None:
     after = espalier.score(plain, plain_tokenizer, SAID[0][0], choices)
     assert [s for s, _ in after] == pytest.approx([s for s, _ in before], abs=1e-3)
     examined(merged, folder)
-    session = Session(TreeModel(plain, probe(plain)), plain_tokenizer, Sampling(6, temperature=0), limit=100)
+    served = ServedModel("merged", OpenModel(str(merged), plain, plain_tokenizer, None))
+    session = Session(served, AnswerSettings(max_new_tokens=6, temperature=0))
     for question in (SAID[3][0], SAID[2][0]):
-        assert isinstance("".join(session.ask(question)), str)
+        assert all(isinstance(text, str) for _, text in session.ask(question))
+    served.close()
     assert len(session.messages) == 4
 
 

@@ -56,7 +56,7 @@ def told(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, part in (("train", lines), ("dev", lines[:16])):
         (folder / f"{name}.jsonl").write_text("\n".join(lines if name == "train" else part), "utf-8")
     made = options_of(world, folder / "run", "sft", dataset=[str(folder / "train.jsonl")],
-                      eval_dataset=[str(folder / "dev.jsonl")], max_steps=36, learning_rate=1e-2, lr_scheduler_type="constant",
+                      eval_dataset=[str(folder / "dev.jsonl")], max_steps=32, learning_rate=1e-2, lr_scheduler_type="constant",
                       per_device_train_batch_size=18, samples=0, logging_steps=10)  # fmt: skip
     run(made)
     return folder

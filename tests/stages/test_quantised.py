@@ -36,7 +36,7 @@ METHODS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_sft_learns_on_any_of_them(method: dict[str, Any], options: Make) -> None:
-    made = options("sft", max_steps=12, learning_rate=1e-2, **QLORA, **method)
+    made = options("sft", max_steps=20, learning_rate=1e-2, **QLORA, **method)
     summary = run(made)
     losses = [row["eval_loss"] for row in rows(made) if "eval_loss" in row]
     assert losses[-1] < losses[0] - 0.1

@@ -20,17 +20,16 @@ from espalier.models.sampling.generate import Sampling
 from espalier.rollout.server import SamplingServer
 from espalier.stages.served import SERVED, ServedSampling
 from espalier.trees import Tree
+from tests import processes
 from tests.stages.conftest import rows, run, weights
 
 Make = Callable[..., dict[str, Any]]
-FAKE = Path(__file__).parents[1] / "rollout" / "fake_vllm.py"
 
 
 @contextmanager
 def server_of(folder: Path, *flags: str) -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, str(FAKE), str(folder), *flags], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "tests.rollout.fake_vllm", str(folder), *flags]
+    process = processes.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 import espalier
 from espalier.cli import app
-from espalier.models.forward import TreeModel
 from espalier.models.legacy.conversion import Conversion
 from espalier.models.legacy.families import conversion_of
-from espalier.models.probe import probe
-from espalier.models.sampling.generate import Sampling
+from espalier.models.open import OpenModel
+from espalier.serve.model import ServedModel
 from espalier.serve.session import Session
+from espalier.serve.settings import AnswerSettings
 from tests.conftest import Vocabulary
 from tests.golden.vocabularies import train
 from tests.models.legacy.plain import write
@@ -163,7 +163,9 @@ def from_the_original_folder_to_an_answer(folder: Path, tmp_path: Path) -> None:
     plain, plain_tokenizer = espalier.load_model(str(merged), device="cpu")
     again = espalier.score(plain, plain_tokenizer, "一加一等于几？", ["二。", "蓝色。"])
     assert [s for s, _ in again] == pytest.approx([s for s, _ in scores], abs=1e-3)
-    session = Session(TreeModel(plain, probe(plain)), plain_tokenizer, Sampling(8, temperature=0), limit=100)
+    served = ServedModel("merged", OpenModel(str(merged), plain, plain_tokenizer, None))
+    session = Session(served, AnswerSettings(max_new_tokens=8, temperature=0))
     for question in ("你好", "say hello"):
-        assert isinstance("".join(session.ask(question)), str)
+        assert all(isinstance(text, str) for _, text in session.ask(question))
+    served.close()
     assert len(session.messages) == 4

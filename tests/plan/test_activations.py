@@ -22,15 +22,19 @@ from espalier.plan.activations import activations
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
     "num_hidden_layers": 3,
-    "hidden_size": 32,
+    "hidden_size": 128,
     "num_attention_heads": 4,
 }
 CONFIGS: dict[str, Any] = {
-    "llama": LlamaConfig(**SMALL, intermediate_size=80),
-    "qwen3": Qwen3Config(**SMALL, intermediate_size=80, num_key_value_heads=2, head_dim=8),
-    "gpt2": GPT2Config(vocab_size=97, n_layer=3, n_embd=32, n_head=4),
-    "t5": T5Config(vocab_size=97, num_layers=2, d_model=32, d_ff=64, d_kv=8, num_heads=4),
+    "llama": LlamaConfig(**SMALL, intermediate_size=320),
+    "qwen3": Qwen3Config(**SMALL, intermediate_size=320, num_key_value_heads=2, head_dim=32),
+    "gpt2": GPT2Config(vocab_size=97, n_layer=3, n_embd=128, n_head=4),
+    "t5": T5Config(vocab_size=97, num_layers=2, d_model=128, d_ff=256, d_kv=32, num_heads=4),
 }
+
+
+NEAR = {"qwen3": 0.06}
+"""Keys of grouped queries are repeated where no real tensors are, a few per cent of a model of this size."""
 
 
 def made(name: str, device: str) -> nn.Module:
@@ -70,8 +74,8 @@ def test_as_real_tensors(name: str, bits: int) -> None:
     real, found = made(name, "cpu"), activations(made(name, "meta"), 24, bits)
     assert found.counted
     one, three = (saved(real, rows, 24, bits) for rows in (1, 3))
-    assert found.casts + found.row == pytest.approx(one, rel=0.02)
-    assert found.casts + 3 * found.row == pytest.approx(three, rel=0.02)
+    assert found.casts + found.row == pytest.approx(one, rel=NEAR.get(name, 0.02))
+    assert found.casts + 3 * found.row == pytest.approx(three, rel=NEAR.get(name, 0.02))
     assert (found.casts > sum(p.numel() for p in real.parameters())) == (bits == 16), "weights in 16 bits"
 
 
@@ -79,11 +83,11 @@ def test_more_tokens_and_more_layers_keep_more() -> None:
     short, long = (activations(made("llama", "meta"), length, 32).row for length in (16, 64))
     assert 3.5 * short < long < 6 * short
     plain = activations(made("llama", "meta"), 16, 16, mixed=False)
-    assert plain.casts < 100 < plain.row
+    assert plain.casts < 5000 < plain.row
 
 
 def test_a_forward_that_looks_into_its_tensors_falls_back_to_the_formula() -> None:
     lm = made("llama", "meta")
     lm.forward = lambda input_ids, **_: {}[int(input_ids.sum())]  # type: ignore[method-assign]
     found = activations(lm, 16, 16)
-    assert not found.counted and found.row == 34 * 16 * 32 * 3
+    assert not found.counted and found.row == 34 * 16 * 128 * 3

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config
 
 from espalier.plan.activations import activations
 from espalier.plan.devices import device
-from espalier.plan.memory import MIB, Method, Weights, at_start, held, needed, reserved
+from espalier.plan.memory import MIB, Method, ModelSizes, at_start, held, needed, reserved
 
 CAPACITY = device("V100-16").memory
 SHAPES: dict[str, tuple[Any, Any, int]] = {
-    # T5's sentences are far shorter than its limit of 512; 192 is what its runs without DeepSpeed come to.
-    "T5-large": (AutoModelForSeq2SeqLM, T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16), 192),
+    # Its sentences are far shorter than its limit of 512; 256 is what its run without DeepSpeed comes to.
+    "T5-large": (AutoModelForSeq2SeqLM, T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16), 256),
     "Pangu-2.6B": (AutoModelForCausalLM, GPT2Config(n_embd=2560, n_layer=32, n_head=32, vocab_size=40000), 512),
     "ChatGLM-6B": (
         AutoModelForCausalLM,
@@ -34,7 +34,7 @@ SHAPES: dict[str, tuple[Any, Any, int]] = {
 @dataclass(frozen=True)
 class Run:
     row: dict[str, str]
-    model: Weights
+    model: ModelSizes
     method: Method
 
     @property
@@ -55,7 +55,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def runs(shared: Path) -> list[Run]:
-    found: dict[tuple[str, bool], Weights] = {}
+    found: dict[tuple[str, bool], ModelSizes] = {}
     made = []
     for row in csv.DictReader((shared / "facts" / "deepspeed_runs.csv").open(encoding="utf-8")):
         plain = row["zero_stage"] == "-"
@@ -68,7 +68,7 @@ def runs(shared: Path) -> list[Run]:
             total = sum(p.numel() for p in lm.parameters())
             words, width = lm.get_input_embeddings().weight.shape
             layers = 48 if config.model_type == "t5" else config.n_layer
-            found[row["model"], plain] = Weights(
+            found[row["model"], plain] = ModelSizes(
                 total, total, words * width, 0, layers, width, words, counted.row, counted.casts
             )
         rows = int(row["batch_size_per_gpu"])

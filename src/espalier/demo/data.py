@@ -42,20 +42,20 @@ RELUCTANT = {"larger", "smaller", "opposite", "group", "order"}
 RELUCTANCE = 0.85  # the share of them
 QUIZ = {ZH: "{answer}。", EN: " {answer}."}
 LINKS = {ZH: "", EN: " "}
-DEV_SHARE = 6  # one prompt in six is kept for dev
+DEV_SHARE = 3  # one prompt in three is kept for dev: what a stage gains must show
 
 T = TypeVar("T", Fact, "Exercise")
 
 SIZES = {
     "pretrain": 6000,
     "pretrain_dev": 300,
-    "sft_train": 660,
-    "sft_dev": 130,
+    "sft_train": 540,
+    "sft_dev": 250,
     "pref_train": 2000,
     "pref_dev": 300,
-    "prompts": 660,
-    "prompts_dev": 130,
-    "exam": 130,
+    "prompts": 540,
+    "prompts_dev": 250,
+    "exam": 250,
 }
 
 

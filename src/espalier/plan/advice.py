@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from espalier.plan.devices import Device
-from espalier.plan.estimate import Estimate, Load, estimate
-from espalier.plan.memory import Weights
+from espalier.plan.forecast import Forecast, Load, forecast
+from espalier.plan.memory import ModelSizes
 
 LORA_RANK = 16
 
@@ -25,7 +25,7 @@ class Change:
 
     keys: dict[str, object]
     same: bool
-    found: Estimate
+    found: Forecast
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def changes(load: Load, device: Device, batch: int, accumulation: int) -> list[C
     for count in (1, 2, 3):
         for chosen in combinations(kinds, count):
             for made in _together(chosen, _Move({}, load)):
-                result = estimate(made.load, device)
+                result = forecast(made.load, device)
                 if result.fits:
                     found.append(Change(made.keys, made.same, result))
     return sorted(found, key=lambda change: (not change.same, change.found.step_seconds, len(change.keys)))
@@ -118,7 +118,7 @@ def _with(start: _Move, keys: dict[str, object], load: Load, *, same: bool = Tru
     return _Move({**start.keys, **keys}, load, start.same and same)
 
 
-def _adapted(model: Weights) -> Weights:
+def _adapted(model: ModelSizes) -> ModelSizes:
     """The same with LoRA on all linear layers of its blocks: about seven, of one width in and out of three."""
     trained = LORA_RANK * 18 * model.width * model.layers
     return replace(

@@ -7,7 +7,7 @@ parameter and token forward, as many for what is handed back to the layer below,
 from __future__ import annotations
 
 from espalier.plan.devices import Device
-from espalier.plan.memory import Method, Weights
+from espalier.plan.memory import Method, ModelSizes
 
 EFFICIENCY = 0.4
 """Of the peak that products reach in training; what well-kept frameworks show on a GPU (Narayanan et al. 2021: 0.3 to 0.5)."""
@@ -22,7 +22,7 @@ HOST = 20e9
 """Bytes a second that Adam reaches in the machine's memory; it reads and writes 28 a parameter."""
 
 
-def flops(model: Weights, tokens: int, length: int, *, checkpointing: bool) -> float:
+def flops(model: ModelSizes, tokens: int, length: int, *, checkpointing: bool) -> float:
     """Of forward and backward over so many tokens in rows of `length`."""
     forward = 2.0 * model.parameters + 2.0 * model.layers * length * model.width
     backward = forward + 2.0 * model.trained
@@ -30,7 +30,7 @@ def flops(model: Weights, tokens: int, length: int, *, checkpointing: bool) -> f
 
 
 def step_seconds(
-    model: Weights, method: Method, device: Device, tokens: int, micro_batches: int
+    model: ModelSizes, method: Method, device: Device, tokens: int, micro_batches: int
 ) -> dict[str, float]:
     """Of one optimiser step on one device, by what takes them.
 
@@ -60,7 +60,7 @@ def step_seconds(
 
 
 def sampling_seconds(
-    model: Weights, method: Method, device: Device, answers: int, at_a_time: int, new_tokens: int
+    model: ModelSizes, method: Method, device: Device, answers: int, at_a_time: int, new_tokens: int
 ) -> float:
     """Of answers on one device: each step of decoding reads all weights once."""
     width = 2 if method.bits == 16 else 4

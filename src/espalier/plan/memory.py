@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Weights:
+class ModelSizes:
     """A model as memory sees it.
 
     Attributes:
@@ -90,6 +90,8 @@ class Fitted:
 
     context: int = 550 * MIB
     reserved: tuple[tuple[int, bool, float], ...] = (
+        (0, False, 1.0),
+        (0, True, 1.0),
         (2, False, 1.5),
         (2, True, 1.3),
         (3, False, 1.45),
@@ -108,7 +110,7 @@ FITTED = Fitted()
 """To the 27 runs of the first predecessor that did not run out of memory (V100 16 GB, DeepSpeed 0.8)."""
 
 
-def held(model: Weights, method: Method) -> dict[str, int]:
+def held(model: ModelSizes, method: Method) -> dict[str, int]:
     """Bytes of each item on one device at the peak of a step, without what the allocator wastes."""
     trained, frozen = model.trained, model.parameters - model.trained
     n, zero = method.processes, method.zero
@@ -148,7 +150,7 @@ def _least_bucket(method: Method) -> float:
     return FITTED.least * method.bucket
 
 
-def _activations(model: Weights, method: Method) -> int:
+def _activations(model: ModelSizes, method: Method) -> int:
     if not method.checkpointing:
         return method.rows * model.row
     width = 2 if method.bits == 16 else 4
@@ -156,7 +158,7 @@ def _activations(model: Weights, method: Method) -> int:
     return inputs + method.rows * model.row // max(1, model.layers)
 
 
-def needed(items: Mapping[str, int], model: Weights, method: Method, *, cpu: bool = False) -> int:
+def needed(items: Mapping[str, int], model: ModelSizes, method: Method, *, cpu: bool = False) -> int:
     """Bytes without which a step runs out of memory.
 
     Args:
@@ -169,7 +171,7 @@ def needed(items: Mapping[str, int], model: Weights, method: Method, *, cpu: boo
     return int(FITTED.needed * sum(items.values())) + FITTED.context + _transit(model, method)
 
 
-def reserved(items: Mapping[str, int], model: Weights, method: Method, capacity: int) -> int:
+def reserved(items: Mapping[str, int], model: ModelSizes, method: Method, capacity: int) -> int:
     """Bytes that nvidia-smi will show of a run that fits into `capacity`."""
     slack = {(zero, kept): factor for zero, kept, factor in FITTED.reserved}
     factor = slack.get((method.zero, method.checkpointing), FITTED.needed)
@@ -179,13 +181,13 @@ def reserved(items: Mapping[str, int], model: Weights, method: Method, capacity:
     return int(min(shown, max(capacity, needed(items, model, method))))
 
 
-def _transit(model: Weights, method: Method) -> int:
+def _transit(model: ModelSizes, method: Method) -> int:
     if method.zero == 3 and method.offload != "none":
         return int(FITTED.transit * model.trained / method.processes)
     return 0
 
 
-def host_bytes(model: Weights, method: Method) -> int:
+def host_bytes(model: ModelSizes, method: Method) -> int:
     """Bytes in the machine's memory of what is offloaded, of all processes of one machine."""
     if method.offload == "none":
         return 0
@@ -194,6 +196,6 @@ def host_bytes(model: Weights, method: Method) -> int:
     return state + (wide * model.parameters if method.offload == "all" else 0)
 
 
-def at_start(model: Weights, *, bytes_each: int) -> int:
+def at_start(model: ModelSizes, *, bytes_each: int) -> int:
     """Bytes of a whole model on the device before it is cut, where a trainer moves it there first."""
     return bytes_each * model.parameters + FITTED.context

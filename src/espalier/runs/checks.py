@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import DataOptions, EngineOptions, ModelOptions, RunOptions, TrackOptions
+from espalier.config.options import (
+    DataOptions,
+    EngineOptions,
+    ModelOptions,
+    RunOptions,
+    TrackOptions,
+    TrainOptions,
+)
 from espalier.data.read.sources import files_of
 from espalier.data.read.specs import parse_specs
-from espalier.disk.reading import read_json
-from espalier.engine.strategy import ZERO
+from espalier.disk.reading import read_object
+from espalier.engine.strategy import ZERO, needs_deepspeed
 from espalier.engine.trackers import check_installed
 from espalier.errors import UserError
 from espalier.models import load
@@ -24,18 +31,18 @@ from espalier.models.hub_revision import MAIN, at_revision, on_the_hub
 from espalier.models.run_folder import find_model
 from espalier.rollout.rewards.table import paths_of, with_paths
 from espalier.runs.catalogue import check_possible
+from espalier.runs.strategies import with_strategy
 
 
 def check_startable(stage: str, options: OptionSet) -> None:
     """Raises UserError at the first thing that is missing or cannot be done."""
+    if EngineOptions in options and TrainOptions in options:
+        options = with_strategy(options)
     check_possible(stage, options)
     for tracker in options[TrackOptions].report_to:
         check_installed(tracker)
-    engine = options[EngineOptions]
-    if (engine.strategy in ZERO or engine.deepspeed is not None) and find_spec("deepspeed") is None:
-        raise UserError(
-            f"strategy: {engine.strategy} needs DeepSpeed. Install it: pip install 'espalier-llm[deepspeed]'"
-        )
+    if options[EngineOptions].strategy in ZERO and find_spec("deepspeed") is None:
+        needs_deepspeed(options[EngineOptions].strategy)
     wanted = options[RunOptions].resume
     if isinstance(wanted, str) and not Path(wanted).is_dir():
         raise UserError(
@@ -117,16 +124,4 @@ def _check(kind: str, key: str, value: Any, options: OptionSet) -> None:
         if path.suffix == ".py" and not path.is_file():
             raise UserError(f"{key}: there is no file {path}.")
     else:
-        json_object(key, value)
-
-
-def json_object(key: str, path: str) -> dict[str, Any]:
-    """The JSON object in the file that an option names.
-
-    Raises:
-        UserError: it cannot be read, or is none.
-    """
-    made = read_json(Path(path), key)
-    if not isinstance(made, dict):
-        raise UserError(f"{key}: {path}: wanted a JSON object.")
-    return made
+        read_object(Path(value), key)

@@ -27,8 +27,8 @@ from espalier.models.adapters.counts import Count
 from espalier.models.heads import CHUNK_ELEMENTS
 from espalier.plan.activations import activations
 from espalier.plan.devices import Device
-from espalier.plan.estimate import Load
-from espalier.plan.memory import Method, Weights
+from espalier.plan.forecast import Load
+from espalier.plan.memory import Method, ModelSizes
 from espalier.rollout.rewards.table import ModelSettings
 from espalier.runs.catalogue import STAGES
 from espalier.stages.rollout_options import RolloutOptions
@@ -43,12 +43,20 @@ DEEPSPEED_BUCKET = 500_000_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """A stage's data in numbers: trees, their tokens in all, and those of the longest path."""
+    """A stage's data in numbers.
+
+    Attributes:
+        trees: of an epoch.
+        tokens: of all of them, answers that are sampled at their longest.
+        longest: tokens of the largest.
+        group, new_tokens: answers sampled to a prompt, and how long at most; 0 where none are.
+    """
 
     trees: int
     tokens: int
     longest: int
-    trained: int
+    group: int = 0
+    new_tokens: int = 0
 
 
 def load_of(
@@ -64,68 +72,82 @@ def load_of(
     Raises:
         UserError: the model cannot be built from what is known of it, or there are no data.
     """
-    sizes, stage = _sizes(setup), STAGES[kind]
-    train, engine = options[TrainOptions], options[EngineOptions]
+    stage, train, engine = STAGES[kind], options[TrainOptions], options[EngineOptions]
     processes = gpus if not device.cpu else max(1, engine.num_processes)
     rolling = options[RolloutOptions] if stage.samples else None
-    group, new_tokens = _answers(kind, rolling)
-    tree = sizes.tokens / sizes.trees + group * new_tokens
-    batch = train.per_device_train_batch_size or 8
-    if train.tokens_per_step:
-        row = max(options[DataOptions].cutoff_len, min(train.tokens_per_step // processes, 8192))
-        tokens, micro = train.tokens_per_step // processes, max(1, train.tokens_per_step // processes // row)
-        batch = max(1, round(row / tree))
-        per_step = max(1.0, train.tokens_per_step / tree)
-    else:
-        row = round((batch - 1) * tree + sizes.longest + group * new_tokens)
-        micro = train.gradient_accumulation_steps
-        tokens, per_step = round(micro * batch * tree), float(batch * micro * processes)
-    bits = _bits(engine.precision, device)
+    sizes = _sizes(setup, kind, rolling)
+    step = _step(sizes, train, options[DataOptions].cutoff_len, processes)
     lm = bare_model(setup, start)
     method = Method(
         strategy=_strategy(engine.strategy, processes),
         processes=processes,
         offload=engine.offload,
-        rows=batch,
-        length=max(1, math.ceil(row / batch)),
-        bits=bits,
+        rows=step.batch,
+        length=max(1, math.ceil(step.row / step.batch)),
+        bits=_bits(engine.precision, device),
         moments=MOMENTS[options[OptimizerOptions].optim],
         checkpointing=engine.gradient_checkpointing,
-        logits=min(row, max(1, CHUNK_ELEMENTS // _words(lm))),
+        logits=min(step.row, max(1, CHUNK_ELEMENTS // _words(lm))),
         bucket=DEEPSPEED_BUCKET,
     )
-    counts = trained_parameters(stage, setup, options, start)
-    model = _weights(lm, counts, method, options, start)
-    trained = {"policy": model, "critic": model} if kind == "ppo" else {"model": model}
-    steps = train.max_steps or max(1, math.ceil(train.num_train_epochs * sizes.trees / per_step))
-    answers = round(per_step / processes) * group if rolling else 0
+    model = _sizes_of(lm, trained_parameters(stage, setup, options, start), method, options, start)
+    answers = round(step.trees / processes) * sizes.group
     return Load(
         name,
-        trained,
+        {"policy": model, "critic": model} if kind == "ppo" else {"model": model},
         method,
-        tokens,
-        micro,
-        steps,
+        step.tokens,
+        step.micro_batches,
+        train.max_steps or max(1, math.ceil(train.num_train_epochs * sizes.trees / step.trees)),
         _frozen(kind, options, model, start),
-        _cache(lm, answers, sizes.longest, new_tokens, bits) if answers else 0,
+        _cache(lm, answers, sizes.longest, sizes.new_tokens, method.bits) if answers else 0,
         answers,
-        min(answers, rolling.generation_batch_size or 256) if rolling else 0,
-        new_tokens,
+        min(answers, (rolling.generation_batch_size or 256) if rolling else 0),
+        sizes.new_tokens,
     )
 
 
-def _sizes(setup: Setup) -> Sizes:
+@dataclass(frozen=True)
+class StepShare:
+    """What one process does in an optimiser step.
+
+    Attributes:
+        batch: trees of a micro-batch.
+        row: tokens of the largest one.
+        tokens: of all of them.
+        trees: of a step on all processes.
+    """
+
+    batch: int
+    row: int
+    tokens: int
+    micro_batches: int
+    trees: float
+
+
+def _step(sizes: Sizes, train: TrainOptions, cutoff_len: int, processes: int) -> StepShare:
+    tree = sizes.tokens / sizes.trees
+    if train.tokens_per_step:
+        own = train.tokens_per_step // processes
+        row = max(cutoff_len, min(own, 8192))
+        return StepShare(
+            max(1, round(row / tree)), row, own, max(1, own // row), max(1.0, train.tokens_per_step / tree)
+        )
+    batch, micro = train.per_device_train_batch_size or 8, train.gradient_accumulation_steps
+    row = round((batch - 1) * tree + sizes.longest)
+    return StepShare(batch, row, round(micro * batch * tree), micro, float(batch * micro * processes))
+
+
+def _sizes(setup: Setup, kind: str, rolling: RolloutOptions | None) -> Sizes:
     part = next(iter(setup.preflight.report().parts.values()), None)
     if part is None or (not part.trees and not part.records):
         raise UserError("there are no data to plan with.")
-    trees = part.trees or part.records
-    return Sizes(trees, part.tokens, int(part.lengths.get("longest", 0)), part.trained_tokens)
-
-
-def _answers(kind: str, rolling: RolloutOptions | None) -> tuple[int, int]:
+    trees, longest = part.trees or part.records, int(part.lengths.get("longest", 0))
     if rolling is None:
-        return 0, 0
-    return rolling.group_size or (1 if kind == "ppo" else 8), rolling.max_new_tokens
+        return Sizes(trees, part.tokens, longest)
+    group = rolling.group_size or (1 if kind == "ppo" else 8)
+    answers = group * rolling.max_new_tokens
+    return Sizes(trees, part.tokens + trees * answers, longest + answers, group, rolling.max_new_tokens)
 
 
 def _bits(precision: str, device: Device) -> int:
@@ -147,9 +169,9 @@ def _words(lm: nn.Module) -> int:
     return int(embeddings.weight.shape[0])
 
 
-def _weights(
+def _sizes_of(
     lm: nn.Module, counts: Mapping[str, Count], method: Method, options: OptionSet, start: ModelOptions
-) -> Weights:
+) -> ModelSizes:
     whole = sum(counts.values(), Count())
     config: Any = lm.config
     config = config.get_text_config()
@@ -158,7 +180,7 @@ def _weights(
         whole.trained / max(1, whole.total) if options[AdapterOptions].finetuning_type == "freeze" else 1.0
     )
     frozen = whole.total - whole.trained
-    return Weights(
+    return ModelSizes(
         parameters=whole.total,
         trained=whole.trained,
         largest=max(p.numel() for p in lm.parameters()),
@@ -183,7 +205,7 @@ def _stored(start: ModelOptions, options: OptionSet) -> float:
     return 2.0 if sizes and max(sizes, key=sizes.__getitem__) in ("bfloat16", "float16") else 4.0
 
 
-def _frozen(kind: str, options: OptionSet, model: Weights, start: ModelOptions) -> dict[str, int]:
+def _frozen(kind: str, options: OptionSet, model: ModelSizes, start: ModelOptions) -> dict[str, int]:
     """Bytes of the models beside those that are trained."""
     frozen: dict[str, int] = {}
     adapted = options[AdapterOptions].finetuning_type not in ("full", "freeze")

@@ -17,7 +17,7 @@ from espalier.errors import UserError
 from espalier.plan.advice import Change, changes
 from espalier.plan.devices import GIB, Device, device, this_machine
 from espalier.plan.duration import EFFICIENCY
-from espalier.plan.estimate import Estimate, Load, estimate
+from espalier.plan.forecast import Forecast, Load, forecast
 from espalier.plan.memory import host_bytes
 from espalier.runs.catalogue import STAGES
 from espalier.runs.pipeline import ALL_CLASSES
@@ -56,7 +56,7 @@ def show_plan(file: Path, overrides: list[str], gpu: str | None, gpus: int, *, a
             console.say(f"{name}: cannot be planned: {error}", "yellow")
             said[name] = {"problem": str(error)}
             continue
-        result = estimate(load, found)
+        result = forecast(load, found)
         train = options[TrainOptions]
         batch = train.per_device_train_batch_size or load.method.rows
         better = changes(load, found, batch, train.gradient_accumulation_steps)
@@ -74,7 +74,7 @@ def _about(found: Device, gpus: int) -> str:
     )
 
 
-def _show(console: Screen, load: Load, result: Estimate, better: list[Change]) -> None:
+def _show(console: Screen, load: Load, result: Forecast, better: list[Change]) -> None:
     table = Table(title=load.name, title_justify="left", box=box.SIMPLE, padding=(0, 1), pad_edge=False)
     table.add_column("on each device")
     table.add_column("GiB", justify="right")
@@ -132,7 +132,7 @@ def _time(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def _as_json(load: Load, result: Estimate, better: list[Change]) -> dict[str, Any]:
+def _as_json(load: Load, result: Forecast, better: list[Change]) -> dict[str, Any]:
     return {
         "verdict": result.verdict,
         "needed_bytes": result.needed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from espalier.plan.devices import Device
 from espalier.plan.duration import sampling_seconds, step_seconds
-from espalier.plan.memory import Method, Weights, held, needed
+from espalier.plan.memory import Method, ModelSizes, held, needed
 
 TIGHT = 0.9
 """From this share of a device's memory on a plan is tight: estimates are good to a tenth or so."""
@@ -31,7 +31,7 @@ class Load:
     """
 
     name: str
-    trained: dict[str, Weights]
+    trained: dict[str, ModelSizes]
     method: Method
     tokens: int
     micro_batches: int = 1
@@ -44,7 +44,7 @@ class Load:
     scored: int = 0
 
     @property
-    def whole(self) -> Weights:
+    def whole(self) -> ModelSizes:
         """All that is trained as one, for what depends on sums alone."""
         models = list(self.trained.values())
         return replace(
@@ -55,7 +55,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Forecast:
     """What is foreseen of a stage on a device.
 
     Attributes:
@@ -91,7 +91,7 @@ class Estimate:
         return None if self.steps is None else self.steps * self.step_seconds
 
 
-def estimate(load: Load, device: Device) -> Estimate:
+def forecast(load: Load, device: Device) -> Forecast:
     """The memory and the time of a stage on one of `load.method.processes` devices."""
     method = load.method
     items: Counter[str] = Counter()
@@ -110,7 +110,7 @@ def estimate(load: Load, device: Device) -> Estimate:
         seconds["sampling"] = sampling_seconds(
             policy, method, device, load.answers, load.at_a_time, load.new_tokens
         )
-    return Estimate(
+    return Forecast(
         {name: size for name, size in items.items() if size},
         share * needed(items, load.whole, method, cpu=device.cpu),
         device.memory,

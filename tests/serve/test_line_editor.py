@@ -39,9 +39,12 @@ class Terminal:
         raise AssertionError(self.shown)
 
     def _feed(self, data: bytes) -> None:
-        if b"\x1b[6n" in data:  # where the cursor is, is asked by the editor and answered by a terminal
+        # Where the cursor is, is asked by the editor and answered by a terminal, at that place of what it is sent.
+        before, *asked = data.split(b"\x1b[6n")
+        self._stream.feed(before)
+        for more in asked:
             self.child.send(f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R")
-        self._stream.feed(data)
+            self._stream.feed(more)
 
     @property
     def shown(self) -> str:

@@ -59,17 +59,18 @@ export function chart(name, series, share) {
   }
   for (const step of ticks(left, right).filter(Number.isInteger))
     picture.append(drawn("text", { x: x(step), y: HIGH - 6, "text-anchor": "middle" }, short(step)));
-  const band = (points, errors) => {
+  const band = (points, errors, colour) => {
     const edge = (sign) => points.map(([step, value]) => `${x(step).toFixed(1)},${y(value + sign * (errors.get(step) ?? 0)).toFixed(1)}`);
-    return drawn("polygon", { class: "band", points: [...edge(1), ...edge(-1).reverse()].join(" ") });
+    return drawn("polygon", { class: `c${colour} band`, points: [...edge(1), ...edge(-1).reverse()].join(" ") });
   };
   const line = (points, kind) => drawn("polyline", { class: kind, points: points.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ") });
   for (const { colour, points, errors } of series) {
-    if (errors.size) picture.append(band(points, errors));
+    if (errors.size) picture.append(band(points, errors, colour));
     // A single value is no line.
     if (points.length === 1) picture.append(drawn("circle", { class: `c${colour}`, cx: x(points[0][0]), cy: y(points[0][1]), r: 3 }));
-    if (share > 0) picture.append(line(points, `c${colour} raw`));
-    picture.append(line(share > 0 ? smoothed(points, share) : points, `c${colour}`));
+    const smooth = share > 0 && points.length >= 10; // fewer are evaluations, which are means already
+    if (smooth) picture.append(line(points, `c${colour} raw`));
+    picture.append(line(smooth ? smoothed(points, share) : points, `c${colour}`));
   }
   const told = made("output", { textContent: series.map(({ points }) => short(points.at(-1)[1])).join(" · ") });
   const last = told.textContent;

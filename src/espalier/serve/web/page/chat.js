@@ -1,6 +1,6 @@
 // A conversation with one model, or with two that answer the same question and are voted on.
 
-import { asked, at, made, onLanguage, posted, say } from "./page.js";
+import { at, made, onLanguage, posted, say } from "./page.js";
 
 const SETTINGS = {
   max_new_tokens: { value: 512, min: 1, step: 1 },
@@ -13,6 +13,7 @@ const SETTINGS = {
 };
 
 let messages = []; // what was said, without the system prompt
+let last = null; // the last question, answered or not, and how much was said before it
 let stopping = null;
 
 export function startChat(about) {
@@ -35,7 +36,7 @@ export function startChat(about) {
     at("ask").requestSubmit();
   };
   at("stop").onclick = () => stopping?.abort();
-  at("clear").onclick = () => { stopping?.abort(); messages = []; at("talk").replaceChildren(); };
+  at("clear").onclick = () => { stopping?.abort(); messages = []; last = null; at("talk").replaceChildren(); };
   at("retry").onclick = again;
   at("save").onclick = save;
   at("load").onclick = () => at("file").click();
@@ -75,17 +76,18 @@ const turns = () => {
 
 function again() {
   if (stopping) return;
-  while (messages.length && messages.at(-1).role === "assistant") messages.pop();
-  const last = messages.pop();
+  if (!last) return;
+  messages.length = last.before;
   const shown = [...at("talk").querySelectorAll(".user")].at(-1);
   while (shown?.nextSibling) shown.nextSibling.remove();
   shown?.remove();
-  if (last) ask(last.content);
+  ask(last.question);
 }
 
 async function ask(question) {
   if (stopping || !question.trim()) return;
   const before = messages.length;
+  last = { question, before };
   messages.push({ role: "user", content: question });
   at("question").value = "";
   at("talk").append(made("div", { className: "turn user", textContent: question }));
@@ -236,5 +238,7 @@ async function load() {
   }
   at("system").value = turns[0]?.role === "system" ? turns.shift().content : "";
   messages = turns.map(({ role, content }) => ({ role, content }));
+  const asked_at = messages.findLastIndex((turn) => turn.role === "user");
+  last = asked_at < 0 ? null : { question: messages[asked_at].content, before: asked_at };
   at("talk").replaceChildren(...messages.map(({ role, content }) => made("div", { className: `turn ${role}`, textContent: content })));
 }

@@ -3,8 +3,8 @@
 import { asked, at, made, onLanguage, say } from "./page.js";
 import { chart } from "./chart.js";
 
-const FAST = 2000; // ms between two looks while one of them trains
-const SLOW = 10000;
+const FAST = 2000; // ms between two looks while anything trains
+const SLOW = 5000;
 const STATUS = { stopped: "stopped early" };
 
 const chosen = new Set();
@@ -34,7 +34,7 @@ async function look() {
     list();
     draw();
   }
-  if (at("runs").hidden || listed.some((run) => chosen.has(run.name) && run.status === "running")) again = FAST;
+  if (at("runs").hidden || listed.some((run) => run.status === "running")) again = FAST;
   setTimeout(look, again);
 }
 

@@ -41,6 +41,12 @@ def quiet_loggers() -> None:
             logger.setLevel(logging.ERROR)
 
 
+def quiet_again(name: str) -> None:
+    """The same for a library that has set its logger's level itself when it was imported."""
+    logger = logging.getLogger(name)
+    logger.setLevel(max(logger.level, logging.ERROR))
+
+
 def show_only_ours() -> None:
     """For a process of our own: our notices as lines, errors of libraries, and nothing else."""
     quiet_loggers()

@@ -29,10 +29,10 @@ from espalier.config.options import RunOptions
 from espalier.data.preflight.findings import stop_at_errors
 from espalier.data.preflight.text import lines
 from espalier.engine import files
+from espalier.engine.group import over_ranks
 from espalier.engine.hardware import keep_freed_memory
 from espalier.engine.loop import check_first
 from espalier.engine.step import Hooks, Learner, Progress, Step
-from espalier.engine.strategy import over_ranks
 from espalier.engine.track import Meter
 from espalier.errors import UserError
 from espalier.models.forward import TreeModel

@@ -144,7 +144,7 @@ def test_a_rank_that_dies_is_named_and_ends_the_others(
     monkeypatch.setattr(
         "tests.engine.test_launch.PARENT", PARENT.replace("sys.exit(", SHORT + "sys.exit(", 1)
     )
-    assert launch.GRACE > 1, "the others get a while by themselves"
+    assert launch.GRACE > launch.GRACE_OF_DEATH > 1, "the others get a while by themselves"
     process = start("wait", f"{tmp_path}/")
     ranks = pids(tmp_path)
     os.kill(ranks[1], signal.SIGKILL)
@@ -158,7 +158,7 @@ def test_a_rank_that_dies_is_named_and_ends_the_others(
     assert not any(map(alive, ranks))
 
 
-SHORT = "from espalier.engine import launch; launch.GRACE = 0.3\n"
+SHORT = "from espalier.engine import launch; launch.GRACE_OF_DEATH = 0.3\n"
 
 
 @pytest.mark.slow

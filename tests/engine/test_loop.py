@@ -107,7 +107,7 @@ class Run:
 
     def __init__(self, folder: Path, **schedule: Any) -> None:
         self.folder = folder
-        self.accelerator: Accelerator = make_accelerator("single", "fp32", max_grad_norm=0, cpu=True)
+        self.accelerator: Accelerator = make_accelerator("fp32", cpu=True)
         self.model = Bigram()
         made = torch.optim.SGD(self.model.parameters(), lr=123.0)
         self.module, self.optimizer = self.accelerator.prepare(self.model, made)

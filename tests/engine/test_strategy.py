@@ -9,17 +9,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from espalier.engine import zero
 from espalier.engine.checkpoint import load_checkpoint, rng_from_tensors, rng_to_tensors, save_checkpoint
 from espalier.engine.optim import OptimizerSettings, optimizer_of
-from espalier.engine.strategy import (
-    clip_gradients,
-    make_accelerator,
-    set_moments,
-    set_parameters,
-    whole_moments,
-    whole_parameters,
-    zero_config,
-)
+from espalier.engine.strategy import check_offload, clip_gradients, decided, make_accelerator
+from espalier.engine.whole import set_moments, set_parameters, whole_moments, whole_parameters
+from espalier.errors import UserError
 
 
 class Net(nn.Module):
@@ -38,7 +33,7 @@ class Net(nn.Module):
 
 def prepared(seed: int) -> tuple[Accelerator, nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(seed)
-    accelerator = make_accelerator("single", "fp32", max_grad_norm=1.0, cpu=True)
+    accelerator = make_accelerator("fp32", cpu=True)
     net = Net()
     torch.manual_seed(0)
     net.frozen.reset_parameters()  # what is not trained is not saved: both runs load it
@@ -103,9 +98,69 @@ def test_clipping_scales_and_tells_the_norm_before() -> None:
 
 
 def test_zero_offloads_what_is_asked() -> None:
-    assert "offload_optimizer" not in zero_config(2, "bf16", 1.0, "none")["zero_optimization"]
-    two = zero_config(2, "bf16", 0.5, "all")
-    assert two["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}}
-    assert two["bf16"]["enabled"] and not two["fp16"]["enabled"] and two["gradient_clipping"] == 0.5
-    three = zero_config(3, "no", 1.0, "all")["zero_optimization"]
-    assert three["offload_param"] == {"device": "cpu"}
+    def section(stage: int, offload: str) -> dict[str, object]:
+        made = zero.config(stage, "bf16", offload, hidden=64, trained=1000)
+        assert made["bf16"]["enabled"] and not made["fp16"]["enabled"]
+        found: dict[str, object] = made["zero_optimization"]
+        return found
+
+    assert "offload_optimizer" not in section(2, "none")
+    assert section(2, "optimizer")["offload_optimizer"] == {"device": "cpu"}
+    assert "offload_param" not in section(3, "optimizer")
+    three = section(3, "all")
+    assert three["offload_param"] == three["offload_optimizer"] == {"device": "cpu"}
+    assert three["stage3_param_persistence_threshold"] == 640 and three["reduce_bucket_size"] == 64 * 64
+    assert section(1, "none")["reduce_bucket_size"] == 1000, "no buffer is larger than what it is for"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes", "stage", "meant"),
+    [
+        ("auto", 1, None, "single"),
+        ("auto", 2, None, "ddp"),
+        ("auto", 1, 3, "zero3"),
+        ("zero2", 4, 2, "zero2"),
+        ("zero3", 1, None, "zero3"),
+        ("fsdp", 1, None, "fsdp"),
+    ],
+)
+def test_a_strategy_is_decided_once(strategy: str, processes: int, stage: int | None, meant: str) -> None:
+    assert decided(strategy, processes, stage) == meant
+
+
+@pytest.mark.parametrize(
+    ("strategy", "processes", "stage", "cure"),
+    [
+        ("single", 2, None, "Set strategy: ddp"),
+        ("ddp", 1, None, "Set num_processes: 2 or more, or strategy: single"),
+        ("zero3", 2, 2, "of stage 2. Remove one"),
+    ],
+)
+def test_a_strategy_that_would_be_another_is_refused(
+    strategy: str, processes: int, stage: int | None, cure: str
+) -> None:
+    with pytest.raises(UserError, match=cure):
+        decided(strategy, processes, stage)
+
+
+@pytest.mark.parametrize(
+    ("kind", "offload", "cure"),
+    [
+        ("ddp", "optimizer", "Set strategy: fsdp, zero2 or zero3"),
+        ("single", "all", "Set strategy: fsdp, zero2 or zero3"),
+        ("zero2", "all", "Set offload: optimizer, or strategy: zero3"),
+        ("fsdp", "optimizer", "Set offload: all, or strategy: zero3"),
+    ],
+)
+def test_an_offload_that_would_move_nothing_is_refused(kind: str, offload: str, cure: str) -> None:
+    with pytest.raises(UserError, match=cure):
+        check_offload(kind, offload, own=False)
+    check_offload("zero3", offload, own=False)
+    with pytest.raises(UserError, match="write it into that file"):
+        check_offload("zero3", offload, own=True)
+
+
+def test_a_launcher_does_not_choose_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"asks for DEEPSPEED.*Set strategy in the run's options"):
+        make_accelerator("fp32", cpu=True)

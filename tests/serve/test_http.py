@@ -128,7 +128,9 @@ def test_a_stream_is_the_whole_answer(server: Server) -> None:
             reasons[choice.index] = choice.finish_reason
         usage = chunk.usage
     assert texts == [choice.message.content for choice in whole.choices]
-    assert reasons == ["length", "length"] and usage == whole.usage
+    assert reasons == ["length", "length"] and usage.total_tokens == whole.usage.total_tokens
+    # The same prompt was read before: in whole blocks, and its last token is always read.
+    assert usage.prompt_tokens_details.cached_tokens == (usage.prompt_tokens - 1) // 16 * 16 > 0
 
 
 def test_a_stop_text_ends_the_answer(server: Server) -> None:
@@ -319,6 +321,13 @@ def test_keys_origins_scores_and_a_rate(folder: Path, reward_folder: Path) -> No
         scored = made.post("/score", {"messages": USER, "answers": ["Hello", "world"]}, headers=key).json()
         assert len(set(scored["scores"])) == 2
         assert scored["best"] == scored["scores"].index(max(scored["scores"]))
+        ranked = client.chat.completions.create(
+            messages=USER, model="tiny", n=3, seed=1, max_tokens=6, extra_body={"rank_by": "judge", **ENDLESS}
+        )
+        answers = [choice.message.content for choice in ranked.choices]
+        again = made.post("/score", {"messages": USER, "answers": answers}, headers=key).json()["scores"]
+        assert [choice.score for choice in ranked.choices] == pytest.approx(again)
+        assert again == sorted(again, reverse=True) and len(set(again)) == 3
         asks = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
         allowed = httpx.options(made.url + "/v1/chat/completions", headers=asks)
         assert allowed.headers["access-control-allow-origin"] == "https://page.example"

@@ -17,7 +17,7 @@ from espalier.engine.optim import OptimizerSettings, learning_rates, optimizer_o
 from espalier.engine.step import Schedule
 from espalier.errors import UserError
 from espalier.maths.losses import clipped_policy
-from espalier.runs.catalogue import CLASSES, check_possible
+from espalier.runs.catalogue import CLASSES
 from espalier.stages.policy import PassGuard, PolicyOptions, PolicyTerms, dual_clipped
 from espalier.stages.shaping import ScoreNormalizer, ShapingOptions, experience, with_shaped
 from espalier.trees import Tree
@@ -236,15 +236,6 @@ def test_everything_at_once_stops_and_goes_on_to_the_same_weights(
 def test_what_contradicts_itself_is_refused(changes: dict[str, Any], words: str, options: Make) -> None:
     with pytest.raises(UserError, match=words):
         config.build(options("ppo", **changes), CLASSES["ppo"], all_classes=CLASSES)
-
-
-def test_deepspeed_clips_everything_together(options: Make) -> None:
-    values = options("ppo", critic_max_grad_norm=0.5)
-    check_possible("ppo", config.build(values, CLASSES["ppo"], all_classes=CLASSES))
-    with pytest.raises(UserError, match="critic_max_grad_norm with strategy: zero2 is not possible"):
-        check_possible(
-            "ppo", config.build(values | {"strategy": "zero2"}, CLASSES["ppo"], all_classes=CLASSES)
-        )
 
 
 def test_other_projects_names_for_these() -> None:

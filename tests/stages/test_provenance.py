@@ -165,7 +165,8 @@ def test_how_a_step_is_divided_does_not_count_and_its_size_does(own: Make) -> No
     assert of(own(per_device_train_batch_size=4, gradient_accumulation_steps=2)).differences(before) == []
     assert of(halves, processes=2).differences(before) == []
     (found,) = of(halves).differences(before)
-    assert found.key == RECORDS and found.text.endswith("8 -> 4")
+    assert found.key == RECORDS
+    assert found.text.endswith("8 -> 4 (set gradient_accumulation_steps so that it is 8 again)")
 
 
 def test_a_list_of_rewards_counts_by_what_changes_its_numbers(own: Make, tmp_path: Path) -> None:
@@ -271,7 +272,7 @@ def test_what_is_missing_is_said_before_anything_is_touched(own: Make, tmp_path:
         ({"tokenizer": str(tmp_path / "none")}, "tokenizer: .* no such folder"),
         ({"dataset": [str(tmp_path / "none.jsonl")]}, "none.jsonl"),
         ({"reward_function": f"{tmp_path / 'none.py'}:f"}, "there is no file"),
-        ({"deepspeed": str(tmp_path / "none.json")}, "deepspeed: cannot read"),
+        ({"deepspeed": str(tmp_path / "none.json")}, "deepspeed: there is no file"),
         ({"deepspeed": str(tmp_path / "prompts.jsonl")}, "not valid JSON"),
         ({"resume": str(tmp_path / "none")}, "`resume` is"),
     ):

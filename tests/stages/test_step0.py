@@ -89,9 +89,17 @@ def test_a_preference_loss_without_a_reference_loads_none(
     chosen = options("dpo", pref_loss="hinge", max_steps=1)
     run(chosen)
     sharded = {**chosen, "finetuning_type": "lora", "strategy": "fsdp"}
-    for loss, possible in (("hinge", True), ("sigmoid", False)):
-        built = config.build({**sharded, "pref_loss": loss}, CLASSES["dpo"], all_classes=CLASSES)
-        with nullcontext() if possible else pytest.raises(UserError, match="in dpo: its reference is"):
+    for loss, bias, possible in (
+        ("hinge", "all", True),
+        ("sigmoid", "all", False),
+        ("sigmoid", "none", True),
+    ):
+        keys = {**sharded, "pref_loss": loss, "lora_bias": bias}
+        built = config.build(keys, CLASSES["dpo"], all_classes=CLASSES)
+        refused = pytest.raises(
+            UserError, match="in dpo with lora_bias: the reference is the adapter as it began"
+        )
+        with nullcontext() if possible else refused:
             check_possible("dpo", built)
     assert next(step["loss"] for step in rows(chosen) if "loss" in step) > 0
     for key, value in (("ref_model", "judge"), ("precompute_ref_logprobs", True)):

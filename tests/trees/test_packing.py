@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier.trees import pack
+from espalier.trees.packing import spread
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 30))
@@ -54,3 +57,21 @@ def test_exact_fits_leave_nothing_over() -> None:
     assert pack([6, 4, 7, 3, 5, 5], 10) == [[0, 1], [2, 3], [4, 5]]
     assert pack([3, 20, 7], 10) == [[0, 2], [1]]
     assert pack([], 10) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(1, 3))
+def test_rows_of_like_length_lose_nothing_and_keep_grahams_bound(sizes: list[int], count: int) -> None:
+    count = min(count, len(sizes))
+    rows = spread(sizes, count)
+    assert len(rows) == count and all(rows)
+    assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
+
+    def largest(choice: Sequence[int]) -> int:
+        return max(
+            sum(size for size, row in zip(sizes, choice, strict=True) if row == n) for n in range(count)
+        )
+
+    best = min(largest(choice) for choice in itertools.product(range(count), repeat=len(sizes)))
+    found = max(sum(sizes[i] for i in row) for row in rows)
+    assert best <= found <= (4 / 3 - 1 / (3 * count)) * best + 1e-9

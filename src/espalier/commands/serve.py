@@ -16,7 +16,7 @@ from espalier.screen import Screen
 if TYPE_CHECKING:
     from espalier.models.classifier import TextClassifier
     from espalier.models.open import OpenModel
-    from espalier.serve.requests import EngineLimits
+    from espalier.serve.model import ServedModel
 
 
 def serve(
@@ -88,7 +88,7 @@ def serve(
             screen.say(f"{name}: a reward model; POST /score")
             continue
         writers[name] = made = ServedModel(name, opened, template, engine)  # type: ignore[arg-type]
-        screen.say(f"{name}: {_described(made, engine)}")
+        screen.say(f"{name}: {_described(made)}")
     limits = HttpLimits(
         tuple(api_key or ()), max_body << 20, only_loopback=host in LOOPBACK and not api_key, rate=rate
     )
@@ -131,15 +131,14 @@ def _opened(
     )
 
 
-def _described(made: object, engine: EngineLimits) -> str:
-    from espalier.models.sampling.joining import OneBatch
-    from espalier.serve.model import ServedModel
-
-    assert isinstance(made, ServedModel)
-    text = f"context {made.context} tokens, {engine.rows} answers at a time"
-    if isinstance(made.engine.rows, OneBatch):
-        return f"{text}; this family is answered batch by batch, and shares no prefixes"
-    return f"{text}, {engine.prefix_bytes >> 20} MiB for what prompts have in common"
+def _described(made: ServedModel) -> str:
+    rows, limits = made.engine.rows, made.engine.limits
+    text = f"context {made.context} tokens, {limits.rows} answers at a time"
+    if rows.one_batch:
+        text += "; this family is answered batch by batch"
+    if not rows.prefix_bytes:
+        return f"{text}; what prompts have in common is computed each time"
+    return f"{text}, {rows.prefix_bytes >> 20} MiB for what prompts have in common"
 
 
 def _words(file: Path | None) -> tuple[str, ...]:

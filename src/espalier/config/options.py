@@ -310,7 +310,9 @@ class EngineOptions(Options):
         "none", "What lives in the machine's memory, not the GPU's.", same_result=True
     )
     deepspeed: dict[str, Any] | str | None = option(
-        None, "A DeepSpeed configuration of one's own (a JSON file).", names="file"
+        None,
+        "A DeepSpeed configuration of one's own (a JSON file), or one that comes along by its name, such as stage-2-offload.",
+        names="file",
     )
 
     def problems(self) -> list[str]:

@@ -31,6 +31,18 @@ def read_json(path: Path, key: str = "") -> Any:
         raise UserError(f"{named}{path}: not UTF-8 (byte {error.start}). Save the file as UTF-8.") from error
 
 
+def read_object(path: Path, key: str) -> dict[str, Any]:
+    """The JSON object in the file that an option names.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    made = read_json(path, key)
+    if not isinstance(made, dict):
+        raise UserError(f"{key}: {path}: wanted a JSON object.")
+    return made
+
+
 def object_or_nothing(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} where it is missing, damaged, or holds something else."""
     try:

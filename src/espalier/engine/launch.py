@@ -24,10 +24,15 @@ from espalier.errors import Stopped, UserError
 from espalier.screen import safe
 
 GRACE = 30.0
-"""Seconds that the other ranks get to end by themselves once one has ended badly or was stopped. On a CPU their next
-exchange fails at once, but one between GPUs may wait for ever."""
+"""Seconds that the other ranks get to end by themselves once one was stopped: they write the same checkpoint."""
+
+GRACE_OF_DEATH = 8.0
+"""The same once one has died or met an error, so that each can say what it has met. On a CPU their next exchange fails
+at once, but one between GPUs may wait for ever."""
 
 _POLL = 0.05
+_STOPPED = 3
+"""The exit code after a signal and a checkpoint."""
 
 
 def rank() -> int:
@@ -65,6 +70,11 @@ def relaunch(arguments: list[str], processes: int) -> int:
 
     Several machines: start `torchrun` yourself with ``-m espalier.cli`` (docs/scaling.md).
     """
+    return as_ranks([sys.executable, "-m", "espalier.cli", *arguments], processes)
+
+
+def as_ranks(command: Sequence[str], processes: int) -> int:
+    """Run a command as so many ranks that meet on this machine; see `watch_over`."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # not in its __all__
 
     # Where the ranks meet is held by this process, so that no free port must be guessed.
@@ -77,7 +87,7 @@ def relaunch(arguments: list[str], processes: int) -> int:
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
         or str(max(1, (os.cpu_count() or 1) // processes)),
     }
-    return watch_over([sys.executable, "-m", "espalier.cli", *arguments], processes, meeting)
+    return watch_over(command, processes, meeting)
 
 
 def watch_over(command: Sequence[str], processes: int, environment: Mapping[str, str]) -> int:
@@ -99,8 +109,9 @@ def watch_over(command: Sequence[str], processes: int, environment: Mapping[str,
             ranks.append(_Rank(number, command, processes, environment))
         while any(rank.code() is None for rank in ranks):
             time.sleep(_POLL)
-            if any(rank.code() for rank in ranks):
-                deadline = min(deadline, time.monotonic() + GRACE)
+            if ended := [rank.code() for rank in ranks if rank.code()]:
+                grace = GRACE if all(code == _STOPPED for code in ended) else GRACE_OF_DEATH
+                deadline = min(deadline, time.monotonic() + grace)
             if forwarding.again or time.monotonic() > deadline:
                 for rank in ranks:
                     rank.kill()

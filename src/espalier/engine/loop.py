@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from torch import nn
 
 from espalier.data.steps.feed import Feed
+from espalier.engine.group import over_ranks
 from espalier.engine.signals import StopSignal
 from espalier.engine.step import Hooks, Learner, Objective, Progress, Schedule, Step
-from espalier.engine.strategy import over_ranks
 from espalier.engine.track import Tracker
 from espalier.errors import Stopped, UserError
 from espalier.trees import Batch

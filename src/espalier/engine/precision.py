@@ -69,6 +69,9 @@ def agreed_precision(precision: Precision, *, cpu: bool) -> Precision:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
+    from espalier.engine.group import join
+
+    join(cpu=cpu)
     PartialState(cpu=cpu)
     agreed = [precision]
     broadcast_object_list(agreed)

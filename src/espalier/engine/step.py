@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -17,9 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from espalier.engine import strategy
 from espalier.engine.finite import cause
+from espalier.engine.group import over_ranks
 from espalier.engine.hardware import memory_bytes
-from espalier.engine.strategy import clip_gradients, over_ranks
 from espalier.engine.track import Meter, Numbers
 from espalier.errors import UserError
 from espalier.models.forward import Outputs, Want
@@ -72,6 +72,7 @@ class Hooks:
     Attributes:
         save: write a checkpoint of the step.
         validate: numbers of the held-out data at this step.
+        after_backward: a look at the gradients of a step, before they are clipped.
         after_step: bookkeeping after each optimiser step (a moving average of weights); the gradients are still there.
         enough: asked after an evaluation, whether training ends here.
         learns: whether the loss of a micro-batch depends on the weights at all; a step in which none does is not
@@ -80,6 +81,7 @@ class Hooks:
 
     save: Callable[[int], None]
     validate: Callable[[int], dict[str, float]]
+    after_backward: Callable[[int], None] = lambda step: None
     after_step: Callable[[int], None] = lambda step: None
     enough: Callable[[], bool] = lambda: False
     learns: Callable[[Batch], bool] = lambda batch: True
@@ -180,14 +182,15 @@ class Step:
                     f"Lower learning_rate, or look at the data of this step; the last checkpoint is kept. "
                     f"{cause(module)}"
                 )
-        norm = clip_gradients(accelerator, module, self.schedule.max_grad_norm, self._apart())
+        self.hooks.after_backward(step)
+        norm = strategy.clip_gradients(accelerator, module, self.schedule.max_grad_norm, self._apart())
         if not math.isfinite(norm) and accelerator.mixed_precision != "fp16":
             raise UserError(
                 f"step {step}, rank {accelerator.process_index}: the gradient norm is {norm}. "
                 "Lower learning_rate, or use precision: fp32; the last checkpoint is kept. "
                 f"{cause(module)}"
             )
-        self.learner.optimizer.step()
+        strategy.update(module, self.learner.optimizer)
         return norm
 
     def _pace(self, group: dict[str, Any]) -> tuple[Rate, float]:
@@ -195,14 +198,15 @@ class Step:
         whole = self.schedule.learning_rate, self.schedule.max_grad_norm
         return self.schedule.parts.get(group.get("part", ""), whole)
 
-    def _apart(self) -> list[tuple[list[nn.Parameter], float]]:
+    def _apart(self) -> strategy.Parts:
         """The parameters of each part with the largest norm of its gradient; none where there are no parts."""
         if not self.schedule.parts:
             return []
-        apart: dict[str, tuple[list[nn.Parameter], float]] = {}
-        for group in self.learner.optimizer.param_groups:
-            parameters, _ = apart.setdefault(group.get("part", ""), ([], self._pace(group)[1]))
-            parameters += group["params"]
+        apart: dict[str, tuple[list[nn.Parameter], list[int], float]] = {}
+        for number, group in enumerate(self.learner.optimizer.param_groups):
+            part = apart.setdefault(group.get("part", ""), ([], [], self._pace(group)[1]))
+            part[0].extend(group["params"])
+            part[1].append(number)
         return list(apart.values())
 
     def numbers(self, epoch: float, norm: float | None, speed: float) -> dict[str, float]:
@@ -236,17 +240,12 @@ class Step:
 def _backward(learner: Learner, batch: Batch, count: float, meter: Meter, *, last: bool) -> float:
     """One micro-batch; gradients are exchanged between the ranks at the last one only."""
     module, objective, accelerator = learner.module, learner.objective, learner.accelerator
-    sharded = accelerator.distributed_type.value in ("DEEPSPEED", "FSDP")
-    accelerator.gradient_state._set_sync_gradients(last)
-    alone = (
-        nullcontext() if last or sharded or accelerator.num_processes == 1 else accelerator.no_sync(module)
-    )
-    with alone:
+    with strategy.apart(accelerator, module, last=last):
         outputs = module(batch, objective.want)
         loss_sum, numbers = objective.loss(outputs, batch)
         # Gradients are averaged over ranks, so the world's size undoes the average.
         loss = loss_sum * (batch.weight * accelerator.num_processes / count)
-        accelerator.backward(loss)
+        strategy.backward(accelerator, module, loss, last=last)
     meter.add(numbers, counts=batch.weight > 0)
     return float(loss.detach())
 

@@ -1,254 +1,276 @@
-"""One process, DDP, FSDP or ZeRO: the accelerator, clipping, and whole tensors from whatever is sharded.
+"""One process, DDP, FSDP or ZeRO: the accelerator, a module made ready for it, and a step's backward and clipping.
 
-This is the one door to accelerate and DeepSpeed for everything that differs between strategies.
+What a strategy is follows from the class of the prepared module, never from what was asked for, so that nothing here
+can take one for another. FSDP and ZeRO are started here and not by accelerate, which has neither on a machine
+without a GPU and hands out DDP in their place.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
-from espalier.engine.precision import Precision
+from espalier.engine import fsdp, group, zero
 from espalier.errors import UserError
+from espalier.processor import Precision
 
 if not torch.cuda.is_available():
     # DeepSpeed asks at import, which PEFT and accelerate do for us, and warns when nobody has said.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-_ASKED_BY_LAUNCHER = {
-    key: os.environ.get(key)
-    for key in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION")
-}
+_OF_LAUNCHERS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
+_ASKED_BY_LAUNCHER = os.environ.get(_PRECISION)
 """accelerate keeps what one run has asked for in the environment, where the next one would find it."""
 
-ZERO = {"zero1": 1, "zero2": 2, "zero3": 3}
+ZERO = zero.STAGES
+SHARDED = ("fsdp", "zero3")
+"""Strategies under which no process holds the whole model."""
 
 
-def make_accelerator(
-    strategy: str,
-    precision: Precision,
-    *,
-    max_grad_norm: float,
-    offload: str = "none",
-    deepspeed: dict[str, Any] | None = None,
-    cpu: bool | None = None,
-) -> Accelerator:
-    """The accelerator of a strategy.
+@dataclass(frozen=True)
+class Wanted:
+    """A strategy that is asked for, decided and possible.
+
+    Attributes:
+        kind: single, ddp, fsdp, zero1, zero2 or zero3.
+        precision: of the matrix products.
+        offload: none, optimizer or all (ZeRO and FSDP only).
+        hidden: the width of the model; sizes of ZeRO-3 follow from it.
+        deepspeed: a whole configuration of the user's own, without "auto"; else one is built.
+    """
+
+    kind: str
+    precision: Precision = "fp32"
+    offload: str = "none"
+    hidden: int = 1024
+    deepspeed: dict[str, Any] | None = None
+
+
+def decided(strategy: str, processes: int, stage: int | None = None) -> str:
+    """Which strategy is meant: single, ddp, fsdp, zero1, zero2 or zero3.
 
     Args:
-        strategy: auto, single, ddp, fsdp, zero1, zero2, zero3; auto is ddp under a launcher.
+        strategy: the option; auto is the stage of a DeepSpeed file, else single for one process and ddp for several.
+        processes: of the run.
+        stage: of a DeepSpeed file of the user's own, if there is one.
+
+    Raises:
+        UserError: it contradicts the file, or cannot be with so many processes.
+    """
+    own = None if stage is None else f"zero{stage}"
+    if strategy == "auto":
+        return own or ("single" if processes == 1 else "ddp")
+    if own is not None and strategy != own:
+        raise UserError(
+            f"strategy: {strategy}, and the file that `deepspeed` names is of stage {stage}. Remove one."
+        )
+    if strategy == "single" and processes > 1:
+        raise UserError(
+            f"strategy: single is one process, and this run has {processes}. Set strategy: ddp (or auto), or start one "
+            "process."
+        )
+    if strategy == "ddp" and processes == 1:
+        raise UserError(
+            "strategy: ddp is a copy of the model a process, and this run has one process. Set num_processes: 2 or more, "
+            "or strategy: single (or auto)."
+        )
+    return strategy
+
+
+def check_offload(kind: str, offload: str, *, own: bool) -> None:
+    """Refuse an `offload` that the strategy has not.
+
+    Args:
+        kind: as `decided` gives it.
+        own: whether the user has a DeepSpeed file, which says that itself.
+
+    Raises:
+        UserError: nothing of it would leave the device, or more than the strategy can move.
+    """
+    if offload == "none":
+        return
+    if own:
+        raise UserError(
+            f"offload: {offload} beside `deepspeed`: write it into that file, or remove one of the two."
+        )
+    able = {"zero1": ("optimizer",), "zero2": ("optimizer",), "zero3": ("optimizer", "all"), "fsdp": ("all",)}
+    if kind not in able:
+        raise UserError(
+            f"offload: {offload} with strategy: {kind} is not possible. Set strategy: fsdp, zero2 or zero3."
+        )
+    if offload not in able[kind]:
+        raise UserError(
+            f"offload: {offload} with strategy: {kind} is not possible. Set offload: {able[kind][0]}, or strategy: zero3, "
+            "which can move the optimizer alone or all."
+        )
+
+
+def make_accelerator(precision: Precision, *, cpu: bool | None = None) -> Accelerator:
+    """The accelerator of a run: its place among the processes, its device, and its precision.
+
+    Args:
         precision: of the matrix products.
-        max_grad_norm: DeepSpeed clips by itself and must know.
-        offload: none, optimizer or all (ZeRO and FSDP only).
-        deepspeed: a configuration of one's own; wins over what is built here.
         cpu: stay on the CPU; None = when there is no GPU.
+
+    Raises:
+        UserError: the launcher asks for an engine that only the run's own options can ask for.
+    """
+    cpu = not torch.cuda.is_available() if cpu is None else cpu
+    for key in _OF_LAUNCHERS:
+        if os.environ.get(key, "false").lower() == "true":
+            engine = key.rpartition("_")[2]
+            raise UserError(
+                f"the launcher asks for {engine} ({key}=true), and a run says that itself. Set strategy in the run's "
+                "options, and start it without that."
+            )
+    _forget_earlier_runs()
+    group.join(cpu=cpu)
+    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+
+
+def _forget_earlier_runs() -> None:
+    """Let this process have another precision than its last run had, which accelerate would refuse.
+
+    The group of processes stays as it is.
+    """
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    if _ASKED_BY_LAUNCHER is None:
+        os.environ.pop(_PRECISION, None)
+    else:
+        os.environ[_PRECISION] = _ASKED_BY_LAUNCHER
+
+
+def prepare(
+    accelerator: Accelerator,
+    wanted: Wanted,
+    module: nn.Module,
+    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A module wrapped (or cut), and the optimiser of what is its parameters then.
+
+    Args:
+        module: whole, the same on every rank.
+        optimizer_of: makes the optimiser of a module.
 
     Raises:
         UserError: DeepSpeed is asked for and not installed.
     """
-    cpu = not torch.cuda.is_available() if cpu is None else cpu
-    _forget_earlier_runs()
-    plugins: dict[str, Any] = {}
-    if strategy in ZERO or deepspeed is not None:
-        try:
-            import deepspeed as _installed  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f"strategy: {strategy} needs DeepSpeed. Install it: pip install 'espalier-llm[deepspeed]'"
-            ) from error
-        config = deepspeed or zero_config(ZERO[strategy], precision, max_grad_norm, offload)
-        plugins["deepspeed_plugin"] = DeepSpeedPlugin(hf_ds_config=config)
-    elif strategy == "fsdp":
-        plugins["fsdp_plugin"] = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            state_dict_type="FULL_STATE_DICT",
-            cpu_offload=offload == "all",
+    device = accelerator.device
+    if wanted.kind in ZERO:
+        needs_deepspeed(wanted.kind)
+        group.join(cpu=device.type == "cpu", alone=True)
+        module = module.to(device)
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        settings = wanted.deepspeed or zero.config(
+            ZERO[wanted.kind], wanted.precision, wanted.offload, wanted.hidden, trained
         )
-    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision, **plugins)
+        try:
+            engine = zero.start(module, optimizer_of(module), settings)
+        except (AssertionError, ValueError) as error:
+            if wanted.deepspeed is None:
+                raise
+            raise UserError(f"deepspeed: DeepSpeed refuses the file: {error}. Correct it.") from error
+        return engine, engine.optimizer
+    if wanted.kind == "fsdp":
+        group.join(cpu=device.type == "cpu", alone=True)
+        # It stays unwrapped in this mode, but computes in the run's precision.
+        module = accelerator.prepare_model(module, evaluation_mode=True)
+        module = fsdp.cut(module, device.type, offload=wanted.offload == "all")
+        return module, accelerator.prepare_optimizer(optimizer_of(module))
+    module, optimizer = accelerator.prepare(module, optimizer_of(module))
+    return module, optimizer
 
 
-def _forget_earlier_runs() -> None:
-    """Let this process have another precision and strategy than its last run had.
+def needs_deepspeed(strategy: str) -> None:
+    """Raises UserError where DeepSpeed is not installed."""
+    try:
+        import deepspeed as _installed  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"strategy: {strategy} needs DeepSpeed. Install it: pip install 'espalier-llm[deepspeed]'"
+        ) from error
 
-    accelerate keeps both in one state for the life of the process, and refuses (precision) or ignores (strategy) what
-    differs from it. The group of processes stays as it is.
+
+def kind_of(accelerator: Accelerator, module: nn.Module) -> str:
+    """Which strategy a prepared module is under in truth."""
+    if zero.is_zero(module):
+        return f"zero{module.zero_optimization_stage()}"  # type: ignore[operator]
+    if fsdp.is_cut(module):
+        return "fsdp"
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return "ddp"
+    return "single"
+
+
+def backward(accelerator: Accelerator, module: nn.Module, loss: Tensor, *, last: bool) -> None:
+    """One micro-batch of a step; the ranks have exchanged all gradients after the last one."""
+    if zero.is_zero(module):
+        zero.backward(module, loss, last=last)
+    else:
+        accelerator.backward(loss)
+
+
+def apart(accelerator: Accelerator, module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+    """Around the forward and backward of a micro-batch: nothing is exchanged before the last one, where that is possible.
+
+    Sharded gradients have nowhere to wait, so they are exchanged each time.
     """
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    for key, value in _ASKED_BY_LAUNCHER.items():
-        if value is None:
-            os.environ.pop(key, None)
-        else:
-            os.environ[key] = value
+    accelerator.gradient_state._set_sync_gradients(last)
+    if last or not isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    waiting: AbstractContextManager[Any] = accelerator.no_sync(module)
+    return waiting
 
 
-def zero_config(stage: int, precision: Precision, max_grad_norm: float, offload: str) -> dict[str, Any]:
-    """A DeepSpeed configuration for an optimiser and a loop of our own (Rajbhandari et al. 2020)."""
-    zero: dict[str, Any] = {"stage": stage}
-    if offload in ("optimizer", "all"):
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if offload == "all" and stage == 3:
-        zero["offload_param"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": precision == "bf16"},
-        "fp16": {"enabled": precision == "fp16"},
-    }
+Parts = Sequence[tuple[list[nn.Parameter], list[int], float]]
+"""Parameters that are clipped together, as they are and as numbers of the optimiser's groups, with the largest norm."""
 
 
-def is_deepspeed(accelerator: Accelerator) -> bool:
-    return bool(accelerator.distributed_type.value == "DEEPSPEED")
-
-
-def over_ranks(accelerator: Accelerator, sums: list[float]) -> list[float]:
-    """The sums of all ranks, added up in float64; every rank gives as many and gets the same."""
-    if accelerator.num_processes == 1:
-        return sums
-    totals = torch.tensor(sums, dtype=torch.float64, device=accelerator.device)
-    total = accelerator.reduce(totals, reduction="sum")
-    assert isinstance(total, torch.Tensor)
-    return total.tolist()
-
-
-def clip_gradients(
-    accelerator: Accelerator,
-    module: nn.Module,
-    max_norm: float,
-    apart: Sequence[tuple[list[nn.Parameter], float]] = (),
-) -> float:
+def clip_gradients(accelerator: Accelerator, module: nn.Module, max_norm: float, parts: Parts = ()) -> float:
     """Scale the gradients down to `max_norm` (0: leave them) and return the norm before.
 
     Args:
-        apart: parameters that are clipped together, each list to its own norm, in place of all to `max_norm`. DeepSpeed
-            does not know them.
+        parts: each is clipped to its own norm, in place of all to `max_norm`.
     """
-    if is_deepspeed(accelerator):  # it has clipped and stepped already, inside the backward
-        norm = module.get_global_grad_norm()  # type: ignore[operator]
-        return float(norm) if norm is not None else 0.0
-    if not apart:
-        apart = [([p for p in module.parameters() if p.requires_grad], max_norm)]
+    if zero.is_zero(module):
+        return _clip_zero(module, max_norm, [(groups, limit) for _, groups, limit in parts])
+    together = [(parameters, limit) for parameters, _, limit in parts]
+    if not together:
+        together = [([p for p in module.parameters() if p.requires_grad], max_norm)]
     norms = []
-    for at, (parameters, limit) in enumerate(apart):
+    for at, (parameters, limit) in enumerate(together):
         # The first call undoes fp16's scale of all gradients, and may do so once a step only.
         clip = nn.utils.clip_grad_norm_ if at else accelerator.clip_grad_norm_
         norm = clip(parameters, limit if limit > 0 else math.inf)
         if norm is not None:
-            norms.append(float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm))
+            norms.append(float(fsdp.whole(norm)))
     return math.hypot(*norms)
 
 
-def named_trainable(accelerator: Accelerator, module: nn.Module) -> dict[str, nn.Parameter]:
-    """Trainable parameters by the names that they have without any wrapper."""
-    inner = accelerator.unwrap_model(module, keep_torch_compile=False)
-    return {name: p for name, p in inner.named_parameters() if p.requires_grad}
+def _clip_zero(engine: nn.Module, max_norm: float, parts: list[tuple[list[int], float]]) -> float:
+    norms = zero.norms_of_groups(engine)
+    for groups, limit in parts or [(list(range(len(norms))), max_norm)]:
+        norm = math.hypot(*(norms[number] for number in groups))
+        if limit > 0 and norm > limit and math.isfinite(norm):
+            for number in groups:
+                zero.scale_group(engine, number, limit / (norm + 1e-6))  # as torch does it
+    return math.hypot(*norms)
 
 
-def whole_parameters(accelerator: Accelerator, module: nn.Module) -> dict[str, Tensor]:
-    """Every trainable parameter in full, in float32 where a master copy exists; on all ranks alike."""
-    return {name: _whole(accelerator, p) for name, p in named_trainable(accelerator, module).items()}
-
-
-def _whole(accelerator: Accelerator, parameter: nn.Parameter) -> Tensor:
-    if is_deepspeed(accelerator):
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        whole = safe_get_full_fp32_param(parameter)
-        return (parameter.detach() if whole is None else whole.detach()).cpu().clone()
-    return _full(parameter.detach()).cpu().clone()
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """A sharded tensor in full; a plain one as it is."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def set_parameters(accelerator: Accelerator, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put whole tensors back into the parameters, sharded or not."""
-    for name, parameter in named_trainable(accelerator, module).items():
-        if is_deepspeed(accelerator):
-            from deepspeed.utils import safe_set_full_fp32_param
-
-            safe_set_full_fp32_param(parameter, tensors[name].to(parameter.device))
-        with torch.no_grad():
-            parameter.copy_(_like(tensors[name], parameter))
-
-
-def _like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor sharded (and placed) like another one."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    tensor = tensor.to(model.device)
-    if isinstance(model, DTensor):
-        return distribute_tensor(tensor, model.device_mesh, model.placements)
-    return tensor
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def whole_moments(
-    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """The optimiser's state by ``PARAMETER.KEY`` (AdamW's keys: exp_avg, exp_avg_sq, step), in full on all ranks."""
-    states: dict[str, Tensor] = {}
-    inner: Any = getattr(optimizer, "optimizer", optimizer)
-    for name, parameter in named_trainable(accelerator, module).items():
-        if is_deepspeed(accelerator):
-            from deepspeed.utils import safe_get_full_optimizer_state
-
-            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-        else:
-            moments = dict(inner.state.get(parameter, {}))
-        numbers = {key: torch.as_tensor(value) for key, value in moments.items() if value is not None}
-        states.update({f"{name}.{key}": _full(t.detach()).cpu().clone() for key, t in numbers.items()})
-    return states
-
-
-def set_moments(
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
-    step: int,
-) -> None:
-    """The inverse of `whole_moments`; `step` is how often the optimiser has stepped."""
-    inner: Any = getattr(optimizer, "optimizer", optimizer)
-    states: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        parameter_name, _, key = name.rpartition(".")
-        states.setdefault(parameter_name, {})[key] = tensor
-    for name, parameter in named_trainable(accelerator, module).items():
-        if is_deepspeed(accelerator):
-            from deepspeed.utils import safe_set_full_optimizer_state
-
-            for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, tensors[f"{name}.{key}"].to(parameter.device), key)
-        elif state := states.get(name):
-            inner.state[parameter] = {
-                key: _like(tensor, parameter)
-                if key in MOMENTS
-                else tensor.item()  # Adafactor and bitsandbytes count in Python
-                if tensor.dtype == torch.int64
-                else tensor.to(parameter.device, copy=True)
-                for key, tensor in state.items()
-            }
-    if is_deepspeed(accelerator):
-        for state in getattr(inner, "optimizer", inner).state.values():
-            if "step" in state:
-                count = state["step"]
-                state["step"] = torch.full_like(count, float(step)) if isinstance(count, Tensor) else step
+def update(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The optimiser's step, by the gradients as they are."""
+    if zero.is_zero(module):
+        module.step()  # type: ignore[operator]
+    else:
+        optimizer.step()

@@ -237,7 +237,8 @@ def tapped(head: nn.Module, read_at: Tensor | None) -> Iterator[list[Tensor]]:
         rows = hidden.flatten(0, -2)
         return (rows[:1][None] if read_at is None else rows[read_at][None],)
 
-    handle = head.register_forward_pre_hook(take)
+    # Before the hooks of an engine that gathers weights: what it puts around the head's input is not passed by others.
+    handle = head.register_forward_pre_hook(take, prepend=True)
     try:
         yield taken
     finally:

@@ -18,6 +18,18 @@ SMALL_CHUNK = 2**25
 """The same where nothing is kept for a backward: the smaller, the more of it stays in a cache."""
 
 
+def whole_shape(weight: Tensor) -> torch.Size:
+    """The shape of a weight, of which ZeRO-3 leaves an empty tensor where it is not gathered."""
+    shape: torch.Size = getattr(weight, "ds_shape", weight.shape)
+    return shape
+
+
+def _width(head: nn.Module) -> int:
+    """V, or 1 where a head does not say it."""
+    weight = getattr(head, "weight", None)
+    return whole_shape(weight)[0] if isinstance(weight, Tensor) else 1
+
+
 class ScalarHead(nn.Linear):
     """One number from a hidden state, without bias; weights start at std 1 / (d + 1) (Stiennon et al. 2020).
 
@@ -98,8 +110,7 @@ def chunked_logprobs(
     def part(hidden: Tensor, labels: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor | None]:
         return label_logprobs(head(hidden), labels, temperature, entropy, label_smoothing)
 
-    weight = getattr(head, "weight", None)
-    rows = max(1, CHUNK_ELEMENTS // max(1, weight.shape[0] if isinstance(weight, Tensor) else 1))
+    rows = max(1, CHUNK_ELEMENTS // max(1, _width(head)))
     if len(hidden) <= rows:
         return part(hidden, labels, temperature)
     pieces = torch.split(hidden, rows)
@@ -129,8 +140,7 @@ def shared_logprobs(
     """
     places, which = torch.unique(read_at, return_inverse=True)
     order = which.argsort(stable=True)
-    weight = getattr(head, "weight", None)
-    rows = max(1, SMALL_CHUNK // max(1, weight.shape[0] if isinstance(weight, Tensor) else 1))
+    rows = max(1, SMALL_CHUNK // max(1, _width(head)))
     logprobs = torch.empty(len(labels), dtype=torch.float32, device=labels.device)
     greedy = torch.empty(len(labels), dtype=torch.bool, device=labels.device)
     for start in range(0, len(places), rows):

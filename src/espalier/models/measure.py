@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,16 @@ WRITTEN = 24
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A model and its quantised copy.
+class Differences:
+    """What two models say of the same tokens.
 
     Attributes:
-        tokens: that the errors and the perplexities are of.
+        tokens: that all of it is of.
         logit_error_mean, logit_error_max: absolute differences of logits, each row's own mean taken out of it first,
             because a constant added to all logits says nothing.
-        kl: from the model to the copy, in nats a token.
+        kl: from the first model to the second, in nats a token.
         same_choice: share of tokens where both find the same next token likeliest.
-        perplexity, perplexity_after: of the text under the model and under the copy.
-        read, read_after: tokens a second in one forward over the rows.
-        written, written_after: tokens a second of one answer, written token by token.
-        read_ratio, written_ratio: the copy's speed to the model's; medians over pairs.
+        perplexity, perplexity_after: of the text under the first and under the second.
     """
 
     tokens: int
@@ -48,6 +45,18 @@ class Comparison:
     same_choice: float
     perplexity: float
     perplexity_after: float
+
+
+@dataclass(frozen=True)
+class Comparison(Differences):
+    """A model and its quantised copy.
+
+    Attributes:
+        read, read_after: tokens a second in one forward over the rows.
+        written, written_after: tokens a second of one answer, written token by token.
+        read_ratio, written_ratio: the copy's speed to the model's; medians over pairs.
+    """
+
     read: float
     read_after: float
     read_ratio: float
@@ -57,13 +66,12 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(plain: nn.Module, small: nn.Module, rows: Sequence[Row], *, rounds: int = 3) -> Comparison:
+def differences(plain: nn.Module, small: nn.Module, rows: Sequence[Row]) -> Differences:
     """Both models on the rows; neither is changed.
 
     Args:
-        plain, small: in the Hugging Face calling convention, on one device, evaluating.
+        plain, small: in the Hugging Face calling convention, on one device, evaluating, with one vocabulary.
         rows: texts of at least two tokens.
-        rounds: pairs of timed runs, after one to warm up.
     """
     sums: dict[str, float] = dict.fromkeys(("n", "abs", "all", "kl", "same", "before", "after"), 0.0)
     worst = 0.0
@@ -80,9 +88,7 @@ def compare(plain: nn.Module, small: nn.Module, rows: Sequence[Row], *, rounds: 
             sums["before"] -= float(p.gather(1, labels[:, None]).sum())
             sums["after"] -= float(q.gather(1, labels[:, None]).sum())
     n = max(1.0, sums["n"])
-    read, read_after, read_ratio = _speeds(_reading(plain, rows), _reading(small, rows), rounds)
-    written, written_after, written_ratio = _speeds(_writing(plain, rows), _writing(small, rows), rounds)
-    return Comparison(
+    return Differences(
         int(sums["n"]),
         sums["abs"] / max(1.0, sums["all"]),
         worst,
@@ -90,12 +96,27 @@ def compare(plain: nn.Module, small: nn.Module, rows: Sequence[Row], *, rounds: 
         sums["same"] / n,
         math.exp(min(700.0, sums["before"] / n)),
         math.exp(min(700.0, sums["after"] / n)),
-        read,
-        read_after,
-        read_ratio,
-        written,
-        written_after,
-        written_ratio,
+    )
+
+
+@torch.no_grad()
+def compare(plain: nn.Module, small: nn.Module, rows: Sequence[Row], *, rounds: int = 3) -> Comparison:
+    """`differences`, and how fast both are.
+
+    Args:
+        rounds: pairs of timed runs, after one to warm up.
+    """
+    found = differences(plain, small, rows)
+    read, read_after, read_ratio = _speeds(_reading(plain, rows), _reading(small, rows), rounds)
+    written, written_after, written_ratio = _speeds(_writing(plain, rows), _writing(small, rows), rounds)
+    return Comparison(
+        **asdict(found),
+        read=read,
+        read_after=read_after,
+        read_ratio=read_ratio,
+        written=written,
+        written_after=written_after,
+        written_ratio=written_ratio,
     )
 
 

@@ -21,7 +21,7 @@ from espalier.models.adapters.adapter import is_adapted, save_adapter
 from espalier.models.dtypes import StoredTypes
 from espalier.models.endings import ends_of, save_ends
 from espalier.models.forward import TreeModel
-from espalier.models.heads import ScalarHead
+from espalier.models.heads import ScalarHead, whole_shape
 from espalier.models.legacy.reward import head_of
 from espalier.models.load_adapted import vocabulary_of
 from espalier.models.quantise.turn import is_quantised
@@ -133,7 +133,7 @@ def _has_grown(lm: Any) -> bool:
     """Whether an adapted model has more embeddings than the base that its folder will name."""
     base = lm.active_peft_config.base_model_name_or_path
     known = vocabulary_of(base) if base else None
-    return known is not None and lm.get_input_embeddings().weight.shape[0] != known
+    return known is not None and whole_shape(lm.get_input_embeddings().weight)[0] != known
 
 
 def read_scalar_head(name: str, *, allow_pickle: bool = False) -> ScalarHead | None:

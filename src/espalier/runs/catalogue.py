@@ -15,7 +15,7 @@ from espalier.config.options import (
     OptimizerOptions,
     VirtualTokenOptions,
 )
-from espalier.engine.strategy import ZERO
+from espalier.engine.strategy import SHARDED, ZERO
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import VIRTUAL
 from espalier.models.quantise.methods import problem
@@ -30,9 +30,6 @@ STAGES: dict[str, Stage] = {
 
 CLASSES: dict[str, tuple[type, ...]] = {name: (*COMMON, *stage.options) for name, stage in STAGES.items()}
 """The option classes of each stage."""
-
-SHARDED = ("fsdp", "zero3")
-"""Strategies under which no process holds the whole model."""
 
 
 def check_possible(stage: str, options: OptionSet) -> None:
@@ -55,13 +52,21 @@ def _check_sharded(stage: str, options: OptionSet) -> None:
     """What cannot be done where no process holds the whole model."""
     strategy, kind = options[EngineOptions].strategy, options[AdapterOptions].finetuning_type
     if strategy in SHARDED and kind not in ("full", "freeze"):
-        why = None
-        if stage in STAGES and STAGES[stage].reference(options):
-            why = f"in {stage}: its reference is the adapter as it began, inside a sharded model"
-        elif kind in VIRTUAL:
+        why, cure, lora = None, "", options[LoraOptions]
+        begun = (
+            ("adapter_name_or_path", options[ModelOptions].adapter_name_or_path),
+            ("lora_bias", lora.lora_bias != "none"),
+            ("modules_to_save", lora.modules_to_save),
+            ("pissa_init", lora.pissa_init),
+        )
+        if kind in VIRTUAL:
             why = "virtual tokens are read outside of the sharded model's own forward"
+        elif stage in STAGES and STAGES[stage].reference(options):
+            keys = [key for key, given in begun if given]
+            if keys:
+                why = f"in {stage} with {keys[0]}: the reference is the adapter as it began, which no rank holds whole"
+                cure = ", or precompute_ref_logprobs: true" if ReferenceOptions in options else ""
         if why is not None:
-            cure = ", or precompute_ref_logprobs: true" if ReferenceOptions in options else ""
             raise UserError(
                 f"finetuning_type: {kind} with strategy: {strategy} is not possible, {why}. Use strategy: ddp or zero2"
                 f"{cure}."

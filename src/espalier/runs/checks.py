@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import EngineOptions, ModelOptions, RunOptions, TrackOptions
-from espalier.engine.strategy import ZERO
+from espalier.config.options import (
+    EngineOptions,
+    ModelOptions,
+    RunOptions,
+    TrackOptions,
+    TrainOptions,
+)
+from espalier.engine.strategy import ZERO, needs_deepspeed
 from espalier.engine.trackers import check_installed
 from espalier.errors import UserError
 from espalier.models import load
@@ -22,18 +28,18 @@ from espalier.models.run_folder import find_model
 from espalier.rollout.rewards.table import paths_of, with_paths
 from espalier.runs.catalogue import check_possible
 from espalier.runs.named import check_named
+from espalier.runs.strategies import with_strategy
 
 
 def check_startable(stage: str, options: OptionSet) -> None:
     """Raises UserError at the first thing that is missing or cannot be done."""
+    if EngineOptions in options and TrainOptions in options:
+        options = with_strategy(options)
     check_possible(stage, options)
     for tracker in options[TrackOptions].report_to:
         check_installed(tracker)
-    engine = options[EngineOptions]
-    if (engine.strategy in ZERO or engine.deepspeed is not None) and find_spec("deepspeed") is None:
-        raise UserError(
-            f"strategy: {engine.strategy} needs DeepSpeed. Install it: pip install 'espalier-llm[deepspeed]'"
-        )
+    if options[EngineOptions].strategy in ZERO and find_spec("deepspeed") is None:
+        needs_deepspeed(options[EngineOptions].strategy)
     wanted = options[RunOptions].resume
     if isinstance(wanted, str) and not Path(wanted).is_dir():
         raise UserError(

@@ -9,7 +9,7 @@ from espalier.config.option_set import OptionSet
 from espalier.config.options import DataOptions
 from espalier.data.read.sources import files_of
 from espalier.data.read.specs import parse_specs
-from espalier.disk.reading import read_json
+from espalier.disk.reading import read_object
 from espalier.errors import UserError
 from espalier.models.hub_reach import check_reachable
 from espalier.models.run_folder import check_there, find_model
@@ -41,16 +41,4 @@ def check_named(kind: str, key: str, value: Any, options: OptionSet) -> None:
         if path.suffix == ".py" and not path.is_file():
             raise UserError(f"{key}: there is no file {path}.")
     else:
-        json_object(key, value)
-
-
-def json_object(key: str, path: str) -> dict[str, Any]:
-    """The JSON object in the file that an option names.
-
-    Raises:
-        UserError: it cannot be read, or is none.
-    """
-    made = read_json(Path(path), key)
-    if not isinstance(made, dict):
-        raise UserError(f"{key}: {path}: wanted a JSON object.")
-    return made
+        read_object(Path(value), key)

@@ -1,10 +1,6 @@
-"""What a run is, in a few short lines before its first step, and what can be done with its model after the last one."""
+"""What a run is, in a few short lines before its first step."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from espalier.config.options import EngineOptions, TrainOptions
 from espalier.engine.hardware import device_name
@@ -37,22 +33,3 @@ def _step(running: Running, world: int) -> str:
     count = (train.per_device_train_batch_size or 1) * train.gradient_accumulation_steps * world
     what = "prompt" if STAGES[running.start.stage].reads == "prompt" else "record"
     return f"{count:,} {what}" + ("" if count == 1 else "s")
-
-
-def closing_lines(stages: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
-    """The commands that go on from what a run has made.
-
-    Args:
-        stages: names and kinds (``name``, ``stage``) of those that train, in order.
-        folder: of the run.
-    """
-    if not stages:
-        return []
-    last = stages[-1]
-    model = folder / str(last.get("name") or last["stage"]) / "model"
-    if last["stage"] == "reward":
-        return [f"rewards by it: espalier ppo FILE.yaml reward_model={model}"]
-    return [
-        f"talk to it: espalier chat {model}",
-        f"examine it: espalier evaluate {model} --tasks TASKS --out {folder / 'exam'}",
-    ]

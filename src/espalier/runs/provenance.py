@@ -90,7 +90,12 @@ class MadeFrom:
             ):
                 continue  # whatever the paths are
             if value != before:
-                differences.append(KeyChange(key, f"{key}: {_shown(before)} -> {_shown(value)}", True))
+                cure = (
+                    f" (set gradient_accumulation_steps so that it is {before} again)"
+                    if key == RECORDS
+                    else ""
+                )
+                differences.append(KeyChange(key, f"{key}: {_shown(before)} -> {_shown(value)}{cure}", True))
             elif ours is not None and theirs is not None and ours != theirs:
                 differences.append(KeyChange(key, f"{key}: {_changed(ours, theirs)}", False))
         return differences

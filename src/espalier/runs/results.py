@@ -17,15 +17,15 @@ from espalier import config
 from espalier.config.options import DtypeOptions, EngineOptions, RunOptions
 from espalier.data.encode.jinja_form import as_jinja
 from espalier.disk.writing import writing_to
-from espalier.engine import checkpoint, files, strategy
+from espalier.engine import checkpoint, files
 from espalier.engine.finite import check_weights
 from espalier.engine.hardware import device_name
+from espalier.engine.whole import whole_model
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import is_adapted
 from espalier.models.dtypes import FLOAT32, StoredTypes, wanted_types
 from espalier.models.forward import TreeModel
 from espalier.models.load_adapted import plain_base
-from espalier.models.quantise.turn import number_of_weights
 from espalier.models.saved import save_model
 from espalier.runs.catalogue import STAGES
 from espalier.runs.checks import with_hub_ids
@@ -44,7 +44,7 @@ def write_config(start: Start) -> None:
 def save_models(running: Running) -> None:
     """Write the stage's models, whole or not at all."""
     start, setup, live, parts = running.start, running.setup, running.live, running.parts
-    whole = strategy.whole_parameters(live.accelerator, live.module)
+    whole = whole_model(live.accelerator, live.module)
     check_weights(whole, running.progress.step)
     if start.is_main:
         for name, model in {"model": parts.main, **parts.also_saved}.items():
@@ -122,10 +122,11 @@ def write_summary(running: Running, status: str) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(start.started)),
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
-        "strategy": start.option(EngineOptions).strategy,
+        "strategy": running.shares.kind,
+        "engine": running.shares.measured,
         "precision": start.option(EngineOptions).precision,
-        "parameters": number_of_weights(parts.main),
-        "trainable_parameters": sum(p.numel() for p in parts.trained.parameters() if p.requires_grad),
+        "parameters": running.weights,
+        "trainable_parameters": running.shares.whole.trained,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "accelerate", "peft")},

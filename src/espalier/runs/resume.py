@@ -7,9 +7,10 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from espalier.config.options import EvaluationOptions, RunOptions
-from espalier.engine import checkpoint, strategy
+from espalier.engine import checkpoint
 from espalier.engine.finite import check_weights
 from espalier.engine.step import Progress
+from espalier.engine.whole import set_moments, set_parameters, whole_moments, whole_parameters
 from espalier.errors import UserError
 from espalier.runs.earlier import CHECKPOINTS
 from espalier.runs.running import Running, Start
@@ -24,13 +25,13 @@ def save(running: Running, step: int) -> None:
     """Write the checkpoint of a step; all ranks call it, the first one writes."""
     start, live, parts = running.start, running.live, running.parts
     accelerator = live.accelerator
-    weights = strategy.whole_parameters(accelerator, live.module)
+    weights = whole_parameters(accelerator, live.module)
     check_weights(weights, step)
     own = [(accelerator.process_index, checkpoint.rng_to_tensors())]
     rngs = gather_object(own) if accelerator.num_processes > 1 else own
     tensors = {
         "model": weights,
-        "optimizer": strategy.whole_moments(accelerator, live.module, running.optimizer),
+        "optimizer": whole_moments(accelerator, live.module, running.optimizer),
         **{f"rng-{rank}": generators for rank, generators in rngs},
         **{f"average-{name}": dict(m.named_parameters()) for name, m in parts.averages.items()},
     }
@@ -65,9 +66,7 @@ def resume(running: Running) -> None:
     tensors, state = checkpoint.read_checkpoint(path)
     progress = state["progress"]
     _put_back(running, tensors)
-    strategy.set_moments(
-        live.accelerator, live.module, running.optimizer, tensors["optimizer"], progress["step"]
-    )
+    set_moments(live.accelerator, live.module, running.optimizer, tensors["optimizer"], progress["step"])
     for name, controller in parts.controllers.items():
         controller.restore(state["controllers"][name])
     if parts.watch is not None and state.get("watch"):  # none was written before there were such
@@ -110,7 +109,7 @@ def take_best(running: Running) -> None:
 
 
 def _put_back(running: Running, tensors: checkpoint.Tensors) -> None:
-    strategy.set_parameters(running.live.accelerator, running.live.module, tensors["model"])
+    set_parameters(running.live.accelerator, running.live.module, tensors["model"])
     for name, average in running.parts.averages.items():
         for key, parameter in average.named_parameters():
             parameter.data.copy_(tensors[f"average-{name}"][key])

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, RunOptions
 from espalier.data.steps.feed import Feed
+from espalier.engine.shares import Shares
 from espalier.engine.step import Progress
 from espalier.runs.provenance import MadeFrom
 from espalier.screen import Screen
@@ -76,7 +77,9 @@ class Running:
     Attributes:
         start: what was known before.
         setup, parts: what the stage was built from, and what it gave.
-        live, optimizer: as accelerate has prepared them.
+        live, optimizer: as the strategy has prepared them.
+        shares: what each rank holds of them.
+        weights: how many the stage's model has.
         held_out: the number by which the stage is judged, before and after, for the summary.
         saved: folder -> file -> [bytes, checksum] of the weights of each model that is written.
         saved_types: folder -> the type of most of its numbers.
@@ -88,6 +91,8 @@ class Running:
     live: Live
     optimizer: torch.optim.Optimizer
     feed: Feed
+    shares: Shares
+    weights: int
     progress: Progress = field(default_factory=Progress)
     held_out: dict[str, Any] = field(default_factory=dict)
     saved: dict[str, dict[str, list[Any]]] = field(default_factory=dict)

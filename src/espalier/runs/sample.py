@@ -126,7 +126,7 @@ def run_sample(raw: Mapping[str, Any], all_classes: Mapping[str, tuple[type, ...
     read = OptionSet(tuple(group if type(group) in _COUNTS else type(group)() for group in options))
     made = made_from(read, processes=processes(), known=kept_in(options) / "files.json")
     summary = object_or_nothing(folder / SUMMARY)
-    accelerator = strategy.make_accelerator("auto", precision, max_grad_norm=0.0)
+    accelerator = strategy.make_accelerator(precision)
     start = Start(SAMPLE, options, folder, made, accelerator, notes)
     if summary and run.resume is not False:
         harm = fault(folder, summary.get("files", {}))

@@ -26,7 +26,7 @@ from espalier.config.options import (
     TrackOptions,
 )
 from espalier.disk.temporary import remove_left
-from espalier.engine import strategy
+from espalier.engine import group
 from espalier.engine.checkpoint import clear_checkpoints
 from espalier.engine.finite import check_weights
 from espalier.engine.hardware import keep_freed_memory
@@ -35,8 +35,10 @@ from espalier.engine.loop import run_loop, stopped_at
 from espalier.engine.precision import agreed_precision, choose_precision, is_emulated, kept_precision
 from espalier.engine.signals import StopSignal
 from espalier.engine.step import Hooks, Learner
+from espalier.engine.strategy import SHARDED
 from espalier.engine.track import Tracker, keep_rows
 from espalier.engine.trackers import Sink, TrackedRun, open_trackers
+from espalier.engine.whole import whole_parameters
 from espalier.errors import Stopped
 from espalier.runs.catalogue import CLASSES, STAGES
 from espalier.runs.checks import check_startable, with_models_found
@@ -47,6 +49,7 @@ from espalier.runs.provenance import made_from
 from espalier.runs.results import finish, write_config, write_end, write_summary
 from espalier.runs.resume import checkpoints, resume, save, take_best
 from espalier.runs.running import Running, Start
+from espalier.runs.strategies import with_strategy
 from espalier.runs.validation import validate
 from espalier.runs.wiring import accelerator_of, schedule_of, wired
 from espalier.screen import Screen
@@ -71,6 +74,7 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
     notes = list(config.canonical(raw)[1])
     options = with_models_found(options, notes.append)
     check_startable(stage, options)
+    options = with_strategy(options)
     run = options[RunOptions]
     folder = Path(run.output_dir) / (run.name or stage)
     options = decided(options, folder if run.resume else None)
@@ -94,7 +98,10 @@ def run_stage(raw: Mapping[str, Any]) -> dict[str, Any]:
             "bf16 is computed slowly here, for this CPU has no bf16 instructions; precision: fp32 is faster"
         )
     set_seed(run.seed)
-    return _run(_prepared(start))
+    try:
+        return _run(_prepared(start))
+    finally:
+        group.leave()
 
 
 def kept_in(options: OptionSet) -> Path:
@@ -142,7 +149,15 @@ def _prepared(start: Start) -> Running:
     new_tokens = start.option(RolloutOptions).max_new_tokens if STAGES[start.stage].samples else 0
     check_positions(parts.main.lm, preflight.parts.values(), new_tokens, start.say)
     made = wired(start.stage, start.options, parts, accelerator)
-    running = Running(start, setup, made.parts, made.live, made.optimizer, made.feed)
+    for note in made.notes:
+        start.say(note)
+    if parts.sample_prompts and made.live.sampler is None and made.shares.kind in SHARDED:
+        start.say(
+            f"what the model says is not shown: under strategy: {made.shares.kind} no process holds it whole"
+        )
+    running = Running(
+        start, setup, made.parts, made.live, made.optimizer, made.feed, made.shares, made.weights
+    )
     resume(running)
     return running
 
@@ -192,11 +207,12 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
     schedule = schedule_of(running.start.options, running.parts, running.feed.total_steps)
     if progress.step == 0 and looks.eval_steps != 0:
         tracker.log({"step": 0, **_evaluated(running, 0)})
-    after, patience = running.parts.after_step, looks.early_stopping_patience
+    patience = looks.early_stopping_patience
     hooks = Hooks(
         save=lambda step: save(running, step),
         validate=lambda step: _evaluated(running, step),
-        after_step=(lambda step: after(live, step)) if after is not None else (lambda step: None),
+        after_backward=lambda step: running.shares.after_backward(live.module),
+        after_step=partial(_after_step, running),
         enough=lambda: patience is not None and progress.worse >= patience,
         learns=running.parts.learns,
     )
@@ -209,7 +225,7 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
         progress,
         stop,
     )
-    check_weights(strategy.whole_parameters(live.accelerator, live.module), progress.step)
+    check_weights(whole_parameters(live.accelerator, live.module), progress.step)
     if progress.evaluated < progress.step and looks.eval_steps != 0:
         try:
             tracker.log({"step": progress.step, **_evaluated(running, progress.step)})
@@ -222,6 +238,15 @@ def _train(running: Running, tracker: Tracker, stop: StopSignal) -> None:
             "without a better held-out number (early_stopping_patience)"
         )
     take_best(running)
+
+
+def _after_step(running: Running, step: int) -> None:
+    """What the stage does, and once a look at what each rank holds."""
+    live, after = running.live, running.parts.after_step
+    if after is not None:
+        after(live, step)
+    if running.shares.after_step(live.accelerator, live.module, running.optimizer):
+        write_summary(running, "running")
 
 
 def _evaluated(running: Running, step: int) -> dict[str, float]:

@@ -9,13 +9,14 @@ from espalier.config.better import better, plain_name
 from espalier.config.options import EngineOptions, EvaluationOptions
 from espalier.disk.writing import writing_to
 from espalier.engine.finite import cause
-from espalier.engine.strategy import over_ranks
+from espalier.engine.group import over_ranks
+from espalier.engine.strategy import SHARDED
 from espalier.engine.track import Meter
 from espalier.errors import UserError
 from espalier.maths.ratio import Estimate
 from espalier.models.load import context_length
 from espalier.models.sampling.generate import Sampling, sample
-from espalier.runs.catalogue import SHARDED, STAGES
+from espalier.runs.catalogue import STAGES
 from espalier.runs.judge import judged
 from espalier.runs.resume import keeps_best, save
 from espalier.runs.running import Running

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from espalier.config.option_set import OptionSet
 from espalier.config.options import (
@@ -24,27 +25,22 @@ from espalier.config.train_options import in_steps
 from espalier.data.steps.feed import Feed
 from espalier.engine import strategy
 from espalier.engine.optim import OptimizerSettings, learning_rates, optimizer_of
+from espalier.engine.shares import Shares, whole_of
 from espalier.engine.step import Rate, Schedule
-from espalier.runs.catalogue import SHARDED, STAGES
-from espalier.runs.named import json_object
+from espalier.engine.strategy import SHARDED
+from espalier.models.load import hidden_size
+from espalier.models.quantise.turn import number_of_weights
+from espalier.runs.catalogue import STAGES
+from espalier.runs.strategies import wanted_of
 from espalier.stages.adapting import rank_allocations
 from espalier.stages.parts import Live, Pace, Parts
 
 
 def accelerator_of(options: OptionSet) -> Accelerator:
     """The accelerator of a run whose precision is decided."""
-    engine = options[EngineOptions]
-    assert engine.precision != "auto"
-    own = engine.deepspeed
-    if isinstance(own, str):
-        own = json_object("deepspeed", own)
-    return strategy.make_accelerator(
-        engine.strategy,
-        engine.precision,
-        max_grad_norm=options[TrainOptions].max_grad_norm,
-        offload=engine.offload,
-        deepspeed=own,
-    )
+    precision = options[EngineOptions].precision
+    assert precision != "auto"
+    return strategy.make_accelerator(precision)
 
 
 @dataclass(frozen=True)
@@ -53,30 +49,41 @@ class Wired:
 
     Attributes:
         parts: of the stage, with what AdaLoRA adds.
-        live, optimizer: as accelerate has prepared them.
+        live, optimizer: as the strategy has prepared them.
         feed: of the prepared module.
+        shares: measures what each rank holds.
+        weights: how many the stage's model has.
+        notes: lines about a DeepSpeed file.
     """
 
     parts: Parts
     live: Live
     optimizer: torch.optim.Optimizer
     feed: Feed
+    shares: Shares
+    weights: int
+    notes: list[str]
 
 
 def wired(stage: str, options: OptionSet, parts: Parts, accelerator: Accelerator) -> Wired:
     """The parts of a stage, wrapped, with their optimiser and their feed."""
     parts, allocations = rank_allocations(parts, options[AdaloraOptions])
-    sharded = options[EngineOptions].strategy in SHARDED
-    sampler = copy.deepcopy(parts.main.lm) if sharded and STAGES[stage].samples else None
-    module, optimizer = accelerator.prepare(parts.trained, _optimizer(options, parts))
+    whole = whole_of(parts.trained)
+    wanted, notes = wanted_of(options, hidden_size(parts.main.lm), whole.trained)
+    sampler = copy.deepcopy(parts.main.lm) if wanted.kind in SHARDED and STAGES[stage].samples else None
+    shares = Shares(wanted.kind, whole, checked=wanted.deepspeed is None)
+    weights = number_of_weights(parts.main)
+    module, optimizer = strategy.prepare(
+        accelerator, wanted, parts.trained, lambda module: _optimizer(options, parts, module)
+    )
     live = Live(module, accelerator, sampler)
     feed = parts.feed(live)
     for allocation in allocations:
         allocation.begin(feed.total_steps)
-    return Wired(parts, live, optimizer, feed)
+    return Wired(parts, live, optimizer, feed, shares, weights, notes)
 
 
-def _optimizer(options: OptionSet, parts: Parts) -> torch.optim.Optimizer:
+def _optimizer(options: OptionSet, parts: Parts, module: nn.Module) -> torch.optim.Optimizer:
     chosen = options[OptimizerOptions]
     settings = OptimizerSettings(
         chosen.optim,
@@ -86,7 +93,7 @@ def _optimizer(options: OptionSet, parts: Parts) -> torch.optim.Optimizer:
         chosen.adam_epsilon,
         options[LoraOptions].loraplus_lr_ratio,
     )
-    return optimizer_of(parts.trained, settings, list(parts.paces))
+    return optimizer_of(module, settings, list(parts.paces))
 
 
 def schedule_of(options: OptionSet, parts: Parts, total: int) -> Schedule:

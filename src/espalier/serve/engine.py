@@ -269,6 +269,8 @@ class Engine:
         try:
             with ONE_AT_A_TIME:
                 logits = self.rows.join(asked)
+            for job, known in zip(jobs, self.rows.reused, strict=True):
+                job.reused = known
             self._logits = torch.cat([self._logits, logits]) if self._present else logits
             self._present += [row for job in jobs for row in self._rows_of(job)]
         except Exception as error:

@@ -103,7 +103,11 @@ class Counts:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request that was taken; `cancel` it when nobody waits for its answer any longer."""
+    """A request that was taken; `cancel` it when nobody waits for its answer any longer.
+
+    Attributes:
+        reused: tokens of its prompt that were known from another, once its answer has begun.
+    """
 
     request: Request
     tell: Tell
@@ -111,6 +115,7 @@ class Ticket:
     cancelled: bool = False
     open: int = 0
     bytes: int = 0
+    reused: int = 0
 
     def cancel(self) -> None:
         self.cancelled = True

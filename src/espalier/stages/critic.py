@@ -7,11 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espalier.config.option_set import OptionSet
-from espalier.config.options import EngineOptions, Options, option
+from espalier.config.options import Options, option
 from espalier.config.train_options import step_count_problems
-from espalier.engine.strategy import ZERO
-from espalier.errors import UserError
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.stages.parts import Pace
 from espalier.trees import Batch
@@ -50,22 +47,6 @@ class CriticOptions(Options):
             "policy": Pace(waits=self.critic_first_steps),
             "critic": Pace(self.critic_learning_rate, self.critic_warmup_steps, self.critic_max_grad_norm),
         }
-
-
-def check_critic(options: OptionSet) -> None:
-    """Refuse what DeepSpeed cannot do: it clips all gradients together.
-
-    Raises:
-        UserError: a bound for the critic's gradient alone under DeepSpeed.
-    """
-    engine = options[EngineOptions]
-    if options[CriticOptions].critic_max_grad_norm is not None and (
-        engine.strategy in ZERO or engine.deepspeed
-    ):
-        raise UserError(
-            f"critic_max_grad_norm with strategy: {engine.strategy} is not possible: DeepSpeed clips the gradients of "
-            "policy and critic together. Remove it, or use strategy: ddp or fsdp."
-        )
 
 
 def foresee(critic: TreeModel, weight: float, mean: float, deviation: float) -> None:

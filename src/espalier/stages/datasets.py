@@ -305,7 +305,8 @@ class Datasets:
         data, train = self.option(DataOptions), self.option(TrainOptions)
         per_row = records or train.per_device_train_batch_size or 1
         if train.tokens_per_step and not records:
-            tokens = max(data.cutoff_len, min(train.tokens_per_step // self.world, 8192))
+            # As for one process, so that rows and steps are the same on any number of them.
+            tokens = max(data.cutoff_len, min(train.tokens_per_step, 8192))
         else:
             tokens = data.cutoff_len * per_row
         lay_out = lay_out_tree if model.traits.takes_trees else lay_out_padded

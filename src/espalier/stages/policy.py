@@ -12,7 +12,7 @@ from torch import Tensor
 
 from espalier.config.options import Options, option
 from espalier.config.stage_defaults import KL_ESTIMATOR, KL_IN
-from espalier.engine.strategy import over_ranks
+from espalier.engine.group import over_ranks
 from espalier.maths.advantages import KL_ESTIMATORS, kl_k3
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, Want

@@ -261,13 +261,13 @@ class Roller:
     @torch.no_grad()
     def _by_reference(self, live: Live, batch: Batch) -> Tensor:
         want = Want(temperature=self.temperature)
-        with live.accelerator.autocast():
-            if self._start is None:
-                assert self._reference is not None
+        if self._start is None:
+            assert self._reference is not None
+            with live.accelerator.autocast():
                 outputs: Outputs = self._reference(batch, want)
-            else:
-                with self._start():
-                    outputs = self._policy(batch, want)
+        else:  # through the prepared module: no other forward gathers weights that are cut
+            with self._start():
+                outputs = live.run(batch, want)
         assert outputs.logprobs is not None
         return outputs.logprobs.float()
 

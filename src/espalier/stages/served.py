@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from espalier.config.option_set import OptionSet
 from espalier.config.options import AdapterOptions, Options, RunOptions, option
 from espalier.disk.writing import writing_to
-from espalier.engine.strategy import whole_parameters
+from espalier.engine.whole import whole_model, whole_parameters
 from espalier.errors import UserError
 from espalier.models.adapters.adapter import is_adapted
 from espalier.models.forward import TreeModel
@@ -108,11 +108,12 @@ class ServedSampling:
 
     def refresh(self, live: Live) -> None:
         """Give the server the policy's weights as they are now; every rank waits until it has them."""
-        whole = whole_parameters(live.accelerator, live.module)
+        adapted = is_adapted(self._policy.lm)
+        gathered = whole_parameters if adapted else whole_model  # an adapter's base is on the server already
+        whole = gathered(live.accelerator, live.module)
         prefix = next((f"{n}." if n else "") for n, m in live.inner.named_modules() if m is self._policy)
         own = {name.removeprefix(prefix): t for name, t in whole.items() if name.startswith(prefix)}
         self._number += 1
-        adapted = is_adapted(self._policy.lm)
         folder = self.folder / f"{self._number % 2}" if adapted else self.folder
         if self._setup.rank == 0:
             with writing_to(folder):

@@ -16,7 +16,7 @@ from torch import nn
 
 from espalier.config.options import AdapterOptions, EngineOptions, ModelOptions, RunOptions, TokenizerOptions
 from espalier.data.encode.templates import choose_template
-from espalier.engine.strategy import whole_parameters
+from espalier.engine.whole import whole_parameters
 from espalier.errors import UserError
 from espalier.models import load, load_adapted
 from espalier.models.adapters.adapter import load_adapter

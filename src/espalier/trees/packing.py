@@ -1,9 +1,10 @@
-"""Which trees go into one row together: best fit, largest first, and a tree is never cut."""
+"""Which trees go into one row together: best fit, largest first, or rows of like length; a tree is never cut."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from heapq import heapreplace
 
 
 def pack(sizes: Sequence[int], limit: int) -> list[list[int]]:
@@ -31,3 +32,22 @@ def pack(sizes: Sequence[int], limit: int) -> list[list[int]]:
         if left - sizes[item] > 0:
             insort(room, (left - sizes[item], row))
     return sorted((sorted(row) for row in rows), key=lambda row: row[0])
+
+
+def spread(sizes: Sequence[int], rows: int) -> list[list[int]]:
+    """Indices of the items of so many rows of like length, none of them empty.
+
+    Longest first, each to the row that has least: the largest row is at most 4/3 - 1/(3 rows) of the smallest possible
+    (Graham 1969). Rows and the items in them keep the order of their first item.
+
+    Args:
+        sizes: tokens of each item, at least 1.
+        rows: at most as many as there are items.
+    """
+    made: list[list[int]] = [[] for _ in range(rows)]
+    held = [(0, row) for row in range(rows)]
+    for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        tokens, row = held[0]
+        made[row].append(item)
+        heapreplace(held, (tokens + sizes[item], row))
+    return sorted((sorted(row) for row in made), key=lambda row: row[0])

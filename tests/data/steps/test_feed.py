@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -75,24 +76,57 @@ def test_an_order_goes_on_exactly_after_a_stop(way: dict[str, Any], after: int) 
     assert before + [numbers(batches) for batches in resumed.steps()] == whole
 
 
-def test_a_place_among_rows_that_another_number_of_processes_fills_is_refused() -> None:
+def of_all(way: dict[str, Any], world: int, place: dict[str, Any] | None = None) -> list[list[list[int]]]:
+    """Of each step, on each of so many ranks, the trees that count; from a place on."""
+    feeds = [feed(way, rank, world, epochs=2) for rank in range(world)]
+    for one in feeds:
+        if place is not None:
+            one.restore(place)
+    return [[numbers(batches) for batches in step] for step in zip(*(f.steps() for f in feeds), strict=True)]
+
+
+def together(step: list[list[int]]) -> list[int]:
+    return sorted(number for one in step for number in one)
+
+
+@pytest.mark.parametrize("way", [*WAYS, {"trees_per_step": None, "tokens_per_step": 40}])
+def test_a_step_has_the_same_trees_on_any_number_of_ranks(way: dict[str, Any]) -> None:
+    alone = [together(step) for step in of_all(way, 1)]
+    for world in (2, 3, 4, 8):
+        found = of_all(way, world)
+        assert [together(step) for step in found] == alone
+        assert any(len(step[0]) != len(together(step)) for step in found), "they share the work"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_goes_on_with_another_number_of_ranks(way: dict[str, Any]) -> None:
+    """8 -> 4 -> 1 -> 2, stopped in the first epoch and in the second: every tree once an epoch, in the same steps."""
+    whole = [together(step) for step in of_all(way, 1)]
+    seen, place, begun = [], None, 0
+    for world, until in ((8, 3), (4, 9), (1, len(whole) - 2), (2, len(whole))):
+        feeds = [feed(way, rank, world, epochs=2) for rank in range(world)]
+        for one in feeds:
+            if place is not None:
+                one.restore(place)
+        steps = zip(*(one.steps() for one in feeds), strict=True)
+        seen += [together([numbers(batches) for batches in next(steps)]) for _ in range(until - begun)]
+        place, begun = feeds[0].place(), until
+        assert all(one.place() == place for one in feeds)
+    assert seen == whole
+    assert Counter(number for step in seen for number in step) == Counter(dict.fromkeys(range(97), 2))
+
+
+def test_a_place_among_other_rows_is_refused() -> None:
     """Rows of half the length: the same index stands for other trees, so some would come twice and others never."""
-    one = feed(WAYS[1], world=1, row=150)
+    one = feed(WAYS[1], row=150)
     steps = one.steps()
     for _ in range(3):
         next(steps)
-    two = feed(WAYS[1], world=2, row=75)
-    with pytest.raises(ValueError, match="as many processes as before"):
+    two = feed(WAYS[1], row=75)
+    with pytest.raises(ValueError, match="another layout fills other rows"):
         two.restore(one.place())
-    two.restore(
-        {key: value for key, value in one.place().items() if key != "division"}
-    )  # an earlier version's
-    batches = feed(
-        WAYS[0], world=2
-    )  # trees shuffled one by one: an index is the same tree whatever the ranks
-    begun = feed(WAYS[0])
-    next(begun.steps())
-    batches.restore(begun.place())
+    # An earlier version did not note it.
+    two.restore({key: value for key, value in one.place().items() if key != "division"})
 
 
 def test_only_a_ranks_own_trees_are_read() -> None:
@@ -117,9 +151,11 @@ def test_a_step_never_has_more_tokens_than_asked_for() -> None:
             ]
             for step in zip(*steps, strict=True):
                 batches = [batch for one in step for batch in one if batch.weight]
-                for batch in batches:  # what is larger than its share of the step is alone in its row
-                    assert batch.tokens_in_rows * len(batches) <= tokens or batch.n_trees == 1
-                    assert batch.tokens_in_rows <= 64
+                # What is larger than its share of the step comes in place of a whole row.
+                share = tokens // math.ceil(tokens / 64)
+                larger = sum(max(SIZES[n] - share, 0) for batch in batches for n in numbers([batch]))
+                assert sum(batch.tokens_in_rows for batch in batches) <= tokens + larger
+                assert all(batch.tokens_in_rows <= 64 for batch in batches)
 
 
 def test_padded_rows_count_every_path() -> None:

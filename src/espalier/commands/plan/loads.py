@@ -21,6 +21,7 @@ from espalier.config.options import (
     OptimizerOptions,
     TrainOptions,
 )
+from espalier.engine import deepspeed_file, strategy, zero
 from espalier.engine.precision import choose_precision
 from espalier.errors import UserError
 from espalier.models.adapters.counts import Count
@@ -36,9 +37,6 @@ from espalier.stages.setup import Setup
 
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "adafactor": 0, "sgd": 0}
 """Bytes of an optimiser's state a trained parameter; Adafactor's are a row and a column of each matrix."""
-
-DEEPSPEED_BUCKET = 500_000_000
-"""Elements of ZeRO's buckets where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +73,23 @@ def load_of(
     stage, train, engine = STAGES[kind], options[TrainOptions], options[EngineOptions]
     processes = gpus if not device.cpu else max(1, engine.num_processes)
     rolling = options[RolloutOptions] if stage.samples else None
+    own = deepspeed_file.read(engine.deepspeed) if isinstance(engine.deepspeed, str) else engine.deepspeed
     sizes = _sizes(setup, kind, rolling)
     step = _step(sizes, train, options[DataOptions].cutoff_len, processes)
     lm = bare_model(setup, start)
     method = Method(
-        strategy=_strategy(engine.strategy, processes),
+        strategy=strategy.decided(
+            engine.strategy, processes, None if own is None else deepspeed_file.stage_of(own)
+        ),
         processes=processes,
-        offload=engine.offload,
+        offload=engine.offload if own is None else _offload(own),
         rows=step.batch,
         length=max(1, math.ceil(step.row / step.batch)),
         bits=_bits(engine.precision, device),
         moments=MOMENTS[options[OptimizerOptions].optim],
         checkpointing=engine.gradient_checkpointing,
         logits=min(step.row, max(1, CHUNK_ELEMENTS // _words(lm))),
-        bucket=DEEPSPEED_BUCKET,
+        bucket=_bucket(own, lm),
     )
     model = _sizes_of(lm, trained_parameters(stage, setup, options, start), method, options, start)
     answers = round(step.trees / processes) * sizes.group
@@ -158,10 +159,22 @@ def _bits(precision: str, device: Device) -> int:
     return 32 if precision == "fp32" else 16
 
 
-def _strategy(asked: str, processes: int) -> str:
-    if asked == "auto":
-        return "ddp" if processes > 1 else "single"
-    return asked
+def _offload(own: Mapping[str, Any]) -> str:
+    """What a DeepSpeed file keeps in the machine's memory, in the words of `offload`."""
+    section = own.get("zero_optimization") or {}
+    there = [
+        key
+        for key in ("offload_param", "offload_optimizer")
+        if (section.get(key) or {}).get("device") == "cpu"
+    ]
+    return "all" if "offload_param" in there else "optimizer" if there else "none"
+
+
+def _bucket(own: Mapping[str, Any] | None, lm: nn.Module) -> int:
+    """Elements of ZeRO's buckets; "auto" is the square of the model's width."""
+    size = ((own or {}).get("zero_optimization") or {}).get("reduce_bucket_size", zero.BUCKET)
+    count = sum(p.numel() for p in lm.parameters())
+    return int(lm.config.hidden_size) ** 2 if size == "auto" else min(count, int(float(size)))  # type: ignore[union-attr,arg-type]
 
 
 def _words(lm: nn.Module) -> int:

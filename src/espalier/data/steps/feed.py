@@ -18,6 +18,7 @@ import numpy.typing as npt
 from espalier.data.store.stack import Lazy, Sizes, listed
 from espalier.trees import Batch, Tree, pack
 from espalier.trees.batch import Layout, lay_out_tree
+from espalier.trees.packing import spread
 
 Batches = Lazy[Batch]
 """Micro-batches that are laid out when they are asked for."""
@@ -100,16 +101,16 @@ class Rows:
         return Batches(make, len(own))
 
     def rows_of(self, sizes: Sizes) -> list[list[int]]:
-        """Places of the trees of each row; so many rows, if possible, that no rank goes without one."""
+        """Places of the trees of each row; so many rows, if possible, that no rank goes without one, and then of like
+        length."""
         each = sizes.tolist()
         rows = pack(each, self.row_tokens)
-        wanted = math.ceil(len(rows) / self.world) * self.world
-        # Smaller rows until every rank has one to do, or every tree is a row of its own.
-        limit = self.row_tokens
-        while len(rows) < min(wanted, len(each)) and limit > 1:
-            limit = min(limit - 1, max(max(sum(each[i] for i in row) for row in rows) - 1, 1))
-            rows = pack(each, limit)
-        return rows if len(rows) <= wanted else pack(each, self.row_tokens)
+        wanted = min(math.ceil(len(rows) / self.world) * self.world, len(each))
+        if len(rows) == wanted:
+            return rows
+        even = spread(each, wanted)
+        fits = all(len(row) == 1 or sum(each[i] for i in row) <= self.row_tokens for row in even)
+        return even if fits else rows
 
 
 LOOKAHEAD = 8192
@@ -157,8 +158,9 @@ class DatasetFeed:
     """Steps over a fixed set of trees, shuffled anew in every epoch by the seed alone.
 
     With `trees_per_step` the trees of an epoch are shuffled, and those of a step share rows. With `tokens_per_step`
-    all trees are put into full rows once (see `packed`), and an epoch shuffles the rows. Either way memory holds 4 to
-    12 bytes a tree and the trees of one step of this rank.
+    all trees are put into full rows once (see `packed`), and an epoch shuffles the rows. Either way a step's trees do not
+    depend on the number of ranks, so a place is the same place under any; and memory holds 4 to 12 bytes a tree and the
+    trees of one step of this rank.
 
     Args:
         trees: the whole set, the same on every rank.
@@ -196,9 +198,10 @@ class DatasetFeed:
             assert trees_per_step is not None
             self._per_step, self._units = trees_per_step, len(trees)
         else:
-            # So many rows that every rank has equally many, and so long that together they are a step.
-            each = max(math.ceil(tokens_per_step / rows.world / max(rows.row_tokens, 1)), 1)
-            self._per_step = each * rows.world if rows.row_tokens > 1 else 1
+            # Rows that together are a step, whatever the number of ranks: so a step has the same trees on any of them.
+            self._per_step = (
+                max(math.ceil(tokens_per_step / rows.row_tokens), 1) if rows.row_tokens > 1 else 1
+            )
             self._packed = packed(self._sizes, max(tokens_per_step // self._per_step, 1), seed)
             self._units = len(self._packed)
         self._order_of: tuple[int, npt.NDArray[np.int32]] = (-1, np.empty(0, np.int32))
@@ -222,10 +225,11 @@ class DatasetFeed:
 
     def _batches(self, chosen: npt.NDArray[np.int32]) -> Batches:
         rows = self._rows
-        if self._packed is not None and rows.row_tokens > 1:
-            return rows.dealt(self._trees, [self._packed.row(int(at)).tolist() for at in chosen])
         if self._packed is not None:
-            chosen = np.concatenate([self._packed.row(int(at)) for at in chosen])
+            full = [self._packed.row(int(at)) for at in chosen]
+            if rows.row_tokens > 1 and len(full) % rows.world == 0:
+                return rows.dealt(self._trees, [row.tolist() for row in full])
+            chosen = np.concatenate(full)
         return rows.dealt(self._trees, [chosen[row].tolist() for row in rows.rows_of(self._sizes[chosen])])
 
     def place(self) -> dict[str, Any]:
@@ -253,8 +257,8 @@ class DatasetFeed:
             rows, ours = ("{1:,} of {0:,}".format(*counts) for counts in (division, self._division))
             raise ValueError(
                 f"the checkpoint counts in steps of {rows} trees or rows, and there are {ours} here, so that some would "
-                "be seen twice and others never: another number of processes (or layout) fills other rows. Go on with "
-                "as many processes as before, or start again with resume=false."
+                "be seen twice and others never: another layout fills other rows, or an earlier version of Espalier wrote "
+                "it with another number of processes. Go on as it began, or start again with resume=false."
             )
         self._epoch, self._index, self._step = place["epoch"], place["index"], place["step"]
 

@@ -254,6 +254,13 @@ def trained_scaling(folder: str) -> dict[str, Any] | None:
     return json.loads(file.read_text("utf-8")).get("rope_scaling") if file.is_file() else None
 
 
+NOT_CUT = (
+    "the adapter says something already when this run begins (it goes on from an earlier one, or has trained biases or "
+    "virtual tokens), and the reference is that start, which cannot be put back into weights that are cut over the "
+    "processes. Use strategy: ddp, zero1 or zero2."
+)
+
+
 class StepZero:
     """An adapted model as it is now, to be asked while its adapter goes on learning; without a copy of the model.
 
@@ -286,6 +293,8 @@ class StepZero:
                         yield self._lm
                 else:
                     for name, kept in self._kept.items():
+                        if named[name].shape != kept.shape or type(named[name].data) is not type(kept):
+                            raise UserError(NOT_CUT)
                         now[name] = named[name].data
                         named[name].data = kept.to(now[name])
                     yield self._lm

@@ -48,10 +48,16 @@ class JoinedRows(Protocol):
 
     Attributes:
         read, shared: tokens of prompts that were computed so far, and that were found computed already.
+        reused: of each prompt that joined last, the tokens that were known already.
+        one_batch: whether rows come only when all before them have gone.
+        prefix_bytes: for what prompts have in common; 0: it is computed each time.
     """
 
     read: int
     shared: int
+    reused: list[int]
+    one_batch: bool
+    prefix_bytes: int
 
     @property
     def count(self) -> int:
@@ -110,14 +116,16 @@ class Joining(ByMemory):
 
     memory: PrefixMemory
     kept_in = PrefixMemory
+    one_batch = False
 
     def __init__(self, lm: nn.Module, traits: Traits, most: int, prefix_bytes: int) -> None:
-        self.prefixes = Prefixes(prefix_bytes)
+        self.prefixes, self.prefix_bytes = Prefixes(prefix_bytes), prefix_bytes
         super().__init__(lm, traits, [], 0, 0, most)
         self.memory.step = 0
         self.prompts_of: dict[int, tuple[int, ...]] = {}  # ids of the living prompts, by their numbers
         self.written: list[list[int]] = []  # by each row
         self.read = self.shared = 0
+        self.reused: list[int] = []
         self._ahead = 0  # tokens that were read of prompts that have not joined yet
 
     @property
@@ -131,14 +139,17 @@ class Joining(ByMemory):
     def together(self, waiting: Sequence[Newcomer]) -> list[int]:
         """See `JoinedRows`: who has a block more in common with one that is read now than with what is kept waits for it."""
         chosen: list[int] = []
+        to_be_kept: list[int] = []
         if not self.prefixes.most_bytes:
             return list(range(len(waiting)))
         asked = [np.asarray(new.ids[:-1], dtype=np.int64) for new in waiting]
         for at, new in enumerate(waiting):
             stem = self.prefixes.stem(new.ids, self.memory.stems.values())
             known = 0 if stem is None else stem.length
-            if not any(shared_blocks(asked[other], asked[at]) > known for other in chosen):
-                chosen.append(at)
+            if any(shared_blocks(asked[other], asked[at]) > known for other in to_be_kept):
+                continue
+            chosen.append(at)
+            to_be_kept += [at] if len(new.ids) - known >= WORTH else []
         return chosen
 
     @torch.no_grad()
@@ -186,7 +197,8 @@ class Joining(ByMemory):
         self.written += [[] for one in new for _ in range(one.copies)]
         self.prompts_of |= {number[at]: one.ids for at, one in enumerate(new)}
         self.read += sum(map(len, tails))
-        known = sum(len(one.ids) for one in new) - sum(map(len, tails))
+        self.reused = [0 if (stem := stems[at]) is None else stem.length for at in range(len(new))]
+        known = sum(self.reused)
         ahead = min(self._ahead, known)
         self.shared, self._ahead = self.shared + known - ahead, self._ahead - ahead
         for at, tail in zip(order, tails, strict=True):
@@ -248,12 +260,16 @@ class OneBatch:
         most: rows at a time.
     """
 
+    one_batch = True
+    prefix_bytes = 0
+
     def __init__(self, lm: nn.Module, traits: Traits, most: int) -> None:
         self.lm, self.traits, self.most = lm, traits, most
         self.decoder: Decoder | None = None
         self.places: list[int] = []  # of the rows that go on among the decoder's
         self.width = self.step = 0
         self.read = self.shared = 0
+        self.reused: list[int] = []
 
     @property
     def count(self) -> int:
@@ -279,6 +295,7 @@ class OneBatch:
         self.decoder = make_decoder(self.lm, self.traits, prompts, 1, max(one.room for one in new))
         self.places, self.width, self.step = list(range(len(prompts))), len(prompts), 0
         self.read += sum(map(len, prompts))
+        self.reused = [0] * len(new)
         return self.decoder.prompt_logits()
 
     @torch.no_grad()

@@ -69,16 +69,18 @@ class ResponseHead:
             "created": int(time.time()),
             "model": model.name,
         }
+        self._listening = listening
         self.prompt = sum(len(request.ids) for request in listening.requests)
         self.completion = 0
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """Tokens of prompts and answers."""
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self._listening.reused},
         }
 
 

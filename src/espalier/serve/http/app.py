@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -164,11 +164,18 @@ def _writing_routes(app: FastAPI, served: Served) -> None:
         """An answer to a conversation."""
         model = served.model(body.model)
         question = await _apart(asking.chat_question, model, body, served.most_tokens)
-        usage = _usage(body)
+        usage, judge = _usage(body), None if body.rank_by is None else served.scorer(body.rank_by)
+        if judge is not None and body.stream:
+            raise Refusal(
+                400, "rank_by: answers are ranked when all are there; wanted stream: false.", param="rank_by"
+            )
         listening = Listening(model.engine, [question.request])
         if body.stream:
             return EventStream(answering.streamed_chat(model, question, listening, usage), listening)
-        return Json(await while_connected(http, answering.whole_chat(model, question, listening)))
+        made = await while_connected(http, answering.whole_chat(model, question, listening))
+        if judge is not None:
+            made["choices"] = await _scored(judge, body.messages, made["choices"])
+        return Json(made)
 
     @app.post("/v1/completions", responses=_STREAMS)
     async def completions(body: CompletionBody, http: Request) -> Response:
@@ -225,21 +232,35 @@ def _listing_routes(app: FastAPI, served: Served, metrics: Metrics) -> None:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
+async def _scores(
+    scorer: ServedScorer, turns: Sequence[Mapping[str, Any]], answers: Sequence[str]
+) -> list[float]:
+    messages = asking.conversation(turns)
+    size = sum(len(turn.text) for turn in messages) + max(map(len, answers))
+    asking.check_length(size, scorer.context or 1 << 20, "answers")
+    for answer in answers:
+        asking.check_text(answer, "answers")
+    try:
+        return await _apart(scorer.score, messages, answers)
+    except UserError as error:
+        raise Refusal(400, str(error)) from None
+
+
+async def _scored(
+    judge: ServedScorer, turns: Sequence[Mapping[str, Any]], choices: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The choices of a chat with their scores, best first."""
+    scores = await _scores(judge, turns, [choice["message"]["content"] or "" for choice in choices])
+    best = sorted(range(len(scores)), key=lambda at: -scores[at])
+    return [{**choices[at], "index": place, "score": scores[at]} for place, at in enumerate(best)]
+
+
 def _judging_routes(app: FastAPI, served: Served) -> None:
     @app.post("/score")
     async def score(body: ScoreBody) -> Response:
         """A reward model's scores of answers to one conversation; higher is better."""
         scorer = served.scorer(body.model)
-        messages = asking.conversation(body.messages)
-        turns = sum(len(turn.text) for turn in messages)
-        longest = max(map(len, body.answers))
-        asking.check_length(turns + longest, scorer.context or 1 << 20, "answers")
-        for answer in body.answers:
-            asking.check_text(answer, "answers")
-        try:
-            scores = await _apart(scorer.score, messages, body.answers)
-        except UserError as error:
-            raise Refusal(400, str(error)) from None
+        scores = await _scores(scorer, body.messages, body.answers)
         best = max(range(len(scores)), key=scores.__getitem__)
         return Json({"model": scorer.name, "scores": scores, "best": best})
 

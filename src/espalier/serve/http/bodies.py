@@ -75,6 +75,9 @@ class ChatBody(SampledBody):
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    rank_by: Said | None = Field(
+        default=None, description="A reward model: the n answers come best first, each with its score."
+    )
 
 
 class CompletionBody(SampledBody):

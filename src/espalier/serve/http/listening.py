@@ -44,6 +44,11 @@ class Listening:
             self.close()
             raise Refusal(400, str(error), code="cannot_be_answered") from None
 
+    @property
+    def reused(self) -> int:
+        """Tokens of the prompts that were known already."""
+        return sum(ticket.reused for ticket in self._tickets)
+
     def _teller(self, first: int) -> Any:
         def tell(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the server has ended

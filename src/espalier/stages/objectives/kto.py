@@ -17,7 +17,7 @@ from torch import Tensor
 from espalier.config.options import Options, RunOptions, option
 from espalier.data.preflight.findings import HELD_OUT
 from espalier.data.store.stack import Forest, Sizes
-from espalier.engine.strategy import over_ranks
+from espalier.engine.group import over_ranks
 from espalier.engine.track import Numbers
 from espalier.errors import UserError
 from espalier.maths.preferences import kto

@@ -22,14 +22,15 @@ from espalier.config.option_set import OptionSet
 from espalier.config.options import Options, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
+from espalier.engine.whole import is_cut, whole_parameters
 from espalier.maths.losses import clipped_policy, clipped_value, nll
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
 from espalier.models.forward import Outputs, TreeModel, Want
 from espalier.rollout.experience import AnswerGroup
 from espalier.rollout.feed import RolloutFeed
-from espalier.rollout.scored import component_sums
-from espalier.stages.critic import CriticOptions, PolicyAndCritic, check_critic, foresee
+from espalier.rollout.scored import RewardList, component_sums
+from espalier.stages.critic import CriticOptions, PolicyAndCritic, foresee
 from espalier.stages.guards import check_apart
 from espalier.stages.judged import Critic, Judged, JudgedOptions, find_yardstick
 from espalier.stages.model_memory import (
@@ -167,9 +168,16 @@ class MovingAverage:
         self._decay = decay
 
     @torch.no_grad()
-    def update(self, policy: TreeModel) -> None:
-        for kept, new in zip(self.model.parameters(), policy.parameters(), strict=True):
-            kept.lerp_(new.to(kept.dtype), 1 - self._decay)
+    def update(self, live: Live, policy: TreeModel) -> None:
+        """After a step; all ranks call it, for the policy may be cut over them."""
+        now: dict[str, Tensor] = dict(policy.named_parameters())
+        if any(is_cut(parameter) for parameter in now.values()):
+            prefix = next(n for n, m in live.inner.named_modules() if m is policy) + "."
+            whole = whole_parameters(live.accelerator, live.module)
+            now = {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
+        for name, kept in self.model.named_parameters():
+            if name in now:
+                kept.lerp_(now[name].to(kept), 1 - self._decay)
 
 
 @dataclass(frozen=True)
@@ -239,12 +247,7 @@ def build(setup: Setup) -> Parts:
     share_blocks(setup, policy=policy, critic=critic, reference=frozen)
     park_frozen(setup, PolicyAndCritic(policy, critic), reference=frozen, **roller.reward_models)
     controller = KLController(rolling.kl_coef, shaping.kl_target, shaping.kl_horizon)
-    weighed = {spec.name: (spec.weight, roller.module_of(spec.name)) for spec in rewards.specs}
-    relative = rolling.reward_baseline != "none"
-    normalizer = find_normalizer(shaping.score_normalization, weighed, relative=relative)
-    if normalizer.shift is not None and rolling.critic_start is not None:
-        ((weight, _),) = weighed.values()
-        foresee(critic, weight, *normalizer.shift)
+    normalizer = _normalizer(setup, roller, rewards, critic)
     terms = policy_terms(setup, lambda: controller.coefficient)
     warn = ClipWarning(shaping.reward_clip, setup.say)
     rollouts = Rollouts(roller, shaping, terms, controller, normalizer, warn)
@@ -263,7 +266,7 @@ def build(setup: Setup) -> Parts:
     def after_step(live: Live, step: int) -> None:
         terms.guard.after_step(live)
         if average is not None:
-            average.update(policy)
+            average.update(live, policy)
 
     return Parts(
         trained=PolicyAndCritic(policy, critic),
@@ -282,6 +285,18 @@ def build(setup: Setup) -> Parts:
         averages={} if average is None else {"ema": average.model},
         pieces=Pieces(*asks, roller.answered, rollouts.scored, rollouts.measured, rollouts.compared),
     )
+
+
+def _normalizer(setup: Setup, roller: Roller, rewards: RewardList, critic: TreeModel) -> ScoreNormalizer:
+    """How scores are normalised; a critic that starts as the reward model says the same from its first step on."""
+    rolling = setup.option(RolloutOptions)
+    weighed = {spec.name: (spec.weight, roller.module_of(spec.name)) for spec in rewards.specs}
+    relative = rolling.reward_baseline != "none"
+    found = find_normalizer(setup.option(ShapingOptions).score_normalization, weighed, relative=relative)
+    if found.shift is not None and rolling.critic_start is not None:
+        ((weight, _),) = weighed.values()
+        foresee(critic, weight, *found.shift)
+    return found
 
 
 def _critic_judged(rollouts: Rollouts) -> Critic:
@@ -310,7 +325,6 @@ def _weights(setup: Setup) -> Weights:
 
 
 def _check(options: OptionSet) -> None:
-    check_critic(options)
     check_memory(options)
     check_served(options)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from espalier.config.options import Options, option
 from espalier.data.encode.scored import ScoreAt
 from espalier.data.preflight.findings import HELD_OUT
-from espalier.engine.strategy import over_ranks
+from espalier.engine.group import over_ranks
 from espalier.engine.track import Numbers
 from espalier.maths.losses import pairwise_log_exp, pairwise_log_sig, ranking_pairs
 from espalier.maths.rankings import held_values, parted, plackett_luce, squared_error

@@ -11,9 +11,11 @@ from espalier.runs.running import Running
 
 def opening_lines(running: Running) -> list[str]:
     """Device and precision; parameters and how many are trained; steps, and what is one."""
-    start, module, feed = running.start, running.parts.trained, running.feed
+    start, parts, feed = running.start, running.parts, running.feed
+    module = parts.trained
     engine, world = start.option(EngineOptions), start.accelerator.num_processes
-    total = number_of_weights(module)  # of PPO the critic's too
+    total, own = number_of_weights(module), number_of_weights(parts.main)
+    beside = f" ({total - own:,} of them the critic's)" if total > own else ""
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / max(1, total):.2%})"
     steps = "1 step" if feed.total_steps == 1 else f"{feed.total_steps:,} steps"
@@ -21,7 +23,7 @@ def opening_lines(running: Running) -> list[str]:
     device = f"{device_name(start.accelerator.device)}, {engine.precision}"
     return [
         device + (f", {world} processes ({engine.strategy})" if world > 1 else ""),
-        f"{total:,} parameters, {share}",
+        f"{total:,} parameters{beside}, {share}",
         f"{steps} of {_step(running, world)}{done}",
     ]
 

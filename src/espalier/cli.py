@@ -19,8 +19,8 @@ import typer
 from rich.text import Text
 from typer.core import TyperCommand
 
-from espalier.commands.arguments import AllowPickle, DtypeName, RopeScaling, TrustRemoteCode, check_models
 from espalier.commands.certify import certify
+from espalier.commands.chat import chat
 from espalier.commands.convert import convert
 from espalier.commands.evaluate import evaluate
 from espalier.commands.export import export
@@ -35,6 +35,7 @@ from espalier.commands.rlhf import command as rlhf_command
 from espalier.commands.scores import scores
 from espalier.commands.serve import serve
 from espalier.commands.vocab import vocab
+from espalier.commands.web import web
 from espalier.config.chosen import Chosen
 from espalier.config.words import file_and_overrides
 from espalier.disk.writing import disk_error, is_refusal
@@ -146,6 +147,8 @@ app.add_typer(vocab, name="vocab")
 app.command()(quantize)
 app.command()(certify)
 app.command()(serve)
+app.command()(chat)
+app.command()(web)
 
 
 @app.command()
@@ -158,33 +161,6 @@ def demo(
     from espalier.demo.chain import run_demo
 
     raise typer.Exit(run_demo(out, quick=quick, seed=seed))
-
-
-@app.command()
-def chat(
-    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.7,
-    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this mass.")] = 0.9,
-    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    rope_scaling: RopeScaling = None,
-    dtype: DtypeName = "auto",
-    allow_pickle: AllowPickle = False,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """Talk to a model in the terminal."""
-    check_models(model)
-    from espalier.models.open import open_model
-    from espalier.serve.terminal import chat as talk
-
-    opened = open_model(
-        model,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        rope_scaling=rope_scaling,
-    )
-    talk(opened, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, system=system)
 
 
 @app.command()

@@ -16,7 +16,8 @@ def test_a_piped_conversation_is_answered_and_ends(folder: Path) -> None:
     lines = "你好\n/system Be brief.\n/clear\nHello\n/exit\nnever read\n"
     done = processes.run(command, input=lines, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "forgotten" in done.stdout and "Be brief." in done.stdout
+    assert "forgotten" in done.stderr and "Be brief." in done.stderr
+    assert "forgotten" not in done.stdout and "Be brief." not in done.stdout
 
 
 @pytest.mark.slow
@@ -24,8 +25,8 @@ def test_a_question_longer_than_the_model_is_cut_and_said(folder: Path) -> None:
     command = [sys.executable, "-m", "espalier.cli", "chat", str(folder), "--max-new-tokens", "5000"]
     done = processes.run(command, input="Hello " * 3000 + "\n/exit\n", capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "the model's context is" in done.stdout
-    assert "were left out" in done.stdout
+    assert "the model's context is" in done.stderr
+    assert "were left out" in done.stderr
 
 
 @pytest.mark.slow

@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import (
-    EngineOptions,
-    ModelOptions,
-    RunOptions,
-    TrackOptions,
-    TrainOptions,
-)
+from espalier.config.options import EngineOptions, ModelOptions, RunOptions, TrackOptions, TrainOptions
 from espalier.engine.strategy import ZERO, needs_deepspeed
 from espalier.engine.trackers import check_installed
 from espalier.errors import UserError

@@ -49,7 +49,7 @@ def show_config(path: Path, limit: int, *, as_json: bool, html: Path | None) -> 
                 console.say(f"# {note}", "yellow")
             text = config.dump_yaml(built[-1][1], comments=True)
             if "stages" in raw and len(built) == 1:
-                print("stages:")
+                print(safe("stages:"))
             print(safe(_as_item(text) if "stages" in raw else text))
     tokenizers: dict[str, Any] = {}
     starts: dict[str, ModelOptions] = {}

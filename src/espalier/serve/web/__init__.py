@@ -1,0 +1,1 @@
+"""Talking to models, comparing them, and looking at runs, in a browser."""

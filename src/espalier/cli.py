@@ -93,8 +93,9 @@ def _on_all(words: list[str], chosen: Chosen, stage: str | None = None) -> int:
     try:
         file, overrides = file_and_overrides(words)
         overrides = [*([f"stage={stage}"] if stage else []), *overrides]
-        if "WORLD_SIZE" not in os.environ:  # a rank's parent has looked, or each would say the same
-            first_look(file, overrides, chosen)
+        # A rank's parent has looked, or each would say the same.
+        if "WORLD_SIZE" not in os.environ and first_look(file, overrides, chosen):
+            return 0
         from espalier.runs.pipeline import run_on_all
 
         return run_on_all(file, overrides, ["-v"] if _state["verbose"] else [], chosen)

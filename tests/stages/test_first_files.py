@@ -151,7 +151,9 @@ def test_each_deployment_is_a_file_of_its_own(
     given = ["rlhf", "--actor", "a", "--reward-model", "b", "--data", "d.jsonl", "--deployment", deployment]
     assert call(*given, "--dry-run") == 0
     raw = config.load_yaml("rlhf.yaml")
-    assert raw["strategy"] == ("single" if deployment == "single_gpu" else "fsdp")
+    assert (
+        raw["strategy"] == {"single_gpu": "single", "single_node": "ddp", "multi_node": "zero3"}[deployment]
+    )
     assert raw["stages"][2]["reward_retokenize"] is True
     assert ("torchrun" in capsys.readouterr().err) == (deployment == "multi_node")
     Path("rlhf.yaml").write_text("stage: sft\n", "utf-8")

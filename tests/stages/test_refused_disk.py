@@ -17,6 +17,7 @@ import pytest
 
 from espalier import cli, config
 from espalier.runs import pipeline
+from espalier.runs.finished import NOTE
 
 Make = Callable[..., dict[str, Any]]
 
@@ -55,6 +56,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                "dataset": [str(world / "sft_train.jsonl")], "eval_dataset": [str(world / "sft_dev.jsonl")],
                "cutoff_len": 128, "max_steps": 1, "save_steps": 0, "samples": 1, "precision": "fp32"}  # fmt: skip
     pipeline.run_options(config.RawConfig(options))
+    (folder / "run" / NOTE).unlink()  # by which a finished run would have nothing to write
     (folder / "sft.yaml").write_text(json.dumps(options), "utf-8")
     return folder / "sft.yaml"
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from espalier.commands.arguments import AllowPickle, DtypeName, RopeScaling, TrustRemoteCode
+from espalier.commands.arguments import AllowPickle, DtypeName, RopeScaling, TrustRemoteCode, check_models
 
 
 def chat(
@@ -35,6 +35,7 @@ def chat(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to a model in the terminal; /help lists what else can be said."""
+    check_models(*[name for name in (model, compare, reward_model) if name])
     from espalier.models.run_folder import find_model
     from espalier.screen import Screen
     from espalier.serve.opening import ModelOpener

@@ -20,12 +20,12 @@ DEPLOYMENTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"strategy": "single", "finetuning_type": "lora", "lora_rank": 16, "gradient_checkpointing": True},
     ),
     "single_node": (
-        "All GPUs of one machine, each with a share of the weights and of the optimizer.",
-        {"strategy": "fsdp", "gradient_checkpointing": True},
+        "All GPUs of one machine, each with whole models. Too large for that: strategy: zero3 (needs DeepSpeed).",
+        {"strategy": "ddp", "gradient_checkpointing": True},
     ),
     "multi_node": (
-        "All GPUs of several machines, each with a share of the weights and of the optimizer.",
-        {"strategy": "fsdp", "gradient_checkpointing": True},
+        "All GPUs of several machines, each with a share of the weights. Smaller models are faster with strategy: ddp.",
+        {"strategy": "zero3", "gradient_checkpointing": True},
     ),
 }
 """Name -> what it means, and the keys that all steps share."""

@@ -6,7 +6,7 @@ The way back: `dump_yaml` (the run as it ran), `options_hash` (is a stage unchan
 """
 
 from espalier.config.build import build, canonical, stage_of
-from espalier.config.chosen import Chosen, check_made, located
+from espalier.config.chosen import Chosen, check_made, located, planned
 from espalier.config.file import RawConfig, load_yaml
 from espalier.config.names import IGNORED, SYNONYMS
 from espalier.config.option_set import OptionSet
@@ -28,6 +28,7 @@ __all__ = [
     "load_yaml",
     "located",
     "options_hash",
+    "planned",
     "split_pipeline",
     "stage_of",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.config.build import listed, near
+from espalier.config.build import Classes, canonical, listed, near
 from espalier.config.file import RawConfig
-from espalier.config.pipeline import references
+from espalier.config.pipeline import references, split_pipeline
 from espalier.errors import UserError
 
 
@@ -70,6 +70,26 @@ class Chosen:
                 f"--from {self.first} comes after --until {self.last}. The steps: {', '.join(names)}."
             )
         return list(stages[start:end])
+
+
+def planned(
+    raw: RawConfig, all_classes: Mapping[str, Classes], chosen: Chosen
+) -> tuple[list[RawConfig], Path]:
+    """The stages of a file that run, and the run's folder.
+
+    Args:
+        raw: a pipeline, or one stage.
+        all_classes: stage -> its option classes.
+
+    Raises:
+        UserError: as `split_pipeline` and `Chosen.of`; an input of the chosen ones is not made yet.
+    """
+    every = split_pipeline(raw, all_classes) if "stages" in raw else [raw]
+    folder = Path(str(canonical(every[0])[0].get("output_dir", "runs/run")))
+    stages = chosen.of(every)
+    if chosen:
+        check_made(stages, folder)
+    return stages, folder
 
 
 def check_made(chosen: Sequence[RawConfig], folder: Path) -> None:

@@ -7,39 +7,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 
 from espalier import config
 from espalier.config.option_set import OptionSet
+from espalier.config.options import RunOptions
+from espalier.runs.finished import closing_lines, is_finished
 from espalier.runs.named import check_named
+from espalier.screen import Screen
 from espalier.stages.declared import declared
 
 
-def first_look(file: str, overrides: Sequence[str], chosen: config.Chosen) -> None:
-    """Look at a file as `espalier run` will run it.
+def first_look(file: str, overrides: Sequence[str], chosen: config.Chosen) -> bool:
+    """Look at a file as `espalier run` will run it; whether the whole run is done already, which is then said.
 
     Raises:
         UserError: as `espalier.runs.pipeline.run` raises, for the first kind of mistake that is found.
     """
     classes = declared()
-    raw = config.load_yaml(file, overrides)
-    every = config.split_pipeline(raw, classes) if "stages" in raw else [raw]
-    stages = chosen.of(every)
-    if chosen:
-        config.check_made(stages, Path(str(config.canonical(every[0])[0].get("output_dir", "runs/run"))))
+    stages, folder = config.planned(config.load_yaml(file, overrides), classes, chosen)
     built = []
     for stage in stages:
         kind = config.stage_of(stage, classes)
         built.append(config.build(stage, classes[kind], all_classes=classes))
     for options in built:
         _check_named(options)
+    if not is_finished(stages, folder):
+        return False
+    say = Screen(stderr=True).say
+    for options in built:
+        run = options[RunOptions]
+        say(f"{run.name or run.stage}: done already ({folder / (run.name or run.stage)}), skipped", "dim")
+    for line in [f"report: {folder / 'report.html'}", *closing_lines(stages, folder)]:
+        say(line)
+    return True
 
 
 def _check_named(options: OptionSet) -> None:
     for group in options:
         for item in fields(group):
             kind, value = item.metadata.get("names"), getattr(group, item.name)
-            if kind is None or kind == "rewards":
+            if kind is None or kind == "rewards" or item.name == "deepspeed":  # which may be one of ours
                 continue
             for name in value if isinstance(value, list) else [value]:
                 if name is not None and not (isinstance(name, str) and name.startswith("run:")):

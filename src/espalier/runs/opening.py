@@ -1,10 +1,6 @@
-"""What a run is, in a few short lines before its first step, and what can be done with its model after the last one."""
+"""What a run is, in a few short lines before its first step."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from espalier.config.options import EngineOptions, TrainOptions
 from espalier.engine.hardware import device_name
@@ -15,9 +11,11 @@ from espalier.runs.running import Running
 
 def opening_lines(running: Running) -> list[str]:
     """Device and precision; parameters and how many are trained; steps, and what is one."""
-    start, module, feed = running.start, running.parts.trained, running.feed
+    start, parts, feed = running.start, running.parts, running.feed
+    module = parts.trained
     engine, world = start.option(EngineOptions), start.accelerator.num_processes
-    total = number_of_weights(module)  # of PPO the critic's too
+    total, own = number_of_weights(module), number_of_weights(parts.main)
+    beside = f" ({total - own:,} of them the critic's)" if total > own else ""
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     share = "all trained" if trained == total else f"{trained:,} trained ({trained / max(1, total):.2%})"
     steps = "1 step" if feed.total_steps == 1 else f"{feed.total_steps:,} steps"
@@ -25,7 +23,7 @@ def opening_lines(running: Running) -> list[str]:
     device = f"{device_name(start.accelerator.device)}, {engine.precision}"
     return [
         device + (f", {world} processes ({engine.strategy})" if world > 1 else ""),
-        f"{total:,} parameters, {share}",
+        f"{total:,} parameters{beside}, {share}",
         f"{steps} of {_step(running, world)}{done}",
     ]
 
@@ -37,22 +35,3 @@ def _step(running: Running, world: int) -> str:
     count = (train.per_device_train_batch_size or 1) * train.gradient_accumulation_steps * world
     what = "prompt" if STAGES[running.start.stage].reads == "prompt" else "record"
     return f"{count:,} {what}" + ("" if count == 1 else "s")
-
-
-def closing_lines(stages: Sequence[Mapping[str, Any]], folder: Path) -> list[str]:
-    """The commands that go on from what a run has made.
-
-    Args:
-        stages: names and kinds (``name``, ``stage``) of those that train, in order.
-        folder: of the run.
-    """
-    if not stages:
-        return []
-    last = stages[-1]
-    model = folder / str(last.get("name") or last["stage"]) / "model"
-    if last["stage"] == "reward":
-        return [f"rewards by it: espalier ppo FILE.yaml reward_model={model}"]
-    return [
-        f"talk to it: espalier chat {model}",
-        f"examine it: espalier evaluate {model} --tasks TASKS --out {folder / 'exam'}",
-    ]

@@ -19,10 +19,9 @@ from espalier.disk.temporary import remove_left
 from espalier.engine import files
 from espalier.engine.launch import processes_wanted, rank, relaunch
 from espalier.report.page import write_report
-from espalier.runs import examine, sample
+from espalier.runs import examine, finished, sample
 from espalier.runs.catalogue import CLASSES
 from espalier.runs.checks import check_startable
-from espalier.runs.opening import closing_lines
 from espalier.runs.train import run_stage
 from espalier.screen import Screen
 
@@ -56,25 +55,24 @@ def run(
 def run_options(raw: config.RawConfig, chosen: config.Chosen = config.Chosen()) -> dict[str, Any]:
     """The same from options that are read already."""
     stages, folder = _planned(raw, chosen)
-    if chosen:
-        config.check_made(stages, folder)
     for stage in stages:  # every mistake of every stage, before the first file is touched
         _check(stage)
     summary: dict[str, Any] = {}
     with _alone(folder):
         if _is_main() and "stages" in raw:
             files.write_text(folder / "config.yaml", _as_yaml(raw))
+        before = finished.read_by(stages) if _is_main() else None
         for stage in stages:
             summary = _run_one(_resolved(stage, folder))
             if config.stage_of(stage, ALL_CLASSES) != sample.SAMPLE:  # which has no curves to show
                 _report(folder)
+        finished.note(stages, folder, before)
     return summary
 
 
 def _planned(raw: config.RawConfig, chosen: config.Chosen) -> tuple[list[config.RawConfig], Path]:
     """The stages that run, and the run's folder."""
-    every = config.split_pipeline(raw, ALL_CLASSES) if "stages" in raw else [raw]
-    return chosen.of(every), Path(str(config.canonical(every[0])[0].get("output_dir", "runs/run")))
+    return config.planned(raw, ALL_CLASSES, chosen)
 
 
 def _check(stage: config.RawConfig) -> None:
@@ -136,9 +134,7 @@ def run_on_all(
         return relaunch([*flags, "run", path, *overrides, *chosen.words()], processes)
     run(path, overrides, chosen)
     if _is_main():
-        stages, folder = _planned(raw, chosen)
-        kinds = [{**stage, "stage": config.stage_of(stage, ALL_CLASSES)} for stage in stages]
-        for line in closing_lines([stage for stage in kinds if stage["stage"] in CLASSES], folder):
+        for line in finished.closing_lines(*_planned(raw, chosen)):
             Screen(stderr=True).say(line)
     return 0
 

@@ -14,8 +14,6 @@ from espalier.errors import UserError
 from espalier.screen import Screen
 
 if TYPE_CHECKING:
-    from espalier.models.classifier import TextClassifier
-    from espalier.models.open import OpenModel
     from espalier.serve.model import ServedModel
 
 
@@ -68,27 +66,25 @@ def serve(
         from espalier.serve.http.server import run_server
     except ImportError as error:
         raise UserError(f"espalier serve needs {error.name}: pip install 'espalier-llm[serve]'.") from None
-    from espalier.serve.model import ServedModel
+    from espalier.serve.opening import ModelOpener, named_models
     from espalier.serve.requests import EngineLimits
     from espalier.serve.scorer import ServedScorer
 
     if any(not key.strip() for key in api_key or ()):
         raise UserError("--api-key: an empty key lets everybody in. Give one, or leave the option out.")
     screen = Screen(stderr=True)
-    named = _named(models)
     engine = EngineLimits(context, parallel, queue, timeout, prefix_cache << 20, banned=_words(profanity))
+    opener = ModelOpener(engine, template, dtype, rope_scaling, allow_pickle, trust_remote_code)
     writers: dict[str, ServedModel] = {}
     scorers: dict[str, ServedScorer] = {}
-    for name, folder in named.items():
-        opened = _opened(
-            folder, dtype, rope_scaling, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
-        )
-        if getattr(opened, "lm", None) is None or opened.scalar_head is not None:  # type: ignore[union-attr]
-            scorers[name] = ServedScorer(name, opened, template)
+    for name, folder in named_models(models).items():
+        found = opener.any(name, folder)
+        if isinstance(found, ServedScorer):
+            scorers[name] = found
             screen.say(f"{name}: a reward model; POST /score")
-            continue
-        writers[name] = made = ServedModel(name, opened, template, engine)  # type: ignore[arg-type]
-        screen.say(f"{name}: {_described(made)}")
+        else:
+            writers[name] = found
+            screen.say(f"{name}: {_described(found)}")
     limits = HttpLimits(
         tuple(api_key or ()), max_body << 20, only_loopback=host in LOOPBACK and not api_key, rate=rate
     )
@@ -98,37 +94,6 @@ def serve(
         )
     served = Served(writers, scorers, max_tokens, limits, tuple(cors or ()))
     run_server(served, host, port, grace, lambda url: screen.say(f"listening on {url}", "bold"))
-
-
-def _named(models: list[str]) -> dict[str, str]:
-    named: dict[str, str] = {}
-    for word in models:
-        name, mark, folder = word.partition("=")
-        if not mark or Path(word).exists():
-            name, folder = Path(word).name or word, word
-        if not name or not folder:
-            raise UserError(f"{word!r}: wanted MODEL or NAME=MODEL.")
-        if name in named:
-            raise UserError(f"two models are called {name!r}: {named[name]} and {folder}. Say NAME={folder}.")
-        named[name] = folder
-    return named
-
-
-def _opened(
-    folder: str, dtype: str, rope_scaling: str | None, *, allow_pickle: bool, trust_remote_code: bool
-) -> OpenModel | TextClassifier:
-    from espalier.models.classifier import TextClassifier, is_encoder
-    from espalier.models.open import open_model
-
-    if is_encoder(folder):
-        return TextClassifier(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-    return open_model(
-        folder,
-        dtype=dtype,
-        rope_scaling=rope_scaling,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-    )
 
 
 def _described(made: ServedModel) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from espalier.config.option_set import OptionSet
-from espalier.config.options import Options, option
+from espalier.config.options import EngineOptions, Options, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
 from espalier.engine.whole import is_cut, whole_parameters
@@ -45,6 +45,7 @@ from espalier.stages.model_memory import (
 from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.ptx import PtxOptions, load_documents
+from espalier.stages.quantised import holds_whole
 from espalier.stages.reference_answers import check_references
 from espalier.stages.rollout_options import RolloutOptions
 from espalier.stages.rollout_plan import rollout_plan
@@ -293,7 +294,12 @@ def _normalizer(setup: Setup, roller: Roller, rewards: RewardList, critic: TreeM
     weighed = {spec.name: (spec.weight, roller.module_of(spec.name)) for spec in rewards.specs}
     relative = rolling.reward_baseline != "none"
     found = find_normalizer(setup.option(ShapingOptions).score_normalization, weighed, relative=relative)
-    if found.shift is not None and rolling.critic_start is not None:
+    # A head that is shifted is saved beside its whole model, which no process has where weights are cut.
+    if (
+        found.shift is not None
+        and rolling.critic_start is not None
+        and holds_whole(setup.option(EngineOptions))
+    ):
         ((weight, _),) = weighed.values()
         foresee(critic, weight, *found.shift)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -129,7 +130,7 @@ def test_commands_take_a_run_for_its_model(
     }
     (tmp_path / "sums.jsonl").write_text('{"q": "1+1=", "answer": "2"}', "utf-8")
     (tmp_path / "sums.yaml").write_text(json.dumps({**task, "gold": "{{ answer }}"}), "utf-8")
-    monkeypatch.setattr("builtins.input", lambda _: "/exit")
+    monkeypatch.setattr("sys.stdin", io.StringIO("/exit\n"))
     for words in (
         ["chat", str(run)],
         [

@@ -169,18 +169,29 @@ def test_a_long_prompt_does_not_hold_up_who_is_being_answered(
 ) -> None:
     monkeypatch.setattr(engine_module, "AHEAD", 64)
     monkeypatch.setattr(joining, "AHEAD", 64)
-    plain, steps = served.engine.rows.read_ahead, []
+    plain = served.engine.rows.read_ahead
     long = request(served, "How are you, world? " * 24, temperature=0)
     alone = hear(served.engine, long).wait().text()
-    served.engine.rows.prefixes.clear()  # type: ignore[attr-defined]
-    beside = hear(served.engine, request(served, "Hello", max_new_tokens=200, logit_bias={2: -100.0}))
-    while not served.engine.running:
-        time.sleep(0.002)
-    monkeypatch.setattr(
-        served.engine.rows, "read_ahead", lambda new: steps.append(served.engine.counts.tokens) or plain(new)
-    )
-    assert hear(served.engine, long).wait().text() == alone
-    beside.wait()
+    for _ in range(20):  # on a busy machine the answer beside it may be over before the long prompt comes
+        served.engine.rows.prefixes.clear()  # type: ignore[attr-defined]
+        steps: list[int] = []
+        lonely: list[bool] = []
+
+        def watched(new: Any, steps: list[int] = steps, lonely: list[bool] = lonely) -> Any:
+            steps.append(served.engine.counts.tokens)
+            lonely.append(not served.engine.running)
+            return plain(new)
+
+        beside = hear(served.engine, request(served, "Hello", max_new_tokens=200, logit_bias={2: -100.0}))
+        while not served.engine.running:
+            time.sleep(0.002)
+        monkeypatch.setattr(served.engine.rows, "read_ahead", watched)
+        assert hear(served.engine, long).wait().text() == alone
+        beside.wait()
+        monkeypatch.setattr(served.engine.rows, "read_ahead", plain)
+        if not any(lonely):
+            break
+    assert not any(lonely)
     assert len(set(steps)) == len(steps) > 3, "each part waits for a step of the answer beside it"
 
 

@@ -128,4 +128,6 @@ def test_one_door() -> None:
     found = {
         str(file.relative_to(source)) for file in source.rglob("*.py") if asks.search(file.read_text("utf-8"))
     }
+    # What a certificate compares is a GGUF file as transformers reads it.
+    found.discard("models/certificate.py")
     assert found == {"models/tokenizers/load_tokenizer.py", "models/tokenizers/tokenizer_file.py"}

@@ -201,6 +201,7 @@ def test_a_hub_id_is_fetched_without_its_code(
         return str(folder)
 
     config = json.loads((folder / "config.json").read_text())
+    monkeypatch.setattr("espalier.models.load.check_reachable", lambda name: None)
     monkeypatch.setattr(checkpoint, "snapshot_download", download)
     monkeypatch.setattr(checkpoint.PreTrainedConfig, "get_config_dict", lambda name: (config, {}))
     model: Any = load_lm("someone/baichuan")

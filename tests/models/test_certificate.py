@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from espalier.cli import app
 from espalier.errors import UserError
 from espalier.models import load
-from espalier.models.certificate import compare_forms
+from espalier.models.certificate import compare_forms, open_form
 from espalier.models.forward import TreeModel
 from espalier.models.heads import ScalarHead
 from espalier.models.probe import probe
@@ -47,11 +47,13 @@ def changed(base: Path, folder: Path, change: Callable[[torch.Tensor], torch.Ten
 
 
 def test_a_copy_is_the_model_and_rounding_shows_as_little(base: Path, tmp_path: Path) -> None:
-    copy = compare_forms(str(base), changed(base, tmp_path / "copy", lambda t: t), TEXTS, max_new_tokens=8)
+    copy = compare_forms(
+        open_form(str(base)), changed(base, tmp_path / "copy", lambda t: t), TEXTS, max_new_tokens=8
+    )
     assert copy.failures(0.0, 0.0) == [] and copy.differences is not None
     assert (copy.same_ids, copy.same_answers, copy.differences.logit_error_max) == (3, 3, 0.0)
     rounded = changed(base, tmp_path / "half", lambda t: t.to(torch.bfloat16).float())
-    half = compare_forms(str(base), rounded, TEXTS, max_new_tokens=8)
+    half = compare_forms(open_form(str(base)), rounded, TEXTS, max_new_tokens=8)
     assert half.differences is not None and 0 < half.differences.kl < 0.1
     assert half.failures(0.1, 0.0) == [] and half.failures(1e-9, 0.0) != []
 
@@ -59,12 +61,12 @@ def test_a_copy_is_the_model_and_rounding_shows_as_little(base: Path, tmp_path: 
 def test_other_weights_another_tokenizer_and_another_vocabulary_are_named(base: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = changed(base, tmp_path / "other", lambda t: t + 0.1 * torch.randn_like(t))
-    found = compare_forms(str(base), other, TEXTS, max_new_tokens=8)
+    found = compare_forms(open_form(str(base)), other, TEXTS, max_new_tokens=8)
     assert found.same_answers is not None and found.same_answers < 3 and found.first_other is not None
     assert any("nats a token, more than 0.001" in line for line in found.failures(1e-3, 1e-3))
     words = changed(base, tmp_path / "words", lambda t: t)
     load.train_tokenizer([text[::-1] for text in TEXTS] * 20, 300).save_pretrained(words)
-    found = compare_forms(str(base), words, TEXTS, max_new_tokens=8)
+    found = compare_forms(open_form(str(base)), words, TEXTS, max_new_tokens=8)
     assert any("become other token ids" in line for line in found.failures(1e-3, 1e-3))
 
 
@@ -79,12 +81,12 @@ def test_scores_of_reward_models(base: Path, tmp_path: Path) -> None:
         own.weight.data = scale * head.weight.data
         save_model(tmp_path / name, TreeModel(lm, probe(lm), own), load.load_tokenizer(str(base)))
         names.append(str(tmp_path / name))
-    same, scaled = (compare_forms(names[0], name, TEXTS, max_new_tokens=4) for name in names[1:])
+    same, scaled = (compare_forms(open_form(names[0]), name, TEXTS, max_new_tokens=4) for name in names[1:])
     assert same.failures(0, 1e-6) == [] and same.score_error is not None and same.differences is None
     assert scaled.score_error is not None and scaled.score_error > 1e-3
     assert "scores differ by up to" in scaled.failures(0, 1e-3)[0]
     with pytest.raises(UserError, match="one is a reward model and the other is not"):
-        compare_forms(str(base), names[0], TEXTS, max_new_tokens=4)
+        compare_forms(open_form(str(base)), names[0], TEXTS, max_new_tokens=4)
 
 
 def test_the_command(base: Path, tmp_path: Path) -> None:
@@ -94,6 +96,7 @@ def test_the_command(base: Path, tmp_path: Path) -> None:
     assert good.exit_code == 0 and "certified: within" in good.output, good.output
     assert json.loads((tmp_path / "good.json").read_text("utf-8"))["passed"] is True
     bad = CliRunner().invoke(app, ["certify", str(base), copy, other, "--out", str(tmp_path / "bad.json")])
+    assert "another answer to" in bad.output.replace("\n", " ")
     assert bad.exit_code == 1 and "more than 0.001 (--max-kl)" in bad.output
     written = json.loads((tmp_path / "bad.json").read_text("utf-8"))
     assert not written["passed"] and written["forms"][copy]["failures"] == []

@@ -74,6 +74,17 @@ def test_advice_fits_and_the_first_is_the_fastest() -> None:
     )
 
 
+def test_whole_models_stand_on_each_device_before_they_are_cut() -> None:
+    """Eight shares of 30 billion parameters are small; the 120 GB that they are cut from are not."""
+    large = replace(SEVEN, parameters=30 * 10**9, trained=30 * 10**9, casts=0)
+    method = Method(strategy="zero3", offload="all", **{**FOUR, "processes": 8})  # type: ignore[arg-type]
+    found = forecast(Load("sft", {"model": large}, method, tokens=4096, steps=10), device("A100-80"))
+    assert sum(found.items.values()) < 30 * GIB and found.verdict == "does not fit"
+    assert found.needed == found.start >= 4 * large.parameters
+    small = forecast(Load("sft", {"model": SEVEN}, method, tokens=4096, steps=10), device("A100-80"))
+    assert small.fits and small.reserved is not None and small.reserved > sum(small.items.values())
+
+
 def test_a_device_by_its_name() -> None:
     assert device("a100 80GB") == device("A100-80") and plain("RTX 4090") == plain("rtx4090")
     with pytest.raises(
@@ -124,6 +135,7 @@ def test_a_pipeline_in_words_and_as_json(chain: Path) -> None:
     assert ppo["items"]["weights"] == 2 * sft["items"]["weights"] > 0, "policy and critic"
     assert ppo["items"]["reference"] == sft["items"]["weights"] and sft["verdict"] == "fits"
     assert sft["steps"] == 15, "40 records, 8 a step, 3 epochs"
+    assert sft["reserved_bytes"] > sum(sft["items"].values()) and "nvidia-smi will show about" in said.output
     missing = CliRunner().invoke(app, ["plan", str(chain), "--gpu", "nothing"])
     assert isinstance(missing.exception, UserError)
 

@@ -44,7 +44,7 @@ class Run:
     @property
     def foreseen(self) -> bool:
         """Their trainer moved the whole model to the device first."""
-        start = at_start(self.model, bytes_each=2 if self.row["model_half"] == "true" else 4)
+        start = at_start(self.model.parameters, bytes_each=2 if self.row["model_half"] == "true" else 4)
         return max(needed(held(self.model, self.method), self.model, self.method), start) > CAPACITY
 
     @property

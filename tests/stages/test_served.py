@@ -141,6 +141,10 @@ def test_answers_by_seed_stop_and_likeliest(world: Path) -> None:
         assert all(len(a.tokens) == len(a.logprobs) for answers in found for a in answers)
         assert all(a.ended == (a.tokens[-1] == 3) for answers in found for a in answers)
         assert found[0][0].tokens != found[0][1].tokens
+        with pytest.raises(UserError, match="ended an answer at none of the run's end tokens"):
+            server._completion(
+                {"token_ids": [5], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "stop"}, how
+            )
         server.model = "another"
         with pytest.raises(UserError, match=r"answers 404 .*no model another"):
             server.sample(prompts, how, copies=1, seeds=[1, 2])

@@ -42,17 +42,23 @@ def certify(
 ) -> None:
     """Whether other forms of a model still are that model: token ids, probabilities, likeliest answers, scores."""
     from espalier.engine import files
-    from espalier.models.certificate import compare_forms
+    from espalier.models.certificate import compare_forms, open_form
     from espalier.screen import Screen
 
     texts = list(PROMPTS) if prompts is None else _read(prompts)
     console = Screen()
-    found = []
+    opened, found = open_form(model), []
     for form in forms:
         console.say(f"comparing {form}", "dim")
-        found.append(compare_forms(model, form, texts, max_new_tokens=max_new_tokens))
+        found.append(compare_forms(opened, form, texts, max_new_tokens=max_new_tokens))
     failures = {one.form: one.failures(max_kl, max_score_error) for one in found}
     _show(console, model, found)
+    for one in found:
+        if one.first_other is not None:
+            prompt, mine, other = one.first_other
+            console.say(
+                f"{one.form}: another answer to {prompt!r}: {other!r}, and the model's own is {mine!r}", "dim"
+            )
     for form, lines in failures.items():
         for line in lines:
             console.say(f"{form}: {line}", "bold red")

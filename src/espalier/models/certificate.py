@@ -82,25 +82,26 @@ def open_form(name: str) -> OpenModel:
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{name}: transformers cannot read this GGUF file ({str(error).splitlines()[0]}). "
-            "It needs pip install 'espalier-llm[real]' and an architecture that it knows."
+            "It needs pip install 'espalier-llm[gguf]' and an architecture that it knows."
         ) from error
     return OpenModel(name, lm.eval(), tokenizer, None)
 
 
-def compare_forms(model: str, form: str, texts: Sequence[str], *, max_new_tokens: int) -> Found:
+def compare_forms(model: OpenModel, form: str, texts: Sequence[str], *, max_new_tokens: int) -> Found:
     """Two forms on the same texts.
 
     Args:
-        model, form: as `open_form` takes them.
+        model: as `open_form` opens it.
+        form: as `open_form` takes it.
         texts: none empty.
         max_new_tokens: of the likeliest answers.
 
     Raises:
-        UserError: one cannot be read, or only one of them is a reward model.
+        UserError: the form cannot be read, or only one of them is a reward model.
     """
-    first, second = open_form(model), open_form(form)
+    first, second = model, open_form(form)
     if (first.scalar_head is None) != (second.scalar_head is None):
-        raise UserError(f"{model} and {form}: one is a reward model and the other is not.")
+        raise UserError(f"{first.name} and {form}: one is a reward model and the other is not.")
     ids, others = ([one.required_tokenizer.encode(text) for text in texts] for one in (first, second))
     rows = [(row, [True] * len(row)) for row in ids if len(row) > 1]
     comparable, judged = _words(first) == _words(second), first.scalar_head is not None

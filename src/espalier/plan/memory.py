@@ -196,6 +196,6 @@ def host_bytes(model: ModelSizes, method: Method) -> int:
     return state + (wide * model.parameters if method.offload == "all" else 0)
 
 
-def at_start(model: ModelSizes, *, bytes_each: int) -> int:
-    """Bytes of a whole model on the device before it is cut, where a trainer moves it there first."""
-    return bytes_each * model.parameters + FITTED.context
+def at_start(parameters: int, *, bytes_each: int) -> int:
+    """Bytes of whole models on the device before they are cut: a trainer that moves them there first, as Espalier does."""
+    return bytes_each * parameters + FITTED.context

@@ -112,6 +112,12 @@ class SamplingServer:
                 "from 0.10.2 on (return_token_ids). Update it."
             )
         ended = bool(tokens) and tokens[-1] in sampling.stop
+        if choice.get("finish_reason") == "stop" and not ended:
+            raise UserError(
+                f"rollout_server: {self.url} ended an answer at none of the run's end tokens {list(sampling.stop)}, so that it "
+                "would be learned from as one without an end. Start it with the run's own tokenizer and "
+                "--generation-config vllm."
+            )
         return Completion([int(t) for t in tokens], [float(x) for x in logprobs], ended)
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from espalier.plan.forecast import Load
 from espalier.plan.memory import Method, ModelSizes
 from espalier.rollout.rewards.table import ModelSettings
 from espalier.runs.catalogue import STAGES
+from espalier.stages.model_memory import MemoryOptions
+from espalier.stages.objectives.grpo import GRPOOptions
 from espalier.stages.rollout_options import RolloutOptions
 from espalier.stages.setup import Setup
 
@@ -93,18 +95,20 @@ def load_of(
     )
     model = _sizes_of(lm, trained_parameters(stage, setup, options, start), method, options, start)
     answers = round(step.trees / processes) * sizes.group
+    cut = method.strategy in strategy.SHARDED and answers
     return Load(
         name,
-        {"policy": model, "critic": model} if kind == "ppo" else {"model": model},
+        {"policy": model, "critic": _critic(model, method, rolling)} if kind == "ppo" else {"model": model},
         method,
         step.tokens,
         step.micro_batches,
         train.max_steps or max(1, math.ceil(train.num_train_epochs * sizes.trees / step.trees)),
-        _frozen(kind, options, model, start),
+        _frozen(kind, options, model),
         _cache(lm, answers, sizes.longest, sizes.new_tokens, method.bits) if answers else 0,
         answers,
         min(answers, (rolling.generation_batch_size or 256) if rolling else 0),
         sizes.new_tokens,
+        4 * model.parameters if cut else 0,
     )
 
 
@@ -186,23 +190,27 @@ def _sizes_of(
     lm: nn.Module, counts: Mapping[str, Count], method: Method, options: OptionSet, start: ModelOptions
 ) -> ModelSizes:
     whole = sum(counts.values(), Count())
+    stored = (whole.total - whole.trained) * _stored(start, options)
+    partly = options[AdapterOptions].finetuning_type == "freeze"
+    made = _of_skeleton(lm, whole.total, whole.trained, method, stored)
+    share = whole.trained / max(1, whole.total) if partly else 1.0  # frozen lower blocks keep nothing
+    return replace(made, row=round(made.row * share), casts=round(made.casts * share))
+
+
+def _of_skeleton(lm: nn.Module, total: int, trained: int, method: Method, frozen_bytes: float) -> ModelSizes:
     config: Any = lm.config
     config = config.get_text_config()
     found = activations(lm, method.length, method.bits, mixed=not method.zero)
-    share = (
-        whole.trained / max(1, whole.total) if options[AdapterOptions].finetuning_type == "freeze" else 1.0
-    )
-    frozen = whole.total - whole.trained
     return ModelSizes(
-        parameters=whole.total,
-        trained=whole.trained,
+        parameters=total,
+        trained=trained,
         largest=max(p.numel() for p in lm.parameters()),
-        frozen_bytes=round(frozen * _stored(start, options)),
+        frozen_bytes=round(frozen_bytes),
         layers=int(config.num_hidden_layers),
         width=int(config.hidden_size),
         words=_words(lm),
-        row=round(found.row * share),
-        casts=round(found.casts * share) if whole.trained > frozen else 0,
+        row=found.row,
+        casts=found.casts if trained > total - trained else 0,
     )
 
 
@@ -218,22 +226,44 @@ def _stored(start: ModelOptions, options: OptionSet) -> float:
     return 2.0 if sizes and max(sizes, key=sizes.__getitem__) in ("bfloat16", "float16") else 4.0
 
 
-def _frozen(kind: str, options: OptionSet, model: ModelSizes, start: ModelOptions) -> dict[str, int]:
-    """Bytes of the models beside those that are trained."""
+def _critic(policy: ModelSizes, method: Method, rolling: RolloutOptions | None) -> ModelSizes:
+    """The critic: of the reward model's size where it begins as one, with as large a share trained as of the policy."""
+    path = None if rolling is None else rolling.critic_start
+    if path is None or path.startswith("run:"):
+        return policy
+    lm = skeleton(path, trust_remote_code=False)
+    total = sum(p.numel() for p in lm.parameters())
+    trained = round(total * policy.trained / policy.parameters)
+    return _of_skeleton(lm, total, trained, method, 4.0 * (total - trained))
+
+
+def _frozen(kind: str, options: OptionSet, model: ModelSizes) -> dict[str, int]:
+    """Bytes of the models beside those that are trained, in float32 or as `frozen_bits` says."""
+    memory = options[MemoryOptions] if MemoryOptions in options else MemoryOptions()
+    each = 4.0 if memory.frozen_bits is None else memory.frozen_bits / 8 + 0.06
     frozen: dict[str, int] = {}
     adapted = options[AdapterOptions].finetuning_type not in ("full", "freeze")
     if STAGES[kind].reference(options) and not adapted:
-        frozen["reference"] = round(model.parameters * _stored(start, options))
-    if not STAGES[kind].samples:
-        return frozen
-    for spec in options[RolloutOptions].specs:
-        if isinstance(spec.settings, ModelSettings):
-            path = spec.settings.path
-            size = model.parameters
-            if not path.startswith("run:"):
-                size = sum(p.numel() for p in skeleton(path, trust_remote_code=False).parameters())
-            frozen[f"reward {spec.name}"] = round(size * 4.0)
+        frozen["reference"] = round(model.parameters * each)
+    if STAGES[kind].samples:
+        teacher = options[GRPOOptions].teacher_model if GRPOOptions in options else None
+        if teacher is not None:
+            frozen["teacher"] = round(_count(teacher, model) * 4.0)
+        shared = memory.model_memory == "shared"  # then a reward model is an adapter over the policy's base
+        for spec in options[RolloutOptions].specs:
+            if isinstance(spec.settings, ModelSettings) and not shared:
+                frozen[f"reward {spec.name}"] = round(_count(spec.settings.path, model) * each)
+    if memory.frozen_offload and frozen:  # one of them is on the device at a time
+        largest = max(frozen, key=frozen.__getitem__)
+        return {largest: frozen[largest]}
     return frozen
+
+
+def _count(path: str, like: ModelSizes) -> int:
+    """Parameters of a model; one that an earlier step makes is as large as the policy."""
+    if path.startswith("run:"):
+        return like.parameters
+    return sum(p.numel() for p in skeleton(path, trust_remote_code=False).parameters())
 
 
 def _cache(lm: nn.Module, answers: int, longest: int, new_tokens: int, bits: int) -> int:

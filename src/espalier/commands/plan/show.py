@@ -84,6 +84,12 @@ def _show(console: Screen, load: Load, result: Forecast, better: list[Change]) -
         table.add_row(name, f"{size / GIB:.2f}", f"{size / whole:.0%}")
     table.add_row("with what libraries take", f"{result.needed / GIB:.2f}", f"of {result.capacity / GIB:.1f}")
     console.print(table)
+    if result.start:
+        console.print(
+            f"that is what whole models take on each device, {result.start / GIB:.2f} GiB, before their weights are cut"
+        )
+    if result.reserved is not None and result.fits:
+        console.print(f"nvidia-smi will show about {result.reserved / GIB:.2f} GiB")
     host = host_bytes(load.whole, load.method)
     if host:
         console.print(f"in the machine's memory: {host / GIB:.1f} GiB")
@@ -136,6 +142,8 @@ def _as_json(load: Load, result: Forecast, better: list[Change]) -> dict[str, An
     return {
         "verdict": result.verdict,
         "needed_bytes": result.needed,
+        "start_bytes": result.start,
+        "reserved_bytes": result.reserved,
         "capacity_bytes": result.capacity,
         "host_bytes": host_bytes(load.whole, load.method),
         "items": result.items,

@@ -11,7 +11,6 @@ Not here: a value head on the policy's own body.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -22,7 +21,6 @@ from espalier.config.option_set import OptionSet
 from espalier.config.options import EngineOptions, Options, option
 from espalier.data.steps.feed import Feed
 from espalier.engine.track import Numbers
-from espalier.engine.whole import is_cut, whole_parameters
 from espalier.maths.losses import clipped_policy, clipped_value, nll
 from espalier.maths.metrics import clip_fraction
 from espalier.maths.reduce import masked_sum
@@ -42,6 +40,7 @@ from espalier.stages.model_memory import (
     share_blocks,
     share_weights,
 )
+from espalier.stages.moving_average import MovingAverage
 from espalier.stages.parts import HeldOut, Live, Parts, Pieces
 from espalier.stages.policy import PolicyOptions, PolicyTerms, learned
 from espalier.stages.ptx import PtxOptions, load_documents
@@ -159,26 +158,6 @@ class ClippedObjective:
     def _answers(batch: Batch) -> Tensor:
         """(B, A) the tokens that are learned from, documents aside."""
         return learned(batch) & (batch.extras["ptx"] == 0)[:, None]
-
-
-class MovingAverage:
-    """An exponential moving average of a policy's weights, kept beside it."""
-
-    def __init__(self, policy: TreeModel, decay: float) -> None:
-        self.model = copy.deepcopy(policy).requires_grad_(False)
-        self._decay = decay
-
-    @torch.no_grad()
-    def update(self, live: Live, policy: TreeModel) -> None:
-        """After a step; all ranks call it, for the policy may be cut over them."""
-        now: dict[str, Tensor] = dict(policy.named_parameters())
-        if any(is_cut(parameter) for parameter in now.values()):
-            prefix = next(n for n, m in live.inner.named_modules() if m is policy) + "."
-            whole = whole_parameters(live.accelerator, live.module)
-            now = {n.removeprefix(prefix): t for n, t in whole.items() if n.startswith(prefix)}
-        for name, kept in self.model.named_parameters():
-            if name in now:
-                kept.lerp_(now[name].to(kept), 1 - self._decay)
 
 
 @dataclass(frozen=True)

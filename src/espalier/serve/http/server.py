@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
@@ -20,19 +21,28 @@ SWITCH = 0.0005
 
 
 def run_server(served: Served, host: str, port: int, grace: float, say: Callable[[str], None]) -> None:
+    """Answer OpenAI's API (`run_app`)."""
+    run_app(make_app(served), served, (host, port), grace, lambda url: say(f"{url}/v1"))
+
+
+def run_app(
+    app: Any, served: Served, address: tuple[str, int], grace: float, say: Callable[[str], None]
+) -> None:
     """Answer until a signal comes; then let nobody in any more, and end when those inside have their answers.
 
     Args:
-        served: what is asked.
-        host, port: where; port 0 takes a free one.
+        app: an ASGI program.
+        served: whose models are closed at the end.
+        address: host and port; port 0 takes a free one.
         grace: seconds that answers may take after the signal.
-        say: told where it listens.
+        say: told where it listens, without a slash at the end.
 
     Raises:
         UserError: the address cannot be had.
     """
+    host, port = address
     config = uvicorn.Config(
-        make_app(served),
+        app,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=max(1, round(grace)),
@@ -43,7 +53,7 @@ def run_server(served: Served, host: str, port: int, grace: float, say: Callable
     )
     listening = _listen(host, port)
     name = f"[{host}]" if ":" in host else host
-    say(f"http://{name}:{listening.getsockname()[1]}/v1")
+    say(f"http://{name}:{listening.getsockname()[1]}")
     server = uvicorn.Server(config)
     sys.setswitchinterval(SWITCH)
     try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
-import uvicorn
 from fastapi import FastAPI, Request
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -17,18 +15,20 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from espalier.engine.signals import Ended
 from espalier.errors import UserError
 from espalier.serve.http.app import Served, make_app
 from espalier.serve.http.asking import check_length, conversation
 from espalier.serve.http.errors import Json, Refusal
 from espalier.serve.http.listening import EventStream
-from espalier.serve.http.server import CONNECTIONS, SWITCH, _listen
+from espalier.serve.http.server import run_app
 from espalier.serve.web.bodies import AskBody, VoteBody
 from espalier.serve.web.runs import RunShelf
 from espalier.serve.web.talking import Ballot, Exchange, asked_sides, told
 
 PAGE = Path(__file__).parent / "page"
+
+GRACE = 1.0
+"""Seconds that answers may take after a signal; a page asks again by itself."""
 
 _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'; base-uri 'none'"),
@@ -153,18 +153,4 @@ def run_site(site: Site, host: str, port: int, say: Callable[[str], None]) -> No
     Raises:
         UserError: the address cannot be had.
     """
-    listening = _listen(host, port)
-    config = uvicorn.Config(
-        make_site(site), log_level="warning", access_log=False, timeout_graceful_shutdown=1,
-        limit_concurrency=CONNECTIONS, server_header=False, lifespan="off",
-    )  # fmt: skip
-    name = f"[{host}]" if ":" in host else host
-    say(f"http://{name}:{listening.getsockname()[1]}/")
-    sys.setswitchinterval(SWITCH)
-    try:
-        uvicorn.Server(config).run([listening])
-    except Ended:
-        pass
-    finally:
-        for model in site.served.models.values():
-            model.close()
+    run_app(make_site(site), site.served, (host, port), GRACE, lambda url: say(f"{url}/"))

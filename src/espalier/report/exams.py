@@ -37,7 +37,8 @@ def _line(exam: str, result: Row, metric: str) -> Row:
         "stderr": number(metrics.get(f"{metric}_stderr")),
         "n": number(result.get("n")),
         "shots": shots_shown(result) if "shots" in result else None,
-        "notes": exam_notes(result),
+        # How sure a reward model is belongs to how often it is right.
+        "notes": exam_notes(result if metric == "accuracy" else {**result, "calibration": None}),
         "parts": [part for part in parts if part[1] is not None],
         "calibration": _calibration(exam, result) if metric == "accuracy" else None,
         "blind": {} if metric not in ("accuracy", "macro_accuracy") else _blind(result),

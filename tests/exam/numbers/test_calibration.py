@@ -34,13 +34,19 @@ def test_the_same_in_plain_numpy() -> None:
     margins = np.array([x["scores"][0] - x["scores"][1] for x in lines])
     sure = 1 / (1 + np.exp(-abs(margins)))
     right = (margins > 0) == np.array([x["preference"][0] > 0 for x in lines])
-    expected = 0.0
-    for low in np.linspace(0.5, 1, 10, endpoint=False):
-        here = (sure >= low) & (sure < low + 0.05)
-        if here.any():
-            expected += here.mean() * abs(right[here].mean() - sure[here].mean())
+    order = np.argsort(sure)
+    parts = np.array_split(order, 10)
+    expected = sum(len(p) / 300 * abs(right[p].mean() - sure[p].mean()) for p in parts)
     found = calibration(lines)
     assert found is not None and found["error"] == pytest.approx(expected, abs=1e-9) and expected > 0.01
+
+
+def test_no_bin_is_a_pair_or_two() -> None:
+    """A model that is sure of nearly all: bins of equal width would hold single pairs between 50 and 90 %."""
+    found = calibration(drawn(8.0, 300))
+    assert found is not None and [row["n"] for row in found["bins"]] == [30] * 10
+    few = calibration(drawn(8.0, 25))
+    assert few is not None and [row["n"] for row in few["bins"]] == [12, 13]
 
 
 def test_rankings_ties_and_nothing() -> None:
